@@ -1,0 +1,52 @@
+"""guerdon: train, judge and use rewards, values and preferences for vision-language-action robot policies.
+
+Everything public is reachable from here by name and imported only when asked for, so ``import guerdon`` costs nothing.
+"""
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "TrajectoryBatch": "core.batch",
+    "RewardEstimates": "core.batch",
+    "ValueEstimates": "core.batch",
+    "Advantages": "core.batch",
+    "PreferencePairs": "core.batch",
+    "Observation": "core.batch",
+    "Decision": "core.batch",
+    "Evaluation": "core.batch",
+    "Sampled": "core.batch",
+    "Labelled": "core.batch",
+    "End": "core.batch",
+    "Component": "core.interfaces",
+    "RewardModel": "core.interfaces",
+    "Critic": "core.interfaces",
+    "AdvantageSource": "core.interfaces",
+    "Policy": "core.interfaces",
+    "Objective": "core.interfaces",
+    "save_component": "core.hub",
+    "load_component": "core.hub",
+    "PolicyOptimizer": "policies.optimizer",
+    "RewardToGo": "policies.advantage",
+    "ProgressReward": "rewards.progress",
+    "SuccessReward": "rewards.success",
+    "RecordedReward": "rewards.recorded",
+    "RewardTraining": "rewards.fit",
+    "ValueCritic": "critics.value",
+    "GaussianPolicy": "policies.gaussian",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name the first time it is used (PEP 562)."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'guerdon' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    import importlib
+
+    return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    """List the lazy names too."""
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,1 @@
+"""Frozen or trainable encoders and temporal heads."""

@@ -1,0 +1,1 @@
+"""The contracts everything else is built on: batch types, interfaces, returns, losses, metrics, hub."""

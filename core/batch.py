@@ -1,0 +1,529 @@
+"""The types that cross every boundary: trajectories, estimates, advantages, pairs, observations and decisions.
+
+Notation used for tensor shapes: B rows (whole episodes or windows of one), T steps, Tp1 = T + 1 observations, S state
+width, A action width, F sampled frames, N decisions, M decision points taken out of a batch, H chunk length, U units of
+a log-probability (tokens, dimensions or denoising steps), K = T or T + 1, P pairs.
+
+Step t leads from observation t to observation t + 1; ``mask[b, t]`` is True on the first L steps of row b.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from typing import Any, TypeVar, cast
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from torch import Tensor
+
+R = TypeVar("R", bound="Record")
+_DERIVED: Any = None  # default of a field that __post_init__ fills in from the others
+
+
+class End(IntEnum):
+    """How a piece of a trajectory ends."""
+
+    CUT = 0
+    """Window or fragment boundary: the episode goes on."""
+    SUCCESS = 1
+    FAILURE = 2
+    TIME_LIMIT = 3
+    TAKEOVER = 4
+    """A person took over."""
+
+
+TERMINATING = frozenset({End.SUCCESS, End.FAILURE})
+"""Ends after which nothing is bootstrapped, unless a caller names another set (ALOE adds time limit and take-over)."""
+
+
+def terminated_from(end: Int[Tensor, " B"], terminating: Iterable[int] = TERMINATING) -> Bool[Tensor, " B"]:
+    """Say which rows end in a state that has no future."""
+    return torch.isin(end, torch.tensor(sorted(int(e) for e in terminating), dtype=end.dtype, device=end.device))
+
+
+class Record:
+    """Base of the frozen dataclasses here: moves, maps and selects rows of everything it holds."""
+
+    def map(self: R, fn: Callable[[Tensor], Tensor]) -> R:
+        """Apply ``fn`` to every tensor, nested ones included."""
+        return self._rebuild(lambda value: _map_leaf(value, fn))
+
+    def to(self: R, device: torch.device | str, non_blocking: bool = False) -> R:
+        """Move to a device; frames stay on the host, backbones move micro-batches of them."""
+        moved = self.map(lambda t: t.to(device, non_blocking=non_blocking))
+        frames = getattr(self, "frames", None)
+        if frames is not None and isinstance(self, TrajectoryBatch | Observation):
+            object.__setattr__(moved, "frames", frames)
+        return moved
+
+    def pin_memory(self: R) -> R:
+        """Copy every tensor to page-locked memory."""
+        return self.map(lambda t: t.pin_memory())
+
+    def _rebuild(self: R, leaf: Callable[[Any], Any]) -> R:
+        values = {f.name: leaf(getattr(self, f.name)) for f in fields(cast(Any, self))}
+        return type(self)(**values)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        for f in fields(cast(Any, self)):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                return len(value)
+        raise TypeError(f"{type(self).__name__} holds no tensor")
+
+    def __getitem__(self: R, rows: int | slice | Sequence[int] | Tensor) -> R:
+        """Select rows; an int keeps the row dimension."""
+        if isinstance(rows, int):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"row {rows} of a {type(self).__name__} with {len(self)} rows")
+            rows = slice(rows, rows + 1) if rows != -1 else slice(-1, None)
+        index = torch.as_tensor(rows, dtype=None) if not isinstance(rows, slice | Tensor) else rows
+        if isinstance(index, Tensor) and index.numel() == 0:
+            index = index.long()
+        return self._rebuild(lambda value: _select(value, index))
+
+
+def _map_leaf(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, Record):
+        return value.map(fn)
+    if isinstance(value, Mapping):
+        return {k: _map_leaf(v, fn) for k, v in cast(Mapping[str, Any], value).items()}
+    return value
+
+
+def _select(value: Any, index: slice | Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value[index if isinstance(index, slice) else index.to(value.device)]
+    if isinstance(value, Record):
+        return value[index]
+    if isinstance(value, Mapping):
+        return {k: _select(v, index) for k, v in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, tuple):
+        entries = cast(tuple[str, ...], value)
+        if isinstance(index, slice):
+            return entries[index]
+        chosen = index.nonzero().flatten() if index.dtype == torch.bool else index
+        return tuple(entries[i] for i in chosen.tolist())
+    return value
+
+
+def _expect(name: str, value: Tensor, shape: tuple[int, ...], kind: str | None = None) -> None:
+    """Check a shape (−1: any size; a shorter shape: any more dimensions) and the kind of number."""
+    got = tuple(value.shape)
+    if len(got) < len(shape) or any(w not in (-1, g) for w, g in zip(shape, got, strict=False)):
+        wanted = ", ".join("any" if w == -1 else str(w) for w in shape)
+        raise ValueError(f"{name}: expected shape ({wanted}, …), got {got}")
+    right = {
+        "float": value.is_floating_point(),
+        "bool": value.dtype == torch.bool,
+        "int": not value.is_floating_point() and value.dtype != torch.bool,
+        "uint8": value.dtype == torch.uint8,
+        None: True,
+    }[kind]
+    if not right:
+        raise TypeError(f"{name}: expected {kind} values, got {value.dtype}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sampled(Record):
+    """Values known at some observations only, such as camera frames with a clock of their own."""
+
+    values: Shaped[Tensor, "B F ..."]
+    step: Int[Tensor, "B F"]
+    """Observation index of each sample, ascending; −1 pads (at the end)."""
+
+    def __post_init__(self) -> None:
+        """Check that values and steps agree."""
+        _expect("Sampled.step", self.step, (-1, -1), "int")
+        _expect("Sampled.values", self.values, tuple(self.step.shape))
+
+    @property
+    def mask(self) -> Bool[Tensor, "B F"]:
+        """True on real samples."""
+        return self.step >= 0
+
+    def held(self, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
+        """Index of the last sample at or before an observation: what was known then, never interpolated.
+
+        Raises:
+            ValueError: If a row has no sample at or before the step.
+        """
+        known = (self.step[rows] >= 0) & (self.step[rows] <= steps[:, None])
+        index = known.sum(1) - 1
+        if bool((index < 0).any()):
+            at = int((index < 0).nonzero()[0, 0])
+            raise ValueError(
+                f"no frame at or before observation {int(steps[at])} of row {int(rows[at])}: "
+                "sample a frame at observation 0 of every row"
+            )
+        return index
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labelled(Record):
+    """Values with a validity mask: unknown is a value."""
+
+    values: Shaped[Tensor, "B K ..."]
+    valid: Bool[Tensor, "B K"]
+
+    def __post_init__(self) -> None:
+        """Check that values and validity agree."""
+        _expect("Labelled.valid", self.valid, (-1, -1), "bool")
+        _expect("Labelled.values", self.values, tuple(self.valid.shape))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Observation(Record):
+    """What a policy or a value function sees at M decision points."""
+
+    state: Float[Tensor, "M S"]
+    frames: Mapping[str, UInt8[Tensor, "M C H W"]] = field(default_factory=dict[str, Tensor])
+    """Camera → the last frame at or before the decision; on the host."""
+    features: Mapping[str, Float[Tensor, "M ..."]] = field(default_factory=dict[str, Tensor])
+    """``encoder/camera`` → frozen features of that frame."""
+    instructions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that every part has the same number of decision points."""
+        _expect("Observation.state", self.state, (-1, -1), "float")
+        points = len(self.state)
+        if not self.instructions:
+            object.__setattr__(self, "instructions", ("",) * points)
+        if len(self.instructions) != points:
+            raise ValueError(f"Observation.instructions: expected {points}, got {len(self.instructions)}")
+        for camera, frames in self.frames.items():
+            _expect(f"Observation.frames[{camera!r}]", frames, (points, -1, -1, -1), "uint8")
+        for name, features in self.features.items():
+            _expect(f"Observation.features[{name!r}]", features, (points, -1), "float")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decision(Record):
+    """What a policy chose at M decision points."""
+
+    chunk: Float[Tensor, "M H A"]
+    """Actions as sampled, before the environment clips them."""
+    executed: Int[Tensor, " M"]
+    """How many steps of the chunk are (or were) carried out, 1 … H."""
+    log_prob: Float[Tensor, "M U"] | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+    def __post_init__(self) -> None:
+        """Check that every part has the same number of decision points."""
+        _expect("Decision.chunk", self.chunk, (-1, -1, -1), "float")
+        _expect("Decision.executed", self.executed, (len(self.chunk),), "int")
+        if self.log_prob is not None:
+            _expect("Decision.log_prob", self.log_prob, (len(self.chunk), -1), "float")
+        for name, extra in self.extras.items():
+            _expect(f"Decision.extras[{name!r}]", extra, (len(self.chunk),))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation(Record):
+    """A policy's present opinion of decisions taken earlier."""
+
+    log_prob: Float[Tensor, "M U"]
+    unit_mask: Bool[Tensor, "M U"]
+    """True on the units that were carried out."""
+    entropy: Float[Tensor, " M"] | None = None
+    hidden: Float[Tensor, "M D"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrajectoryBatch(Record):
+    """Whole episodes or windows of them, padded to T steps. Only state, actions and mask must be given.
+
+    Raises:
+        ValueError: If shapes disagree, or the mask is not True exactly on the first steps of a row.
+        TypeError: If a field holds the wrong kind of numbers.
+    """
+
+    actions: Float[Tensor, "B T A"]
+    """As the environment executed them."""
+    mask: Bool[Tensor, "B T"]
+    """True on real steps."""
+    state: Float[Tensor, "B Tp1 S"]
+    frames: Mapping[str, Sampled] = field(default_factory=dict[str, Sampled])
+    """Camera → uint8 (B, F, C, H, W), RGB."""
+    features: Mapping[str, Sampled] = field(default_factory=dict[str, Sampled])
+    """``encoder/camera`` → (B, F, D) or (B, F, K, D): frozen, embedded once."""
+    instructions: tuple[str, ...] = ()
+    task: Int[Tensor, " B"] = _DERIVED
+    """Paraphrases share a task. Derived: one task per distinct instruction."""
+    end: Int[Tensor, " B"] = _DERIVED
+    """`End` of each row. Derived: CUT."""
+    terminated: Bool[Tensor, " B"] = _DERIVED
+    """True where nothing may be bootstrapped. Derived: success and failure."""
+    last_observed: Bool[Tensor, " B"] = _DERIVED
+    """False where the last observation is a repeat of the one before. Derived: True."""
+    success: Float[Tensor, " B"] = _DERIVED
+    """In [0, 1]; partial success between. Derived: 1 and 0 from the end, else 0 and unknown."""
+    success_known: Bool[Tensor, " B"] = _DERIVED
+    episode: Int[Tensor, " B"] = _DERIVED
+    offset: Int[Tensor, " B"] = _DERIVED
+    """Index in the episode of this row's observation 0."""
+    length: Int[Tensor, " B"] = _DERIVED
+    """Steps of the whole episode. Derived: the row's own."""
+    group: Int[Tensor, " B"] = _DERIVED
+    """Same task and same initial state. Derived: each row alone."""
+    source: Int[Tensor, " B"] = _DERIVED
+    weight: Float[Tensor, "B T"] = _DERIVED
+    """0 = context only. Derived: 1 on real steps."""
+    labels: Mapping[str, Labelled] = field(default_factory=dict[str, Labelled])
+    tracks: Mapping[str, Labelled] = field(default_factory=dict[str, Labelled])
+    recorded: Mapping[str, Labelled] = field(default_factory=dict[str, Labelled])
+    decision_step: Int[Tensor, "B N"] = _DERIVED
+    """Steps at which the policy decided, ascending; −1 pads. Derived: every real step."""
+    behaviour: Mapping[str, Shaped[Tensor, "B N ..."]] = field(default_factory=dict[str, Tensor])
+    """What the acting policy recorded: log_prob, sample (before clipping), tokens, chain, denoise_index."""
+
+    def __post_init__(self) -> None:
+        """Fill in what was left out, then check every shape."""
+        self._fill()
+        self._check()
+
+    def _fill(self) -> None:
+        _expect("actions", self.actions, (-1, -1, -1), "float")
+        rows, steps = self.actions.shape[:2]
+        _expect("mask", self.mask, (rows, steps), "bool")
+        device = self.mask.device
+        real = self.mask.sum(1)
+
+        def fill(name: str, make: Callable[[], object]) -> None:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, make())
+
+        def whole(value: int) -> Tensor:
+            return torch.full((rows,), value, dtype=torch.long, device=device)
+
+        if not self.instructions:
+            object.__setattr__(self, "instructions", ("",) * rows)
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(self.instructions))}
+        known = self.end is not None or self.success is not None  # pyright: ignore[reportUnnecessaryComparison]
+        fill("task", lambda: torch.tensor([distinct[t] for t in self.instructions], dtype=torch.long, device=device))
+        fill("end", lambda: whole(End.CUT))
+        fill("terminated", lambda: terminated_from(self.end))
+        fill("last_observed", lambda: torch.ones(rows, dtype=torch.bool, device=device))
+        if self.success is None and self.success_known is None:  # pyright: ignore[reportUnnecessaryComparison]
+            decided = (self.end == End.SUCCESS) | (self.end == End.FAILURE) | (self.end == End.TIME_LIMIT)
+            object.__setattr__(self, "success_known", decided & known)
+        fill("success", lambda: (self.end == End.SUCCESS).float())
+        fill("success_known", lambda: torch.ones(rows, dtype=torch.bool, device=device))
+        fill("episode", lambda: torch.arange(rows, device=device))
+        fill("offset", lambda: whole(0))
+        fill("length", lambda: self.offset + real)
+        fill("group", lambda: self.episode.clone())
+        fill("source", lambda: whole(0))
+        fill("weight", lambda: self.mask.float())
+        every = torch.arange(steps, device=device).expand(rows, steps)
+        fill("decision_step", lambda: torch.where(self.mask, every, -1))
+
+    def _check(self) -> None:
+        rows, steps = self.mask.shape
+        _expect("state", self.state, (rows, steps + 1, -1), "float")
+        kinds = {"task": "int", "end": "int", "terminated": "bool", "last_observed": "bool", "success": "float"}
+        kinds |= {"success_known": "bool", "episode": "int", "offset": "int", "length": "int", "group": "int"}
+        for name, kind in (kinds | {"source": "int"}).items():
+            _expect(name, getattr(self, name), (rows,), kind)
+        _expect("weight", self.weight, (rows, steps), "float")
+        _expect("decision_step", self.decision_step, (rows, -1), "int")
+        if len(self.instructions) != rows:
+            raise ValueError(f"instructions: expected {rows}, one a row, got {len(self.instructions)}")
+        if self.mask.device.type == "cpu" and bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any()):
+            raise ValueError("mask: expected True on the first steps of every row only, got a gap")
+        for camera, sampled in self.frames.items():
+            _expect(f"frames[{camera!r}]", sampled.values, (rows, -1, -1, -1, -1), "uint8")
+        for name, sampled in self.features.items():
+            _expect(f"features[{name!r}]", sampled.values, (rows, -1, -1), "float")
+        for kind in ("labels", "tracks", "recorded"):
+            for name, column in cast(Mapping[str, Labelled], getattr(self, kind)).items():
+                if tuple(column.valid.shape) not in ((rows, steps), (rows, steps + 1)):
+                    raise ValueError(
+                        f"{kind}[{name!r}]: expected ({rows}, {steps}) for steps or ({rows}, {steps + 1}) for "
+                        f"observations, got {tuple(column.valid.shape)}"
+                    )
+        for name, value in self.behaviour.items():
+            _expect(f"behaviour[{name!r}]", value, tuple(self.decision_step.shape))
+
+    @property
+    def steps(self) -> Int[Tensor, " B"]:
+        """Number of real steps L of each row."""
+        return self.mask.sum(1)
+
+    @property
+    def observed(self) -> Bool[Tensor, "B Tp1"]:
+        """True on the observations 0 … L that were really made: a repeated last one is not."""
+        index = torch.arange(self.mask.shape[1] + 1, device=self.mask.device)
+        return index[None] <= (self.steps - (~self.last_observed).long())[:, None]
+
+    @property
+    def decision_mask(self) -> Bool[Tensor, "B N"]:
+        """True on real decisions."""
+        return self.decision_step >= 0
+
+    def observe(self, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]) -> Observation:
+        """Take M observations out of the batch; a camera gives its last frame at or before the step.
+
+        Args:
+            rows: Row of each observation.
+            steps: Observation index, 0 … L.
+        """
+        rows, steps = rows.to(self.mask.device), steps.to(self.mask.device)
+        return Observation(
+            state=self.state[rows, steps],
+            frames={k: _hold(s, rows, steps) for k, s in self.frames.items()},
+            features={k: _hold(s, rows, steps) for k, s in self.features.items()},
+            instructions=tuple(self.instructions[i] for i in rows.tolist()),
+        )
+
+    def at(
+        self, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"], horizon: int | None = None
+    ) -> tuple[Observation, Decision]:
+        """Take M decision points out of the batch.
+
+        Args:
+            rows: Row of each decision.
+            steps: Step of each decision.
+            horizon: Chunk length H for logged actions; where the acting policy recorded its sample, that is taken
+                whole and this is ignored. Default 1. Past the end of a row the last action is repeated.
+
+        Returns:
+            The observations, and the decisions with ``executed`` = steps until the next decision or the row's end, at
+            most H.
+
+        Raises:
+            ValueError: If a step is not real, or the policy that acted did not decide there.
+        """
+        rows, steps = rows.to(self.mask.device), steps.to(self.mask.device)
+        length = self.steps[rows]
+        if bool(((steps < 0) | (steps >= length)).any()):
+            at = int(((steps < 0) | (steps >= length)).nonzero()[0, 0])
+            raise ValueError(
+                f"step {int(steps[at])} of row {int(rows[at])} is not real: expected 0 … {int(length[at]) - 1}"
+            )
+        if "sample" in self.behaviour:
+            point = self.decision_step[rows] == steps[:, None]
+            if not bool(point.any(1).all()):
+                at = int((~point.any(1)).nonzero()[0, 0])
+                raise ValueError(f"the policy did not decide at step {int(steps[at])} of row {int(rows[at])}")
+            n = point.int().argmax(1)
+            taken = {k: v[rows, n] for k, v in self.behaviour.items()}
+            chunk = taken.pop("sample")
+            later = torch.where(self.decision_step[rows] > steps[:, None], self.decision_step[rows], length[:, None])
+            executed = (later.amin(1) - steps).clamp(max=chunk.shape[1])
+            log_prob = taken.pop("log_prob", None)
+            decision = Decision(chunk=chunk, executed=executed, log_prob=log_prob, extras=taken)
+        else:
+            index = steps[:, None] + torch.arange(horizon or 1, device=steps.device)
+            chunk = self.actions[rows[:, None], torch.minimum(index, length[:, None] - 1)]
+            decision = Decision(chunk=chunk, executed=(length - steps).clamp(max=horizon or 1))
+        return self.observe(rows, steps), decision
+
+
+def _hold(sampled: Sampled, rows: Tensor, steps: Tensor) -> Tensor:
+    rows, steps = rows.to(sampled.step.device), steps.to(sampled.step.device)
+    return sampled.values[rows, sampled.held(rows, steps)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RewardEstimates(Record):
+    """A reward model's opinion of every step. Invalid entries are cut out of whatever is computed from them."""
+
+    rewards: Float[Tensor, "B T"]
+    valid: Bool[Tensor, "B T"]
+    progress: Labelled | None = None
+    """(B, T+1), in [0, 1]."""
+    success: Labelled | None = None
+    """(B, T+1), probability that the task is done at the observation."""
+    std: Float[Tensor, "B T"] | None = None
+    """Predictive spread of the reward."""
+    terms: Mapping[str, Float[Tensor, "B T"]] = field(default_factory=dict[str, Tensor])
+
+    def __post_init__(self) -> None:
+        """Check that every part has the same shape, and that what is called valid is a number."""
+        _expect("rewards", self.rewards, (-1, -1), "float")
+        rows, steps = self.rewards.shape
+        _expect("valid", self.valid, (rows, steps), "bool")
+        for name, column in (("progress", self.progress), ("success", self.success)):
+            if column is not None and tuple(column.valid.shape) != (rows, steps + 1):
+                raise ValueError(f"{name}: expected ({rows}, {steps + 1}), got {tuple(column.valid.shape)}")
+        for name, term in {**self.terms, **({} if self.std is None else {"std": self.std})}.items():
+            _expect(name, term, (rows, steps), "float")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ValueEstimates(Record):
+    """A critic's opinion of observations, and of logged actions where it has one."""
+
+    v: Float[Tensor, "B Tp1"]
+    q: Float[Tensor, "B T"] | None = None
+    members: Float[Tensor, "K B T"] | None = None
+    """Q of each member of an ensemble."""
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "ValueEstimates":
+        """Select rows; the members' leading dimension stays."""
+        index = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
+        return ValueEstimates(
+            v=self.v[index],
+            q=None if self.q is None else self.q[index],
+            members=None if self.members is None else self.members.transpose(0, 1)[index].transpose(0, 1),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Advantages(Record):
+    """Advantages and value targets on the policy's decisions; they carry no gradient."""
+
+    advantages: Float[Tensor, "B N"]
+    returns: Float[Tensor, "B N"]
+    valid: Bool[Tensor, "B N"]
+    values: Float[Tensor, "B Np1"] | None = None
+
+    def __post_init__(self) -> None:
+        """Check shapes, and that nothing carries a gradient."""
+        shape = tuple(self.advantages.shape)
+        _expect("returns", self.returns, shape, "float")
+        _expect("valid", self.valid, shape, "bool")
+        if self.advantages.requires_grad or self.returns.requires_grad:
+            raise ValueError("advantages and returns must not carry a gradient: compute them under torch.no_grad()")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreferencePairs(Record):
+    """Pairs of rows of a batch, with the preferred one named."""
+
+    batch: TrajectoryBatch
+    chosen: Int[Tensor, " P"]
+    rejected: Int[Tensor, " P"]
+    label: Float[Tensor, " P"]
+    """1 = chosen preferred, 0.5 = tie."""
+    weight: Float[Tensor, " P"]
+
+    def __post_init__(self) -> None:
+        """Check that every pair names two rows of the batch."""
+        for name, kind in (("chosen", "int"), ("rejected", "int"), ("label", "float"), ("weight", "float")):
+            _expect(name, getattr(self, name), (len(self.chosen),), kind)
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.chosen)
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "PreferencePairs":
+        """Select pairs; the batch stays whole."""
+        index = (
+            slice(rows, rows + 1 or None)
+            if isinstance(rows, int)
+            else torch.as_tensor(rows)
+            if not isinstance(rows, slice)
+            else rows
+        )
+        return PreferencePairs(
+            batch=self.batch,
+            chosen=self.chosen[index],
+            rejected=self.rejected[index],
+            label=self.label[index],
+            weight=self.weight[index],
+        )

@@ -1,0 +1,290 @@
+"""Saves components as folders and opens them again: ``component.json`` beside ``model.safetensors``, no pickle.
+
+The JSON holds ``{"class_path", "init_args"}`` recursively. Weights are safetensors. A frozen published backbone is
+written as name and revision only. Whatever comes from outside is checked before a class is imported or a weight loaded.
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import huggingface_hub
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+SPEC, WEIGHTS, FORMAT = "component.json", "model.safetensors", 1
+
+
+def is_component(value: object) -> bool:
+    """Say whether a value is a module that remembers its constructor's arguments."""
+    return isinstance(value, nn.Module) and "init_args" in value.__dict__
+
+
+def class_path(cls: type) -> str:
+    """Importable path of a class.
+
+    Raises:
+        ValueError: If the class is defined inside a function, where nothing could import it again.
+    """
+    path = f"{cls.__module__}.{cls.__qualname__}"
+    if "<locals>" in path:
+        raise ValueError(f"{path} is defined inside a function: move it to the top of a module to save it")
+    return path
+
+
+def describe(component: nn.Module, _seen: dict[int, str] | None = None, _at: str = "") -> dict[str, Any]:
+    """Write a component's class and constructor arguments as JSON-able values; one used twice is written once."""
+    seen = {} if _seen is None else _seen
+    if id(component) in seen:
+        return {"same_as": seen[id(component)]}
+    seen[id(component)] = _at
+    args = cast(dict[str, Any], component.__dict__["init_args"])
+    return {
+        "class_path": class_path(type(component)),
+        "init_args": {k: _describe_value(v, seen, f"{_at}.{k}".lstrip(".")) for k, v in args.items()},
+    }
+
+
+def _describe_value(value: Any, seen: dict[int, str], at: str) -> Any:
+    if is_component(value):
+        return describe(value, seen, at)
+    if isinstance(value, Mapping):
+        return {str(k): _describe_value(v, seen, f"{at}.{k}") for k, v in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [_describe_value(v, seen, f"{at}.{i}") for i, v in enumerate(cast(Sequence[Any], value))]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"argument {at!r} is a {type(value).__name__}: a component's constructor takes JSON-able values "
+        "(numbers, text, lists, dictionaries) or other components"
+    )
+
+
+def _frozen_prefixes(component: nn.Module) -> tuple[str, ...]:
+    names = [n for n, m in component.named_modules() if getattr(m, "frozen_reference", False) is True]
+    return tuple(f"{n}." if n else "" for n in names)
+
+
+def _weights(component: nn.Module) -> dict[str, Tensor]:
+    frozen = _frozen_prefixes(component)
+    weights: dict[str, Tensor] = {}
+    for name, value in component.state_dict().items():
+        if frozen and name.startswith(frozen):
+            continue
+        if not isinstance(value, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"{name}: expected only tensors in the state of {type(component).__name__}")
+        # a copy each: safetensors refuses tensors that share memory
+        weights[name] = value.detach().cpu().contiguous().clone()
+    return weights
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_component(component: nn.Module, path: str | Path) -> None:
+    """Write a component to a folder; either the whole folder is there afterwards or the old one still is.
+
+    Raises:
+        TypeError: If the module is no component, or an argument cannot be written as JSON.
+        FileExistsError: If the path holds something that is not a saved component.
+        OSError: If the folder cannot be written.
+    """
+    if not is_component(component):
+        raise TypeError(f"expected a guerdon component, got a {type(component).__name__}")
+    folder = Path(path)
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not (folder / SPEC).is_file():
+        raise FileExistsError(f"{folder} exists and holds no component: choose another folder, or remove it")
+    spec = describe(component)
+    weights = _weights(component)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise OSError(
+            f"cannot write {folder}: {error.strerror or error}; choose a folder that can be written"
+        ) from error
+    try:
+        save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
+        record = {"format": FORMAT, "guerdon_version": _version(), "weights_sha256": _sha256(fresh / WEIGHTS)} | spec
+        (fresh / SPEC).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+        fresh.chmod(0o755)
+        _replace_folder(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace_folder(fresh: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.rename(fresh, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    os.rename(folder, old / "folder")
+    try:
+        os.rename(fresh, folder)
+    except OSError:
+        os.rename(old / "folder", folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _version() -> str:
+    return cast(str, importlib.import_module(__name__.partition(".")[0]).__version__)
+
+
+def component_hash(path: str | Path) -> str:
+    """Content hash of a saved component: class, arguments and weights; 16 hexadecimal digits."""
+    spec = read_spec(Path(path))
+    identity = {k: spec[k] for k in ("class_path", "init_args", "weights_sha256")}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_spec(folder: Path) -> dict[str, Any]:
+    """Read and check ``component.json``.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not one of ours.
+    """
+    file = folder / SPEC
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {SPEC}: expected a folder written by save_pretrained or `guerdon fit` "
+            "(its path is the last line that prints), or the name of a hub repository"
+        )
+    try:
+        spec = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not valid JSON: {error}; the copy did not finish?") from error
+    wanted = {"format": int, "class_path": str, "init_args": dict, "weights_sha256": str}
+    for key, kind in wanted.items():
+        if not isinstance(spec, dict) or not isinstance(cast(dict[str, Any], spec).get(key), kind):
+            raise ValueError(f"{file}: expected {key!r} as {kind.__name__}; this is not a component guerdon wrote")
+    if spec["format"] != FORMAT:
+        raise ValueError(f"{file} has format {spec['format']}, this version reads {FORMAT}: upgrade guerdon")
+    return cast(dict[str, Any], spec)
+
+
+def load_component(
+    path_or_repo: str | Path, revision: str | None = None, trust: bool = False, known: tuple[type, ...] = ()
+) -> nn.Module:
+    """Open a saved component from a folder, or from the Hugging Face hub if the name is no folder here.
+
+    Args:
+        path_or_repo: A folder, or a repository ``owner/name``.
+        revision: Commit, branch or tag on the hub.
+        trust: Allow classes outside guerdon, which runs their code.
+        known: Classes the caller already has and so trusts.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        PermissionError: If the component names a class outside guerdon and ``trust`` is False.
+        ValueError: If description or weights are damaged or do not fit the class.
+    """
+    folder = Path(path_or_repo)
+    if not folder.exists() and _is_repo(str(path_or_repo)):
+        folder = Path(huggingface_hub.snapshot_download(str(path_or_repo), revision=revision))
+    spec = read_spec(folder)
+    weights_file = folder / WEIGHTS
+    if not weights_file.is_file():
+        raise FileNotFoundError(f"{folder} holds {SPEC} but no {WEIGHTS}: copy the whole folder")
+    if _sha256(weights_file) != spec["weights_sha256"]:
+        raise ValueError(f"{weights_file} is not the file {SPEC} was written with: it is cut short or was replaced")
+    component = _build(spec, trust, {class_path(c): c for c in known if "<locals>" not in c.__qualname__}, {}, "")
+    try:
+        weights = load_file(weights_file)
+    except SafetensorError as error:
+        raise ValueError(f"{weights_file} cannot be read: {error}") from error
+    _load_weights(component, weights, folder)
+    return component.eval()
+
+
+def _is_repo(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and " " not in name
+
+
+def _build(spec: dict[str, Any], trust: bool, known: dict[str, type], built: dict[str, Any], at: str) -> nn.Module:
+    cls = _find_class(str(spec["class_path"]), trust, known)
+    args = {
+        k: _build_value(v, trust, known, built, f"{at}.{k}".lstrip("."))
+        for k, v in cast(dict[str, Any], spec["init_args"]).items()
+    }
+    try:
+        component = cls(**args)
+    except TypeError as error:
+        raise ValueError(f"{spec['class_path']} does not take the saved arguments: {error}") from error
+    built[at] = component
+    return cast(nn.Module, component)
+
+
+def _build_value(value: Any, trust: bool, known: dict[str, type], built: dict[str, Any], at: str) -> Any:
+    if isinstance(value, dict):
+        entries = cast(dict[str, Any], value)
+        if set(entries) == {"class_path", "init_args"}:
+            return _build(entries, trust, known, built, at)
+        if set(entries) == {"same_as"}:
+            return built[str(entries["same_as"])]
+        return {k: _build_value(v, trust, known, built, f"{at}.{k}") for k, v in entries.items()}
+    if isinstance(value, list):
+        return [_build_value(v, trust, known, built, f"{at}.{i}") for i, v in enumerate(cast(list[Any], value))]
+    return value
+
+
+def _find_class(path: str, trust: bool, known: dict[str, type]) -> type:
+    if path in known:
+        return known[path]
+    package = __name__.partition(".")[0]
+    if not trust and not path.startswith(f"{package}."):
+        raise PermissionError(
+            f"this component is a {path}, which is not part of {package}: opening it would run that code. "
+            "Pass trust=True if you know where the folder comes from"
+        )
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot find {path}: {error}; install the package or version that defines it") from error
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        raise ValueError(f"{path} is not a component")
+    return cls
+
+
+def _load_weights(component: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    expected = {k: tuple(v.shape) for k, v in _weights(component).items()}
+    got = {k: tuple(v.shape) for k, v in weights.items()}
+    wrong = sorted(k for k in expected.keys() | got.keys() if expected.get(k) != got.get(k))
+    if wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"{folder}: weights do not fit {type(component).__name__}: {len(wrong)} differ, first {name!r}: "
+            f"expected {expected.get(name, 'nothing')}, got {got.get(name, 'nothing')}"
+        )
+    component.load_state_dict(weights, strict=False)
+
+
+def push_component(component: nn.Module, repo_id: str, private: bool = True) -> str:
+    """Save a component and upload the folder to the hub; returns the commit's address."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "component"
+        save_component(component, folder)
+        api = huggingface_hub.HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
+
+
+__all__ = ["class_path", "component_hash", "load_component", "push_component", "read_spec", "save_component"]

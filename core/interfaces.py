@@ -1,0 +1,216 @@
+"""What a component promises: reward models, critics, advantage sources, policies and objectives."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .batch import (
+    Advantages,
+    Decision,
+    Evaluation,
+    Labelled,
+    Observation,
+    RewardEstimates,
+    TrajectoryBatch,
+    ValueEstimates,
+)
+from .hub import load_component, push_component, save_component
+
+C = TypeVar("C", bound="Component")
+
+
+class Component(nn.Module):
+    """A module whose constructor is its configuration: JSON-able values or other components.
+
+    The arguments are remembered at construction, so ``save_pretrained`` can write them and ``from_pretrained`` can call
+    the constructor again.
+    """
+
+    frozen_reference: bool = False
+    """True for a published backbone that is saved by name and revision: its weights stay out of the saved file."""
+
+    init_args: dict[str, Any]
+    """The constructor's arguments by name, defaults included."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Component":  # the one place where arguments pass through unseen
+        """Remember the constructor's arguments."""
+        module = super().__new__(cls)
+        signature = inspect.signature(cls.__init__)
+        try:
+            bound = signature.bind(module, *args, **kwargs)
+        except TypeError:  # copying and unpickling call __new__ bare; a wrong call fails in __init__
+            return module
+        bound.apply_defaults()
+        given = {k: v for k, v in list(bound.arguments.items())[1:]}
+        module.__dict__["init_args"] = {k: _remember(v) for k, v in given.items()}
+        return module
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a folder that ``from_pretrained`` and ``load_component`` open: see `guerdon.core.hub`."""
+        save_component(self, path)
+
+    @classmethod
+    def from_pretrained(cls: type[C], path_or_repo: str | Path, revision: str | None = None, trust: bool = False) -> C:
+        """Open a saved component and check that it is one of this class.
+
+        Raises:
+            TypeError: If the folder holds a component of another class.
+        """
+        component = load_component(path_or_repo, revision=revision, trust=trust, known=(cls,))
+        if not isinstance(component, cls):
+            raise TypeError(f"{path_or_repo} holds a {type(component).__name__}, expected a {cls.__name__}")
+        return component
+
+    def push_to_hub(self, repo_id: str, private: bool = True) -> str:
+        """Upload to the Hugging Face hub, only ever when called; returns the commit's address."""
+        return push_component(self, repo_id, private=private)
+
+
+def _remember(value: Any) -> Any:
+    """Copy containers, so that a constructor that changes its argument does not change the record of it."""
+    if isinstance(value, Mapping):
+        return {k: _remember(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_remember(v) for v in value]
+    return value
+
+
+class RewardModel(Component):
+    """Scores every step of every row."""
+
+    causal: bool = True
+    """The reward at step t uses nothing after observation t + 1."""
+
+    def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """Estimate rewards (B, T); entries without a basis are invalid, never a made-up number."""
+        raise NotImplementedError(f"{type(self).__name__} does not score trajectories: write forward(batch)")
+
+    def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
+        """Training loss under the key ``"loss"``, its parts under their own names."""
+        raise NotImplementedError(f"{type(self).__name__} has nothing to train: it has no loss(batch)")
+
+
+class Proposer(Protocol):
+    """How a critic asks the current policy for chunks without owning it."""
+
+    version: int
+    """Changes whenever the policy does."""
+
+    def __call__(
+        self, batch: TrajectoryBatch, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"], n: int
+    ) -> Float[Tensor, "n M H A"]:
+        """Sample n chunks at each of M observations."""
+        ...
+
+
+class Critic(Component):
+    """Values observations and, where it can, logged actions."""
+
+    def forward(self, batch: TrajectoryBatch, proposer: Proposer | None = None) -> ValueEstimates:
+        """Value every observation (B, T+1)."""
+        raise NotImplementedError(f"{type(self).__name__} does not value trajectories: write forward(batch)")
+
+    def loss(
+        self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None
+    ) -> dict[str, Tensor]:
+        """Training loss under the key ``"loss"``."""
+        raise NotImplementedError(f"{type(self).__name__} has nothing to train: it has no loss(batch, rewards)")
+
+    def after_step(self) -> None:
+        """Called after every optimizer step; target networks move here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskStage:
+    """One stage of a plan."""
+
+    name: str
+    description: str = ""
+    completion: str = ""
+    keypoints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPlan:
+    """The ordered stages of an instruction."""
+
+    instruction: str
+    stages: tuple[TaskStage, ...]
+
+
+class TaskDecomposer(Component):
+    """Turns instructions into stages, and trajectories into stage indices."""
+
+    def plan(self, instructions: Sequence[str], first_frames: Sequence[Tensor] | None = None) -> list[TaskPlan]:
+        """Propose the ordered stages of every instruction."""
+        raise NotImplementedError(f"{type(self).__name__} does not plan: write plan(instructions, first_frames)")
+
+    def segment(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
+        """Stage index of every observation (B, T+1)."""
+        raise NotImplementedError(f"{type(self).__name__} does not segment: write segment(batch, plans, causal)")
+
+
+class AdvantageSource(Component):
+    """All a policy optimizer knows of rewards and values."""
+
+    def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """Score a batch, once, when it was collected."""
+        raise NotImplementedError(f"{type(self).__name__} gives no rewards: write estimate(batch)")
+
+    def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
+        """Advantages on the policy's decisions, once per rollout."""
+        raise NotImplementedError(f"{type(self).__name__} gives no advantages: write forward(batch, rewards)")
+
+    def loss(
+        self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], decisions: Int[Tensor, " M"]
+    ) -> dict[str, Tensor]:
+        """Loss of what learns alongside the policy, on one minibatch of decisions; empty where nothing does.
+
+        Args:
+            batch: The rollout.
+            advantages: What ``forward`` gave for it.
+            rows: Row of each decision.
+            decisions: Index n of each decision in (B, N).
+        """
+        return {}
+
+
+class Policy(Component):
+    """Chooses chunks of actions and can say how likely it was to choose them."""
+
+    horizon: int
+    """H, steps in a chunk."""
+
+    def act(self, observation: Observation, deterministic: bool = False, generator: Any = None) -> Decision:
+        """Choose a chunk at each of M observations."""
+        raise NotImplementedError(f"{type(self).__name__} does not act: write act(observation)")
+
+    def evaluate(self, observation: Observation, decision: Decision) -> Evaluation:
+        """Log-probability of earlier decisions under the policy as it is now."""
+        raise NotImplementedError(f"{type(self).__name__} does not evaluate: write evaluate(observation, decision)")
+
+    def imitation_loss(
+        self, observation: Observation, chunk: Float[Tensor, "M H A"], chunk_mask: Tensor
+    ) -> Float[Tensor, " M"]:
+        """Loss of imitating logged chunks, unreduced (M,)."""
+        raise NotImplementedError(f"{type(self).__name__} does not imitate: write imitation_loss(…)")
+
+
+class Objective(Component):
+    """What a policy optimizer minimises on a minibatch of decisions."""
+
+    def forward(
+        self,
+        policy: Policy,
+        observation: Observation,
+        decision: Decision,
+        advantage: Float[Tensor, " M"],
+        weight: Float[Tensor, " M"],
+    ) -> dict[str, Tensor]:
+        """Loss under the key ``"loss"``, figures to log under their own names."""
+        raise NotImplementedError(f"{type(self).__name__} has no objective: write forward(…)")

@@ -1,0 +1,1 @@
+"""Trainable value functions."""

@@ -1,0 +1,1 @@
+"""Simulated tasks behind one vector-environment protocol."""

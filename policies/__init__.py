@@ -1,0 +1,1 @@
+"""Policies, objectives, advantage sources, rollouts and the policy optimizer."""

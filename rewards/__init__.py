@@ -1,0 +1,1 @@
+"""Trainable reward models, their training and offline scoring."""
