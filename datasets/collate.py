@@ -1,0 +1,194 @@
+"""Episodes → `TrajectoryBatch`: the one place where layout, dtype and padding are fixed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.batch import TERMINATING, End, Labelled, Sampled, TrajectoryBatch, terminated_from
+from .episodes import BadEpisodeError, Column, Episode
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Window:
+    """Part of an episode: observations ``offset`` … ``offset + steps``.
+
+    Raises:
+        ValueError: If it reaches outside the episode.
+    """
+
+    episode: Episode
+    offset: int = 0
+    steps: int = -1
+    """−1: up to the episode's end."""
+
+    def __post_init__(self) -> None:
+        """Check that the window lies inside the episode."""
+        if self.steps == -1:
+            object.__setattr__(self, "steps", self.episode.steps - self.offset)
+        if self.offset < 0 or self.steps < 1 or self.offset + self.steps > self.episode.steps:
+            raise ValueError(
+                f"window of {self.steps} steps from {self.offset} does not lie inside episode {self.episode.index} "
+                f"of {self.episode.steps} steps"
+            )
+
+    @property
+    def reaches_end(self) -> bool:
+        """True if the episode ends with this window."""
+        return self.offset + self.steps == self.episode.steps
+
+    @property
+    def end(self) -> End:
+        """How the window ends: as the episode does, or cut."""
+        return self.episode.end if self.reaches_end else End.CUT
+
+
+def choose_frames(step: np.ndarray, offset: int, steps: int, count: int | None = None) -> np.ndarray:
+    """Places of the recorded frames a window uses, ascending and distinct.
+
+    The frame held at the window's first observation is always among them, so nothing has to be invented there.
+
+    Args:
+        step: (F,) observation index of every recorded frame, ascending.
+        offset: First observation of the window.
+        steps: Steps of the window.
+        count: Keep at most this many, evenly spaced from the first to the last; None keeps all.
+    """
+    last = int(np.searchsorted(step, offset + steps, side="right"))
+    first = max(int(np.searchsorted(step, offset, side="right")) - 1, 0)
+    places = np.arange(first, last)
+    if count is not None and len(places) > count:
+        places = places[np.unique(np.linspace(0, len(places) - 1, count).round().astype(int))]
+    return places
+
+
+def collate(
+    pieces: Sequence[Episode | Window],
+    cameras: Sequence[str] = (),
+    frame_count: int | None = None,
+    frame_size: int | None = None,
+    terminating: Iterable[int] = TERMINATING,
+) -> TrajectoryBatch:
+    """Pad episodes or windows to one batch on the host.
+
+    Args:
+        pieces: One per row.
+        cameras: Cameras to decode; a row without that camera gets none of its frames.
+        frame_count: At most this many frames of a camera in a row, evenly spaced; None takes all.
+        frame_size: Scale frames so that the shorter side is this many pixels; None keeps the recorded size.
+        terminating: Ends after which nothing is bootstrapped.
+
+    Returns:
+        State, actions float32; frames uint8, channels first, RGB; padding is 0.
+
+    Raises:
+        ValueError: If there is no piece, or widths or frame sizes differ between rows.
+        BadEpisodeError: If a video cannot be decoded.
+    """
+    windows = [p if isinstance(p, Window) else Window(episode=p) for p in pieces]
+    if not windows:
+        raise ValueError("expected at least one episode to batch, got none")
+    for name, widths in (
+        ("state", {w.episode.state.shape[1] for w in windows}),
+        ("action", {w.episode.actions.shape[1] for w in windows}),
+    ):
+        if len(widths) > 1:
+            raise ValueError(f"expected one {name} width in a batch, got {sorted(widths)}: batch data sets apart")
+    rows, longest = len(windows), max(w.steps for w in windows)
+    end = torch.tensor([int(w.end) for w in windows])
+    real = torch.tensor([w.steps for w in windows])
+    return TrajectoryBatch(
+        state=_pad([w.episode.state[w.offset : w.offset + w.steps + 1] for w in windows], longest + 1),
+        actions=_pad([w.episode.actions[w.offset : w.offset + w.steps] for w in windows], longest),
+        mask=torch.arange(longest)[None] < real[:, None],
+        frames={c: s for c in cameras if (s := _frames(windows, c, frame_count, frame_size)) is not None},
+        instructions=tuple(w.episode.instruction for w in windows),
+        task=torch.tensor([w.episode.task for w in windows]),
+        end=end,
+        terminated=terminated_from(end, terminating),
+        last_observed=torch.tensor([w.episode.last_observed or not w.reaches_end for w in windows]),
+        success=torch.tensor([w.episode.success or 0.0 for w in windows], dtype=torch.float32),
+        success_known=torch.tensor([w.episode.success is not None for w in windows]),
+        episode=torch.tensor([w.episode.index for w in windows]),
+        offset=torch.tensor([w.offset for w in windows]),
+        length=torch.tensor([w.episode.steps for w in windows]),
+        # an episode of unknown initial state is a group of its own: negative, so it never meets a recorded one
+        group=torch.tensor([-1 - w.episode.index if w.episode.group is None else w.episode.group for w in windows]),
+        source=torch.tensor([w.episode.source for w in windows]),
+        labels=_columns(windows, [w.episode.labels for w in windows], longest),
+        tracks=_columns(windows, [w.episode.tracks for w in windows], longest),
+        recorded=_columns(windows, [w.episode.recorded for w in windows], longest),
+    )
+
+
+def _pad(arrays: Sequence[np.ndarray], length: int) -> Tensor:
+    dtype = torch.from_numpy(np.zeros(0, arrays[0].dtype)).dtype
+    padded = torch.zeros(len(arrays), length, *arrays[0].shape[1:], dtype=dtype)
+    for row, values in enumerate(arrays):
+        padded[row, : len(values)] = torch.from_numpy(np.ascontiguousarray(values))
+    return padded
+
+
+def _columns(windows: Sequence[Window], stored: Sequence[Mapping[str, Column]], longest: int) -> dict[str, Labelled]:
+    """Pad stored columns; where an episode lacks one, its entries are unknown."""
+    batched: dict[str, Labelled] = {}
+    for name in dict.fromkeys(name for columns in stored for name in columns):
+        shapes = {columns[name].values.shape[1:] for columns in stored if name in columns}
+        per_observation = {
+            len(c[name].values) == w.episode.steps + 1 for w, c in zip(windows, stored, strict=True) if name in c
+        }
+        if len(shapes) > 1 or len(per_observation) > 1:
+            raise ValueError(f"column {name!r}: episodes disagree on its shape ({sorted(shapes)}) or its clock")
+        extra = int(per_observation.pop())
+        dtype = np.result_type(*(c[name].values.dtype for c in stored if name in c))
+        dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
+        values: list[np.ndarray] = []
+        valid: list[np.ndarray] = []
+        for window, columns in zip(windows, stored, strict=True):
+            span = slice(window.offset, window.offset + window.steps + extra)
+            if name in columns:
+                known = columns[name].valid[span].copy()
+                if extra and window.reaches_end and not window.episode.last_observed:
+                    known[-1] = False  # a repeated observation has no label of its own
+                values.append(columns[name].values[span].astype(dtype))
+                valid.append(known)
+            else:
+                values.append(np.zeros((window.steps + extra, *shapes.copy().pop()), dtype))
+                valid.append(np.zeros(window.steps + extra, bool))
+        batched[name] = Labelled(values=_pad(values, longest + extra), valid=_pad(valid, longest + extra))
+    return batched
+
+
+def _frames(windows: Sequence[Window], camera: str, count: int | None, size: int | None) -> Sampled | None:
+    decoded: list[np.ndarray | None] = []
+    steps: list[np.ndarray] = []
+    for window in windows:
+        source = window.episode.frames.get(camera)
+        if source is None:
+            decoded.append(None)
+            steps.append(np.zeros(0, np.int64))
+            continue
+        places = choose_frames(source.step, window.offset, window.steps, count)
+        if not len(places):
+            raise BadEpisodeError(window.episode.index, "video", f"camera {camera!r} has no frame for the window")
+        decoded.append(source.read(places, size))
+        # the frame held at the window's start was recorded before it
+        steps.append(np.maximum(source.step[places] - window.offset, 0))
+    shapes = {frames.shape[1:] for frames in decoded if frames is not None}
+    if not shapes:
+        return None
+    if len(shapes) > 1:
+        raise ValueError(
+            f"camera {camera!r}: frames of different sizes {sorted(shapes)} cannot share a batch; pass frame_size and "
+            "keep one aspect ratio per batch"
+        )
+    longest = max(len(s) for s in steps)
+    values = torch.zeros(len(windows), longest, *shapes.pop(), dtype=torch.uint8)
+    step = torch.full((len(windows), longest), -1, dtype=torch.long)
+    for row, (frames, index) in enumerate(zip(decoded, steps, strict=True)):
+        if frames is not None:
+            values[row, : len(index)] = torch.from_numpy(np.ascontiguousarray(frames))
+            step[row, : len(index)] = torch.from_numpy(index)
+    return Sampled(values=values, step=step)
