@@ -96,7 +96,7 @@ def collate(
     ):
         if len(widths) > 1:
             raise ValueError(f"expected one {name} width in a batch, got {sorted(widths)}: batch data sets apart")
-    rows, longest = len(windows), max(w.steps for w in windows)
+    longest = max(w.steps for w in windows)
     end = torch.tensor([int(w.end) for w in windows])
     real = torch.tensor([w.steps for w in windows])
     return TrajectoryBatch(
