@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -95,6 +95,7 @@ class RewardModel(Component):
         raise NotImplementedError(f"{type(self).__name__} has nothing to train: it has no loss(batch)")
 
 
+@runtime_checkable  # the tests' shape checks ask isinstance
 class Proposer(Protocol):
     """How a critic asks the current policy for chunks without owning it."""
 
