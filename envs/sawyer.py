@@ -1,0 +1,177 @@
+# MuJoCo's compiled half ships no type stubs: its names are unknown to the type checker.
+# pyright: reportAttributeAccessIssue=false, reportUnknownParameterType=false, reportOptionalMemberAccess=false
+"""Meta-World's 50 v3 manipulation tasks, with the goal in view and contexts that reset exactly."""
+
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import mujoco
+import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
+from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+from metaworld.types import Task as MetaWorldTask
+
+from .instructions import METAWORLD
+from .render import OffscreenRenderer
+from .task import Context, Step, check_action, check_context, check_state, list_contexts
+
+_CLOSE_VIEW = (0.75, 0.075, 0.7)
+"""Where published pixel results put the camera ``corner2``, which the shipped model keeps far from the table."""
+
+_MODEL_FIELDS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", "geom_quat", "site_rgba", "geom_rgba")
+"""Parts of the model that some task writes when it resets."""
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+class MetaWorld:
+    """``metaworld/<name>``: one Meta-World task behind the `Task` protocol.
+
+    The observation is Meta-World's own 39 numbers **with the goal in them** (``partially_observable=False``, as in its
+    MT benchmarks; the ML benchmarks hide it): hand, gripper opening and objects now and one step earlier, then the
+    goal. Actions are hand displacement and gripper effort in [-1, 1]. The reward is Meta-World's dense reward in
+    [0, 10]; `stages` is its ``info``. It never terminates by itself.
+
+    Only the class of this one task is built, and a context is the random vector Meta-World itself stores in a task of
+    its ``train_tasks``, drawn from a generator of its own, so any number of contexts costs nothing until used. The
+    first reset to a context runs Meta-World's reset (20 to 50 ms); the simulator is then restored from a snapshot, to
+    the last bit.
+
+    Args:
+        name: one of the 50 names, such as ``"push-v3"``.
+        horizon: time limit in control steps. Scripted experts need 30 to 240; Meta-World's own limit is 500.
+        seed: fixes the contexts.
+    """
+
+    state_size: int = 39
+    action_size: int = 4
+    stage_names: tuple[str, ...] = ("near_object", "grasp_success", "grasp_reward", "in_place_reward", "obj_to_target")
+    cameras: tuple[str, ...] = ("corner2", "corner", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
+
+    def __init__(self, name: str, horizon: int = 150, seed: int = 0) -> None:
+        self.name = f"metaworld/{name}"
+        self.instruction = METAWORLD[name]
+        self.horizon = horizon
+        self.action_low, self.action_high = np.full(4, -1, np.float32), np.full(4, 1, np.float32)
+        self._seed = seed
+        self._task_name = name
+        self._env: Any = ALL_V3_ENVIRONMENTS[name]()
+        self._env.max_path_length = 2**31  # the time limit is ours; Meta-World raises after its own
+        self._env._partially_observable = False
+        del self._env.sawyer_observation_space  # cached with the goal hidden
+        model = self._env.model
+        corner = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "corner2")
+        model.cam_pos[corner] = _CLOSE_VIEW
+        # The shipped cameras look at the table upside down: half a turn about the line of sight.
+        for camera in range(model.ncam):
+            if model.camera(camera).name in ("corner2", "corner3", "corner4"):
+                w, x, y, z = model.cam_quat[camera]
+                model.cam_quat[camera] = (-z, y, -x, w)
+        self._renderer = OffscreenRenderer(model)
+        self._pristine = _Snapshot(self._env, np.zeros(39, np.float32))
+        self._snapshots: dict[int, _Snapshot] = {}
+        self._state = np.zeros(39, np.float32)
+        self.fps = float(1 / self._env.dt)
+
+    def contexts(self, split: str, count: int | None = None) -> list[Context]:
+        """See `Task.contexts`."""
+        return list_contexts(self.name, split, count)
+
+    def reset(self, context: Context) -> np.ndarray:
+        """See `Task.reset`."""
+        check_context(self.name, context)
+        snapshot = self._snapshots.get(context.index)
+        if snapshot is None:
+            vector = self._draw(context.index)
+            self._env.set_task(
+                MetaWorldTask(
+                    self._task_name,
+                    pickle.dumps({"rand_vec": vector, "env_cls": type(self._env), "partially_observable": False}),
+                )
+            )
+            observation, _ = self._env.reset()
+            snapshot = self._snapshots[context.index] = _Snapshot(self._env, check_state(self.name, observation))
+        snapshot.restore(self._env)
+        self._state = snapshot.state
+        return self._state.copy()
+
+    def _draw(self, index: int) -> np.ndarray:
+        """Random vector of a context: Meta-World's own draw (with its rejections) from our generator."""
+        env = self._env
+        self._pristine.restore(env)  # Meta-World's resets depend, in the last digits, on what went before them
+        env._set_task_called, env._freeze_rand_vec, env.seeded_rand_vec = True, False, True
+        env.np_random = np.random.default_rng([self._seed, index])
+        env.reset_model()
+        return np.array(env._last_rand_vec)
+
+    def step(self, action: np.ndarray) -> Step:
+        """See `Task.step`."""
+        action = check_action(self.name, action, self.action_low, self.action_high)
+        observation, reward, _, _, info = self._env.step(action)
+        self._state = check_state(self.name, observation)
+        return Step(
+            state=self._state.copy(),
+            reward=float(reward),
+            success=bool(info["success"]),
+            terminated=False,
+            stages={name: float(info[name]) for name in self.stage_names},
+            tracks=self.tracks(),
+        )
+
+    def tracks(self) -> Mapping[str, np.ndarray]:
+        """See `Task.tracks`; the gripper is its opening, 0 closed to 1 open."""
+        state = self._state
+        return {
+            "end_effector": state[0:3].copy(),
+            "gripper": state[3:4].copy(),
+            "object": state[4:7].copy(),
+            "goal": state[36:39].copy(),
+        }
+
+    def render(self, camera: str | None = None, size: tuple[int, int] = (96, 96)) -> np.ndarray:
+        """See `Task.render`."""
+        return self._renderer.render(self._env.data, self.cameras[0] if camera is None else camera, size)
+
+    def close(self) -> None:
+        """See `Task.close`."""
+        self._renderer.close()
+        self._env.close()
+
+
+class _Snapshot:
+    """Everything a reset of a Meta-World environment sets: simulator state, model edits, plain attributes."""
+
+    def __init__(self, env: MujocoEnv, state: np.ndarray) -> None:
+        self.state = state
+        self._physics = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(env.model, env.data, self._physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._model = {name: getattr(env.model, name).copy() for name in _MODEL_FIELDS}
+        self._attributes = {
+            name: _copy(value, env.data)
+            for name, value in vars(env).items()
+            if isinstance(value, (np.ndarray, *_PLAIN))
+        }
+
+    def restore(self, env: Any) -> None:
+        for name, value in self._model.items():
+            getattr(env.model, name)[:] = value
+        for name, value in self._attributes.items():
+            setattr(env, name, _copy(value, env.data))
+        for name in [n for n, v in vars(env).items() if isinstance(v, np.ndarray) and n not in self._attributes]:
+            delattr(env, name)
+        mujoco.mj_resetData(env.model, env.data)
+        mujoco.mj_setState(env.model, env.data, self._physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_forward(env.model, env.data)  # what is derived from the state; it also moves the warm start, hence
+        mujoco.mj_setState(env.model, env.data, self._physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        if env._target_pos is not None:
+            for site in env._target_site_config:
+                env._set_pos_site(*site)
+
+
+def _copy(value: object, data: mujoco.MjData) -> object:
+    """Copy an array, but keep a view of the simulator's positions: Meta-World stores some and reads them later."""
+    if not isinstance(value, np.ndarray):
+        return value
+    live = np.may_share_memory(value, data.xpos) or np.may_share_memory(value, data.site_xpos)
+    return value if live else value.copy()

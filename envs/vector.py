@@ -1,0 +1,185 @@
+"""Tasks by name, and several copies of one stepped in lockstep."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .instructions import KITCHEN, METAWORLD
+from .reach import Reach
+from .task import Context, Step, Task
+
+__all__ = ["Context", "Step", "Task", "VectorEnv", "VectorStep", "make_task", "task_names"]
+
+
+def task_names() -> list[str]:
+    """Every name `make_task` knows; those of Meta-World and Franka Kitchen need the `sim` extra to be built."""
+    kitchen = [f"kitchen/{name}" for name in KITCHEN]
+    return [f"metaworld/{name}" for name in METAWORLD] + kitchen + ["mujoco/reach"]
+
+
+def make_task(name: str, horizon: int | None = None, seed: int = 0) -> Task:
+    """Build one task by name.
+
+    Args:
+        name: ``"metaworld/<task>-v3"``, ``"kitchen/<sub-task>"`` or ``"mujoco/reach"``.
+        horizon: time limit in control steps; None means the task's default (150, 280 and 50).
+        seed: with the name it fixes every context; tasks of two seeds have different initial states.
+
+    Raises:
+        ValueError: an unknown name (near matches are listed) or an impossible horizon.
+        ModuleNotFoundError: the simulator is not installed; the message says how to install it.
+    """
+    if name not in task_names():
+        near = difflib.get_close_matches(name, task_names(), n=4, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "see guerdon.envs.vector.task_names()"
+        raise ValueError(f"unknown task {name!r}: {hint}")
+    if horizon is not None and horizon < 1:
+        raise ValueError(f"{name}: expected a horizon of at least one step, got {horizon}")
+    if name == "mujoco/reach":
+        return Reach(seed=seed) if horizon is None else Reach(horizon, seed)
+    family, task = name.split("/", 1)
+    try:
+        if family == "metaworld":
+            from .sawyer import MetaWorld
+
+            return MetaWorld(task, seed=seed) if horizon is None else MetaWorld(task, horizon, seed)
+        from .franka import Kitchen
+
+        return Kitchen(task, seed=seed) if horizon is None else Kitchen(task, horizon, seed)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("gymnasium", "metaworld", "gymnasium_robotics"):
+            raise
+        raise ModuleNotFoundError(
+            f"{name} needs {error.name}, which is not installed: pip install 'guerdon[sim]'", name=error.name
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorStep:
+    """What one lockstep of n environments led to; rows that were not active repeat their state and hold no news."""
+
+    state: np.ndarray
+    """(n, S) float32."""
+    reward: np.ndarray
+    """(n,) float32; 0 where not active."""
+    success: np.ndarray
+    """(n,) bool: solved at this observation; False where not active. A success does not end the episode."""
+    terminated: np.ndarray
+    """(n,) bool: the simulator ended the episode."""
+    truncated: np.ndarray
+    """(n,) bool: the time limit was reached without termination; never True where `terminated` is."""
+    stages: Mapping[str, np.ndarray]
+    """Name → (n,) float32; NaN where not active, which is the only sign of the unknown an array can carry."""
+    tracks: Mapping[str, np.ndarray]
+    """Name → (n, 3) or (n, 1) float32; NaN where not active."""
+
+
+class VectorEnv:
+    """n copies of one task in this process, stepped in lockstep, never reset on their own.
+
+    One process with several environments beats one process per environment on few cores (measured with Meta-World:
+    3,900 against 1,600 steps/s on two); run one `VectorEnv` per worker process.
+
+    Args:
+        tasks: copies of the same task, each with its own simulator, such as ``[make_task(name) for _ in range(n)]``.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        if not tasks:
+            raise ValueError("expected at least one task")
+        names = sorted({task.name for task in tasks})
+        if len(names) > 1:
+            raise ValueError(f"expected copies of one task, got {', '.join(names)}")
+        if len({id(task) for task in tasks}) < len(tasks):
+            raise ValueError(f"{names[0]}: expected separate copies, got the same task object twice")
+        self.tasks = list(tasks)
+        self.task = self.tasks[0]
+        self._state = np.zeros((len(tasks), self.task.state_size), np.float32)
+        self._steps = np.zeros(len(tasks), int)
+        self._running = np.zeros(len(tasks), bool)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """(n,) int: control steps since each environment's reset."""
+        return self._steps.copy()
+
+    @property
+    def running(self) -> np.ndarray:
+        """(n,) bool: reset, and neither terminated nor truncated since."""
+        return self._running.copy()
+
+    def contexts(self, split: str, count: int | None = None) -> list[Context]:
+        """See `Task.contexts`."""
+        return self.task.contexts(split, count)
+
+    def reset(self, index: int, context: Context) -> np.ndarray:
+        """Start an episode in environment `index`; returns its first state (S,)."""
+        self._running[index] = False
+        self._state[index] = self.tasks[index].reset(context)
+        self._steps[index] = 0
+        self._running[index] = True
+        return self._state[index].copy()
+
+    def step(self, actions: np.ndarray, active: np.ndarray | None = None) -> VectorStep:
+        """Step the active environments.
+
+        Args:
+            actions: (n, A); rows that are not active may hold anything.
+            active: (n,) bool; None means all.
+
+        Raises:
+            ValueError: wrong shapes, or a NaN or infinite action of an active environment, naming it.
+            RuntimeError: an active environment is finished or was never reset.
+        """
+        count = len(self.tasks)
+        active = np.ones(count, bool) if active is None else np.asarray(active)
+        if active.shape != (count,) or active.dtype != np.bool_:
+            raise ValueError(f"expected a bool mask of shape ({count},), got {active.dtype} {active.shape}")
+        if actions.shape != (count, self.task.action_size):
+            raise ValueError(f"expected actions of shape ({count}, {self.task.action_size}), got {actions.shape}")
+        for i in np.flatnonzero(active):
+            if not self._running[i]:
+                raise RuntimeError(f"{self.task.name}, environment {i}: the episode is over; reset it first")
+            if not np.isfinite(actions[i]).all():
+                raise ValueError(
+                    f"{self.task.name}, environment {i}: expected a finite action, got {actions[i].tolist()}"
+                )
+        steps = {int(i): self.tasks[i].step(actions[i]) for i in np.flatnonzero(active)}
+        return self._gather(steps)
+
+    def _gather(self, steps: Mapping[int, Step]) -> VectorStep:
+        """Stack the steps of the active environments and close the episodes that ended."""
+        count = len(self.tasks)
+        reward = np.zeros(count, np.float32)
+        success, terminated, truncated = (np.zeros(count, bool) for _ in range(3))
+        stages: dict[str, np.ndarray] = {}
+        tracks: dict[str, np.ndarray] = {}
+        for i, step in steps.items():
+            self._state[i] = step.state
+            self._steps[i] += 1
+            reward[i], success[i], terminated[i] = step.reward, step.success, step.terminated
+            truncated[i] = not step.terminated and self._steps[i] >= self.tasks[i].horizon
+            for name, value in step.stages.items():
+                stages.setdefault(name, np.full(count, np.nan, np.float32))[i] = value
+            for name, point in step.tracks.items():
+                tracks.setdefault(name, np.full((count, len(point)), np.nan, np.float32))[i] = point
+        self._running &= ~(terminated | truncated)
+        return VectorStep(
+            state=self._state.copy(),
+            reward=reward,
+            success=success,
+            terminated=terminated,
+            truncated=truncated,
+            stages=stages,
+            tracks=tracks,
+        )
+
+    def close(self) -> None:
+        """Close every copy."""
+        for task in self.tasks:
+            task.close()
