@@ -168,7 +168,7 @@ class AdvantageSource(Component):
         raise NotImplementedError(f"{type(self).__name__} gives no advantages: write forward(batch, rewards)")
 
     def loss(
-        self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], decisions: Int[Tensor, " M"]
+        self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
     ) -> dict[str, Tensor]:
         """Loss of what learns alongside the policy, on one minibatch of decisions; empty where nothing does.
 
@@ -176,7 +176,7 @@ class AdvantageSource(Component):
             batch: The rollout.
             advantages: What ``forward`` gave for it.
             rows: Row of each decision.
-            decisions: Index n of each decision in (B, N).
+            steps: Step of each decision.
         """
         return {}
 

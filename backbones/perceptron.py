@@ -1,0 +1,75 @@
+"""Multi-layer perceptrons over state and frozen features, shared by small policies and critics."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..core.batch import Observation
+
+
+def tanh_network(inputs: int, hidden: Sequence[int], outputs: int, last_gain: float) -> nn.Sequential:
+    """Multi-layer perceptron with tanh between layers and orthogonal weights, as PPO implementations use it."""
+    layers: list[nn.Module] = []
+    width = inputs
+    for size in hidden:
+        layers += [_orthogonal(nn.Linear(width, size), math.sqrt(2)), nn.Tanh()]
+        width = size
+    return nn.Sequential(*layers, _orthogonal(nn.Linear(width, outputs), last_gain))
+
+
+def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Inputs(nn.Module):
+    """State and frozen features of an observation as one standardised vector.
+
+    Args:
+        state_size: Width S of the state.
+        feature_sizes: Width of every feature to read, by its name ``encoder/camera``.
+    """
+
+    mean: Tensor
+    std: Tensor
+    fitted: Tensor
+
+    def __init__(self, state_size: int, feature_sizes: Mapping[str, int] | None = None) -> None:
+        super().__init__()
+        self.state_size, self.feature_sizes = state_size, dict(feature_sizes or {})
+        self.width = state_size + sum(self.feature_sizes.values())
+        if self.width == 0:
+            raise ValueError("expected a state or at least one feature to look at, got neither")
+        self.register_buffer("mean", torch.zeros(self.width))
+        self.register_buffer("std", torch.ones(self.width))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def vector(self, observation: Observation) -> Float[Tensor, "M W"]:
+        """Concatenate the inputs, not yet standardised.
+
+        Raises:
+            ValueError: If the state has another width or a feature is missing.
+        """
+        if observation.state.shape[1] != self.state_size:
+            raise ValueError(f"expected a state of width {self.state_size}, got {observation.state.shape[1]}")
+        missing = self.feature_sizes.keys() - observation.features.keys()
+        if missing:
+            raise ValueError(f"expected features {sorted(missing)}, got {sorted(observation.features)}")
+        parts = [observation.state, *(observation.features[name].flatten(1).float() for name in self.feature_sizes)]
+        return torch.cat([p.to(self.mean.device) for p in parts], 1)
+
+    def forward(self, observation: Observation) -> Float[Tensor, "M W"]:
+        """Standardise, and clip to ten standard deviations so that an unseen extreme cannot saturate the network."""
+        return ((self.vector(observation) - self.mean) / self.std).clamp(-10, 10)
+
+    @torch.no_grad()
+    def fit(self, observation: Observation, floor: float = 1e-2) -> None:
+        """Take mean and spread from the data; an input that hardly moves keeps the scale ``floor``."""
+        vector = self.vector(observation)
+        self.mean.copy_(vector.mean(0))
+        self.std.copy_(vector.std(0, correction=0).clamp(min=floor))
+        self.fitted.fill_(True)

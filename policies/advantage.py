@@ -1,0 +1,131 @@
+"""Turns rewards and values into advantages on the policy's decisions."""
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..core.batch import Advantages, RewardEstimates, TrajectoryBatch
+from ..core.interfaces import AdvantageSource, Proposer, RewardModel
+from ..core.returns import gae, macro_rewards, standardise
+from ..critics.value import ValueCritic
+
+
+class RewardToGo(AdvantageSource):
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, Eq. 16) over decisions, on any reward.
+
+    Rewards are summed from one decision to the next, then discounted once per decision. A decision with an unknown
+    reward is no surprise: its TD error is 0, it is not trained on, and what comes later still reaches what came before.
+
+    Args:
+        reward: Any reward model; it is frozen and kept in evaluation mode. One that is not causal is used only on whole
+            episodes.
+        critic: State values, trained alongside.
+        potential: Adds γΦ(s′) − Φ(s) at decision observations, Φ = its progress, 0 after termination (Ng et al. 1999),
+            which leaves the optimal policy as it is.
+        gamma: Discount per decision.
+        lam: λ of GAE.
+        normalise: Standardise the advantages over the decisions of the rollout.
+        value_weight: Factor on the critic's loss.
+    """
+
+    def __init__(
+        self,
+        reward: RewardModel,
+        critic: ValueCritic,
+        potential: RewardModel | None = None,
+        gamma: float = 0.99,
+        lam: float = 0.95,
+        normalise: bool = True,
+        value_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.reward, self.critic, self.potential = reward.requires_grad_(False).eval(), critic, potential
+        if potential is not None:
+            potential.requires_grad_(False).eval()
+        self.gamma, self.lam, self.normalise, self.value_weight = gamma, lam, normalise, value_weight
+
+    def train(self, mode: bool = True) -> "RewardToGo":
+        """Switch the critic; what gives rewards stays in evaluation mode, whatever a trainer says."""
+        super().train(mode)
+        self.reward.eval()
+        if self.potential is not None:
+            self.potential.eval()
+        return self
+
+    @torch.no_grad()
+    def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """Score the rollout.
+
+        Raises:
+            ValueError: If the reward looks into the future and a row is a piece of an unfinished episode.
+        """
+        unfinished = batch.offset + batch.steps < batch.length
+        cut = (batch.end == 0) & (batch.steps > 0)
+        if not self.reward.causal and bool((unfinished | cut).any()):
+            raise ValueError(
+                f"{type(self.reward).__name__} is not causal: it can score finished episodes only, and this rollout "
+                "holds pieces that were cut; collect whole episodes or use a causal reward"
+            )
+        return self.reward(batch)
+
+    @torch.no_grad()
+    def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
+        """Advantages and value targets (B, N); context-only decisions (weight 0) and unknown rewards are not valid."""
+        mask = batch.decision_mask
+        step = batch.decision_step.clamp(min=0)
+        gained = rewards.rewards.masked_fill(~rewards.valid, 0.0)
+        macro = macro_rewards(gained, batch.decision_step, batch.mask)
+        unknown = macro_rewards((~rewards.valid & batch.mask).float(), batch.decision_step, batch.mask) > 0
+        values = self._at_decisions(batch, self.critic(batch).v)
+        last = torch.arange(mask.shape[1], device=mask.device)[None] == (mask.sum(1) - 1)[:, None]
+        over = last & batch.terminated[:, None]
+        if self.potential is not None:
+            scored = self.potential(batch).progress
+            if scored is None:
+                raise ValueError(f"{type(self.potential).__name__} gives no progress: it cannot be a potential")
+            phi = self._at_decisions(batch, scored.values.masked_fill(~scored.valid, 0.0))
+            known = self._at_decisions(batch, scored.valid.float()) > 0
+            macro = macro + self.gamma * phi[:, 1:].masked_fill(over, 0.0) - phi[:, :-1]
+            unknown = unknown | ~known[:, :-1] | (~known[:, 1:] & ~over)
+        surprise_free = values[:, :-1] - self.gamma * values[:, 1:].masked_fill(over, 0.0)
+        macro = torch.where(unknown, surprise_free, macro)
+        estimate = gae(macro, values, mask, batch.terminated, self.gamma, self.lam)
+        weight = batch.weight.gather(1, step.clamp(max=max(batch.weight.shape[1] - 1, 0)))
+        valid = mask & ~unknown & (weight > 0)
+        advantages = standardise(estimate.advantages, valid) if self.normalise else estimate.advantages
+        return Advantages(
+            advantages=advantages.masked_fill(~valid, 0.0), returns=estimate.returns, valid=valid, values=values
+        )
+
+    @staticmethod
+    def _at_decisions(batch: TrajectoryBatch, per_observation: Tensor) -> Tensor:
+        """Values at the decision observations, and at the observation after the last step: (B, T+1) → (B, N+1)."""
+        mask = batch.decision_mask
+        count = mask.sum(1, keepdim=True)
+        steps = torch.cat([batch.decision_step, batch.decision_step.new_zeros(len(mask), 1)], 1)
+        index = torch.arange(steps.shape[1], device=steps.device)[None]
+        steps = torch.where(index < count, steps, batch.steps[:, None])
+        return per_observation.gather(1, steps).masked_fill(index > count, 0.0)
+
+    def loss(
+        self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
+    ) -> dict[str, Tensor]:
+        """Half the squared error of the critic at the decisions, times ``value_weight``."""
+        observation = batch.observe(rows, steps)
+        decisions = (batch.decision_step[rows] == steps[:, None]).int().argmax(1)
+        error = (self.critic.value(observation) - advantages.returns[rows, decisions]).square().mean()
+        return {"loss": self.value_weight * error, "value_error": error.detach()}
+
+
+class Uniform(AdvantageSource):
+    """Every logged decision counts the same: with an imitation objective this is behaviour cloning."""
+
+    def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """No reward is needed; every step gets 0 and is valid."""
+        return RewardEstimates(rewards=torch.zeros_like(batch.weight), valid=batch.mask)
+
+    def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
+        """Advantage 1 on every decision that is not context only."""
+        step = batch.decision_step.clamp(min=0)
+        valid = batch.decision_mask & (batch.weight.gather(1, step) > 0)
+        return Advantages(advantages=valid.float(), returns=valid.float(), valid=valid)

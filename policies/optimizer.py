@@ -1,0 +1,196 @@
+"""The policy optimizer: any policy, any advantage source, any objective, on rollouts or on logged trajectories."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import lightning
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+
+from ..backbones.perceptron import Inputs
+from ..core.batch import Advantages, TrajectoryBatch
+from ..core.interfaces import AdvantageSource, Component, Objective, Policy
+
+
+class PolicyOptimizer(lightning.LightningModule):
+    """Scores a batch of trajectories once, then makes several passes over its decisions in minibatches.
+
+    Estimates and advantages are computed once per batch, so groups stay whole and targets stay fixed. PPO is many
+    passes over rollouts; offline weighting and behaviour cloning are one pass over logged data.
+
+    Args:
+        policy: What is trained.
+        advantage: All that is known of rewards and values.
+        objective: What is minimised.
+        passes: Times every decision of a batch is used.
+        minibatch_size: Decisions in a minibatch.
+        learning_rate: Of the policy (Adam).
+        critic_learning_rate: Of what learns alongside; None takes the policy's.
+        max_grad_norm: Gradients are scaled down to this norm.
+        target_kl: Stop the passes over a batch once the approximate KL divergence of a minibatch is past 1.5 times
+            this; None never stops.
+        freeze_policy_batches: Train only what learns alongside on the first batches, so that a cloned policy is not
+            pushed by a critic that knows nothing yet.
+        seed: Of the minibatch order.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        advantage: AdvantageSource,
+        objective: Objective,
+        passes: int = 10,
+        minibatch_size: int = 256,
+        learning_rate: float = 3e-4,
+        critic_learning_rate: float | None = None,
+        max_grad_norm: float = 0.5,
+        target_kl: float | None = None,
+        freeze_policy_batches: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if passes < 1 or minibatch_size < 1:
+            raise ValueError(f"expected at least one pass and one decision, got {passes} and {minibatch_size}")
+        self.automatic_optimization = False
+        self.policy, self.advantage, self.objective = policy, advantage, objective
+        self.passes, self.minibatch_size, self.seed = passes, minibatch_size, seed
+        self.learning_rate = learning_rate
+        self.critic_learning_rate = learning_rate if critic_learning_rate is None else critic_learning_rate
+        self.max_grad_norm, self.target_kl = max_grad_norm, target_kl
+        self.freeze_policy_batches = freeze_policy_batches
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
+
+    batches_seen: Tensor
+
+    @property
+    def component(self) -> Component:
+        """What is shared after training."""
+        return self.policy
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, with a learning rate each for the policy and for what learns alongside."""
+        alongside = [p for p in self.advantage.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": list(self.policy.parameters()), "lr": self.learning_rate}]
+        if alongside:
+            groups.append({"params": alongside, "lr": self.critic_learning_rate})
+        return torch.optim.Adam(groups, eps=1e-5)
+
+    def training_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
+        """Score the batch, then train on its decisions."""
+        self._fit_inputs(batch)
+        rewards = self.advantage.estimate(batch)
+        advantages = self.advantage(batch, rewards)
+        known = rewards.valid & batch.mask
+        self._log("reward_per_row", rewards.rewards.masked_fill(~known, 0.0).sum(1).mean())
+        self._log("reward_unknown", (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1))
+        self._train_on(batch, advantages)
+        self.batches_seen += 1
+
+    def _train_on(self, batch: TrajectoryBatch, advantages: Advantages) -> None:
+        rows, decisions = advantages.valid.nonzero(as_tuple=True)
+        if not len(rows):
+            self._log("decisions", torch.zeros(()))
+            return
+        steps = batch.decision_step[rows, decisions]
+        observation, decision = batch.at(rows, steps, self.policy.horizon)
+        advantage, weight = advantages.advantages[rows, decisions], batch.weight[rows, steps]
+        frozen = int(self.batches_seen) < self.freeze_policy_batches
+        figures: list[dict[str, Tensor]] = []
+        for index in self._minibatches(len(rows)):
+            terms = self.advantage.loss(batch, advantages, rows[index], steps[index])
+            objective: dict[str, Tensor] = {}
+            if not frozen:
+                objective = self.objective(
+                    self.policy,
+                    observation[index],
+                    decision[index],
+                    advantage[index],
+                    weight[index],
+                )
+            losses = [part["loss"] for part in (objective, terms) if "loss" in part]
+            if losses:
+                self._step(torch.stack(losses).sum())
+            figures.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
+            figures[-1] |= {k: v.detach() for k, v in objective.items()}
+            if self.target_kl is not None and self._beyond(objective.get("kl")):
+                break
+        self._log("decisions", torch.tensor(float(len(rows))))
+        self._log("updates", torch.tensor(float(len(figures))))
+        self._log_figures(figures)
+        self._log("explained_variance", _explained_variance(advantages))
+
+    def _minibatches(self, count: int) -> Iterator[Tensor]:
+        """Shuffled minibatches, as many on every rank: ranks that disagree would wait for each other for ever."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.batches_seen))
+        each = -(-count // self.minibatch_size)
+        if self.trainer.world_size > 1:
+            shared = self.trainer.strategy.reduce(torch.tensor(float(each), device=self.device), reduce_op="sum")
+            each = max(1, int(cast(Tensor, shared)) // self.trainer.world_size)
+        for _ in range(self.passes):
+            yield from torch.tensor_split(torch.randperm(count, generator=generator).to(self.device), each)
+
+    def _step(self, loss: Tensor) -> None:
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
+        if not bool(norm.isfinite()):
+            raise FloatingPointError(
+                f"the gradient became {float(norm)} after {int(self.batches_seen)} batches: lower the learning rate, "
+                "or look for extreme rewards or states in the data"
+            )
+        optimizer.step()
+
+    def _beyond(self, kl: Tensor | None) -> bool:
+        if kl is None or self.target_kl is None:
+            return False
+        if self.trainer.world_size > 1:
+            kl = cast(Tensor, self.trainer.strategy.reduce(kl, reduce_op="mean"))
+        return float(kl) > 1.5 * self.target_kl
+
+    def validation_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
+        """Success rate where the outcome is known; imitation loss where the actions are somebody else's."""
+        known = batch.success_known
+        if bool(known.any()):
+            success = batch.success[known].mean()
+            self.log("val_success", success, batch_size=int(known.sum()), prog_bar=True, sync_dist=True)
+        if "sample" not in batch.behaviour and bool(batch.mask.any()):
+            rows, steps = batch.mask.nonzero(as_tuple=True)
+            observation, decision = batch.at(rows, steps, self.policy.horizon)
+            carried = torch.arange(self.policy.horizon, device=self.device)[None] < decision.executed[:, None]
+            error = self.policy.imitation_loss(observation, decision.chunk, carried).mean()
+            self.log("val_imitation", error, batch_size=len(rows), prog_bar=True, sync_dist=True)
+
+    def _fit_inputs(self, batch: TrajectoryBatch) -> None:
+        """Take input scales nobody set yet from the first batch; never those of a policy that has acted with them."""
+        acted = "sample" in batch.behaviour
+        modules = [*self.advantage.modules(), *(() if acted else self.policy.modules())]
+        unset = [m for m in modules if isinstance(m, Inputs) and not bool(m.fitted)]
+        if unset:
+            rows, steps = batch.mask.nonzero(as_tuple=True)
+            observation = batch.observe(rows, steps)
+            for inputs in unset:
+                inputs.fit(observation)
+                if self.trainer.world_size > 1:  # every rank saw other data; all must scale alike
+                    for value in (inputs.mean, inputs.std):
+                        value.copy_(self.trainer.strategy.broadcast(value))
+
+    def _log(self, name: str, value: Tensor) -> None:
+        self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
+
+    def _log_figures(self, figures: list[dict[str, Tensor]]) -> None:
+        for name in dict.fromkeys(k for f in figures for k in f):
+            self._log(name, torch.stack([f[name] for f in figures if name in f]).mean())
+
+
+def _explained_variance(advantages: Advantages) -> Tensor:
+    """1 − Var(returns − values)/Var(returns) over valid decisions; NaN without a critic or with constant returns."""
+    if advantages.values is None:
+        return torch.tensor(float("nan"))
+    returns = advantages.returns[advantages.valid]
+    error = returns - advantages.values[:, :-1][advantages.valid]
+    if len(returns) < 2 or bool(returns.max() == returns.min()):
+        return torch.tensor(float("nan"))
+    return 1 - error.var() / returns.var()

@@ -1,0 +1,225 @@
+"""Lets a policy act in simulated tasks: whole episodes for judging it, a sized stream of rollouts for training it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.batch import End, Labelled, Observation, TrajectoryBatch
+from ..core.interfaces import Policy
+from ..envs.vector import Context, VectorEnv, make_task
+
+
+@dataclass(kw_only=True)
+class Piece:
+    """One episode so far: what an environment and the policy did since its reset."""
+
+    context: Context
+    state: list[np.ndarray]
+    actions: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    reward: list[float] = field(default_factory=list[float])
+    success: list[bool] = field(default_factory=lambda: [False])
+    """One per observation; at the first one nobody asked the simulator."""
+    decision_step: list[int] = field(default_factory=list[int])
+    sample: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    log_prob: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    end: End = End.CUT
+    fresh: int = 0
+    """Steps before this one were handed out already; they come along as context of weight 0."""
+
+
+class Runner:
+    """Steps several copies of one task with one policy, decision by decision.
+
+    Every copy decides at the same moments, so a rollout is only ever cut between decisions.
+
+    Args:
+        task: Name, see `guerdon.envs.vector.make_task`.
+        envs: Copies in this process.
+        horizon: Time limit; None takes the task's own.
+        end_on_success: The first success ends an episode. False runs every episode to its time limit, so the length of
+            an episode tells nothing about its outcome.
+        task_seed: Fixes the contexts.
+    """
+
+    def __init__(
+        self, task: str, envs: int, horizon: int | None = None, end_on_success: bool = True, task_seed: int = 0
+    ) -> None:
+        self.envs = VectorEnv([make_task(task, horizon, task_seed) for _ in range(envs)])
+        self.end_on_success = end_on_success
+        self._open: list[Piece | None] = [None] * envs
+        self._low, self._high = self.envs.task.action_low, self.envs.task.action_high
+
+    def collect(
+        self, policy: Policy, steps: int, contexts: Sequence[Context], generator: torch.Generator
+    ) -> list[Piece]:
+        """Act for about ``steps`` environment steps; episodes go on in the next call.
+
+        An episode that goes on is handed out as a cut piece, and again from its start next time, what was handed out
+        before marked as context.
+        """
+        done: list[Piece] = []
+        taken = 0
+        while taken < steps:
+            for i, piece in enumerate(self._open):
+                if piece is None:
+                    draw = int(torch.randint(len(contexts), (), generator=generator))
+                    self._open[i] = self._start(i, contexts[draw])
+            taken += self._round(policy, generator, deterministic=False, done=done)
+        for piece in self._open:
+            if piece is not None:
+                done.append(_snapshot(piece))
+                piece.fresh = len(piece.actions)
+        return done
+
+    def play(
+        self, policy: Policy, contexts: Sequence[Context], generator: torch.Generator, deterministic: bool = True
+    ) -> list[Piece]:
+        """Play one whole episode from every context, in the order of the contexts."""
+        self._open = [None] * len(self.envs)
+        waiting = list(enumerate(contexts))[::-1]
+        place: dict[int, int] = {}
+        done: list[Piece] = []
+        while waiting or any(p is not None for p in self._open):
+            for i, piece in enumerate(self._open):
+                if piece is None and waiting:
+                    number, context = waiting.pop()
+                    self._open[i] = self._start(i, context)
+                    place[id(self._open[i])] = number
+            self._round(policy, generator, deterministic, done)
+        return sorted(done, key=lambda piece: place[id(piece)])
+
+    def _start(self, index: int, context: Context) -> Piece:
+        return Piece(context=context, state=[self.envs.reset(index, context)])
+
+    def _round(self, policy: Policy, generator: torch.Generator, deterministic: bool, done: list[Piece]) -> int:
+        """One decision of every running copy, carried out; returns the environment steps it took."""
+        running = np.array([p is not None for p in self._open])
+        rows = [i for i, p in enumerate(self._open) if p is not None]
+        state = np.stack([_piece(self._open[i]).state[-1] for i in rows])
+        texts = (self.envs.task.instruction,) * len(rows)
+        decision = policy.act(Observation(state=torch.from_numpy(state), instructions=texts), deterministic, generator)
+        chunk = decision.chunk.cpu().numpy()
+        log_prob = None if decision.log_prob is None else decision.log_prob.cpu().numpy()
+        for k, i in enumerate(rows):
+            piece = _piece(self._open[i])
+            piece.decision_step.append(len(piece.actions))
+            piece.sample.append(chunk[k])
+            if log_prob is not None:
+                piece.log_prob.append(log_prob[k])
+        actions = np.zeros((len(running), chunk.shape[2]), np.float32)
+        taken = 0
+        for step in range(int(decision.executed.max())):
+            actions[rows] = np.clip(chunk[:, step], self._low, self._high)
+            came = self.envs.step(actions, running)
+            for i in np.flatnonzero(running):
+                piece = _piece(self._open[i])
+                piece.state.append(came.state[i])
+                piece.actions.append(actions[i].copy())
+                piece.reward.append(float(came.reward[i]))
+                piece.success.append(bool(came.success[i]))
+                taken += 1
+                if self.end_on_success and came.success[i]:
+                    piece.end = End.SUCCESS
+                elif came.terminated[i]:
+                    piece.end = End.SUCCESS if came.success[i] else End.FAILURE
+                elif came.truncated[i]:
+                    piece.end = End.TIME_LIMIT
+                else:
+                    continue
+                done.append(piece)
+                self._open[i] = None
+                running[i] = False
+            if not running.any():
+                break
+        return taken
+
+    def close(self) -> None:
+        """Close every simulator."""
+        self.envs.close()
+
+
+def _piece(piece: Piece | None) -> Piece:
+    assert piece is not None
+    return piece
+
+
+def _snapshot(piece: Piece) -> Piece:
+    """Copy of an episode that goes on; the arrays in its lists are never changed, so the lists are enough."""
+    return Piece(
+        context=piece.context,
+        state=list(piece.state),
+        actions=list(piece.actions),
+        reward=list(piece.reward),
+        success=list(piece.success),
+        decision_step=list(piece.decision_step),
+        sample=list(piece.sample),
+        log_prob=list(piece.log_prob),
+        fresh=piece.fresh,
+    )
+
+
+def batch_pieces(pieces: Sequence[Piece], instruction: str = "", hide_outcome: bool = False) -> TrajectoryBatch:
+    """Pad pieces to one batch: one row each, decisions and what the policy recorded included.
+
+    Args:
+        pieces: At least one.
+        instruction: What the task says.
+        hide_outcome: Leave out the environment's reward and success, so that nothing that learns from the batch can
+            look at them. A piece that the simulator ended on success would still tell: collect with
+            ``end_on_success=False``.
+
+    Raises:
+        ValueError: If there is no piece, or an outcome that should be hidden shows in how a piece ended.
+    """
+    if not pieces:
+        raise ValueError("expected at least one piece of an episode, got none")
+    if hide_outcome and any(p.end in (End.SUCCESS, End.FAILURE) for p in pieces):
+        raise ValueError(
+            "the outcome cannot be hidden: an episode ended because of it; collect with end_on_success=False"
+        )
+    real = torch.tensor([len(p.actions) for p in pieces])
+    longest = int(real.max())
+    mask = torch.arange(longest)[None] < real[:, None]
+    decision_step = _stack([np.array(p.decision_step, np.int64) for p in pieces], fill=-1)
+    fresh = torch.tensor([p.fresh for p in pieces])
+    end = torch.tensor([int(p.end) for p in pieces])
+    behaviour = {"sample": _stack([np.stack(p.sample) for p in pieces])}
+    if pieces[0].log_prob:
+        behaviour["log_prob"] = _stack([np.stack(p.log_prob) for p in pieces])
+    success = torch.tensor([float(any(p.success)) for p in pieces])
+    finished = end != End.CUT
+    flags = _stack([np.array(p.success, np.float32) for p in pieces])
+    asked = torch.nn.functional.pad(mask, (1, 0), value=False)  # observation 0 has no flag
+    reward = _stack([np.array(p.reward, np.float32) for p in pieces])
+    return TrajectoryBatch(
+        state=_stack([np.stack(p.state) for p in pieces]),
+        actions=_stack([np.stack(p.actions) for p in pieces]),
+        mask=mask,
+        instructions=(instruction,) * len(pieces),
+        task=torch.zeros(len(pieces), dtype=torch.long),
+        end=end,
+        success=torch.zeros_like(success) if hide_outcome else success,
+        success_known=torch.zeros_like(finished) if hide_outcome else finished,
+        group=torch.tensor([p.context.index for p in pieces]),
+        weight=(mask & (torch.arange(longest)[None] >= fresh[:, None])).float(),
+        labels={} if hide_outcome else {"success": Labelled(values=flags, valid=asked)},
+        recorded={} if hide_outcome else {"reward": Labelled(values=reward, valid=mask)},
+        decision_step=decision_step,
+        behaviour=behaviour,
+    )
+
+
+def _stack(arrays: Sequence[np.ndarray], fill: float = 0) -> Tensor:
+    longest = max(len(a) for a in arrays)
+    stacked = np.full((len(arrays), longest, *arrays[0].shape[1:]), fill, arrays[0].dtype)
+    for row, values in enumerate(arrays):
+        stacked[row, : len(values)] = values
+    return torch.from_numpy(stacked)
+
+
+def split_evenly(total: int, parts: int) -> list[int]:
+    """Whole numbers that add up to ``total`` and differ by at most one."""
+    return [total // parts + (i < total % parts) for i in range(parts)]
