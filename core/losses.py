@@ -1,0 +1,192 @@
+"""Losses of rewards, critics, policies and preferences, as pure functions of tensors that carry gradients.
+
+Masked entries may hold anything, NaN and infinity included: they are replaced before any arithmetic, so that neither
+the loss nor its gradient ever sees them. A batch without a real entry gives 0.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def bradley_terry(
+    chosen: Float[Tensor, "*shape"],
+    rejected: Float[Tensor, "*shape"],
+    margin: float | int = 0.0,
+    label: Float[Tensor, "*shape"] | None = None,
+    weight: Float[Tensor, "*shape"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean of −log σ(chosen − rejected − margin) (Bradley and Terry, 1952; Christiano et al., 2017).
+
+    Args:
+        chosen: score of the preferred member of each pair.
+        rejected: score of the other one.
+        margin: how much larger the preferred score should be.
+        label: probability that `chosen` is the better one (1 by default, 0.5 is a tie); the loss is the cross-entropy.
+        weight: of each pair (1 by default); the mean is weighted, and pairs of weight 0 are left out.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if chosen.shape != rejected.shape:
+        raise ValueError(f"rejected: expected shape {tuple(chosen.shape)}, got {tuple(rejected.shape)}")
+    if weight is not None:
+        used = weight > 0
+        chosen, rejected = torch.where(used, chosen, 0.0), torch.where(used, rejected, 0.0)
+        label = None if label is None else torch.where(used, label, 1.0)
+    gap = chosen - rejected
+    loss = F.softplus(margin - gap)
+    if label is not None:
+        loss = label * loss + (1 - label) * F.softplus(margin + gap)
+    if weight is None:
+        return loss.sum() / max(loss.numel(), 1)
+    total = weight.sum()
+    return (weight * loss).sum() / torch.where(total > 0, total, 1.0)
+
+
+def two_hot(x: Float[Tensor, "*shape"], low: float | int, high: float | int, bins: int) -> Float[Tensor, "*shape bins"]:
+    """Distribution on evenly spaced centres whose expectation is x (MuZero, arXiv 1911.08265, appendix F).
+
+    Args:
+        x: numbers; clamped to [low, high]. NaN gives NaN: fill unknown labels before.
+        low: first centre.
+        high: last centre.
+        bins: number of centres, at least 2.
+
+    Returns:
+        Non-negative weights of the two centres around each x, which sum to 1.
+
+    Raises:
+        ValueError: fewer than 2 bins, or low not below high.
+    """
+    _check_support(low, high, bins)
+    wide = x if x.dtype == torch.float64 else x.float()
+    position = (wide.clamp(low, high) - low) * ((bins - 1) / (high - low))
+    centres = torch.arange(bins, dtype=wide.dtype, device=x.device)
+    return F.relu(1 - (position[..., None] - centres).abs()).to(x.dtype)
+
+
+def from_two_hot(probs: Float[Tensor, "*shape bins"], low: float | int, high: float | int) -> Float[Tensor, "*shape"]:
+    """Expectation of a distribution on evenly spaced centres from low to high inclusive: the inverse of `two_hot`.
+
+    Raises:
+        ValueError: fewer than 2 bins, or low not below high.
+    """
+    _check_support(low, high, probs.shape[-1])
+    wide = probs if probs.dtype == torch.float64 else probs.float()
+    centres = torch.linspace(low, high, probs.shape[-1], dtype=wide.dtype, device=probs.device)
+    return (wide * centres).sum(-1).to(probs.dtype)  # no matrix product: TF32 would blur the value
+
+
+def expectile(error: Float[Tensor, "*shape"], tau: float | int) -> Float[Tensor, "*shape"]:
+    """Asymmetric squares abs(τ − 1[error < 0]) · error² (IQL, arXiv 2110.06169, equation 4), elementwise.
+
+    Args:
+        error: target − prediction; τ > 0.5 punishes a prediction that is too low.
+        tau: expectile, in [0, 1]; 0.5 is half the squared error.
+
+    Raises:
+        ValueError: tau outside [0, 1].
+    """
+    if not 0.0 <= tau <= 1.0:
+        raise ValueError(f"tau: expected a number in [0, 1], got {tau}")
+    return torch.where(error < 0, 1 - tau, tau) * error.square()
+
+
+def clipped_surrogate(
+    log_ratio: Float[Tensor, "B T"],
+    advantages: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    clip_low: float | int = 0.2,
+    clip_high: float | int = 0.2,
+    average: Literal["trajectory", "step"] = "trajectory",
+) -> Float[Tensor, ""]:
+    """Clipped policy surrogate to minimise, −min(ρA, clip(ρ, 1 − low, 1 + high)A) (PPO, arXiv 1707.06347, equation 7).
+
+    Args:
+        log_ratio: log π(a|s) − log π_old(a|s), per step (or token, or decision). Beyond half of what the dtype can
+            exponentiate (44 in float32) it counts as that bound, so that neither loss nor gradient becomes infinite.
+        advantages: constants; no gradient flows into them.
+        mask: True on real steps; the rest is replaced before the exponential.
+        clip_low: the ratio is clipped below at 1 − clip_low.
+        clip_high: the ratio is clipped above at 1 + clip_high.
+        average: "trajectory": mean over the real steps of each row, then over the rows that have any; "step": mean over
+            all real steps, in which long rows weigh more.
+
+    Raises:
+        ValueError: an unknown average, negative clip bounds, or shapes that differ.
+    """
+    if average not in ("trajectory", "step"):
+        raise ValueError(f'average: expected "trajectory" or "step", got {average!r}')
+    if clip_low < 0 or clip_high < 0:
+        raise ValueError(f"clip bounds: expected at least 0, got clip_low={clip_low}, clip_high={clip_high}")
+    _check_masked("log_ratio", log_ratio, mask)
+    _check_masked("advantages", advantages, mask)
+    gain = torch.where(mask, advantages.detach(), 0.0)
+    bound = 0.5 * math.log(torch.finfo(log_ratio.dtype).max)
+    ratio = torch.where(mask, log_ratio, 0.0).clamp(max=bound).exp()
+    loss = -torch.minimum(ratio * gain, ratio.clamp(1 - clip_low, 1 + clip_high) * gain)
+    if average == "step":
+        return loss.sum() / mask.sum().clamp(min=1)
+    length = mask.sum(1)
+    return (loss.sum(1) / length.clamp(min=1)).sum() / (length > 0).sum().clamp(min=1)
+
+
+def trajectory_preference(
+    chosen_logp: Float[Tensor, "P T"],
+    chosen_ref: Float[Tensor, "P T"],
+    rejected_logp: Float[Tensor, "P U"],
+    rejected_ref: Float[Tensor, "P U"],
+    chosen_mask: Bool[Tensor, "P T"],
+    rejected_mask: Bool[Tensor, "P U"],
+    beta: float | int,
+    reduce: Literal["sum", "mean"] = "sum",
+) -> Float[Tensor, ""]:
+    """Trajectory-wise preference optimisation (GRAPE, arXiv 2411.19309): mean over pairs of −log σ(β(Δ_w − Δ_l)).
+
+    Δ = Σ_t (logp − ref) over the real steps of a trajectory; a trajectory without any has Δ = 0.
+
+    Args:
+        chosen_logp: log-probability of each step (or token) of the better trajectory under the policy.
+        chosen_ref: the same under the reference; no gradient flows into it.
+        rejected_logp: log-probabilities of the worse trajectory; its T may differ.
+        rejected_ref: the same under the reference.
+        chosen_mask: True on real steps of the better trajectory.
+        rejected_mask: True on real steps of the worse one.
+        beta: inverse temperature.
+        reduce: "sum" as published; "mean" divides Δ by the number of real steps, so that length does not matter.
+
+    Raises:
+        ValueError: an unknown reduce, or shapes that differ.
+    """
+    if reduce not in ("sum", "mean"):
+        raise ValueError(f'reduce: expected "sum" or "mean", got {reduce!r}')
+    better = _log_odds(chosen_logp, chosen_ref, chosen_mask, reduce)
+    worse = _log_odds(rejected_logp, rejected_ref, rejected_mask, reduce)
+    return F.softplus(-beta * (better - worse)).sum() / max(better.numel(), 1)
+
+
+def _log_odds(
+    logp: Float[Tensor, "P T"], ref: Float[Tensor, "P T"], mask: Bool[Tensor, "P T"], reduce: str
+) -> Float[Tensor, " P"]:
+    _check_masked("log-probabilities", logp, mask)
+    _check_masked("reference log-probabilities", ref, mask)
+    total = (torch.where(mask, logp, 0.0) - torch.where(mask, ref.detach(), 0.0)).sum(1)
+    return total if reduce == "sum" else total / mask.sum(1).clamp(min=1)
+
+
+def _check_masked(name: str, tensor: Tensor, mask: Tensor) -> None:
+    if tensor.dim() != 2 or mask.dtype != torch.bool or mask.shape != tensor.shape:
+        raise ValueError(
+            f"{name}: expected (B, T) and a bool mask of the same shape, got {tuple(tensor.shape)} and {mask.dtype} "
+            f"{tuple(mask.shape)}"
+        )
+
+
+def _check_support(low: float | int, high: float | int, bins: int) -> None:
+    if bins < 2 or not low < high:
+        raise ValueError(f"expected at least 2 bins and low < high, got bins={bins}, low={low}, high={high}")

@@ -1,0 +1,300 @@
+"""Losses by hand, against literal loops, and under padding that holds anything."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guerdon.core.losses import (
+    bradley_terry,
+    clipped_surrogate,
+    expectile,
+    from_two_hot,
+    trajectory_preference,
+    two_hot,
+)
+
+quick = settings(max_examples=50, deadline=None)
+FILLERS = st.sampled_from([0.0, 1e4, -1e4, math.inf, -math.inf, math.nan])
+
+
+def prefix(lengths, steps):
+    return torch.arange(steps) < torch.as_tensor(lengths)[:, None]
+
+
+class TestBradleyTerry:
+    def test_by_hand(self):
+        # −log σ(0) = log 2; −log σ(log 3) = −log(3/4); their mean.
+        chosen, rejected = torch.tensor([1.0, math.log(3)]), torch.tensor([1.0, 0.0])
+        expected = (math.log(2) + math.log(4 / 3)) / 2
+        assert bradley_terry(chosen, rejected).item() == pytest.approx(expected)
+        # A margin is subtracted: log 3 against a margin of log 3 is a tie again.
+        assert bradley_terry(chosen[1:], rejected[1:], math.log(3)).item() == pytest.approx(math.log(2))
+
+    def test_large_gaps_stay_finite(self):
+        chosen = torch.tensor([1e4, -1e4], requires_grad=True)
+        loss = bradley_terry(chosen, torch.zeros(2))
+        loss.backward()
+        # Softplus of ∓1e4 is 0 and 1e4; the slope is −1/2 on the wrong one, 0 on the right one.
+        assert loss.item() == 5000.0
+        assert chosen.grad is not None
+        assert chosen.grad.tolist() == [0.0, -0.5]
+
+    @quick
+    @given(st.integers(0, 1000), st.floats(0, 2))
+    def test_labels_are_a_cross_entropy(self, seed, margin):
+        torch.manual_seed(seed)
+        chosen, rejected, weight = torch.randn(6), torch.randn(6), torch.rand(6)
+        label = torch.tensor([1.0, 0.0, 0.5, 1.0, 0.0, 0.5])
+        got = bradley_terry(chosen, rejected, margin, label, weight).item()
+        right = [-math.log(1 / (1 + math.exp(-(float(c - r) - margin)))) for c, r in zip(chosen, rejected, strict=True)]
+        wrong = [-math.log(1 / (1 + math.exp(-(float(r - c) - margin)))) for c, r in zip(chosen, rejected, strict=True)]
+        mixed = [y * a + (1 - y) * b for y, a, b in zip(label.tolist(), right, wrong, strict=True)]
+        total = sum(w * loss for w, loss in zip(weight.tolist(), mixed, strict=True))
+        assert got == pytest.approx(total / float(weight.sum()), rel=1e-4)
+        assert bradley_terry(chosen, rejected, margin, torch.ones(6), torch.ones(6)).item() == pytest.approx(
+            bradley_terry(chosen, rejected, margin).item()
+        )
+
+    def test_pairs_without_weight_and_no_pairs(self):
+        chosen = torch.tensor([0.0, math.nan], requires_grad=True)
+        label, weight = torch.tensor([1.0, math.nan]), torch.tensor([1.0, 0.0])
+        loss = bradley_terry(chosen, torch.zeros(2), label=label, weight=weight)
+        loss.backward()
+        assert loss.item() == pytest.approx(math.log(2))
+        assert chosen.grad is not None
+        assert chosen.grad.tolist() == [-0.5, 0.0]
+        assert bradley_terry(torch.zeros(0), torch.zeros(0)).item() == 0.0
+        assert bradley_terry(torch.zeros(2), torch.zeros(2), weight=torch.zeros(2)).item() == 0.0
+
+
+class TestTwoHot:
+    def test_by_hand(self):
+        # Centres 0, 1, 2: 0.25 is ¾ of centre 0 and ¼ of centre 1; beyond the ends everything lies on the last centre.
+        got = two_hot(torch.tensor([0.25, 2.0, -5.0, 9.0, 1.0]), 0.0, 2.0, 3)
+        assert got.tolist() == [[0.75, 0.25, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1], [0, 1, 0]]
+
+    @quick
+    @given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20), st.integers(2, 201))
+    def test_round_trip_is_the_clamp(self, numbers, bins):
+        x = torch.tensor(numbers)
+        probs = two_hot(x, -1.0, 0.5, bins)
+        assert probs.shape == (len(numbers), bins)
+        assert (probs >= 0).all()
+        assert ((probs > 0).sum(-1) <= 2).all()
+        torch.testing.assert_close(probs.sum(-1), torch.ones(len(numbers)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(from_two_hot(probs, -1.0, 0.5), x.clamp(-1, 0.5), rtol=0, atol=2e-6)
+
+    def test_201_atoms(self):
+        x = torch.tensor([-0.12345, -2.0])
+        torch.testing.assert_close(from_two_hot(two_hot(x, -1.0, 0.0, 201), -1.0, 0.0), torch.tensor([-0.12345, -1.0]))
+
+    def test_any_shape_and_unknown_stays_unknown(self):
+        assert two_hot(torch.zeros(2, 3, 0), 0.0, 1.0, 5).shape == (2, 3, 0, 5)
+        assert two_hot(torch.tensor(0.5), 0.0, 1.0, 3).tolist() == [0, 1, 0]
+        assert from_two_hot(torch.tensor([0.5, 0.5]), 2.0, 4.0).item() == 3.0
+        assert two_hot(torch.tensor([math.nan]), 0.0, 1.0, 3).isnan().all()
+
+    def test_gradient_of_the_decoded_value(self):
+        # d E/d p_i is the centre i.
+        probs = torch.full((3,), 1 / 3, requires_grad=True)
+        from_two_hot(probs, -1.0, 1.0).backward()
+        assert probs.grad is not None
+        assert probs.grad.tolist() == [-1.0, 0.0, 1.0]
+
+    @pytest.mark.parametrize(("low", "high", "bins"), [(0.0, 1.0, 1), (1.0, 1.0, 5), (2.0, 1.0, 5)])
+    def test_bad_support(self, low, high, bins):
+        with pytest.raises(ValueError, match="bins"):
+            two_hot(torch.zeros(1), low, high, bins)
+        with pytest.raises(ValueError, match="bins"):
+            from_two_hot(torch.ones(1, bins), low, high)
+
+
+class TestExpectile:
+    def test_by_hand(self):
+        # τ = 0.7: 0.7 · 2² = 2.8 above, 0.3 · 2² = 1.2 below, 0 at 0.
+        got = expectile(torch.tensor([2.0, -2.0, 0.0]), 0.7)
+        torch.testing.assert_close(got, torch.tensor([2.8, 1.2, 0.0]))
+
+    def test_half_is_half_the_square(self):
+        error = torch.randn(50)
+        torch.testing.assert_close(expectile(error, 0.5), 0.5 * error.square())
+
+    def test_minimiser_is_the_expectile(self):
+        # Data 0 and 1, τ = 0.9: 0.9(1 − m) = 0.1 m gives m = 0.9.
+        m = torch.tensor(0.9, requires_grad=True)
+        expectile(torch.stack([0 - m, 1 - m]), 0.9).sum().backward()
+        assert m.grad is not None
+        assert m.grad.item() == pytest.approx(0, abs=1e-6)
+
+    @pytest.mark.parametrize("tau", [-0.1, 1.1])
+    def test_tau_out_of_range(self, tau):
+        with pytest.raises(ValueError, match="tau"):
+            expectile(torch.zeros(1), tau)
+
+
+def loop_surrogate(log_ratio, advantages, lengths, low, high, average):
+    rows = []
+    for b, length in enumerate(lengths):
+        terms = []
+        for t in range(length):
+            ratio, gain = math.exp(float(log_ratio[b, t])), float(advantages[b, t])
+            terms.append(-min(ratio * gain, min(max(ratio, 1 - low), 1 + high) * gain))
+        rows.append(terms)
+    if average == "step":
+        flat = [x for terms in rows for x in terms]
+        return sum(flat) / max(len(flat), 1)
+    means = [sum(terms) / len(terms) for terms in rows if terms]
+    return sum(means) / max(len(means), 1)
+
+
+class TestClippedSurrogate:
+    def test_by_hand(self):
+        # Row 0: ratio 2, A = 1 → −1.2; ratio ½, A = 1 → −0.5. Row 1: ratio ½, A = −1 → 0.8. Row 2 is empty.
+        log_ratio = torch.tensor([[math.log(2), math.log(0.5)], [math.log(0.5), math.nan], [math.nan, math.nan]])
+        advantages = torch.tensor([[1.0, 1.0], [-1.0, math.nan], [math.nan, math.nan]])
+        mask = prefix([2, 1, 0], 2)
+        # trajectory: (−0.85 + 0.8) / 2; step: (−1.7 + 0.8) / 3.
+        assert clipped_surrogate(log_ratio, advantages, mask).item() == pytest.approx(-0.025)
+        assert clipped_surrogate(log_ratio, advantages, mask, average="step").item() == pytest.approx(-0.3)
+        # A wider upper clip (0.28) lets the first ratio reach 1.28.
+        got = clipped_surrogate(log_ratio, advantages, mask, clip_high=0.28, average="step").item()
+        assert got == pytest.approx((-1.28 - 0.5 + 0.8) / 3)
+
+    @quick
+    @given(
+        st.lists(st.integers(0, 7), min_size=1, max_size=4),
+        st.integers(0, 1000),
+        FILLERS,
+        st.sampled_from(["trajectory", "step"]),
+        st.floats(0, 0.5),
+        st.floats(0, 0.5),
+    )
+    def test_literal_loop_and_gradients_under_any_padding(self, lengths, seed, filler, average, low, high):
+        torch.manual_seed(seed)
+        mask = prefix(lengths, 7)
+        log_ratio = (0.5 * torch.randn(mask.shape)).masked_fill(~mask, filler).requires_grad_()
+        advantages = torch.randn(mask.shape).masked_fill(~mask, filler)
+        loss = clipped_surrogate(log_ratio, advantages, mask, low, high, average)
+        expected = loop_surrogate(log_ratio.detach(), advantages, lengths, low, high, average)
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        loss.backward()
+        assert log_ratio.grad is not None
+        assert (log_ratio.grad[~mask] == 0).all()
+        assert log_ratio.grad.isfinite().all()
+
+    def test_gradient_is_zero_beyond_the_clip_on_the_right_side_only(self):
+        ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5]])
+        log_ratio = ratio.log().requires_grad_()
+        advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+        clipped_surrogate(log_ratio, advantages, torch.ones(1, 4, dtype=torch.bool)).backward()
+        # −A · ratio / 4 where the unclipped term is the smaller one.
+        assert log_ratio.grad is not None
+        torch.testing.assert_close(log_ratio.grad, torch.tensor([[0.0, 1.5 / 4, -0.5 / 4, 0.0]]))
+
+    def test_at_ratio_one_it_is_the_policy_gradient(self):
+        log_ratio, advantages = torch.zeros(2, 5, requires_grad=True), torch.randn(2, 5)
+        mask = prefix([5, 2], 5)
+        clipped_surrogate(log_ratio, advantages, mask).backward()
+        expected = -advantages * mask / torch.tensor([[5.0], [2.0]]) / 2
+        assert log_ratio.grad is not None
+        torch.testing.assert_close(log_ratio.grad, expected)
+
+    def test_averages_weigh_long_rows_differently(self):
+        # Ratio 1, A = 1 on 10 steps and A = 0 on 100: trajectory −½, step −10/110.
+        mask = prefix([10, 100], 100)
+        advantages = torch.tensor([[1.0], [0.0]]).expand(2, 100)
+        ratio = torch.zeros(2, 100)
+        assert clipped_surrogate(ratio, advantages, mask, average="trajectory").item() == pytest.approx(-0.5)
+        assert clipped_surrogate(ratio, advantages, mask, average="step").item() == pytest.approx(-10 / 110)
+
+    @pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+    @pytest.mark.parametrize("extreme", [200.0, -200.0, -math.inf])
+    def test_extreme_real_ratios_stay_finite(self, advantage, extreme):
+        log_ratio = torch.tensor([[extreme, 0.1]], requires_grad=True)
+        loss = clipped_surrogate(log_ratio, torch.tensor([[advantage, 1.0]]), prefix([2], 2))
+        loss.backward()
+        assert loss.isfinite()
+        assert log_ratio.grad is not None
+        assert log_ratio.grad.isfinite().all()
+
+    def test_nothing_real_gives_zero_with_a_gradient(self):
+        log_ratio = torch.full((2, 3), math.nan, requires_grad=True)
+        for average in ("trajectory", "step"):
+            loss = clipped_surrogate(log_ratio, torch.zeros(2, 3), prefix([0, 0], 3), average=average)
+            loss.backward()
+            assert loss.item() == 0.0
+        assert log_ratio.grad is not None
+        assert (log_ratio.grad == 0).all()
+
+    def test_advantages_are_constants(self):
+        advantages = torch.ones(1, 2, requires_grad=True)
+        loss = clipped_surrogate(torch.zeros(1, 2, requires_grad=True), advantages, prefix([2], 2))
+        loss.backward()
+        assert advantages.grad is None
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match="clip bounds"):
+            clipped_surrogate(torch.zeros(1, 2), torch.zeros(1, 2), prefix([2], 2), clip_low=-0.1)
+
+
+class TestTrajectoryPreference:
+    def test_by_hand(self):
+        # Δ_w = (0.5 + 0.3) = 0.8, Δ_l = 0.2 − 0.4 = −0.2, β = 2: −log σ(2) = log(1 + e^−2).
+        chosen = torch.tensor([[-1.0, -2.0, math.nan]])
+        chosen_ref = torch.tensor([[-1.5, -2.3, math.nan]])
+        rejected, rejected_ref = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.2, -0.6]])
+        masks = prefix([2], 3), prefix([2], 2)
+        got = trajectory_preference(chosen, chosen_ref, rejected, rejected_ref, *masks, 2.0)
+        assert got.item() == pytest.approx(math.log1p(math.exp(-2)), rel=1e-5)
+        # Means: Δ_w = 0.4, Δ_l = −0.1, β = 2: −log σ(1).
+        got = trajectory_preference(chosen, chosen_ref, rejected, rejected_ref, *masks, 2.0, reduce="mean")
+        assert got.item() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-5)
+
+    @quick
+    @given(st.integers(0, 1000), FILLERS, st.sampled_from(["sum", "mean"]))
+    def test_literal_loop_and_gradients_under_any_padding(self, seed, filler, reduce):
+        torch.manual_seed(seed)
+        lengths_w, lengths_l = torch.randint(0, 6, (3,)).tolist(), torch.randint(0, 9, (3,)).tolist()
+        mask_w, mask_l = prefix(lengths_w, 6), prefix(lengths_l, 9)
+        w, w_ref = torch.randn(3, 6).masked_fill(~mask_w, filler), torch.randn(3, 6).masked_fill(~mask_w, filler)
+        low, l_ref = torch.randn(3, 9).masked_fill(~mask_l, filler), torch.randn(3, 9).masked_fill(~mask_l, filler)
+        w.requires_grad_()
+        low.requires_grad_()
+        loss = trajectory_preference(w, w_ref, low, l_ref, mask_w, mask_l, 0.7, reduce)
+        total = 0.0
+        for p in range(3):
+            delta_w = sum(float(w.detach()[p, t] - w_ref[p, t]) for t in range(lengths_w[p]))
+            delta_l = sum(float(low.detach()[p, t] - l_ref[p, t]) for t in range(lengths_l[p]))
+            if reduce == "mean":
+                delta_w, delta_l = delta_w / max(lengths_w[p], 1), delta_l / max(lengths_l[p], 1)
+            total += math.log1p(math.exp(-0.7 * (delta_w - delta_l)))
+        assert loss.item() == pytest.approx(total / 3, rel=1e-4)
+        loss.backward()
+        for tensor, mask in ((w, mask_w), (low, mask_l)):
+            assert tensor.grad is not None
+            assert tensor.grad.isfinite().all()
+            assert (tensor.grad[~mask] == 0).all()
+
+    def test_equal_to_the_reference_is_log_two(self):
+        logp, mask = torch.randn(4, 5), prefix([5, 3, 1, 0], 5)
+        got = trajectory_preference(logp, logp, logp, logp, mask, mask, 0.1)
+        assert got.item() == pytest.approx(math.log(2))
+
+    def test_one_step_is_direct_preference_optimisation(self):
+        # DPO: −log σ(β[(log π_w − log ref_w) − (log π_l − log ref_l)]).
+        w, w_ref, low, l_ref = torch.randn(4, 5, 1).unbind()
+        mask = prefix([1] * 5, 1)
+        expected = -F.logsigmoid(0.3 * ((w - w_ref) - (low - l_ref))).mean()
+        torch.testing.assert_close(trajectory_preference(w, w_ref, low, l_ref, mask, mask, 0.3), expected)
+
+    def test_reference_takes_no_gradient(self):
+        logp, ref = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
+        mask = prefix([3, 2], 3)
+        trajectory_preference(logp, ref, logp.detach(), ref, mask, mask, 1.0).backward()
+        assert ref.grad is None
+        assert logp.grad is not None

@@ -1,0 +1,286 @@
+"""Metrics by hand, against scipy, scikit-learn and literal loops, and where they are undefined."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from guerdon.core.metrics import (
+    bootstrap_interval,
+    expected_calibration_error,
+    kendall_tau,
+    pairwise_accuracy,
+    success_auroc,
+    value_order_correlation,
+)
+
+quick = settings(max_examples=50, deadline=None)
+# Few distinct numbers, so that ties are common; sometimes NaN.
+NUMBERS = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, math.nan])
+PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=25)
+
+
+def prefix(lengths, steps):
+    return torch.arange(steps) < torch.as_tensor(lengths)[:, None]
+
+
+def same(a, b):
+    return (math.isnan(a) and math.isnan(b)) or a == pytest.approx(b, abs=1e-9)
+
+
+def known(pairs):
+    return [(a, b) for a, b in pairs if not (math.isnan(a) or math.isnan(b))]
+
+
+class TestValueOrderCorrelation:
+    def test_by_hand(self):
+        values = torch.tensor(
+            [
+                [0.1, 0.2, 0.4, 9.0],  # L = 2: rising; the 9 is padding
+                [3.0, 2.0, 1.0, 0.0],  # L = 3: falling
+                [0.0, 0.0, 1.0, 1.0],  # ranks 1.5, 1.5, 3.5, 3.5 against 1…4: cov 4 / √(4 · 5) = 2/√5
+                [5.0, 5.0, 5.0, 5.0],  # constant
+                [1.0, 2.0, 3.0, 4.0],  # no real step
+                [math.nan, 2.0, 1.0, 3.0],  # ranks 2, 1, 3 against 1, 2, 3: ½
+            ]
+        )
+        got = value_order_correlation(values, prefix([2, 3, 3, 3, 0, 3], 3))
+        assert got.dtype == torch.float32
+        expected = torch.tensor([1.0, -1.0, 2 / math.sqrt(5), math.nan, math.nan, 0.5])
+        torch.testing.assert_close(got, expected, equal_nan=True)
+
+    @quick
+    @given(st.lists(st.lists(NUMBERS, min_size=7, max_size=7), min_size=1, max_size=4), st.integers(0, 6))
+    def test_scipy(self, rows, length):
+        values = np.array(rows)
+        got = value_order_correlation(values, prefix([length] * len(rows), 6).numpy())
+        for row, result in zip(values, got.tolist(), strict=True):
+            real = row[: length + 1] if length else row[:0]
+            time = np.arange(len(real))[~np.isnan(real)]
+            real = real[~np.isnan(real)]
+            undefined = len(real) < 2 or real.min() == real.max()
+            assert same(result, math.nan if undefined else float(stats.spearmanr(real, time).statistic))
+
+    def test_valid_counts_evaluated_frames_only(self):
+        values = torch.tensor([[0.0, 5.0, 1.0, -5.0, 2.0]])
+        valid = torch.tensor([[True, False, True, False, True]])
+        assert value_order_correlation(values, prefix([4], 4), valid).item() == 1.0
+
+    @quick
+    @given(st.integers(0, 1000), st.integers(1, 20), st.sampled_from([0.0, math.nan, math.inf]))
+    def test_padding_never_matters(self, seed, more, filler):
+        torch.manual_seed(seed)
+        values, mask = torch.randn(2, 6), prefix([5, 3], 5)
+        wide = torch.cat([values.clone(), torch.full((2, more), filler)], 1)
+        wide[1, 4:] = filler
+        wide_mask = torch.cat([mask, torch.zeros(2, more, dtype=torch.bool)], 1)
+        assert torch.equal(value_order_correlation(wide, wide_mask), value_order_correlation(values, mask))
+
+    def test_shapes(self):
+        with pytest.raises(ValueError, match="T\\+1"):
+            value_order_correlation(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))
+        with pytest.raises(ValueError, match="valid"):
+            value_order_correlation(torch.zeros(2, 3), prefix([2, 2], 2), torch.ones(2, 2, dtype=torch.bool))
+
+
+class TestKendall:
+    def test_by_hand(self):
+        # (1,1), (2,3), (3,2): two pairs agree, one does not: 1/3.
+        assert kendall_tau([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
+        assert kendall_tau([1, 2, 3], [1, 3, 2], "a") == pytest.approx(1 / 3)
+        # x = 1, 1, 2 and y = 1, 2, 3: two concordant, one tie in x. a: 2/3; b: 2/√(2·3).
+        assert kendall_tau([1, 1, 2], [1, 2, 3], "a") == pytest.approx(2 / 3)
+        assert kendall_tau([1, 1, 2], [1, 2, 3], "b") == pytest.approx(2 / math.sqrt(6))
+        assert kendall_tau([1, 1, 1], [1, 2, 3], "a") == 0.0
+        assert math.isnan(kendall_tau([1, 1, 1], [1, 2, 3], "b"))
+        for variant in ("a", "b"):
+            assert math.isnan(kendall_tau([1], [1], variant))
+            assert math.isnan(kendall_tau([], [], variant))
+
+    @quick
+    @given(PAIRS)
+    def test_literal_loop(self, pairs):
+        left, right = [a for a, _ in pairs], [b for _, b in pairs]
+        real = known(pairs)
+        balance = x = y = every = 0
+        for i, (a, b) in enumerate(real):
+            for c, d in real[:i]:
+                every, x, y = every + 1, x + (a != c), y + (b != d)
+                balance += int(np.sign(a - c) * np.sign(b - d))
+        assert same(kendall_tau(left, right, "a"), balance / every if every else math.nan)
+        assert same(kendall_tau(left, right, "b"), balance / math.sqrt(x * y) if x * y else math.nan)
+
+    def test_perfect_order_is_exactly_one(self):
+        x = torch.randn(5000)
+        assert kendall_tau(x, 2 * x) == kendall_tau(x, 2 * x, "a") == 1.0
+        assert kendall_tau(x, -x) == -1.0
+
+    def test_lengths(self):
+        with pytest.raises(ValueError, match="as many"):
+            kendall_tau([1, 2], [1, 2, 3])
+
+
+class TestPairwiseAndAuroc:
+    def test_by_hand(self):
+        # Labels 0, 1, 2, 2, scores 0.1, 0.5, 0.5, 0.4: five pairs; three with the 0 are right, then a tie, ½, and a 0.
+        assert pairwise_accuracy([0.1, 0.5, 0.5, 0.4], [0, 1, 2, 2]) == pytest.approx(3.5 / 5)
+        assert pairwise_accuracy([3, 3, 3], [0, 1, 2]) == 0.5
+        assert math.isnan(pairwise_accuracy([1, 2, 3], [1, 1, 1]))
+        assert math.isnan(pairwise_accuracy([], []))
+        assert success_auroc([0.9, 0.2, 0.2], [True, False, True]) == pytest.approx(0.75)  # (1 + ½) / 2
+        assert math.isnan(success_auroc([0.1, 0.2], [1, 1]))
+
+    @quick
+    @given(PAIRS)
+    def test_literal_loop(self, pairs):
+        real = known(pairs)
+        right = total = 0.0
+        for i, (a, b) in enumerate(real):
+            for c, d in real[:i]:
+                if b != d:
+                    total += 1
+                    right += 0.5 if a == c else float((a > c) == (b > d))
+        got = pairwise_accuracy([a for a, _ in pairs], [b for _, b in pairs])
+        assert same(got, right / total if total else math.nan)
+
+    @quick
+    @given(st.lists(st.tuples(NUMBERS, st.sampled_from([0.0, 1.0, math.nan])), max_size=25))
+    def test_scikit_learn(self, pairs):
+        scores, success = torch.tensor([a for a, _ in pairs]), torch.tensor([b for _, b in pairs])
+        real = known(pairs)
+        classes = [b for _, b in real]
+        got = success_auroc(scores, success)
+        if len(set(classes)) < 2:
+            assert math.isnan(got)
+        else:
+            assert got == pytest.approx(roc_auc_score(classes, [a for a, _ in real]))
+
+    def test_graded_success_is_refused(self):
+        with pytest.raises(ValueError, match="0, 1 or NaN"):
+            success_auroc([0.1, 0.2], [0.5, 1.0])
+
+
+class TestCalibration:
+    def test_by_hand(self):
+        # Two bins. [0, ½): 0.2 and 0.4 with labels 0, 1: |0.3 − 0.5| = 0.2; [½, 1]: 0.5 and 1.0 with labels 1, 1: 0.25.
+        got = expected_calibration_error([0.2, 0.4, 0.5, 1.0], [0, 1, 1, 1], bins=2)
+        assert got == pytest.approx(0.5 * 0.2 + 0.5 * 0.25)
+
+    def test_edges_belong_to_the_bin_on_the_right(self):
+        # 0.1 and 0.15 share a bin of ten ([0.1, 0.2)): their errors −0.9 and +0.15 partly cancel; 0.05 is alone.
+        for edge in (0.1, 0.3, 0.7, 0.29):
+            bins = 100 if edge == 0.29 else 10
+            for dtype in (np.float32, np.float64):
+                inside = np.array([edge, edge + 0.5 / bins], dtype=dtype)
+                got = expected_calibration_error(inside, [1, 0], bins)
+                assert got == pytest.approx(abs(float(inside.astype(np.float64).mean()) - 0.5), abs=1e-6)
+                below = np.array([edge, edge - 0.5 / bins], dtype=dtype)
+                expected = (abs(edge - 1) + abs(edge - 0.5 / bins)) / 2
+                assert expected_calibration_error(below, [1, 0], bins) == pytest.approx(expected, abs=1e-6)
+
+    def test_last_bin_is_closed(self):
+        assert expected_calibration_error([1.0, 0.95], [0, 1], bins=10) == pytest.approx(0.475)  # |0.975 − 0.5|
+
+    @quick
+    @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), max_size=40), st.integers(1, 20))
+    def test_literal_loop(self, pairs, bins):
+        got = expected_calibration_error([p for p, _ in pairs], [y for _, y in pairs], bins)
+        if not pairs:
+            assert math.isnan(got)
+            return
+        total = 0.0
+        for i in range(bins):
+            low, high = i / bins, (i + 1) / bins
+            here = [(p, y) for p, y in pairs if low <= p < high or (i == bins - 1 and p == 1)]
+            if here:
+                gap = sum(p for p, _ in here) / len(here) - sum(y for _, y in here) / len(here)
+                total += len(here) / len(pairs) * abs(gap)
+        assert got == pytest.approx(total, abs=1e-9)
+
+    def test_nan_is_left_out_and_bad_probabilities_are_refused(self):
+        assert expected_calibration_error([0.5, math.nan], [1.0, 0.0], 10) == pytest.approx(0.5)
+        assert expected_calibration_error(torch.tensor([0.75]), torch.tensor([True])) == 0.25
+        with pytest.raises(ValueError, match="prob"):
+            expected_calibration_error([1.2], [1])
+        with pytest.raises(ValueError, match="bins"):
+            expected_calibration_error([0.2], [1], bins=0)
+
+
+class TestBootstrap:
+    def test_two_clusters_by_hand(self):
+        # Clusters 0 (one 0) and 1 (three 1s): the pooled mean of a resample is 0 (¼), ¾ (½) or 1 (¼).
+        low, high = bootstrap_interval([0, 1, 1, 1], ["a", "b", "b", "b"])
+        assert (low, high) == (0.0, 1.0)
+        low, high = bootstrap_interval([0, 1, 1, 1], [0, 1, 1, 1], level=0.3)  # 35 % to 65 %: inside the middle half
+        assert (low, high) == (0.75, 0.75)
+
+    def test_one_cluster_or_nothing_is_undefined(self):
+        for values, clusters in (([1.0, 2.0], [3, 3]), ([], []), ([1.0, math.nan], [0, 1])):
+            assert all(math.isnan(x) for x in bootstrap_interval(values, clusters))
+
+    def test_independent_values_match_the_normal_interval(self):
+        values = torch.randn(2000)
+        low, high = bootstrap_interval(values, torch.arange(2000))
+        error = 1.96 * values.std().item() / math.sqrt(2000)
+        mean = values.mean().item()
+        assert low == pytest.approx(mean - error, abs=0.1 * error)
+        assert high == pytest.approx(mean + error, abs=0.1 * error)
+
+    def test_clusters_resampled_whole_widen_the_interval(self):
+        # 20 clusters of 50 equal values: the width is that of 20 values, not of 1000.
+        centres = np.random.default_rng(0).normal(size=20)
+        values, clusters = np.repeat(centres, 50), np.repeat(np.arange(20), 50)
+        low, high = bootstrap_interval(values, clusters)
+        alone_low, alone_high = bootstrap_interval(centres, np.arange(20))
+        assert (low, high) == (pytest.approx(alone_low), pytest.approx(alone_high))
+        free_low, free_high = bootstrap_interval(values, np.arange(1000))
+        assert high - low > 4 * (free_high - free_low)
+
+    def test_coverage(self):
+        # 300 draws of 40 clusters of 3 correlated values with mean 0: a 90 % interval holds it 84 to 94 % of the time.
+        generator = np.random.default_rng(1)
+        clusters, held = np.repeat(np.arange(40), 3), 0
+        for _ in range(300):
+            values = np.repeat(generator.normal(size=40), 3) + 0.3 * generator.normal(size=120)
+            low, high = bootstrap_interval(values, clusters, level=0.9, samples=300)
+            held += low <= 0 <= high
+        assert 0.84 <= held / 300 <= 0.94
+
+    def test_seed_nan_and_order(self):
+        values, clusters = [1.0, math.nan, 2.0, 4.0, 8.0], [0, 0, 1, 2, 2]
+        again = bootstrap_interval(values, clusters, seed=3)
+        assert again == bootstrap_interval(values, clusters, seed=3)
+        assert again == bootstrap_interval([1.0, 2.0, 4.0, 8.0], [0, 1, 2, 2], seed=3)
+
+    def test_bad_arguments(self):
+        with pytest.raises(ValueError, match="labels"):
+            bootstrap_interval([1.0, 2.0], [0])
+        with pytest.raises(ValueError, match="level"):
+            bootstrap_interval([1.0, 2.0], [0, 1], level=95)
+
+
+def test_every_kind_of_input_gives_the_same():
+    scores, labels = [0.1, 0.7, 0.3, 0.9], [0, 1, 1, 0]
+    kinds = [
+        (scores, labels),
+        (np.array(scores), np.array(labels)),
+        (torch.tensor(scores, dtype=torch.float64), torch.tensor(labels)),
+    ]
+    for metric in (kendall_tau, pairwise_accuracy, success_auroc, expected_calibration_error, bootstrap_interval):
+        results = [metric(*kind) for kind in kinds]
+        assert results[0] == results[1] == results[2]
+    assert isinstance(kendall_tau(torch.randn(5).bfloat16(), torch.arange(5)), float)
+
+
+def test_import_brings_no_scipy():
+    code = "import sys, guerdon.core.metrics, guerdon.core.returns, guerdon.core.losses\n"
+    code += "print([m for m in ('scipy', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
