@@ -1,8 +1,9 @@
 """The storage-level episode: what every reader gives and every writer takes, before padding and batching."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
@@ -36,14 +37,21 @@ class Column:
         return cls(values=np.asarray(values), valid=np.ones(len(values), bool))
 
 
-class FrameSource(Protocol):
-    """Recorded frames of one camera in one episode, decoded when asked for."""
+class FrameSource(ABC):
+    """Recorded frames of one camera in one episode, decoded when asked for.
+
+    A base class rather than a protocol: a run-time protocol check would ask for ``identity``, and so hash the file.
+    """
 
     step: np.ndarray
     """(F,) int64: observation index of each recorded frame, ascending."""
-    identity: str
-    """Content address of the recording (a hash): the feature cache's key. Never a path alone."""
 
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Content address of the recording (a hash): the feature cache's key. Never a path alone."""
+
+    @abstractmethod
     def read(self, indices: np.ndarray, size: int | None = None) -> np.ndarray:
         """Decode frames by their place 0 … F−1 in the recording, in one sequential pass.
 
@@ -57,16 +65,15 @@ class FrameSource(Protocol):
         Raises:
             BadEpisodeError: If the recording cannot be decoded or ends early (status ``"video"``).
         """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ArrayFrames:
+class ArrayFrames(FrameSource):
     """Frames held in memory, as a simulator makes them."""
 
     values: UInt8[np.ndarray, "F 3 H W"]
     step: Int64[np.ndarray, " F"]
-    identity: str = ""
+    identity: str = ""  # pyright: ignore[reportIncompatibleMethodOverride]  # a frozen field is as good as a property
 
     def read(self, indices: np.ndarray, size: int | None = None) -> np.ndarray:
         """Pick frames by place; see `FrameSource.read`."""
@@ -180,6 +187,7 @@ class EpisodeSummary:
     context: str = ""
 
 
+@runtime_checkable
 class EpisodeDataset(Protocol):
     """Episodes on disk; nothing is read before it is asked for."""
 

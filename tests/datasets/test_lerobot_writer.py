@@ -1,0 +1,149 @@
+"""The writer: what lies on disk, and that nothing half-written does."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from guerdon.core.batch import End
+from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Column, Episode
+from guerdon.datasets.lerobot_writer import LeRobotWriter
+
+
+def picture(episode: int, step: int, size: int = 32) -> np.ndarray:
+    """(3, H, W): red says which episode, green which step."""
+    frame = np.zeros((3, size, size), np.uint8)
+    frame[0], frame[1], frame[2] = 40 + 60 * episode, 10 + 8 * step, 90
+    return frame
+
+
+def make(episode: int, steps: int = 5, *, last: bool = True, camera: bool = True, **changes) -> Episode:
+    """Values that name their episode and step: state (e, t), action e + t / 100."""
+    time = np.arange(steps + 1, dtype=np.float32)
+    state = np.stack([np.full_like(time, episode), time], 1)
+    if not last:
+        state[-1] = state[-2]
+    rows = steps + int(last)
+    frames = {}
+    if camera:
+        values = np.stack([picture(episode, t) for t in range(rows)])
+        frames = {"front": ArrayFrames(values=values, step=np.arange(rows))}
+    reward = Column.known((np.arange(steps) == steps - 1).astype(np.float32))
+    given = {
+        "index": episode,
+        "state": state,
+        "actions": (episode + time[:-1, None] / 100).astype(np.float32),
+        "instruction": f"task {episode % 2}",
+        "end": End.SUCCESS,
+        "success": 1.0,
+        "last_observed": last,
+        "frames": frames,
+        "recorded": {"reward": reward},
+    }
+    return Episode(**(given | changes))
+
+
+def rows_of(folder: Path) -> dict:
+    return pq.read_table(folder / "data" / "chunk-000" / "file-000.parquet").to_pydict()
+
+
+def test_rows_and_meta_by_hand(tmp_path):
+    folder = tmp_path / "set"
+    with LeRobotWriter(folder, fps=10, robot_type="arm") as writer:
+        assert writer.add(make(0, steps=2)) == 0
+        assert writer.add(make(1, steps=3, last=False)) == 1
+    rows = rows_of(folder)
+    # 2 steps + a final row, then 3 steps whose last observation nobody saw
+    assert rows["episode_index"] == [0, 0, 0, 1, 1, 1]
+    assert rows["frame_index"] == [0, 1, 2, 0, 1, 2]
+    assert rows["index"] == [0, 1, 2, 3, 4, 5]
+    assert rows["final"] == [False, False, True, False, False, False]
+    assert rows["next.reward"] == [0, 1, 0, 0, 0, 1]
+    assert rows["next.done"] == [False, True, True, False, False, True]
+    assert rows["next.success"] == [False, True, True, False, False, True]
+    assert rows["task_index"] == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_allclose(rows["action"], [0, 0.01, 0.01, 1, 1.01, 1.02], rtol=1e-6)
+    np.testing.assert_allclose(rows["timestamp"], [0, 0.1, 0.2, 0, 0.1, 0.2], rtol=1e-6)
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    assert (info["codebase_version"], info["fps"], info["robot_type"]) == ("v3.0", 10, "arm")
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (2, 6, 2)
+    assert set(rows) == {name for name, f in info["features"].items() if f["dtype"] != "video"}
+    assert info["features"]["observation.images.front"]["shape"] == [32, 32, 3]
+    meta = pq.read_table(folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet").to_pydict()
+    assert meta["length"] == [3, 3] and meta["dataset_from_index"] == [0, 3] and meta["dataset_to_index"] == [3, 6]
+    key = "videos/observation.images.front"
+    assert meta[f"{key}/from_timestamp"] == [0, 0.3] and meta[f"{key}/to_timestamp"] == [0.3, 0.6]
+    assert meta["success"] == [1, 1] and meta["end"] == ["SUCCESS", "SUCCESS"]
+    stats = json.loads((folder / "meta" / "stats.json").read_text())
+    # steps 0 1 2 and 0 1 2: mean 1, variance 2/3
+    assert stats["observation.state"]["mean"][1] == pytest.approx(1)
+    assert stats["observation.state"]["std"][1] == pytest.approx((2 / 3) ** 0.5)
+    assert np.shape(stats["observation.images.front"]["mean"]) == (3, 1, 1)
+    # red is 40 in episode 0, 100 in episode 1, three frames each
+    assert stats["observation.images.front"]["mean"][0][0][0] == pytest.approx(70 / 255, abs=1e-6)
+    assert {p.name for p in tmp_path.iterdir()} == {"set"}, "nothing else remains"
+    assert sorted(p.name for p in folder.iterdir()) == ["data", "meta", "videos"]
+
+
+def test_unknown_success_leaves_no_flag(tmp_path):
+    with LeRobotWriter(tmp_path / "set", fps=10) as writer:
+        writer.add(make(0, success=None, end=End.CUT))
+        writer.add(make(1))
+    info = json.loads((tmp_path / "set" / "meta" / "info.json").read_text())
+    assert "next.success" not in info["features"] and "next.success" not in rows_of(tmp_path / "set")
+    assert len(rows_of(tmp_path / "set")["final"]) == 12
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_interrupted_leaves_nothing(tmp_path, interruption):
+    with pytest.raises(interruption), LeRobotWriter(tmp_path / "set", fps=10) as writer:
+        writer.add(make(0))
+        raise interruption
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_what_is_there(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "precious").write_text("x")
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        LeRobotWriter(tmp_path / "set", fps=10)
+    with pytest.raises(ValueError, match="at least one episode"), LeRobotWriter(tmp_path / "other", fps=10):
+        pass
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("second", "status", "message"),
+    [
+        (lambda: make(1, camera=False), "schema", "cameras"),
+        (lambda: make(1, recorded={}), "schema", "next.reward"),
+        (lambda: make(1, state=np.zeros((6, 3), np.float32)), "schema", "observation.state"),
+        (lambda: make(1, labels={"a/b": Column.known(np.zeros(6))}), "schema", "'/'"),
+        (lambda: make(1, recorded={"reward": Column.known(np.full(5, np.nan, np.float32))}), "not_finite", "reward"),
+        (
+            lambda: make(
+                1, frames={"front": ArrayFrames(values=np.zeros((2, 3, 32, 32), np.uint8), step=np.array([1, 2]))}
+            ),
+            "video",
+            "observation 0",
+        ),
+        (
+            lambda: make(
+                1, frames={"front": ArrayFrames(values=np.zeros((6, 3, 31, 32), np.uint8), step=np.arange(6))}
+            ),
+            "shape",
+            "even",
+        ),
+    ],
+)
+def test_a_bad_episode_is_refused_and_the_rest_goes_on(tmp_path, second, status, message):
+    with LeRobotWriter(tmp_path / "set", fps=10) as writer:
+        writer.add(make(0))
+        with pytest.raises(BadEpisodeError, match=message) as caught:
+            writer.add(second())
+        assert caught.value.status == status
+        writer.add(make(1))
+    rows = rows_of(tmp_path / "set")
+    assert rows["episode_index"] == [0] * 6 + [1] * 6 and rows["observation.state"][-1] == [1, 5]
