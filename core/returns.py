@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_BLOCK = 32  # steps summed by one matrix product: the fastest of 16, 32, 64 and 128 over B = 16…256, T = 100…1000
+_BLOCK = 16  # steps summed by one matrix product: the fastest of 16, 32, 64 and 128 over B = 16…256, T = 100…1000
+_DIRECT = 64  # rows up to here are not worth dividing
 
 
 class GeneralisedAdvantages(NamedTuple):
@@ -50,12 +51,17 @@ def discounted_returns(
     _check_unit("gamma", gamma)
     if rewards.numel() == 0:
         return torch.zeros_like(rewards)
-    sums = rewards.to(torch.float64, copy=True).masked_fill_(~mask, 0.0)
+    sums = rewards.to(torch.float64, copy=True)
+    padding = _padding(mask)
+    if padding is not None:
+        sums.masked_fill_(padding, 0.0)
     if bootstrap is not None:
         length = _row_length(mask)
         tail = torch.where(length > 0, gamma * bootstrap.to(sums), 0.0)
         sums.scatter_add_(1, (length - 1).clamp_(min=0)[:, None], tail[:, None])
-    sums = _suffix_sums(sums, gamma).masked_fill_(~mask, 0.0)
+    sums = _suffix_sums(sums, gamma)
+    if padding is not None and _holed(padding):
+        sums.masked_fill_(padding, 0.0)
     return _finished(sums, rewards.dtype, "rewards or bootstrap")
 
 
@@ -94,28 +100,29 @@ def gae(
     dtype = rewards.dtype
     if dtype not in (torch.float32, torch.float64):
         rewards, values = rewards.float(), values.float()
-    after = values[:, 1:]
-    sums = torch.add(rewards, after, alpha=gamma * (1 - lam)).double()
-    whole = bool(mask.all())
-    if whole:
-        sums[:, -1] = rewards[:, -1].double() + torch.where(terminated, 0.0, gamma * after[:, -1].double())
-        sums = _suffix_sums(sums, gamma * lam)
+    padding = _padding(mask)
+    sums = torch.add(rewards, values[:, 1:], alpha=gamma * (1 - lam)).double()
+    if padding is not None:
+        sums.masked_fill_(padding, 0.0)
+    if padding is not None and _holed(padding):  # a hole: no trace may run across it
+        ends = mask & F.pad(padding[:, 1:], (0, 1), value=True)
+        stops = terminated[:, None] & (
+            torch.arange(1, mask.shape[1] + 1, device=mask.device) == _row_length(mask)[:, None]
+        )
+        following = torch.where(stops, 0.0, gamma * values[:, 1:].double())
+        sums = _window_sums(torch.where(ends, rewards.double() + following, sums), _steps_to_end(mask), gamma * lam)
     else:
-        ends = mask & ~F.pad(mask[:, 1:], (0, 1))
-        length = _row_length(mask)
-        steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        stops = terminated[:, None] & (steps == length[:, None])
-        continued = rewards.double() + torch.where(stops, 0.0, gamma * after.double())
-        sums = torch.where(ends, continued, sums).masked_fill_(~mask, 0.0)
-        if bool((length.sum() != mask.sum()).item()):  # a hole: no trace may run across it
-            sums = _window_sums(sums, _steps_to_end(mask), gamma * lam)
-        else:
-            sums = _suffix_sums(sums, gamma * lam)
+        length = mask.sum(1, keepdim=True)
+        last = (length - 1).clamp(min=0)
+        following = gamma * values.gather(1, length).double().masked_fill_(terminated[:, None], 0.0)
+        final = rewards.gather(1, last).double() + following
+        sums.scatter_(1, last, final.masked_fill_(length == 0, 0.0))
+        sums = _suffix_sums(sums, gamma * lam)
     advantages = sums - values[:, :-1]
-    if not whole:
-        advantages.masked_fill_(~mask, 0.0)
+    if padding is not None:
+        advantages.masked_fill_(padding, 0.0)
     return GeneralisedAdvantages(
-        _finished(advantages, dtype, "rewards or values"), _finished(sums, dtype, "rewards or values")
+        _finished(advantages, dtype, "rewards or values"), sums.to(dtype, memory_format=torch.contiguous_format)
     )
 
 
@@ -315,7 +322,7 @@ def _suffix_sums(x: Float[Tensor, "B T"], factor: float) -> Float[Tensor, "B T"]
     levels. Only non-negative powers occur: nothing is divided by a small number.
     """
     rows, steps = x.shape
-    if steps <= _BLOCK:
+    if steps <= _DIRECT:
         return x @ _powers(factor, steps, x.device)
     blocks = -(-steps // _BLOCK)
     x = F.pad(x, (0, blocks * _BLOCK - steps)).contiguous() if steps % _BLOCK else x.contiguous()
@@ -344,6 +351,16 @@ def _window_sums(x: Float[Tensor, "B T"], count: Int[Tensor, "B T"], factor: flo
         x = x + power * F.pad(x[:, width:], (0, min(width, steps)))
         width, power = 2 * width, power * power
     return total
+
+
+def _padding(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"] | None:
+    """Where the mask is False; None where it never is, which saves passes over unpadded rollouts."""
+    return None if bool(mask.all()) else ~mask
+
+
+def _holed(padding: Bool[Tensor, "B T"]) -> bool:
+    """Whether a real step follows padding in some row."""
+    return bool((padding[:, :-1] > padding[:, 1:]).any())
 
 
 def _row_length(mask: Bool[Tensor, "B T"]) -> Int[Tensor, " B"]:
@@ -384,9 +401,10 @@ def _grouped(
 
 def _finished(result: Float[Tensor, "..."], dtype: torch.dtype, what: str) -> Float[Tensor, "..."]:
     """The result in its outward dtype; a sum finds NaN and infinity in one pass."""
-    if not math.isfinite(result.sum().item()):
+    result = result.to(dtype, memory_format=torch.contiguous_format)
+    if not math.isfinite(result.sum(dtype=torch.float64).item()):
         raise ValueError(f"{what}: a real step is NaN or infinite; cut it out with the mask or repair it")
-    return result.to(dtype).contiguous()
+    return result
 
 
 def _check_steps(rewards: Tensor, mask: Tensor) -> None:
