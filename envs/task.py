@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Step:
     """Points (3,) and scalars (1,) in SI units: ``end_effector``, ``object``, ``goal``, ``gripper``."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """A simulated task: one process, one simulator, one episode at a time.
 
@@ -73,6 +74,8 @@ class Task(Protocol):
     """Time limit in control steps."""
     fps: float
     """Control steps per simulated second."""
+    seed: int
+    """With the name it fixes every context."""
     stage_names: tuple[str, ...]
     """Names of `Step.stages`, the same at every step."""
     cameras: tuple[str, ...]
