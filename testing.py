@@ -1,13 +1,538 @@
-"""Conformance checks, hypothesis strategies and tiny checkpoints for the tests of guerdon and of what builds on it."""
+"""Conformance checks, hypothesis strategies and tiny checkpoints for the tests of guerdon and of what builds on it.
 
+Needs the ``dev`` extra. Each check raises an ``AssertionError`` whose message names the promise that was broken.
+"""
+
+import math
 import os
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .core.batch import (
+    Decision,
+    End,
+    Labelled,
+    Observation,
+    RewardEstimates,
+    Sampled,
+    TrajectoryBatch,
+    ValueEstimates,
+)
+from .core.hub import load_component
+from .core.interfaces import Component, Critic, Policy, Proposer, RewardModel
+
+C = TypeVar("C", bound=Component)
+_TOLERANCE = 1e-4
+
+
+def check_reward_model(model: RewardModel, batch: TrajectoryBatch, tolerance: float = _TOLERANCE) -> None:
+    """Assert what every reward model promises, on a batch the model can read (and learn from, if it learns).
+
+    Shapes; validity on real steps only; numbers where valid and 0 elsewhere; nothing depends on padding or on the other
+    rows; ``causal`` is kept; evaluation changes no state and is repeatable; saving and opening gives the same
+    estimates; the loss is finite and its gradient reaches a parameter.
+
+    Raises:
+        AssertionError: Naming what broke.
+    """
+    name, training = type(model).__name__, model.training
+    model.eval()
+    before = _state(model)
+    with torch.no_grad():
+        scored = model(batch)
+        _check_estimates(name, scored, batch)
+        _expect_same(f"{name}: evaluating twice", scored, model(batch), 0.0)
+        _expect_unchanged(name, before, model)
+        for what, padded in _repaddings(batch).items():
+            _expect_same(f"{name}: {what}", scored, _cut(model(padded), batch), tolerance)
+        for row in range(len(batch)):
+            _expect_same(f"{name}: row {row} alone", scored[row], model(batch[row]), tolerance)
+        if model.causal:
+            _check_causal(model, batch, scored, tolerance)
+        _expect_same(f"{name}: saved and opened again", scored, reopen(model)(batch), tolerance)
+    if type(model).loss is not RewardModel.loss:
+        _check_loss(name, model, lambda: model.loss(batch))
+    model.train(training)
+
+
+def check_critic(
+    critic: Critic,
+    batch: TrajectoryBatch,
+    rewards: RewardEstimates | None = None,
+    proposer: Proposer | None = None,
+    tolerance: float = _TOLERANCE,
+) -> None:
+    """Assert what every critic promises: shapes, numbers, independence of padding and rows, saving, the loss.
+
+    Args:
+        critic: The critic.
+        batch: What it values.
+        rewards: What it learns from; without them its loss is not checked.
+        proposer: Passed on.
+        tolerance: Largest difference that counts as equal.
+
+    Raises:
+        AssertionError: Naming what broke.
+    """
+    name, training = type(critic).__name__, critic.training
+    critic.eval()
+    before = _state(critic)
+    with torch.no_grad():
+        values = critic(batch, proposer)
+        _check_values(name, values, batch)
+        _expect_same_values(f"{name}: evaluating twice", values, critic(batch, proposer), batch, 0.0)
+        _expect_unchanged(name, before, critic)
+        for what, padded in _repaddings(batch).items():
+            _expect_same_values(f"{name}: {what}", values, critic(padded, proposer), batch, tolerance)
+        if proposer is None:
+            for row in range(len(batch)):
+                alone = critic(batch[row])
+                _expect_same_values(f"{name}: row {row} alone", values[row], alone, batch[row], tolerance)
+        again = reopen(critic)(batch, proposer)
+        _expect_same_values(f"{name}: saved and opened again", values, again, batch, tolerance)
+    if rewards is not None and type(critic).loss is not Critic.loss:
+        _check_loss(name, critic, lambda: critic.loss(batch, rewards, proposer))
+        critic.after_step()
+    critic.train(training)
+
+
+def check_policy(policy: Policy, observation: Observation | TrajectoryBatch, tolerance: float = _TOLERANCE) -> None:
+    """Assert what every policy promises: shapes, repeatable draws, log-probabilities that agree, saving, imitation.
+
+    Args:
+        policy: The policy.
+        observation: What it acts on; of a batch, every row's first observation.
+        tolerance: Largest difference that counts as equal.
+
+    Raises:
+        AssertionError: Naming what broke.
+    """
+    if isinstance(observation, TrajectoryBatch):
+        rows = torch.arange(len(observation))
+        observation = observation.observe(rows, torch.zeros_like(rows))
+    name, training, points = type(policy).__name__, policy.training, len(observation)
+    policy.eval()
+    before = _state(policy)
+    with torch.no_grad():
+        likely = policy.act(observation, deterministic=True)
+        _check_decision(name, policy, likely, points)
+        again = policy.act(observation, deterministic=True)
+        _expect_close(f"{name}: acting twice deterministically", likely.chunk, again.chunk, 0.0)
+        drawn = policy.act(observation, generator=torch.Generator().manual_seed(0))
+        redrawn = policy.act(observation, generator=torch.Generator().manual_seed(0))
+        _check_decision(name, policy, drawn, points)
+        _expect_close(f"{name}: acting twice with the same generator", drawn.chunk, redrawn.chunk, 0.0)
+        _expect_unchanged(name, before, policy)
+        alone = policy.act(observation[0], deterministic=True)
+        _expect_close(f"{name}: decision point 0 alone", likely.chunk[:1], alone.chunk, tolerance)
+        opened = reopen(policy).act(observation, deterministic=True)
+        _expect_close(f"{name}: saved and opened again", likely.chunk, opened.chunk, tolerance)
+    if type(policy).evaluate is not Policy.evaluate:
+        _check_evaluation(name, policy, observation, drawn, tolerance)
+    if type(policy).imitation_loss is not Policy.imitation_loss:
+        _check_imitation(name, policy, observation, drawn, tolerance)
+    policy.train(training)
+
+
+def reopen(component: C) -> C:
+    """Save a component to a temporary folder and open it again."""
+    with tempfile.TemporaryDirectory() as parent:
+        path = Path(parent) / "component"
+        component.save_pretrained(path)
+        opened = load_component(path, trust=True, known=(type(component),))
+    assert isinstance(opened, type(component)), f"saved a {type(component).__name__}, opened a {type(opened).__name__}"
+    return opened
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _expect_unchanged(name: str, before: Mapping[str, Tensor], module: nn.Module) -> None:
+    for key, value in module.state_dict().items():
+        assert torch.equal(before[key], value), f"{name}: evaluating changed its state {key!r}"
+
+
+def _expect_close(what: str, one: Tensor, other: Tensor, tolerance: float) -> None:
+    assert one.shape == other.shape, f"{what}: expected shape {tuple(one.shape)}, got {tuple(other.shape)}"
+    if one.dtype == torch.bool or not one.numel():
+        assert torch.equal(one, other), f"{what}: gives another validity"
+        return
+    gap = (one.double() - other.double()).abs().max()
+    assert float(gap) <= tolerance, f"{what}: differs by {float(gap):.3g}, more than {tolerance:g}"
+
+
+def _parts(scored: RewardEstimates) -> dict[str, Tensor]:
+    parts = {"rewards": scored.rewards, "valid": scored.valid}
+    for name, column in (("progress", scored.progress), ("success", scored.success)):
+        if column is not None:
+            parts |= {name: column.values, f"{name}.valid": column.valid}
+    if scored.std is not None:
+        parts["std"] = scored.std
+    return parts | {f"terms[{name!r}]": term for name, term in scored.terms.items()}
+
+
+def _expect_same(what: str, one: RewardEstimates, other: RewardEstimates, tolerance: float) -> None:
+    mine, theirs = _parts(one), _parts(other)
+    assert mine.keys() == theirs.keys(), f"{what}: gives other parts: {sorted(mine)} and {sorted(theirs)}"
+    for part, values in mine.items():
+        _expect_close(f"{what}: {part}", values, theirs[part], tolerance)
+
+
+def _check_estimates(name: str, scored: RewardEstimates, batch: TrajectoryBatch) -> None:
+    assert isinstance(scored, RewardEstimates), f"{name}: expected RewardEstimates, got {type(scored).__name__}"
+    shape = tuple(batch.mask.shape)
+    assert tuple(scored.rewards.shape) == shape, f"{name}: rewards: expected {shape}, got {tuple(scored.rewards.shape)}"
+    assert not bool((scored.valid & ~batch.mask).any()), f"{name}: valid on a step that is not real"
+    index = torch.arange(shape[1] + 1, device=batch.mask.device)
+    made = batch.observed & (index <= batch.steps[:, None])
+    for part, column in (("progress", scored.progress), ("success", scored.success)):
+        if column is None:
+            continue
+        assert not bool((column.valid & ~made).any()), f"{name}: {part} valid at an observation that was not made"
+        inside = (column.values >= 0) & (column.values <= 1)
+        assert bool(inside[column.valid].all()), f"{name}: {part} is not in [0, 1] where valid"
+        assert bool((column.values[~column.valid] == 0).all()), f"{name}: {part} is not 0 where invalid"
+    std = {} if scored.std is None else {"std": scored.std}
+    for part, values in {"rewards": scored.rewards, **std, **scored.terms}.items():
+        assert bool(values[scored.valid].isfinite().all()), f"{name}: {part} is not a number where valid"
+        assert bool((values[~scored.valid] == 0).all()), f"{name}: {part} is not 0 where invalid"
+    assert scored.std is None or bool((scored.std >= 0).all()), f"{name}: std is negative"
+
+
+def _fill(values: Tensor, kept: Tensor) -> Tensor:
+    """Put rubbish where nothing is kept: NaN where the type has it."""
+    kept = kept.to(values.device).view(*kept.shape, *(1,) * (values.ndim - kept.ndim))
+    if values.dtype == torch.bool:
+        return values & kept
+    junk = math.nan if values.is_floating_point() else 77
+    return torch.where(kept, values, torch.tensor(junk, dtype=values.dtype, device=values.device))
+
+
+def _junk_padding(batch: TrajectoryBatch) -> TrajectoryBatch:
+    """The same rows with rubbish in the padding."""
+    index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
+    reached = index <= batch.steps[:, None]
+
+    def columns(stored: Mapping[str, Labelled]) -> dict[str, Labelled]:
+        filled = {}
+        for name, column in stored.items():
+            kept = batch.mask if column.valid.shape == batch.mask.shape else reached
+            filled[name] = Labelled(values=_fill(column.values, kept & column.valid), valid=column.valid & kept)
+        return filled
+
+    def samples(stored: Mapping[str, Sampled]) -> dict[str, Sampled]:
+        return {name: Sampled(values=_fill(s.values, s.mask), step=s.step) for name, s in stored.items()}
+
+    return replace(
+        batch,
+        state=_fill(batch.state, reached),
+        actions=_fill(batch.actions, batch.mask),
+        weight=_fill(batch.weight, batch.mask),
+        frames=samples(batch.frames),
+        features=samples(batch.features),
+        labels=columns(batch.labels),
+        tracks=columns(batch.tracks),
+        recorded=columns(batch.recorded),
+        behaviour={name: _fill(value, batch.decision_mask) for name, value in batch.behaviour.items()},
+    )
+
+
+def pad_steps(batch: TrajectoryBatch, extra: int) -> TrajectoryBatch:
+    """The same rows with more padding at the end of time."""
+
+    def longer(values: Tensor, value: float = 0) -> Tensor:
+        more = values.new_full((values.shape[0], extra, *values.shape[2:]), value)
+        return torch.cat([values, more], dim=1)
+
+    def columns(stored: Mapping[str, Labelled]) -> dict[str, Labelled]:
+        return {n: Labelled(values=longer(c.values), valid=longer(c.valid)) for n, c in stored.items()}
+
+    def samples(stored: Mapping[str, Sampled]) -> dict[str, Sampled]:
+        return {n: Sampled(values=longer(s.values), step=longer(s.step, -1)) for n, s in stored.items()}
+
+    return replace(
+        batch,
+        state=longer(batch.state),
+        actions=longer(batch.actions),
+        mask=longer(batch.mask),
+        weight=longer(batch.weight),
+        frames=samples(batch.frames),
+        features=samples(batch.features),
+        labels=columns(batch.labels),
+        tracks=columns(batch.tracks),
+        recorded=columns(batch.recorded),
+        decision_step=longer(batch.decision_step, -1),
+        behaviour={name: longer(value) for name, value in batch.behaviour.items()},
+    )
+
+
+def _repaddings(batch: TrajectoryBatch) -> dict[str, TrajectoryBatch]:
+    longer = pad_steps(batch, 3)
+    return {
+        "other padding": _junk_padding(batch),
+        "more padding": longer,
+        "more padding of rubbish": _junk_padding(longer),
+    }
+
+
+def _cut(scored: RewardEstimates, batch: TrajectoryBatch) -> RewardEstimates:
+    """Estimates without added padding, which must be invalid and 0."""
+    steps = batch.mask.shape[1]
+    rest = scored.map(lambda t: t[:, steps + (t.shape[1] == scored.rewards.shape[1] + 1) :])
+    for part, values in _parts(rest).items():
+        assert not bool((values != 0).any()), f"{part} is not 0 in added padding"
+    return scored.map(lambda t: t[:, : steps + (t.shape[1] == scored.rewards.shape[1] + 1)])
+
+
+def with_other_future(batch: TrajectoryBatch, step: int) -> TrajectoryBatch:
+    """The same batch, but all that happens after observation ``step`` + 1 is different, how rows end included."""
+    later = (batch.steps > step + 1)[:, None]  # rows that go on after that observation
+    generator = torch.Generator().manual_seed(step)
+
+    def other(values: Tensor, after: Tensor) -> Tensor:
+        after = after.to(values.device).view(*after.shape, *(1,) * (values.ndim - after.ndim))
+        noise = torch.rand(values.shape, generator=generator).to(values.device)
+        noise = noise < 0.5 if values.dtype == torch.bool else (noise * 200).to(values.dtype)
+        return torch.where(after, noise, values)
+
+    def after(length: int, first: int) -> Tensor:
+        return later & (torch.arange(length, device=batch.mask.device) >= first)
+
+    def columns(stored: Mapping[str, Labelled]) -> dict[str, Labelled]:
+        changed = {}
+        for name, column in stored.items():
+            per_step = column.valid.shape == batch.mask.shape
+            future = after(column.valid.shape[1], step + 1 if per_step else step + 2)
+            changed[name] = Labelled(values=other(column.values, future), valid=column.valid)
+        return changed
+
+    def samples(stored: Mapping[str, Sampled]) -> dict[str, Sampled]:
+        return {n: Sampled(values=other(s.values, s.step > step + 1), step=s.step) for n, s in stored.items()}
+
+    goes_on = later[:, 0]
+    ended = torch.where(batch.end == End.SUCCESS, int(End.FAILURE), int(End.SUCCESS))
+    return replace(
+        batch,
+        state=other(batch.state, after(batch.state.shape[1], step + 2)),
+        actions=other(batch.actions, after(batch.mask.shape[1], step + 1)),
+        frames=samples(batch.frames),
+        features=samples(batch.features),
+        end=torch.where(goes_on, ended, batch.end),
+        terminated=batch.terminated | goes_on,
+        success=torch.where(goes_on, 1 - batch.success, batch.success),
+        success_known=batch.success_known | goes_on,
+        length=torch.where(goes_on, 2 * batch.length, batch.length),
+        labels=columns(batch.labels),
+        tracks=columns(batch.tracks),
+        recorded=columns(batch.recorded),
+    )
+
+
+def cut_after(batch: TrajectoryBatch, step: int) -> TrajectoryBatch:
+    """Rows as they were known at observation ``step`` + 1, in the shape of the whole batch."""
+    index = torch.arange(batch.mask.shape[1], device=batch.mask.device)
+    goes_on = batch.steps > step + 1
+    samples = {
+        field: {
+            name: Sampled(values=s.values, step=torch.where(s.step > step + 1, -1, s.step))
+            for name, s in getattr(batch, field).items()
+        }
+        for field in ("frames", "features")
+    }
+    return replace(
+        batch,
+        mask=batch.mask & (index <= step),
+        end=torch.where(goes_on, int(End.CUT), batch.end),
+        terminated=batch.terminated & ~goes_on,
+        last_observed=batch.last_observed | goes_on,
+        decision_step=torch.where(batch.decision_step > step, -1, batch.decision_step),
+        frames=samples["frames"],
+        features=samples["features"],
+    )
+
+
+def _check_causal(model: RewardModel, batch: TrajectoryBatch, scored: RewardEstimates, tolerance: float) -> None:
+    name, steps = type(model).__name__, batch.mask.shape[1]
+    for step in sorted({0, steps // 3, steps // 2, max(steps - 2, 0)} & set(range(steps))):
+        for what, known in (("another future", with_other_future(batch, step)), ("no future", cut_after(batch, step))):
+            rewards = model(known).rewards[:, : step + 1]
+            gap = (rewards.double() - scored.rewards[:, : step + 1].double()).abs().max() if len(batch) else 0.0
+            assert float(gap) <= tolerance, (
+                f"{name}: not causal: with {what} after observation {step + 1}, a reward at or before step {step} "
+                f"differs by {float(gap):.3g}"
+            )
+
+
+def _check_loss(name: str, module: nn.Module, loss: Callable[[], dict[str, Tensor]]) -> None:
+    module.train()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    module.zero_grad(set_to_none=True)
+    parts = loss()
+    assert "loss" in parts, f"{name}: loss() has no entry 'loss', only {sorted(parts)}"
+    assert parts["loss"].ndim == 0, f"{name}: loss is not one number but {tuple(parts['loss'].shape)}"
+    for part, value in parts.items():
+        assert bool(value.isfinite().all()), f"{name}: {part!r} of the loss is not finite"
+    if parameters:
+        assert parts["loss"].requires_grad, f"{name}: the loss carries no gradient"
+        parts["loss"].backward()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        assert all(bool(g.isfinite().all()) for g in gradients), f"{name}: a gradient is not finite"
+        assert any(bool((g != 0).any()) for g in gradients), f"{name}: no parameter gets a gradient"
+    module.zero_grad(set_to_none=True)
+    module.eval()
+
+
+def _check_values(name: str, values: ValueEstimates, batch: TrajectoryBatch) -> None:
+    assert isinstance(values, ValueEstimates), f"{name}: expected ValueEstimates, got {type(values).__name__}"
+    rows, steps = batch.mask.shape
+    shapes = {"v": (values.v, (rows, steps + 1)), "q": (values.q, (rows, steps))}
+    for part, (value, shape) in shapes.items():
+        if value is not None:
+            assert tuple(value.shape) == shape, f"{name}: {part}: expected {shape}, got {tuple(value.shape)}"
+    if values.members is not None:
+        got = tuple(values.members.shape)
+        assert got[1:] == (rows, steps), f"{name}: members: expected (K, {rows}, {steps}), got {got}"
+    for part, value in _value_parts(values, batch).items():
+        assert bool(value.isfinite().all()), f"{name}: {part} is not a number on a real entry"
+
+
+def _value_parts(values: ValueEstimates, batch: TrajectoryBatch) -> dict[str, Tensor]:
+    """Values on real entries, flat: a last observation that was never made has no value to compare."""
+    index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
+    made, steps = batch.observed & (index <= batch.steps[:, None]), batch.mask.shape[1]
+    parts = {"v": values.v[:, : steps + 1][made]}
+    if values.q is not None:
+        parts["q"] = values.q[:, :steps][batch.mask]
+    if values.members is not None:
+        parts["members"] = values.members[:, :, :steps][:, batch.mask]
+    return parts
+
+
+def _expect_same_values(
+    what: str, one: ValueEstimates, other: ValueEstimates, batch: TrajectoryBatch, tolerance: float
+) -> None:
+    mine, theirs = _value_parts(one, batch), _value_parts(other, batch)
+    assert mine.keys() == theirs.keys(), f"{what}: gives other parts: {sorted(mine)} and {sorted(theirs)}"
+    for part, value in mine.items():
+        _expect_close(f"{what}: {part}", value, theirs[part], tolerance)
+
+
+def _check_decision(name: str, policy: Policy, decision: Decision, points: int) -> None:
+    assert isinstance(decision, Decision), f"{name}: expected a Decision, got {type(decision).__name__}"
+    chunk = decision.chunk
+    assert tuple(chunk.shape[:2]) == (points, policy.horizon), (
+        f"{name}: chunk: expected ({points}, {policy.horizon}, A), got {tuple(chunk.shape)}"
+    )
+    assert bool(chunk.isfinite().all()), f"{name}: the chunk is not a number"
+    inside = (decision.executed >= 1) & (decision.executed <= policy.horizon)
+    assert bool(inside.all()), f"{name}: executed is not in 1 … {policy.horizon}"
+    if decision.log_prob is not None:
+        assert bool(decision.log_prob.isfinite().all()), f"{name}: log_prob is not a number"
+
+
+def _check_evaluation(
+    name: str, policy: Policy, observation: Observation, decision: Decision, tolerance: float
+) -> None:
+    evaluated = policy.evaluate(observation, decision)
+    assert evaluated.unit_mask.shape == evaluated.log_prob.shape, f"{name}: unit_mask and log_prob differ in shape"
+    assert bool(evaluated.log_prob[evaluated.unit_mask].isfinite().all()), f"{name}: evaluate gives no number"
+    if decision.log_prob is not None:
+        used = evaluated.unit_mask
+        _expect_close(
+            f"{name}: log_prob of act and of evaluate", decision.log_prob[used], evaluated.log_prob[used], tolerance
+        )
+    if any(p.requires_grad for p in policy.parameters()):
+        assert evaluated.log_prob.requires_grad, f"{name}: evaluate carries no gradient"
+    if evaluated.entropy is not None:
+        assert tuple(evaluated.entropy.shape) == (len(decision),), f"{name}: entropy is not one number per decision"
+
+
+def _check_imitation(name: str, policy: Policy, observation: Observation, decision: Decision, tolerance: float) -> None:
+    points, horizon = decision.chunk.shape[:2]
+    chunk_mask = torch.ones(points, horizon, dtype=torch.bool)
+    chunk_mask[0, 1:] = False
+    torch.manual_seed(0)  # some losses draw noise
+    unreduced = policy.imitation_loss(observation, decision.chunk, chunk_mask)
+    assert tuple(unreduced.shape) == (points,), f"{name}: imitation_loss: expected ({points},), got {unreduced.shape}"
+    torch.manual_seed(0)
+    junk = torch.where(chunk_mask[..., None], decision.chunk, 9.0)
+    again = policy.imitation_loss(observation, junk, chunk_mask)
+    _expect_close(f"{name}: imitation_loss where chunk_mask is False", unreduced, again, tolerance)
+    _check_loss(name, policy, lambda: {"loss": policy.imitation_loss(observation, decision.chunk, chunk_mask).mean()})
+
+
+@st.composite
+def trajectory_batches(
+    draw: Callable[[st.SearchStrategy[Any]], Any],
+    max_rows: int = 4,
+    max_steps: int = 6,
+    state_size: int | None = None,
+    action_size: int | None = None,
+    cameras: Sequence[str] = (),
+    min_length: int = 0,
+    stored_labels: bool = True,
+) -> TrajectoryBatch:
+    """Hypothesis strategy: batches of any lengths, ends and outcomes, with NaN in the padding.
+
+    Args:
+        draw: Given by hypothesis.
+        max_rows: B is 1 … max_rows.
+        max_steps: T is max(1, min_length) … max_steps.
+        state_size: S; None draws 0 … 3.
+        action_size: A; None draws 0 … 3.
+        cameras: Each gets 4 × 4 frames at observation 0 and some others.
+        min_length: Fewest real steps of a row; 0 allows rows without any.
+        stored_labels: Store recorded rewards and, sometimes, progress and success labels with gaps.
+    """
+    rows = draw(st.integers(1, max_rows))
+    steps = draw(st.integers(max(1, min_length), max_steps))
+    length = torch.tensor(draw(st.lists(st.integers(min_length, steps), min_size=rows, max_size=rows)))
+    states = draw(st.integers(0, 3)) if state_size is None else state_size
+    actions = draw(st.integers(0, 3)) if action_size is None else action_size
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    ends = draw(st.lists(st.sampled_from([int(e) for e in End]), min_size=rows, max_size=rows))
+    tasks = draw(st.lists(st.integers(0, 2), min_size=rows, max_size=rows))
+    mask = torch.arange(steps) < length[:, None]
+
+    def flags(*shape: int, chance: float = 0.7) -> Tensor:
+        return torch.rand(*shape, generator=generator) < chance
+
+    def labelled(width: int) -> Labelled:
+        return Labelled(values=torch.rand(rows, width, generator=generator), valid=flags(rows, width))
+
+    labels: dict[str, Labelled] = {}
+    if stored_labels:
+        labels = {name: labelled(steps + 1) for name in ("progress", "success") if draw(st.booleans())}
+    frames: dict[str, Sampled] = {}
+    for camera in cameras:
+        index = torch.arange(steps + 1)
+        shown = (flags(rows, steps + 1, chance=0.6) | (index == 0)) & (index <= length[:, None])
+        step = torch.where(shown, index, steps + 1).sort(1).values
+        pixels = torch.randint(0, 256, (rows, steps + 1, 3, 4, 4), generator=generator, dtype=torch.uint8)
+        frames[camera] = Sampled(values=pixels, step=torch.where(step > steps, -1, step))
+    batch = TrajectoryBatch(
+        state=torch.randn(rows, steps + 1, states, generator=generator),
+        actions=torch.randn(rows, steps, actions, generator=generator),
+        mask=mask,
+        frames=frames,
+        instructions=tuple(f"task {task}" for task in tasks),
+        task=torch.tensor(tasks),
+        end=torch.tensor(ends),
+        last_observed=flags(rows) | (length < 2),
+        labels=labels,
+        recorded={"reward": labelled(steps)} if stored_labels else {},
+    )
+    return _junk_padding(batch)
 
 
 def tiny_clip(
