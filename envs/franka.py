@@ -52,7 +52,7 @@ class Kitchen:
         self.instruction = KITCHEN[name]
         self.horizon = horizon
         self.action_low, self.action_high = np.full(9, -1, np.float32), np.full(9, 1, np.float32)
-        self._seed = seed
+        self.seed = seed
         self._element = name.replace("_", " ")
         self._goal = OBS_ELEMENT_GOALS[self._element]
         self._site = _SITES[name]
@@ -72,7 +72,7 @@ class Kitchen:
     def reset(self, context: Context) -> np.ndarray:
         """See `Task.reset`."""
         check_context(self.name, context)
-        seed = int(np.random.SeedSequence([self._seed, context.index]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.seed, context.index]).generate_state(1)[0])
         observation, _ = self._env.reset(seed=seed)
         return check_state(self.name, observation["observation"])
 

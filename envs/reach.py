@@ -68,7 +68,7 @@ class Reach:
     def __init__(self, horizon: int = 50, seed: int = 0) -> None:
         self.horizon = horizon
         self.action_low, self.action_high = np.full(3, -1, np.float32), np.full(3, 1, np.float32)
-        self._seed = seed
+        self.seed = seed
         self._model = mujoco.MjModel.from_xml_path(str(Path(__file__).with_name("reach.xml")))
         self._data = mujoco.MjData(self._model)
         self._tip = self._data.site("tip").xpos  # a view, always current
@@ -83,7 +83,7 @@ class Reach:
     def reset(self, context: Context) -> np.ndarray:
         """See `Task.reset`."""
         check_context(self.name, context)
-        generator = np.random.default_rng([self._seed, context.index])
+        generator = np.random.default_rng([self.seed, context.index])
         joints = generator.uniform(_LOW, _HIGH)
         goal = tip_position(generator.uniform(_LOW, _HIGH))
         while np.linalg.norm(goal - tip_position(joints)) < 0.25:

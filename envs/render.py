@@ -56,9 +56,10 @@ def _works(backend: str) -> bool:
 
 
 NO_BACKEND = (
-    "no OpenGL backend renders here (MUJOCO_GL={setting}): install libegl1 or libosmesa6 from the system and leave "
-    "MUJOCO_GL unset, or work with states alone"
+    "no OpenGL backend renders here (egl and osmesa were tried, or the one MUJOCO_GL names): install libegl1 or "
+    "libosmesa6 from the system and leave MUJOCO_GL unset"
 )
+"""What to tell the user where `rendering_backend` is None."""
 
 
 def require_backend() -> str:
@@ -69,7 +70,7 @@ def require_backend() -> str:
     """
     backend = rendering_backend()
     if backend is None:
-        raise RuntimeError(NO_BACKEND.format(setting=os.environ.get("MUJOCO_GL", "unset")))
+        raise RuntimeError(f"{NO_BACKEND}, or work with states alone (frames=False)")
     return backend
 
 

@@ -54,7 +54,7 @@ class MetaWorld:
         self.instruction = METAWORLD[name]
         self.horizon = horizon
         self.action_low, self.action_high = np.full(4, -1, np.float32), np.full(4, 1, np.float32)
-        self._seed = seed
+        self.seed = seed
         self._task_name = name
         self._env: Any = ALL_V3_ENVIRONMENTS[name]()
         self._env.max_path_length = 2**31  # the time limit is ours; Meta-World raises after its own
@@ -101,7 +101,7 @@ class MetaWorld:
         env = self._env
         self._pristine.restore(env)  # Meta-World's resets depend, in the last digits, on what went before them
         env._set_task_called, env._freeze_rand_vec, env.seeded_rand_vec = True, False, True
-        env.np_random = np.random.default_rng([self._seed, index])
+        env.np_random = np.random.default_rng([self.seed, index])
         env.reset_model()
         return np.array(env._last_rand_vec)
 

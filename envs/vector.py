@@ -1,6 +1,8 @@
 """Tasks by name, and several copies of one stepped in lockstep."""
 
+import contextlib
 import difflib
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +47,8 @@ def make_task(name: str, horizon: int | None = None, seed: int = 0) -> Task:
             from .sawyer import MetaWorld
 
             return MetaWorld(task, seed=seed) if horizon is None else MetaWorld(task, horizon, seed)
-        from .franka import Kitchen
+        with contextlib.redirect_stderr(io.StringIO()):  # a notice about environments of another family
+            from .franka import Kitchen
 
         return Kitchen(task, seed=seed) if horizon is None else Kitchen(task, horizon, seed)
     except ModuleNotFoundError as error:
