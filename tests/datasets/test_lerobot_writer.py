@@ -8,52 +8,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from guerdon.core.batch import End
-from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Column, Episode
+from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Column
 from guerdon.datasets.lerobot_writer import LeRobotWriter
-
-
-def picture(episode: int, step: int, size: int = 32) -> np.ndarray:
-    """(3, H, W): red says which episode, green which step."""
-    frame = np.zeros((3, size, size), np.uint8)
-    frame[0], frame[1], frame[2] = 40 + 60 * episode, 10 + 8 * step, 90
-    return frame
-
-
-def make(episode: int, steps: int = 5, *, last: bool = True, camera: bool = True, **changes) -> Episode:
-    """Values that name their episode and step: state (e, t), action e + t / 100."""
-    time = np.arange(steps + 1, dtype=np.float32)
-    state = np.stack([np.full_like(time, episode), time], 1)
-    if not last:
-        state[-1] = state[-2]
-    rows = steps + int(last)
-    frames = {}
-    if camera:
-        values = np.stack([picture(episode, t) for t in range(rows)])
-        frames = {"front": ArrayFrames(values=values, step=np.arange(rows))}
-    reward = Column.known((np.arange(steps) == steps - 1).astype(np.float32))
-    given = {
-        "index": episode,
-        "state": state,
-        "actions": (episode + time[:-1, None] / 100).astype(np.float32),
-        "instruction": f"task {episode % 2}",
-        "end": End.SUCCESS,
-        "success": 1.0,
-        "last_observed": last,
-        "frames": frames,
-        "recorded": {"reward": reward},
-    }
-    return Episode(**(given | changes))
 
 
 def rows_of(folder: Path) -> dict:
     return pq.read_table(folder / "data" / "chunk-000" / "file-000.parquet").to_pydict()
 
 
-def test_rows_and_meta_by_hand(tmp_path):
+def test_rows_and_meta_by_hand(tmp_path, make_episode):
     folder = tmp_path / "set"
     with LeRobotWriter(folder, fps=10, robot_type="arm") as writer:
-        assert writer.add(make(0, steps=2)) == 0
-        assert writer.add(make(1, steps=3, last=False)) == 1
+        assert writer.add(make_episode(0, steps=2)) == 0
+        assert writer.add(make_episode(1, steps=3, last=False)) == 1
     rows = rows_of(folder)
     # 2 steps + a final row, then 3 steps whose last observation nobody saw
     assert rows["episode_index"] == [0, 0, 0, 1, 1, 1]
@@ -87,24 +54,24 @@ def test_rows_and_meta_by_hand(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["data", "meta", "videos"]
 
 
-def test_unknown_success_leaves_no_flag(tmp_path):
+def test_unknown_success_leaves_no_flag(tmp_path, make_episode):
     with LeRobotWriter(tmp_path / "set", fps=10) as writer:
-        writer.add(make(0, success=None, end=End.CUT))
-        writer.add(make(1))
+        writer.add(make_episode(0, success=None, end=End.CUT))
+        writer.add(make_episode(1))
     info = json.loads((tmp_path / "set" / "meta" / "info.json").read_text())
     assert "next.success" not in info["features"] and "next.success" not in rows_of(tmp_path / "set")
     assert len(rows_of(tmp_path / "set")["final"]) == 12
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
-def test_interrupted_leaves_nothing(tmp_path, interruption):
+def test_interrupted_leaves_nothing(tmp_path, make_episode, interruption):
     with pytest.raises(interruption), LeRobotWriter(tmp_path / "set", fps=10) as writer:
-        writer.add(make(0))
+        writer.add(make_episode(0))
         raise interruption
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refuses_what_is_there(tmp_path):
+def test_refuses_what_is_there(tmp_path, make_episode):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "precious").write_text("x")
     with pytest.raises(FileExistsError, match="not an empty folder"):
@@ -117,20 +84,24 @@ def test_refuses_what_is_there(tmp_path):
 @pytest.mark.parametrize(
     ("second", "status", "message"),
     [
-        (lambda: make(1, camera=False), "schema", "cameras"),
-        (lambda: make(1, recorded={}), "schema", "next.reward"),
-        (lambda: make(1, state=np.zeros((6, 3), np.float32)), "schema", "observation.state"),
-        (lambda: make(1, labels={"a/b": Column.known(np.zeros(6))}), "schema", "'/'"),
-        (lambda: make(1, recorded={"reward": Column.known(np.full(5, np.nan, np.float32))}), "not_finite", "reward"),
+        (lambda make_episode: make_episode(1, camera=False), "schema", "cameras"),
+        (lambda make_episode: make_episode(1, recorded={}), "schema", "next.reward"),
+        (lambda make_episode: make_episode(1, state=np.zeros((6, 3), np.float32)), "schema", "observation.state"),
+        (lambda make_episode: make_episode(1, labels={"a/b": Column.known(np.zeros(6))}), "schema", "'/'"),
         (
-            lambda: make(
+            lambda make_episode: make_episode(1, recorded={"reward": Column.known(np.full(5, np.nan, np.float32))}),
+            "not_finite",
+            "reward",
+        ),
+        (
+            lambda make_episode: make_episode(
                 1, frames={"front": ArrayFrames(values=np.zeros((2, 3, 32, 32), np.uint8), step=np.array([1, 2]))}
             ),
             "video",
             "observation 0",
         ),
         (
-            lambda: make(
+            lambda make_episode: make_episode(
                 1, frames={"front": ArrayFrames(values=np.zeros((6, 3, 31, 32), np.uint8), step=np.arange(6))}
             ),
             "shape",
@@ -138,12 +109,12 @@ def test_refuses_what_is_there(tmp_path):
         ),
     ],
 )
-def test_a_bad_episode_is_refused_and_the_rest_goes_on(tmp_path, second, status, message):
+def test_a_bad_episode_is_refused_and_the_rest_goes_on(tmp_path, make_episode, second, status, message):
     with LeRobotWriter(tmp_path / "set", fps=10) as writer:
-        writer.add(make(0))
+        writer.add(make_episode(0))
         with pytest.raises(BadEpisodeError, match=message) as caught:
-            writer.add(second())
+            writer.add(second(make_episode))
         assert caught.value.status == status
-        writer.add(make(1))
+        writer.add(make_episode(1))
     rows = rows_of(tmp_path / "set")
     assert rows["episode_index"] == [0] * 6 + [1] * 6 and rows["observation.state"][-1] == [1, 5]

@@ -1,0 +1,280 @@
+"""Reads LeRobot v3.0 data sets: parquet rows by row group, video by one pass, nothing before it is asked for."""
+
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.batch import End
+from .episodes import BadEpisodeError, Column, Episode, EpisodeSummary
+from .lerobot_meta import (
+    camera_names,
+    inconsistencies,
+    read_episodes,
+    read_info,
+    read_tasks,
+    split_of,
+    vector_key,
+    video_of,
+)
+from .lerobot_rows import EpisodeRows, Table, numbers
+from .lerobot_writer import KINDS, REWARD
+
+_SIGNALS = ("next.success", "next.done", REWARD, "final")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows ``first … end − 1`` of a recorded episode in which the task stays the same."""
+
+    row: int
+    """Place in the table of episodes."""
+    first: int
+    end: int
+    last: bool
+    """False where the episode goes on with another task: the row after the piece is its final observation."""
+    task: int | None = None
+    """Where the episode was split: the task of this piece."""
+
+
+class LeRobotDataset:
+    """A LeRobot v3.0 data set on disk, ours or anybody's.
+
+    N recorded rows are N steps whose last observation is a repeat, except where the data set says in its column
+    ``final`` that the last row is a real final observation: then they are N − 1 steps.
+
+    An episode in which the task changes is split at the changes; every piece but the last ends in ``CUT``, observed and
+    of unknown success. Episodes keep their recorded number unless the set holds such an episode: then all are numbered
+    by place, since numbers must be unique.
+
+    Success and end come from our columns in the table of episodes; without them a ``next.success`` that is ever True,
+    or a 1 in a ``next.reward`` of zeros and ones, is a success; a ``next.success`` that never is, is a failure to
+    succeed (0); else nobody said.
+
+    Args:
+        folder: The data set.
+        state_key: Column of the state.
+        action_key: Column of the action.
+
+    Raises:
+        FileNotFoundError: If the folder holds no LeRobot data set.
+        ValueError: If its version is not v3.0, its tables cannot be read, or a named column is not there.
+    """
+
+    def __init__(self, folder: str | Path, *, state_key: str = "observation.state", action_key: str = "action") -> None:
+        self.folder = Path(folder)
+        self.name = str(folder)
+        self.info = read_info(self.folder)
+        features: dict[str, Any] = self.info["features"]
+        self.fps = float(self.info["fps"])
+        self._cameras = camera_names(features)
+        self.cameras = tuple(self._cameras)
+        self._state = vector_key(self.folder, features, state_key, "observation")
+        self._action = vector_key(self.folder, features, action_key, "action")
+        self.state_size = int(features[self._state]["shape"][0]) if self._state else 0
+        self.action_size = int(features[self._action]["shape"][0]) if self._action else 0
+        self._episodes = read_episodes(self.folder, self._cameras)
+        self.tasks = read_tasks(self.folder)
+        wanted = [n for n in features if n in _SIGNALS or n.split(".")[0] in KINDS]
+        wanted += [n for n in (self._state, self._action) if n]
+        self._columns = [n for n in wanted if features[n]["dtype"] not in ("video", "image", "string")]
+        self._rows = EpisodeRows([*self._columns, "timestamp", "episode_index", "task_index"])
+        self._pieces = self._split()
+        self._renumber = len(self._pieces) > len(self._episodes)
+        self._warn()
+
+    def __len__(self) -> int:
+        """Number of episodes, after splitting at changes of task."""
+        return len(self._pieces)
+
+    def summary(self, place: int) -> EpisodeSummary:
+        """What the table of episodes says of an episode."""
+        piece = self._pieces[place]
+        row = self._episodes[piece.row]
+        final = piece.last and self._observed(row)
+        texts = row.get("tasks") or [""]
+        return EpisodeSummary(
+            index=self._number(place),
+            steps=piece.end - piece.first - int(final),
+            instruction=str(texts[0]) if piece.task is None else self.tasks.get(piece.task, ""),
+            success=_said_success(row) if piece.last else None,
+            split=split_of(self.info, row),
+            quality=row.get("quality") or "",
+            context=row.get("context") or "",
+        )
+
+    def __getitem__(self, place: int) -> Episode:
+        """Read the rows of an episode; its frames are decoded when they are asked for.
+
+        Raises:
+            BadEpisodeError: If its rows cannot be read or make no episode.
+        """
+        piece = self._pieces[place]
+        row = self._episodes[piece.row]
+        try:
+            return self._assemble(self._number(place), piece, row, self._table(row))
+        except BadEpisodeError as error:
+            if error.index == self._number(place):
+                raise
+            raise BadEpisodeError(self._number(place), error.status, error.reason) from error
+
+    def _number(self, place: int) -> int:
+        return (
+            range(len(self))[place] if self._renumber else int(self._episodes[self._pieces[place].row]["episode_index"])
+        )
+
+    def _observed(self, row: dict[str, Any]) -> bool:
+        """Whether the last row of an episode is a final observation, from the table of episodes if it says."""
+        if "final" not in self._columns:
+            return False
+        if row.get("last_observed") is not None:
+            return bool(row["last_observed"])
+        try:
+            return bool(numbers(self._table(row), "final", 0)[-1:].any())
+        except BadEpisodeError:
+            return False
+
+    def _table(self, row: dict[str, Any]) -> Table:
+        path = self.info["data_path"].format(chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
+        return self._rows.read(self.folder / path, int(row["episode_index"]), int(row["length"]))
+
+    def _split(self) -> list[Piece]:
+        pieces: list[Piece] = []
+        for place, row in enumerate(self._episodes):
+            bounds, task = [0, int(row["length"])], None
+            if len(row.get("tasks") or ()) > 1:
+                try:
+                    task = numbers(self._table(row), "task_index", int(row["episode_index"]))
+                    bounds[1:1] = (np.flatnonzero(np.diff(task)) + 1).tolist()
+                except BadEpisodeError:
+                    pass  # unreadable: one piece, which says so when it is read
+            for a, b in pairwise(bounds):
+                pieces.append(Piece(place, a, b, b == bounds[-1], None if task is None else int(task[a])))
+        return pieces
+
+    def _warn(self) -> None:
+        wrong = inconsistencies(self.info, self._episodes, self.tasks)
+        images = [name for name, feature in self.info["features"].items() if feature["dtype"] == "image"]
+        if images:
+            wrong.append(f"{', '.join(images)}: pictures inside parquet are not read, only video is")
+        if wrong:
+            warnings.warn(f"{self.folder / 'meta' / 'info.json'}: {'; '.join(wrong)}", stacklevel=3)
+
+    def _assemble(self, index: int, piece: Piece, row: dict[str, Any], table: Table) -> Episode:
+        columns = {name: numbers(table, name, index) for name in self._rows.columns}
+        final = self._final(index, columns, int(row["length"])) and piece.last
+        steps = piece.end - piece.first - int(final)
+        seen = piece.end - piece.first + int(not piece.last)  # observations that were recorded
+        cut = {name: values[piece.first : piece.first + seen] for name, values in columns.items()}
+        state = self._vectors(index, cut, self._state, self.state_size, seen)
+        if seen == steps:
+            state = np.concatenate([state, state[-1:]])
+        task = int(cut["task_index"][0])
+        if task not in self.tasks:
+            raise BadEpisodeError(
+                index, "task", f"task_index {task} is not in meta/tasks.parquet, which has {sorted(self.tasks)[:10]}"
+            )
+        success, end = self._outcome(index, row, columns) if piece.last else (None, End.CUT)
+        kinds = self._labelled(cut, steps)
+        return Episode(
+            index=index,
+            state=state,
+            actions=self._vectors(index, cut, self._action, self.action_size, seen)[:steps],
+            instruction=self.tasks[task],
+            task=task if row.get("task") is None else int(row["task"]),
+            fps=self.fps,
+            end=end,
+            last_observed=seen > steps,
+            success=success,
+            frames={
+                camera: video_of(self.folder, self.info, row, camera, key, cut["timestamp"], piece.first)
+                for camera, key in self._cameras.items()
+            },
+            labels=kinds["label"],
+            tracks=kinds["track"],
+            recorded=kinds["recorded"],
+            group=row.get("group"),
+            source=int(row.get("source") or 0),
+            quality=row.get("quality") or "",
+            context=row.get("context") or "",
+            split=split_of(self.info, row),
+        )
+
+    def _final(self, index: int, columns: dict[str, np.ndarray], rows: int) -> bool:
+        """Whether the last row is a final observation."""
+        flags = columns.get("final", np.zeros(rows, bool)).astype(bool)
+        if flags[:-1].any():
+            raise BadEpisodeError(index, "shape", f"row {int(flags.argmax())} of {rows} is flagged final")
+        return bool(flags[-1:].any())
+
+    def _vectors(
+        self, index: int, columns: dict[str, np.ndarray], key: str | None, width: int, rows: int
+    ) -> np.ndarray:
+        if key is None:
+            return np.zeros((rows, 0), np.float32)
+        values = columns[key]
+        values = values[:, None] if values.ndim == 1 else values
+        if values.dtype.kind == "b":
+            raise BadEpisodeError(index, "dtype", f"column {key!r}: expected numbers, got bools")
+        if values.shape[1] != width:
+            raise BadEpisodeError(
+                index,
+                "shape",
+                f"column {key!r}: expected {width} numbers per row as in info.json, got {values.shape[1]}",
+            )
+        return values.astype(np.float32)
+
+    def _outcome(self, index: int, row: dict[str, Any], columns: dict[str, np.ndarray]) -> tuple[float | None, End]:
+        """Success and end, by our columns or by LeRobot's conventions."""
+        if row.get("end") is not None:
+            try:
+                return _said_success(row), End[row["end"]]
+            except KeyError as error:
+                names = ", ".join(end.name for end in End)
+                raise BadEpisodeError(index, "label", f"end is {row['end']!r}: expected one of {names}") from error
+        done = bool(columns["next.done"][-1]) if "next.done" in columns else False
+        success = _said_success(row)
+        if success is None and "next.success" in columns:
+            success = float(columns["next.success"].astype(bool).any())
+        elif (
+            success is None
+            and REWARD in columns
+            and np.isin(columns[REWARD], (0, 1)).all()
+            and (columns[REWARD] == 1).any()
+        ):
+            success = 1.0  # zeros alone are what recorders without a reward write: they say nothing
+        if success == 1.0:
+            return success, End.SUCCESS
+        return success, End.TIME_LIMIT if done else End.CUT
+
+    def _labelled(self, columns: dict[str, np.ndarray], steps: int) -> dict[str, dict[str, Column]]:
+        """The columns that carry their own validity."""
+        own: dict[str, Any] = self.info.get("guerdon", {}).get("columns", {})
+        found: dict[str, dict[str, Column]] = {kind: {} for kind in KINDS}
+        for stored, values in columns.items():
+            key = "recorded.reward" if stored == REWARD else stored
+            kind, _, name = key.partition(".")
+            if kind not in KINDS or (
+                name.endswith(".valid") and key.removesuffix(".valid") in {*columns, "recorded.reward"}
+            ):
+                continue
+            said = own.get(key, {"per": "step" if kind == "recorded" else "observation"})
+            values = values.reshape(len(values), *said["shape"]) if "shape" in said else values
+            if f"{key}.valid" in columns:
+                valid = columns[f"{key}.valid"].astype(bool)
+            else:
+                valid = np.asarray(np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+            length = steps if said["per"] == "step" else steps + 1
+            if len(values) < length:  # the last observation was not recorded, so nothing is known of it
+                blank = np.full_like(values[:1], np.nan if values.dtype.kind == "f" else 0)
+                values, valid = np.concatenate([values, blank]), np.concatenate([valid, [False]])
+            found[kind][name] = Column(values=values[:length], valid=valid[:length])
+        return found
+
+
+def _said_success(row: dict[str, Any]) -> float | None:
+    said = row.get("success")
+    return None if said is None else float(said)
