@@ -67,8 +67,12 @@ class Inputs(nn.Module):
         return ((self.vector(observation) - self.mean) / self.std).clamp(-10, 10)
 
     @torch.no_grad()
-    def fit(self, observation: Observation, floor: float = 1e-2) -> None:
-        """Take mean and spread from the data; an input that hardly moves keeps the scale ``floor``."""
+    def fit(self, observation: Observation, floor: float = 0.1) -> None:
+        """Take mean and spread from the data; an input that hardly moves keeps the scale ``floor``.
+
+        A handful of demonstrations says little about how far an input may move later: a small floor makes a cloned
+        policy fall apart there (push-v3, 5 demonstrations: 6 and 15 % success at 0.01, 21 and 50 % at 0.1).
+        """
         vector = self.vector(observation)
         self.mean.copy_(vector.mean(0))
         self.std.copy_(vector.std(0, correction=0).clamp(min=floor))
