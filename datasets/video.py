@@ -95,6 +95,7 @@ class VideoFrames(FrameSource):
             stream = _video_stream(container)
             if stream is None:
                 raise self._bad("holds no video stream")
+            stream.codec_context.thread_count = 1  # readers run in parallel; threads inside one are slower here
             height, width = _scaled(stream.height, stream.width, size)
             if self._seconds is None:
                 times = _frame_times(container, stream)
@@ -133,7 +134,6 @@ class VideoFrames(FrameSource):
         base = float(stream.time_base or 1)
         if seek:
             container.seek(max(0, int((wanted[0] + 0.5 * half) / base)), stream=stream)
-        stream.codec_context.thread_count = 1  # readers run in parallel; threads inside one are slower here
         shape = out.shape[2:]
         done = 0
 
