@@ -167,7 +167,7 @@ def _expect_close(what: str, one: Tensor, other: Tensor, tolerance: float) -> No
     if one.dtype == torch.bool or not one.numel():
         assert torch.equal(one, other), f"{what}: gives another validity"
         return
-    gap = (one.double() - other.double()).abs().max()
+    gap = (one.detach().double() - other.detach().double()).abs().max()
     assert float(gap) <= tolerance, f"{what}: differs by {float(gap):.3g}, more than {tolerance:g}"
 
 
@@ -250,7 +250,7 @@ def _junk_padding(batch: TrajectoryBatch) -> TrajectoryBatch:
 def pad_steps(batch: TrajectoryBatch, extra: int) -> TrajectoryBatch:
     """The same rows with more padding at the end of time."""
 
-    def longer(values: Tensor, value: float = 0) -> Tensor:
+    def longer(values: Tensor, value: int = 0) -> Tensor:
         more = values.new_full((values.shape[0], extra, *values.shape[2:]), value)
         return torch.cat([values, more], dim=1)
 
@@ -287,11 +287,11 @@ def _repaddings(batch: TrajectoryBatch) -> dict[str, TrajectoryBatch]:
 
 def _cut(scored: RewardEstimates, batch: TrajectoryBatch) -> RewardEstimates:
     """Estimates without added padding, which must be invalid and 0."""
-    steps = batch.mask.shape[1]
-    rest = scored.map(lambda t: t[:, steps + (t.shape[1] == scored.rewards.shape[1] + 1) :])
-    for part, values in _parts(rest).items():
-        assert not bool((values != 0).any()), f"{part} is not 0 in added padding"
-    return scored.map(lambda t: t[:, : steps + (t.shape[1] == scored.rewards.shape[1] + 1)])
+    steps, padded = batch.mask.shape[1], scored.rewards.shape[1]
+    for part, values in _parts(scored).items():
+        rest = values[:, steps + (values.shape[1] - padded) :]
+        assert not bool((rest != 0).any()), f"{part} is not 0 in added padding"
+    return scored.map(lambda t: t[:, : steps + (t.shape[1] - padded)])
 
 
 def with_other_future(batch: TrajectoryBatch, step: int) -> TrajectoryBatch:

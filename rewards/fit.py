@@ -1,0 +1,124 @@
+"""Trains a reward model: the LightningModule that ``guerdon fit`` runs."""
+
+import math
+from typing import Any, Literal, cast
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from ..core.batch import TrajectoryBatch
+from ..core.interfaces import RewardModel
+from ..core.metrics import value_order_correlation
+from .observed import ObservedReward
+
+
+class RewardTraining(lightning.LightningModule):
+    """Minimises ``reward.loss`` with AdamW and logs all its parts.
+
+    At the start the state's mean and deviation are fitted on the training data, once: a resumed run keeps them. In
+    validation the value-order correlation of the rows that are no negatives is logged as ``val_value_order``.
+
+    Args:
+        reward: The model; what is shared at the end.
+        learning_rate: Largest learning rate.
+        weight_decay: Of AdamW, on weights with two dimensions or more.
+        warmup_steps: Updates over which the learning rate rises from 0.
+        schedule: Afterwards constant, or falling to 0 as half a cosine until the last update.
+    """
+
+    def __init__(
+        self,
+        reward: RewardModel,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        warmup_steps: int = 0,
+        schedule: Literal["constant", "cosine"] = "constant",
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0 or weight_decay < 0 or warmup_steps < 0:
+            raise ValueError(
+                f"learning_rate {learning_rate}, weight_decay {weight_decay}, warmup_steps {warmup_steps}: expected "
+                "a positive number and none below 0"
+            )
+        self.reward = reward
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_steps, self.schedule = warmup_steps, schedule
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work before anything is loaded.
+
+        Raises:
+            ValueError: If the precision would cut trajectories to half precision.
+        """
+        if str(self.trainer.precision) in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"precision {self.trainer.precision} would cut states, rewards and labels to half precision: use "
+                "bf16-mixed or 32-true"
+            )
+        if stage == "fit" and not any(p.requires_grad for p in self.reward.parameters()):
+            raise ValueError(f"{type(self.reward).__name__} has nothing to train: use it as it is")
+
+    def on_fit_start(self) -> None:
+        """Fit the normaliser on the training data; every process takes the first one's."""
+        if not isinstance(self.reward, ObservedReward) or self.reward.normalised:
+            return
+        data = cast(Any, self.trainer).datamodule
+        if hasattr(data, "state_batches"):  # without decoding a frame
+            self.reward.fit_normaliser(data.state_batches())
+        else:
+            self.trainer.fit_loop.setup_data()
+            loader = cast(Any, self.trainer.train_dataloader)
+            self.reward.fit_normaliser(cast(TrajectoryBatch, batch) for batch in loader)
+        for name, buffer in self.reward.named_buffers():
+            if name.startswith("state_"):
+                buffer.copy_(cast(Tensor, self.trainer.strategy.broadcast(buffer)))
+
+    def training_step(self, batch: TrajectoryBatch, batch_idx: int) -> Tensor:
+        """One update."""
+        parts = self.reward.loss(batch)
+        self.log_dict({f"train_{name}": value.detach() for name, value in parts.items()}, batch_size=len(batch))
+        self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch))
+        return parts["loss"]
+
+    def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
+        """Log the loss, and how well progress follows time."""
+        parts = self.reward.loss(batch)
+        rows = len(batch)
+        self.log("val_loss", parts.pop("loss"), prog_bar=True, batch_size=rows, sync_dist=True)
+        self.log_dict({f"val_{name}": value for name, value in parts.items()}, batch_size=rows, sync_dist=True)
+        negative = batch.labels.get("negative")
+        original = batch[negative.values[:, 0] == 0] if negative is not None else batch
+        progress = self.reward(original).progress if len(original) else None
+        if progress is None:
+            return
+        order = value_order_correlation(progress.values, original.mask, progress.valid)
+        order = order[~order.isnan()]
+        if len(order):
+            self.log("val_value_order", order.mean(), prog_bar=True, batch_size=len(order), sync_dist=False)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW without decay on biases and norms; a schedule by update."""
+        trained = [p for p in self.reward.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+                {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=self.learning_rate,
+        )
+        if self.schedule == "constant" and not self.warmup_steps:
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches) if self.schedule == "cosine" else 0
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / (self.warmup_steps + 1)
+            if self.schedule == "constant":
+                return 1.0
+            done = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
+            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

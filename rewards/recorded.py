@@ -1,0 +1,72 @@
+"""Rewards that were recorded with the trajectories: nothing is learned, what is unknown stays unknown."""
+
+import torch
+
+from ..core.batch import End, RewardEstimates, TrajectoryBatch
+from ..core.interfaces import RewardModel
+
+
+class RecordedReward(RewardModel):
+    """Passes a recorded reward on.
+
+    Args:
+        key: Name of the column in ``batch.recorded``.
+    """
+
+    causal = True
+
+    def __init__(self, key: str = "reward") -> None:
+        super().__init__()
+        self.key = key
+
+    def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """Look the rewards up.
+
+        Raises:
+            ValueError: If the batch has no such column, or it is not one number per step.
+        """
+        column = batch.recorded.get(self.key)
+        if column is None:
+            held = ", ".join(sorted(batch.recorded)) or "nothing"
+            raise ValueError(f"no recorded column {self.key!r}: these trajectories recorded {held}; choose another key")
+        if column.values.shape != batch.mask.shape:
+            raise ValueError(
+                f"recorded column {self.key!r}: expected one number per step {tuple(batch.mask.shape)}, got "
+                f"{tuple(column.values.shape)}"
+            )
+        valid = column.valid & batch.mask
+        values = column.values.to(batch.weight.dtype)
+        wrong = valid & ~values.isfinite()
+        if bool(wrong.any()):
+            row, step = (int(i) for i in wrong.nonzero()[0])
+            raise ValueError(
+                f"recorded {self.key!r} of episode {int(batch.episode[row])} is {float(values[row, step])} at step "
+                f"{step}: mark it invalid, or repair the episode"
+            )
+        return RewardEstimates(rewards=torch.where(valid, values, 0.0), valid=valid)
+
+
+class RecordedSuccess(RewardModel):
+    """Sparse success: 1 on the last step of a row that ends in success, 0 elsewhere.
+
+    A row that reaches its episode's end with an unknown outcome is invalid, so that its sum is no fake failure, except
+    at steps whose next observation carries a recorded success flag (as in fragments of rollouts). A piece that was cut
+    before the episode's end paid nothing, which is known.
+    """
+
+    causal = True
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """Pay the successes."""
+        succeeded = batch.end == End.SUCCESS
+        finished = batch.offset + batch.steps >= batch.length
+        known = (batch.success_known | succeeded | ~finished)[:, None]
+        flags = batch.labels.get("success")
+        if flags is not None and flags.valid.shape[1] == batch.mask.shape[1] + 1:
+            known = known | flags.valid[:, 1:]
+        step = torch.arange(batch.mask.shape[1], device=batch.mask.device)
+        paid = (step[None] == batch.steps[:, None] - 1) & succeeded[:, None] & batch.mask
+        return RewardEstimates(rewards=paid.to(batch.weight.dtype), valid=batch.mask & known)
