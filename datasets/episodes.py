@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
+from torch.nn.functional import interpolate
 
 from ..core.batch import End
 
@@ -83,9 +85,6 @@ class ArrayFrames(FrameSource):
 
 def scale_frames(frames: np.ndarray, size: int) -> np.ndarray:
     """Scale (M, 3, H, W) uint8 so that the shorter side is ``size`` pixels, with antialiasing."""
-    import torch  # kept out of the way of plain readers
-    from torch.nn.functional import interpolate
-
     height, width = frames.shape[2:]
     if min(height, width) == size or not len(frames):
         return frames
