@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
@@ -12,9 +13,20 @@ import numpy as np
 from av.container import InputContainer, OutputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from .episodes import BadEpisodeError, FrameSource
+
+
+class _Converters(threading.local):
+    """One colour converter per thread: making one takes longer than converting ten frames with it."""
+
+    def __init__(self) -> None:
+        self.converter = VideoReformatter()
+
+
+_converters = _Converters()
 
 
 class VideoFrames(FrameSource):
@@ -150,8 +162,8 @@ class VideoFrames(FrameSource):
                 continue
             if frame.is_corrupt:
                 raise self._bad(f"frame at {at:.3f} s is damaged")
-            picture = frame.reformat(shape[1], shape[0], format="rgb24", interpolation="BILINEAR").to_ndarray()
-            planes = picture.transpose(2, 0, 1)
+            picture = _converters.converter.reformat(frame, shape[1], shape[0], "rgb24", interpolation="BILINEAR")
+            planes = picture.to_ndarray().transpose(2, 0, 1)
             while done < len(wanted) and abs(wanted[done] - at) <= half:
                 out[done] = planes
                 done += 1
