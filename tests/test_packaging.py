@@ -1,0 +1,332 @@
+"""The repository root is the package: whatever that could break is tried here."""
+
+import ast
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import sysconfig
+import time
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import guerdon
+
+pytestmark = pytest.mark.xdist_group("packaging")  # one process, so that the wheels are built once
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = PYPROJECT["tool"]["setuptools"]["packages"]
+FOLDERS = sorted(name.partition(".")[2] for name in PACKAGES if "." in name)
+MODULES = sorted(path for folder in ["", *FOLDERS] for path in (ROOT / folder).glob("*.py"))
+HEAVY = {"sklearn", "scipy", "lightning", "transformers", "trl"}
+
+
+def python(code: str, *arguments: str, cwd: Path, flags: tuple[str, ...] = (), **environment: str) -> str:
+    """Run code in a fresh interpreter and return what it prints; its error is the failure message."""
+    return run(sys.executable, *flags, "-c", code, *arguments, cwd=cwd, **environment)
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    quiet = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "PYTHON", "COV_"))}
+    done = subprocess.run(command, cwd=cwd, env=quiet | environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command} failed\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout.strip()
+
+
+def copy_tree(target: Path) -> Path:
+    """Copy what a checkout holds and the build needs; build folders and caches stay behind."""
+    skip = shutil.ignore_patterns("__pycache__", ".*")
+    for folder in [*FOLDERS, "tests"]:
+        shutil.copytree(ROOT / folder, target / folder, ignore=skip)
+    for pattern in ("*.py", "*.toml", "*.md", "*.txt", "LICENSE", "py.typed"):
+        for path in ROOT.glob(pattern):
+            shutil.copy2(path, target / path.name)
+    return target
+
+
+# Rule 1: `datasets/` does not hide Hugging Face's package
+
+
+def test_datasets_from_the_root_is_hugging_face(tmp_path):
+    code = "import datasets, guerdon.datasets; print(datasets.__file__); print(*guerdon.datasets.__path__, sep='\\n')"
+    foreign, *own = python(code, cwd=ROOT).splitlines()
+    assert "site-packages" in Path(foreign).parts
+    assert [Path(path) for path in own] == [ROOT / "datasets"]
+    assert not (ROOT / "datasets" / "__init__.py").exists()
+
+
+# Rule 2: the root is lazy
+
+
+def test_import_guerdon_loads_only_the_standard_library():
+    code = "import sys; before = set(sys.modules); import guerdon; print(*sorted(set(sys.modules) - before))"
+    loaded = {name.partition(".")[0] for name in python(code, cwd=ROOT).split()}
+    assert loaded - sys.stdlib_module_names == {"guerdon"}
+
+
+def test_root_has_no_import_at_its_top():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    assert not [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+@pytest.mark.parametrize("name", guerdon.__all__)
+def test_public_name_resolves(name):
+    value = getattr(guerdon, name)
+    assert name == "__version__" or value.__name__ == name
+    assert name in dir(guerdon)
+
+
+def test_unknown_public_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"no attribute 'RewardModle'; it offers .*RewardModel"):
+        guerdon.RewardModle
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["my-check", "checkout_1.2"])
+def test_pytest_survives_a_checkout_of_any_name(tmp_path, folder):
+    checkout = copy_tree(tmp_path / folder)
+    site = tmp_path / "site"  # in front of the editable install, so that the copy itself is tested
+    site.mkdir()
+    (site / "guerdon").symlink_to(checkout, target_is_directory=True)
+    quick = "tests/core/test_returns.py"
+    shown = run(
+        *(
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+        ),
+        *(quick, "tests/test_packaging.py::test_root_has_no_import_at_its_top"),
+        cwd=checkout,
+        PYTHONPATH=str(site),
+    )
+    assert re.search(r"\d+ passed", shown), shown
+    where = python("import guerdon; print(guerdon.__file__)", cwd=tmp_path, PYTHONPATH=str(site))
+    assert Path(where).resolve().parent == checkout
+
+
+# Rule 3: relative imports inside, and no name that somebody else owns
+
+
+def imports(path: Path) -> list[tuple[str, int, bool]]:
+    """List every import of a module as (absolute dotted name, line, whether inside a function)."""
+    package = ["guerdon", *path.relative_to(ROOT).parent.parts]
+    found: list[tuple[str, int, bool]] = []
+
+    def visit(node: ast.AST, inside: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend((alias.name, node.lineno, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            # `from . import name` imports a module; `from .module import name` does too, of which the stem says enough
+            names = [f"{stem}.{alias.name}" for alias in node.names] if node.level and not node.module else [stem]
+            found.extend((name, node.lineno, inside) for name in names)
+        inside = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside)
+
+    visit(ast.parse(path.read_text()), False)
+    return found
+
+
+def here(path: Path, line: int) -> str:
+    return f"{path.relative_to(ROOT)}:{line}"
+
+
+def test_imports_inside_the_package_are_relative():
+    absolute = [
+        here(path, node.lineno)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "guerdon")
+        or (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "guerdon" for a in node.names))
+    ]
+    assert not absolute
+
+
+LAYERS = {"core": 0, "backbones": 1, "datasets": 2, "envs": 2, "rewards": 3, "critics": 3, "preference": 3}
+LAYERS |= {"policies": 4, "": 5}  # "" is the root: the command and `testing`
+BESIDE = {("envs", "datasets")}  # collecting writes a dataset
+
+
+def test_imports_point_down():
+    upward: list[str] = []
+    for path in MODULES:
+        folder = "" if path.parent == ROOT else path.parent.name
+        for name, line, _ in imports(path):
+            parts = name.split(".")
+            if parts[0] != "guerdon" or (len(parts) == 2 and parts[1] == "__version__"):
+                continue
+            other = parts[1] if len(parts) > 1 and parts[1] in LAYERS else ""
+            allowed = other == folder or LAYERS[other] < LAYERS[folder] or (folder, other) in BESIDE
+            if not allowed:
+                upward.append(f"{here(path, line)} imports {name}")
+    assert not upward
+
+
+def test_the_import_scan_sees_what_it_should(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / "core" / "x.py"
+    path.parent.mkdir()
+    path.write_text(
+        "from ..rewards.fit import A\nfrom . import hub\nimport torch.nn\ndef f():\n    from .. import cli\n"
+    )
+    assert imports(path) == [
+        ("guerdon.rewards.fit", 1, False),
+        ("guerdon.core.hub", 2, False),
+        ("torch.nn", 3, False),
+        ("guerdon.cli", 5, True),
+    ]
+
+
+def requirement_names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[A-Za-z0-9_.-]+", text)[0].lower().replace("_", "-") for text in requirements}  # type: ignore[index]
+
+
+def top_modules(requirements: list[str]) -> set[str]:
+    """Import names of the installed distributions among these requirements."""
+    wanted = requirement_names(requirements)
+    provided = importlib.metadata.packages_distributions().items()
+    return {module for module, owners in provided if {o.lower().replace("_", "-") for o in owners} & wanted}
+
+
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+
+
+OPENGL = {"mujoco.egl", "mujoco.osmesa", "mujoco.glfw"}  # importing one fails where its system library is missing
+
+
+def test_function_level_imports_only_for_extras():
+    """DESIGN §2 rule 4; the command imports late throughout, or `guerdon --version` would wait for torch."""
+    extras = top_modules([line for lines in EXTRAS.values() for line in lines]) | {"ray", "minari", "tfrecord"}
+    late: list[str] = []
+    for path in MODULES:
+        if path.parent == ROOT and (path.stem == "__init__" or path.stem.startswith("cli")):
+            continue
+        allowed = extras | {"stable_baselines3"} | (HEAVY if path.parent.name == "core" else set())
+        late += [
+            f"{here(path, line)} imports {name} inside a function"
+            for name, line, inside in imports(path)
+            if inside and name.partition(".")[0] not in allowed and name not in OPENGL
+        ]
+    assert not late
+
+
+def test_no_module_has_a_foreign_name():
+    """`datasets` is the one exception, and rule 1 says what makes it harmless."""
+    dependencies = [*PYPROJECT["project"]["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]
+    foreign = top_modules(dependencies) | sys.stdlib_module_names | {"utils", "ray", "minari", "tfrecord", "h5py"}
+    own = {path.stem for path in MODULES} | set(FOLDERS)
+    assert (own & foreign) - {"__init__", "guerdon", "datasets"} == set()
+
+
+# Rule 4: cost of importing core, and of the command
+
+
+def test_core_imports_nothing_heavy_and_costs_half_a_second():
+    code = """
+import json, pkgutil, sys, time, torch
+start = time.process_time()  # not the clock on the wall: other tests run beside this one
+import guerdon.core
+for module in pkgutil.iter_modules(guerdon.core.__path__, "guerdon.core."):
+    __import__(module.name)
+print(json.dumps([time.process_time() - start, sorted(sys.modules)]))
+"""
+    runs = [json.loads(python(code, cwd=ROOT)) for _ in range(3)]
+    assert "guerdon.core.returns" in runs[0][1]
+    assert HEAVY.isdisjoint(runs[0][1])
+    seconds = statistics.median(run[0] for run in runs)
+    assert seconds < 0.5, f"importing guerdon.core took {seconds:.2f} s of processor time beyond torch"
+
+
+def test_version_answers_in_under_a_second(tmp_path):
+    command = Path(sysconfig.get_path("scripts")) / "guerdon"
+    seconds: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert guerdon.__version__ in run(command, "--version", cwd=tmp_path).split()
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1, f"the fastest of three took {min(seconds):.2f} s"
+
+
+# Rule 5: what is built and installed
+
+
+def test_every_folder_with_modules_is_listed():
+    outside = {"tests", "benchmarks", "examples", "docs", "build", "dist"}
+    holding = {p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("[a-z]*/**/*.py")}
+    assert {name for name in holding if name.split("/")[0] not in outside} == {f.replace(".", "/") for f in FOLDERS}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> dict[str, Path]:
+    """A wheel straight from the tree, and one by way of the source distribution."""
+    folder = tmp_path_factory.mktemp("built")
+    tree = copy_tree(folder / "checkout_1.2")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "sdist", cwd=tree)
+    run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "-w", folder / "tree", tree, cwd=folder)
+    (sdist,), (through,), (straight,) = (
+        list(folder.glob(pattern)) for pattern in ("sdist/*.tar.gz", "sdist/*.whl", "tree/*.whl")
+    )
+    assert sdist.name == f"guerdon-{guerdon.__version__}.tar.gz"
+    return {"wheel": straight, "sdist": through, "editable": tree}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_wheel_holds_the_package_and_nothing_else(built, kind):
+    tree = built["editable"]
+    patterns = ["*.py", *(f"{folder}/*.py" for folder in FOLDERS), "configs/*.yaml", "envs/*.xml", "py.typed"]
+    paths = [path for pattern in patterns for path in tree.glob(pattern)]
+    expected = {f"guerdon/{path.relative_to(tree).as_posix()}" for path in paths}
+    with zipfile.ZipFile(built[kind]) as wheel:
+        held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        licences = [name for name in wheel.namelist() if name.endswith("LICENSE")]
+    assert held == expected
+    assert licences
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "editable"])
+def test_installed_package_imports_from_elsewhere(built, kind, tmp_path):
+    site = tmp_path / "site"
+    source = ["-e", str(built[kind])] if kind == "editable" else [str(built[kind])]
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+    run(*pip, "--no-deps", "--no-index", "--no-build-isolation", "--target", site, *source, cwd=tmp_path)
+    # -S: the .pth files of the interpreter that runs the tests stay unread, its own editable guerdon among them.
+    code = """
+import site, sys
+site.addsitedir(sys.argv[1])
+sys.path.append(sys.argv[2])
+import importlib.resources
+import guerdon, guerdon.core.returns, guerdon.datasets.collate, guerdon.rewards.progress, guerdon.envs
+from guerdon import TrajectoryBatch
+files = importlib.resources.files("guerdon")
+assert files.joinpath("py.typed").is_file()
+import datasets
+print(guerdon.__version__)
+print(datasets.__file__)
+print(*sorted(p.name for p in files.joinpath("configs").iterdir() if p.name.endswith(".yaml")))
+print(*sorted({m.__file__ for n, m in sys.modules.items() if n.split(".")[0] == "guerdon" and m.__file__}), sep="\\n")
+"""
+    shown = python(code, str(site), sysconfig.get_path("purelib"), cwd=tmp_path, flags=("-S",))
+    version, foreign, configs, *files = shown.splitlines()
+    assert version == guerdon.__version__
+    assert Path(foreign).is_relative_to(sysconfig.get_path("purelib"))
+    assert configs.split() == sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+    home = built["editable"] if kind == "editable" else site / "guerdon"
+    assert len(files) > 5
+    assert [file for file in files if not Path(file).resolve().is_relative_to(home)] == []
