@@ -1,7 +1,8 @@
 """Episodes → `TrajectoryBatch`: the one place where layout, dtype and padding are fixed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -9,6 +10,18 @@ from torch import Tensor
 
 from ..core.batch import TERMINATING, End, Labelled, Sampled, TrajectoryBatch, terminated_from
 from .episodes import BadEpisodeError, Column, Episode
+
+
+@runtime_checkable
+class FeatureReader(Protocol):
+    """Features of one camera in one episode."""
+
+    step: np.ndarray
+    """(F,) observation index of each recorded frame, ascending."""
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Features of frames by their place, (M, D) or (M, K, D) float32."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +58,7 @@ class Window:
         return self.episode.end if self.reaches_end else End.CUT
 
 
-def choose_frames(step: np.ndarray, offset: int, steps: int, count: int | None = None) -> np.ndarray:
+def choose_frames(step: np.ndarray, offset: int, steps: int, count: int | None = None, every: int = 1) -> np.ndarray:
     """Places of the recorded frames a window uses, ascending and distinct.
 
     The frame held at the window's first observation is always among them, so nothing has to be invented there.
@@ -55,10 +68,11 @@ def choose_frames(step: np.ndarray, offset: int, steps: int, count: int | None =
         offset: First observation of the window.
         steps: Steps of the window.
         count: Keep at most this many, evenly spaced from the first to the last; None keeps all.
+        every: Of those recorded keep every how many, from the first on, before ``count`` thins them out.
     """
     last = int(np.searchsorted(step, offset + steps, side="right"))
     first = max(int(np.searchsorted(step, offset, side="right")) - 1, 0)
-    places = np.arange(first, last)
+    places = np.arange(first, last, every)
     if count is not None and len(places) > count:
         places = places[np.unique(np.linspace(0, len(places) - 1, count).round().astype(int))]
     return places
@@ -70,6 +84,8 @@ def collate(
     frame_count: int | None = None,
     frame_size: int | None = None,
     terminating: Iterable[int] = TERMINATING,
+    frames_every: int = 1,
+    features: Callable[[Episode], Mapping[str, FeatureReader]] | None = None,
 ) -> TrajectoryBatch:
     """Pad episodes or windows to one batch on the host.
 
@@ -79,6 +95,9 @@ def collate(
         frame_count: At most this many frames of a camera in a row, evenly spaced; None takes all.
         frame_size: Scale frames so that the shorter side is this many pixels; None keeps the recorded size.
         terminating: Ends after which nothing is bootstrapped.
+        frames_every: Of the recorded frames take every how many.
+        features: Frozen features of an episode by ``"<encoder.name>/<camera>"``, sampled like frames (a
+            `FeatureCache` gives them); a camera that is read this way need not be among ``cameras``.
 
     Returns:
         State, actions float32; frames uint8, channels first, RGB; padding is 0.
@@ -103,7 +122,8 @@ def collate(
         state=_pad([w.episode.state[w.offset : w.offset + w.steps + 1] for w in windows], longest + 1),
         actions=_pad([w.episode.actions[w.offset : w.offset + w.steps] for w in windows], longest),
         mask=torch.arange(longest)[None] < real[:, None],
-        frames={c: s for c in cameras if (s := _frames(windows, c, frame_count, frame_size)) is not None},
+        frames=_frames(windows, cameras, _Choice(frame_count, frames_every), frame_size),
+        features={} if features is None else _features(windows, features, _Choice(frame_count, frames_every)),
         instructions=tuple(w.episode.instruction for w in windows),
         task=torch.tensor([w.episode.task for w in windows]),
         end=end,
@@ -161,34 +181,81 @@ def _columns(windows: Sequence[Window], stored: Sequence[Mapping[str, Column]], 
     return batched
 
 
-def _frames(windows: Sequence[Window], camera: str, count: int | None, size: int | None) -> Sampled | None:
-    decoded: list[np.ndarray | None] = []
-    steps: list[np.ndarray] = []
-    for window in windows:
-        source = window.episode.frames.get(camera)
-        if source is None:
-            decoded.append(None)
-            steps.append(np.zeros(0, np.int64))
+@dataclass(frozen=True)
+class _Choice:
+    """Which of the recorded frames are taken."""
+
+    count: int | None
+    every: int
+
+
+def _frames(windows: Sequence[Window], cameras: Sequence[str], choice: _Choice, size: int | None) -> dict[str, Sampled]:
+    batched: dict[str, Sampled] = {}
+    for camera in cameras:
+
+        def read(window: Window, places: np.ndarray, camera: str = camera) -> np.ndarray:
+            return window.episode.frames[camera].read(places, size)
+
+        steps = [w.episode.frames[camera].step if camera in w.episode.frames else None for w in windows]
+        if (sampled := _sampled(windows, f"camera {camera!r}", steps, choice, read)) is not None:
+            batched[camera] = sampled
+    return batched
+
+
+def _features(
+    windows: Sequence[Window], features: Callable[[Episode], Mapping[str, FeatureReader]], choice: _Choice
+) -> dict[str, Sampled]:
+    stored = [features(w.episode) for w in windows]
+    batched: dict[str, Sampled] = {}
+    for name in dict.fromkeys(name for sources in stored for name in sources):
+        held = {id(w): sources.get(name) for w, sources in zip(windows, stored, strict=True)}
+
+        def read(window: Window, places: np.ndarray, held: Mapping[int, FeatureReader | None] = held) -> np.ndarray:
+            source = held[id(window)]
+            assert source is not None
+            return source.read(places)
+
+        steps = [None if (source := held[id(w)]) is None else source.step for w in windows]
+        if (sampled := _sampled(windows, f"features {name!r}", steps, choice, read)) is not None:
+            batched[name] = sampled
+    return batched
+
+
+def _sampled(
+    windows: Sequence[Window],
+    what: str,
+    steps: Sequence[np.ndarray | None],
+    choice: _Choice,
+    read: Callable[[Window, np.ndarray], np.ndarray],
+) -> Sampled | None:
+    """Pad what was sampled of every window; None where no window has any."""
+    taken: list[np.ndarray | None] = []
+    index: list[np.ndarray] = []
+    for window, step in zip(windows, steps, strict=True):
+        if step is None:
+            taken.append(None)
+            index.append(np.zeros(0, np.int64))
             continue
-        places = choose_frames(source.step, window.offset, window.steps, count)
+        places = choose_frames(step, window.offset, window.steps, choice.count, choice.every)
         if not len(places):
-            raise BadEpisodeError(window.episode.index, "video", f"camera {camera!r} has no frame for the window")
-        decoded.append(source.read(places, size))
+            raise BadEpisodeError(window.episode.index, "video", f"{what} has no frame for the window")
+        taken.append(read(window, places))
         # the frame held at the window's start was recorded before it
-        steps.append(np.maximum(source.step[places] - window.offset, 0))
-    shapes = {frames.shape[1:] for frames in decoded if frames is not None}
+        index.append(np.maximum(step[places] - window.offset, 0))
+    shapes = {values.shape[1:] for values in taken if values is not None}
     if not shapes:
         return None
     if len(shapes) > 1:
         raise ValueError(
-            f"camera {camera!r}: frames of different sizes {sorted(shapes)} cannot share a batch; pass frame_size and "
-            "keep one aspect ratio per batch"
+            f"{what}: of different sizes {sorted(shapes)} cannot share a batch; for frames pass frame_size and keep "
+            "one aspect ratio per batch"
         )
-    longest = max(len(s) for s in steps)
-    values = torch.zeros(len(windows), longest, *shapes.pop(), dtype=torch.uint8)
+    longest = max(len(s) for s in index)
+    dtype = next(torch.from_numpy(v[:0].copy()).dtype for v in taken if v is not None)
+    values = torch.zeros(len(windows), longest, *shapes.pop(), dtype=dtype)
     step = torch.full((len(windows), longest), -1, dtype=torch.long)
-    for row, (frames, index) in enumerate(zip(decoded, steps, strict=True)):
-        if frames is not None:
-            values[row, : len(index)] = torch.from_numpy(np.ascontiguousarray(frames))
-            step[row, : len(index)] = torch.from_numpy(index)
+    for row, (sample, at) in enumerate(zip(taken, index, strict=True)):
+        if sample is not None:
+            values[row, : len(at)] = torch.from_numpy(np.ascontiguousarray(sample))
+            step[row, : len(at)] = torch.from_numpy(at)
     return Sampled(values=values, step=step)

@@ -73,7 +73,7 @@ class RewardTraining(lightning.LightningModule):
             self.reward.fit_normaliser(cast(TrajectoryBatch, batch) for batch in loader)
         for name, buffer in self.reward.named_buffers():
             if name.startswith("state_"):
-                buffer.copy_(cast(Tensor, self.trainer.strategy.broadcast(buffer)))
+                buffer.copy_(self.trainer.strategy.broadcast(buffer))
 
     def training_step(self, batch: TrajectoryBatch, batch_idx: int) -> Tensor:
         """One update."""

@@ -1,0 +1,78 @@
+"""Several data sets as one, with numbers that stay unique."""
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+from .episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
+
+_APART = 1 << 32  # groups and tasks of different data sets never meet below this
+
+
+class JoinedDatasets:
+    """Episodes of several data sets one after the other; episodes, tasks and groups are renumbered so as not to clash.
+
+    Args:
+        datasets: At least one; all of the same state and action widths.
+
+    Raises:
+        ValueError: If there is none, or widths differ.
+    """
+
+    def __init__(self, datasets: Sequence[EpisodeDataset]) -> None:
+        if not datasets:
+            raise ValueError("expected at least one data set, got none")
+        first = datasets[0]
+        for other in datasets[1:]:
+            if (other.state_size, other.action_size) != (first.state_size, first.action_size):
+                raise ValueError(
+                    f"{first.name} has states of {first.state_size} and actions of {first.action_size} numbers, "
+                    f"{other.name} of {other.state_size} and {other.action_size}: they cannot share batches"
+                )
+        self.datasets = tuple(datasets)
+        self._ends = list(accumulate(len(d) for d in datasets))
+        self.name = " + ".join(d.name for d in datasets)
+        self.fps = first.fps
+        self.state_size, self.action_size = first.state_size, first.action_size
+        self.cameras = tuple(dict.fromkeys(c for d in datasets for c in d.cameras))
+
+    def __len__(self) -> int:
+        """Number of episodes, unreadable ones included."""
+        return self._ends[-1]
+
+    def _find(self, place: int) -> tuple[int, int]:
+        place = range(len(self))[place]
+        which = bisect.bisect_right(self._ends, place)
+        return which, place - (self._ends[which - 1] if which else 0)
+
+    def _index(self, which: int, index: int) -> int:
+        return index if len(self.datasets) == 1 else which * _APART + index
+
+    def summary(self, place: int) -> EpisodeSummary:
+        """What is known of an episode without reading it."""
+        which, inner = self._find(place)
+        summary = self.datasets[which].summary(inner)
+        context = f"{which}:{summary.context}" if which and summary.context else summary.context
+        return replace(summary, index=self._index(which, summary.index), context=context)
+
+    def __getitem__(self, place: int) -> Episode:
+        """Read one episode.
+
+        Raises:
+            BadEpisodeError: If it cannot be used.
+        """
+        which, inner = self._find(place)
+        try:
+            episode = self.datasets[which][inner]
+        except BadEpisodeError as error:
+            raise BadEpisodeError(self._index(which, error.index), error.status, error.reason) from error
+        if not which:
+            return episode
+        return replace(
+            episode,
+            index=self._index(which, episode.index),
+            task=which * _APART + episode.task,
+            group=None if episode.group is None else which * _APART + episode.group,
+            context=f"{which}:{episode.context}" if episode.context else "",
+        )

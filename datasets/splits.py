@@ -1,0 +1,70 @@
+"""Which episodes train and which judge: the recorded split, or one that keeps what belongs together on one side."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kin:
+    """What an episode may share with others."""
+
+    index: int
+    split: str = ""
+    context: str = ""
+    group: int | None = None
+
+
+def choose_split(
+    episodes: Sequence[Kin], train_split: str, val_split: str, val_fraction: float
+) -> tuple[list[int], list[int]]:
+    """Places of the training and of the validation episodes.
+
+    Where any episode has a recorded split, that decides. Otherwise about ``val_fraction`` of the families are held out,
+    a family being all episodes connected by a shared context or group (an initial state must not straddle the split),
+    in the order of a hash of their names: the same episodes give the same split, everywhere.
+
+    Raises:
+        ValueError: If there is a recorded split but nothing in it to train on, or the fraction is not in [0, 1).
+    """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}: expected at least 0 and below 1")
+    recorded = Counter(e.split for e in episodes if e.split)
+    if recorded:
+        if train_split not in recorded:
+            held = ", ".join(f"{name} ({count})" for name, count in sorted(recorded.items()))
+            raise ValueError(f"no episode of the split {train_split!r}: the data set has {held}; set train_split")
+        return tuple([i for i, e in enumerate(episodes) if e.split == s] for s in (train_split, val_split))  # pyright: ignore[reportReturnType]
+    families = _families(episodes)
+    ordered = sorted(families, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    held_out = round(val_fraction * len(ordered))
+    if val_fraction and len(ordered) > 1:
+        held_out = min(max(held_out, 1), len(ordered) - 1)
+    val = sorted(place for name in ordered[:held_out] for place in families[name])
+    train = sorted(place for name in ordered[held_out:] for place in families[name])
+    return train, val
+
+
+def _families(episodes: Sequence[Kin]) -> dict[str, list[int]]:
+    """Episodes connected by contexts and groups, under the smallest name in each family."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    names: list[str] = []
+    for episode in episodes:
+        known = [f"context {episode.context}"] if episode.context else []
+        known += [f"group {episode.group}"] if episode.group is not None else []
+        known = known or [f"episode {episode.index}"]
+        first, *rest = sorted(root(name) for name in known)
+        for other in rest:
+            parent[other] = first
+        names.append(known[0])
+    families: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        families.setdefault(root(name), []).append(place)
+    return families

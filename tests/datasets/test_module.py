@@ -1,0 +1,230 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from guerdon.backbones.vision import ConvEncoder
+from guerdon.core.batch import End
+from guerdon.datasets.episodes import BadEpisodeError
+from guerdon.datasets.joined import JoinedDatasets
+from guerdon.datasets.labels import LabelFactory
+from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.module import EpisodeData
+from guerdon.datasets.opening import open_dataset
+from guerdon.datasets.splits import Kin, choose_split
+
+
+@pytest.fixture
+def written(tmp_path, make_episode):
+    """A data set of twelve episodes of two tasks, each initial state used twice."""
+
+    def write(name="set", count=12, cameras=False, **changes):
+        with LeRobotWriter(tmp_path / name, fps=10) as writer:
+            for i in range(count):
+                given = {"context": f"start {i // 2}"} | {k: v(i) for k, v in changes.items()}
+                writer.add(make_episode(i, 5 + i % 4, camera=cameras, **given))
+        return tmp_path / name
+
+    return write
+
+
+def same(one, other):
+    assert one.instructions == other.instructions and one.labels.keys() == other.labels.keys()
+    for name in ("state", "mask", "episode", "offset"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    for name in one.labels:
+        assert torch.equal(one.labels[name].values, other.labels[name].values)
+
+
+def test_contexts_never_straddle_the_split_and_it_is_always_the_same(written):
+    data = EpisodeData(str(written()), val_fraction=0.3)
+    data.setup("fit")
+    names = {s: {data._reader(p).context for p in data.places[s]} for s in ("train", "val")}
+    assert names["train"] and names["val"] and not names["train"] & names["val"]
+    assert len(data.places["val"]) == 4  # two of six contexts, two episodes each
+    again = EpisodeData(str(written("again")), val_fraction=0.3)
+    again.setup("fit")
+    assert again.places == data.places
+
+
+def test_families_join_contexts_and_groups():
+    kin = [
+        Kin(index=0, context="a", group=1),
+        Kin(index=1, context="b", group=1),
+        Kin(index=2, context="b"),
+        Kin(index=3, group=9),
+        Kin(index=4),
+        Kin(index=5),
+    ]
+    for fraction in (0.2, 0.4, 0.6):
+        train, val = choose_split(kin, "train", "val", fraction)
+        assert sorted(train + val) == list(range(6)) and train and val
+        assert len({i in val for i in (0, 1, 2)}) == 1
+    with pytest.raises(ValueError, match="val_fraction is 1"):
+        choose_split(kin, "train", "val", 1.0)
+
+
+def test_a_recorded_split_decides(written):
+    path = written(split=lambda i: ("train", "val", "test")[i % 3])
+    data = EpisodeData(str(path))
+    data.setup("fit")
+    assert data.places == {"train": [0, 3, 6, 9], "val": [1, 4, 7, 10]}
+    with pytest.raises(ValueError, match=r"no episode of the split 'training': the data set has test \(4\), train"):
+        EpisodeData(str(path), train_split="training").setup("fit")
+
+
+def test_batches_follow_from_seed_and_epoch_whatever_the_workers(written):
+    path = str(written())
+
+    def epochs(seed, workers=0):
+        data = EpisodeData(path, batch_size=4, window=4, repeats=2, seed=seed, num_workers=workers)
+        data.setup("fit")
+        loader = data.train_dataloader()
+        found = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            found.append(list(loader))
+        return found, loader
+
+    (one, loader), (two, _), (other, _) = epochs(0), epochs(0, 1), epochs(1)
+    assert len(loader) == len(one[0]) == 5  # (12 − 2 held out) · 2 rows in batches of 4
+    for a, b in zip(one[0] + one[1], two[0] + two[1], strict=True):
+        same(a, b)
+    assert not torch.equal(one[0][0].episode, one[1][0].episode) or not torch.equal(one[0][0].offset, one[1][0].offset)
+    assert not torch.equal(one[0][0].state, other[0][0].state)
+    rows = torch.cat([b.episode for b in one[0]])
+    assert all(int((rows == e).sum()) == 2 for e in rows)  # every episode as often as asked
+    assert all(b.mask.shape[1] == 4 for b in one[0])
+
+
+def test_validation_reads_whole_episodes_the_same_way_every_time(written):
+    data = EpisodeData(str(written()), window=3, val_fraction=0.5)
+    data.setup("fit")
+    loader = data.val_dataloader()
+    first, second = list(loader), list(loader)
+    loader.sampler.set_epoch(5)
+    third = next(iter(loader))
+    same(first[0], second[0])
+    same(first[0], third)
+    assert bool((first[0].length == first[0].steps).logical_or(first[0].labels["negative"].values[:, 0] == 1).all())
+
+
+def test_a_bad_episode_is_named_once_and_training_goes_on(written):
+    path = written(count=6)
+    import pyarrow.parquet as pq
+
+    file = next((path / "data").rglob("*.parquet"))
+    table = pq.read_table(file)
+    column = table["observation.state"].to_numpy(zero_copy_only=False)
+    place = np.flatnonzero(table["episode_index"].to_numpy() == 2)[0]
+    column[place] = np.full(2, np.nan, np.float32)
+    index = table.schema.get_field_index("observation.state")
+    import pyarrow as pa
+
+    changed = pa.array(list(column), type=table.schema.field(index).type)
+    pq.write_table(table.set_column(index, table.schema.field(index), changed), file, row_group_size=6)
+    data = EpisodeData(str(path), batch_size=2)
+    with pytest.warns(UserWarning, match=r"1 of 6 episodes .* episode 2 \(not_finite\): state") as caught:
+        data.setup("fit")
+        data.setup("fit")
+    assert len(caught) == 1 and [e.index for e in data.bad] == [2]
+    assert all(2 not in b.episode.tolist() for b in data.train_dataloader())
+
+
+def test_nothing_usable_is_an_error(written, monkeypatch):
+    data = EpisodeData(str(written(count=2)))
+    from guerdon.datasets.lerobot import LeRobotDataset
+
+    def refuse(self, place):
+        raise BadEpisodeError(place, "shape", "broken")
+
+    monkeypatch.setattr(LeRobotDataset, "__getitem__", refuse)
+    with pytest.raises(ValueError, match=r"no episode of .* can be used: episode 0 \(shape\): broken; episode 1"):
+        data.setup("fit")
+
+
+def test_a_broken_video_is_replaced_when_it_shows(written):
+    path = written(cameras=True, count=4)
+    videos = sorted(path.rglob("*.mp4"))
+    assert videos
+    data = EpisodeData(str(path), cameras=["front"], batch_size=3, frame_count=3, val_fraction=0.0)
+    data.setup("fit")
+    reader = data._reader
+    broken = reader(2)
+    source = broken.frames["front"]
+    reader._kept[2] = replace(broken, frames={"front": type(source)(path / "gone.mp4", source.step, fps=10, episode=2)})
+    with pytest.warns(UserWarning, match=r"left out from now on: episode 2: video .*gone.mp4") as caught:
+        batches = list(data.train_dataloader())
+    assert len(caught) == 1 and [len(b) for b in batches] == [3, 1]
+    assert all(2 not in b.episode.tolist() for b in batches)
+    assert all(b.frames["front"].step.shape[1] == 3 for b in batches)
+
+
+class Frozen(ConvEncoder):
+    def __init__(self) -> None:
+        super().__init__(width=6, channels=(4,), size=8)
+        self.trainable = False
+        self.frames = 0
+
+    def features(self, pixels):
+        self.frames += len(pixels)
+        return super().features(pixels)
+
+
+def test_features_are_embedded_once_for_all_epochs(written, tmp_path):
+    path, encoder = written(cameras=True, count=4), Frozen()
+    settings = {"cameras": ["front"], "encoder": encoder, "cache": str(tmp_path / "cache"), "window": 3}
+    data = EpisodeData(str(path), **settings)
+    data.setup("fit")
+    recorded = sum(6 + i % 4 for i in range(4))
+    assert encoder.frames == recorded
+    for _ in range(2):
+        for batch in data.train_dataloader():
+            assert not batch.frames and batch.features[f"{encoder.name}/front"].values.shape[-1] == 6
+    EpisodeData(str(path), **settings).setup("fit")
+    assert encoder.frames == recorded
+
+
+def test_small_frames_are_kept(written, tmp_path):
+    path = str(written(cameras=True, count=4))
+    plain = EpisodeData(path, cameras=["front"], frame_size=16)
+    kept = EpisodeData(path, cameras=["front"], frame_size=16, cache=str(tmp_path / "cache"))
+    for one, other in zip(plain.train_dataloader(), kept.train_dataloader(), strict=True):
+        assert torch.equal(one.frames["front"].values, other.frames["front"].values)
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 4
+
+
+def test_settings_that_make_no_sense_are_refused(written):
+    with pytest.raises(ValueError, match="batch_size 0"):
+        EpisodeData("somewhere", batch_size=0)
+    with pytest.raises(ValueError, match="a frozen one, together with cameras and a cache folder"):
+        EpisodeData("somewhere", encoder=ConvEncoder(width=4, channels=(4,), size=8))
+    with pytest.raises(ValueError, match="frame_size to keep frames at"):
+        EpisodeData("somewhere", cache="there")
+    with pytest.raises(ValueError, match="has no camera 'wrist': it has none"):
+        EpisodeData(str(written(count=2)), cameras=["wrist"]).setup("fit")
+    with pytest.raises(ValueError, match="no episode to validate on"):
+        EpisodeData(str(written("one", count=1))).setup("validate")
+
+
+def test_several_data_sets_are_one(written, make_episode):
+    paths = [written("one", 3), written("two", 2)]
+    joined = JoinedDatasets([open_dataset(p) for p in paths])
+    assert len(joined) == 5 and len({joined[i].index for i in range(5)}) == 5
+    assert joined[3].task != joined[0].task and joined[3].context != joined[0].context
+    assert joined.summary(4).index == joined[4].index
+    data = EpisodeData([str(p) for p in paths], batch_size=5, val_fraction=0.0)
+    assert len(next(iter(data.train_dataloader()))) == 5
+    with pytest.raises(ValueError, match="at least one data set"):
+        JoinedDatasets([])
+
+
+def test_windows_meet_the_end_of_an_episode(written):
+    """Of 60 windows of 3 steps a fair share reaches the end: success would hardly ever be seen otherwise."""
+    data = EpisodeData(
+        str(written(count=2)), window=3, repeats=30, val_fraction=0.0, labels=LabelFactory(0.0, 0.0, 0.0)
+    )
+    ends = torch.cat([b.end for b in data.train_dataloader()])
+    assert float((ends == End.SUCCESS).float().mean()) > 0.2
+    assert len(ends) == 60
