@@ -1,0 +1,137 @@
+import warnings
+
+import lightning
+import numpy as np
+import pytest
+import torch
+
+from guerdon.backbones.language import HashedText
+from guerdon.backbones.vision import ConvEncoder
+from guerdon.core.batch import End
+from guerdon.datasets.episodes import ArrayFrames, Episode
+from guerdon.datasets.labels import LabelFactory
+from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.module import EpisodeData
+from guerdon.rewards.fit import RewardTraining
+from guerdon.rewards.progress import ProgressReward
+from guerdon.rewards.recorded import RecordedReward
+from guerdon.rewards.success import SuccessReward
+
+
+def reach(index, rng, camera=False):
+    steps = 12 + index % 5
+    start, goal = rng.uniform(-1, 1, (2, 2))
+    good = index % 3 != 2
+    t = np.linspace(0, 1 if good else 0.4, steps + 1)[:, None]
+    state = np.concatenate([start + (goal - start) * t, np.broadcast_to(goal, (steps + 1, 2))], 1).astype(np.float32)
+    pixels = np.zeros((steps + 1, 3, 16, 16), np.uint8)
+    pixels[:] = (t * 255).astype(np.uint8)[..., None, None]
+    return Episode(
+        index=index,
+        state=state,
+        actions=np.diff(state[:, :2], axis=0),
+        instruction=("reach up", "push down")[index % 2],
+        task=index % 2,
+        end=End.SUCCESS if good else End.TIME_LIMIT,
+        success=float(good),
+        frames={"front": ArrayFrames(values=pixels, step=np.arange(steps + 1))} if camera else {},
+    )
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory):
+    rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "reach"
+    with LeRobotWriter(path, fps=10) as writer:
+        for i in range(30):
+            writer.add(reach(i, rng, camera=True))
+    return str(path)
+
+
+def trainer(tmp_path, **more):
+    settings = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": tmp_path,
+    }
+    return lightning.Trainer(**(settings | more))
+
+
+def run(trainer, module, data, **more):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers")
+        warnings.filterwarnings("ignore", ".*number of training batches")
+        trainer.fit(module, datamodule=data, **more)
+    return trainer
+
+
+def test_training_lowers_the_validation_loss_and_orders_time(data_path, tmp_path):
+    model = ProgressReward(state_size=4, width=32, layers=0, bins=15)
+    module = RewardTraining(model, learning_rate=3e-3, schedule="cosine", warmup_steps=5)
+    # without text a wrong instruction could not be told
+    data = EpisodeData(
+        data_path, batch_size=12, repeats=4, val_fraction=0.3, labels=LabelFactory(wrong_instruction=0.0)
+    )
+    first = run(trainer(tmp_path, max_epochs=1), module, data).callback_metrics
+    before = float(first["val_loss"])
+    assert model.normalised and float(model.state_count) > 100
+    last = run(trainer(tmp_path, max_epochs=12), module, data).callback_metrics
+    assert float(last["val_loss"]) < 0.8 * before
+    assert float(last["val_value_order"]) > 0.9
+    assert {"train_progress_loss", "train_success_positives", "val_progress_error"} <= set(last)
+
+
+def test_frames_and_text_train_and_the_model_is_shared(data_path, tmp_path):
+    encoder = ConvEncoder(width=8, channels=(4, 8), size=8)
+    model = ProgressReward(cameras=["front"], encoder=encoder, text=HashedText(8, 32), width=16, layers=1, heads=2)
+    data = EpisodeData(data_path, cameras=["front"], frame_count=4, batch_size=8, val_fraction=0.2)
+    before = [p.detach().clone() for p in encoder.parameters()]
+    run(trainer(tmp_path, max_steps=3), RewardTraining(model), data)
+    assert any(not torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
+    model.save_pretrained(tmp_path / "model")
+    batch = next(iter(data.val_dataloader()))
+    model.eval()
+    with torch.no_grad():
+        again = ProgressReward.from_pretrained(tmp_path / "model")(batch)
+        assert torch.allclose(model(batch).rewards, again.rewards, atol=1e-5)
+
+
+def test_a_resumed_run_goes_on_where_it_was(data_path, tmp_path):
+    def fresh():
+        torch.manual_seed(3)
+        model = ProgressReward(state_size=4, width=16, layers=1, heads=2)
+        return RewardTraining(model, warmup_steps=3), EpisodeData(data_path, batch_size=8, val_fraction=0.2)
+
+    whole, data = fresh()
+    run(trainer(tmp_path, max_epochs=4), whole, data)
+    half, data = fresh()
+    run(trainer(tmp_path, max_epochs=2), half, data).save_checkpoint(tmp_path / "half.ckpt")
+    resumed, data = fresh()
+    run(trainer(tmp_path, max_epochs=4), resumed, data, ckpt_path=tmp_path / "half.ckpt")
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6), name
+
+
+def test_what_cannot_be_trained_is_refused(data_path, tmp_path):
+    data = EpisodeData(data_path)
+    with pytest.raises(ValueError, match="RecordedReward has nothing to train"):
+        run(trainer(tmp_path, max_steps=1), RewardTraining(RecordedReward()), data)
+    with pytest.raises(ValueError, match="precision bf16-true would cut"):
+        run(trainer(tmp_path, max_steps=1, precision="bf16-true"), RewardTraining(SuccessReward(state_size=4)), data)
+    with pytest.raises(ValueError, match="learning_rate 0"):
+        RewardTraining(SuccessReward(state_size=4), learning_rate=0.0)
+
+
+def test_a_model_for_another_robot_is_refused(data_path, tmp_path):
+    with pytest.raises(ValueError, match="reads a state of 7 numbers, these trajectories have 4"):
+        run(trainer(tmp_path, max_steps=1), RewardTraining(ProgressReward(state_size=7)), EpisodeData(data_path))
+
+
+def test_bf16_mixed_works(data_path, tmp_path):
+    module = RewardTraining(SuccessReward(state_size=4, width=16))
+    data = EpisodeData(data_path, batch_size=8)
+    found = run(trainer(tmp_path, max_steps=2, precision="bf16-mixed"), module, data).callback_metrics
+    assert np.isfinite(float(found["val_loss"])) if "val_loss" in found else True
+    assert np.isfinite(float(found["train_loss"]))
