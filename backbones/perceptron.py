@@ -52,14 +52,18 @@ class Inputs(nn.Module):
         """Concatenate the inputs, not yet standardised.
 
         Raises:
-            ValueError: If the state has another width or a feature is missing.
+            ValueError: If the state or a feature has another width, or a feature is missing.
         """
         if observation.state.shape[1] != self.state_size:
             raise ValueError(f"expected a state of width {self.state_size}, got {observation.state.shape[1]}")
         missing = self.feature_sizes.keys() - observation.features.keys()
         if missing:
             raise ValueError(f"expected features {sorted(missing)}, got {sorted(observation.features)}")
-        parts = [observation.state, *(observation.features[name].flatten(1).float() for name in self.feature_sizes)]
+        parts = [observation.state]
+        for name, size in self.feature_sizes.items():
+            parts.append(observation.features[name].flatten(1).float())
+            if parts[-1].shape[1] != size:
+                raise ValueError(f"expected features {name!r} of width {size}, got {parts[-1].shape[1]}")
         return torch.cat([p.to(self.mean.device) for p in parts], 1)
 
     def forward(self, observation: Observation) -> Float[Tensor, "M W"]:
@@ -72,8 +76,14 @@ class Inputs(nn.Module):
 
         A handful of demonstrations says little about how far an input may move later: a small floor makes a cloned
         policy fall apart there (push-v3, 5 demonstrations: 6 and 15 % success at 0.01, 21 and 50 % at 0.1).
+
+        Raises:
+            ValueError: If there is nothing to fit, or something that is not a number.
         """
         vector = self.vector(observation)
+        if not len(vector) or not bool(vector.isfinite().all()):
+            what = "a NaN or infinite input" if len(vector) else "no observation"
+            raise ValueError(f"expected observations to take scales from, got {what}")
         self.mean.copy_(vector.mean(0))
         self.std.copy_(vector.std(0, correction=0).clamp(min=floor))
         self.fitted.fill_(True)

@@ -50,11 +50,7 @@ class Record:
 
     def to(self: R, device: torch.device | str, non_blocking: bool = False) -> R:
         """Move to a device; frames stay on the host, backbones move micro-batches of them."""
-        moved = self.map(lambda t: t.to(device, non_blocking=non_blocking))
-        frames = getattr(self, "frames", None)
-        if frames is not None and isinstance(self, TrajectoryBatch | Observation):
-            object.__setattr__(moved, "frames", frames)
-        return moved
+        return _move(self, lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: R) -> R:
         """Copy every tensor to page-locked memory."""
@@ -74,14 +70,34 @@ class Record:
 
     def __getitem__(self: R, rows: int | slice | Sequence[int] | Tensor) -> R:
         """Select rows; an int keeps the row dimension."""
-        if isinstance(rows, int):
-            if not -len(self) <= rows < len(self):
-                raise IndexError(f"row {rows} of a {type(self).__name__} with {len(self)} rows")
-            rows = slice(rows, rows + 1) if rows != -1 else slice(-1, None)
-        index = torch.as_tensor(rows, dtype=None) if not isinstance(rows, slice | Tensor) else rows
-        if isinstance(index, Tensor) and index.numel() == 0:
-            index = index.long()
+        index = _row_index(rows, len(self), type(self).__name__)
         return self._rebuild(lambda value: _select(value, index))
+
+
+def _row_index(rows: int | slice | Sequence[int] | Tensor, count: int, what: str) -> slice | Tensor:
+    """A slice or a one-dimensional tensor of rows; a single row keeps its dimension."""
+    if isinstance(rows, slice):
+        return rows
+    if isinstance(rows, int):
+        if not -count <= rows < count:
+            raise IndexError(f"row {rows} of a {what} with {count} rows")
+        return slice(rows, rows + 1 or None)
+    index = torch.as_tensor(rows)
+    if index.numel() == 0:  # an empty list becomes a tensor of floats
+        return index.long().flatten()
+    return index[None] if index.ndim == 0 else index
+
+
+def _move(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """Apply ``fn`` to every tensor but frames, however deep they lie."""
+    if isinstance(value, Tensor):
+        return fn(value)
+    if isinstance(value, Record):
+        held = {f.name: getattr(value, f.name) for f in fields(cast(Any, value))}
+        return type(value)(**{k: v if k == "frames" else _move(v, fn) for k, v in held.items()})
+    if isinstance(value, Mapping):
+        return {k: _move(v, fn) for k, v in cast(Mapping[str, Any], value).items()}
+    return value
 
 
 def _map_leaf(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -127,6 +143,17 @@ def _expect(name: str, value: Tensor, shape: tuple[int, ...], kind: str | None =
         raise TypeError(f"{name}: expected {kind} values, got {value.dtype}")
 
 
+def _expect_ascending(name: str, step: Tensor, strictly: bool) -> None:
+    """Check that every row ascends and is padded with −1 at its end; on the host only, where batches are made."""
+    if step.device.type != "cpu" or step.shape[1] == 0:
+        return
+    before, after = step[:, :-1], step[:, 1:]
+    wrong = (after >= 0) & ((before < 0) | (after <= before if strictly else after < before))
+    if bool(wrong.any()) or int(step.amin() if len(step) else 0) < -1:
+        row = int((wrong.any(1) | (step < -1).any(1)).nonzero()[0, 0])
+        raise ValueError(f"{name}: expected ascending steps, then -1, got {step[row].tolist()} in row {row}")
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sampled(Record):
     """Values known at some observations only, such as camera frames with a clock of their own."""
@@ -139,6 +166,7 @@ class Sampled(Record):
         """Check that values and steps agree."""
         _expect("Sampled.step", self.step, (-1, -1), "int")
         _expect("Sampled.values", self.values, tuple(self.step.shape))
+        _expect_ascending("Sampled.step", self.step, strictly=False)
 
     @property
     def mask(self) -> Bool[Tensor, "B F"]:
@@ -301,6 +329,8 @@ class TrajectoryBatch(Record):
 
         if not self.instructions:
             object.__setattr__(self, "instructions", ("",) * rows)
+        if len(self.instructions) != rows:
+            raise ValueError(f"instructions: expected {rows}, one a row, got {len(self.instructions)}")
         distinct = {text: i for i, text in enumerate(dict.fromkeys(self.instructions))}
         known = self.end is not None or self.success is not None  # pyright: ignore[reportUnnecessaryComparison]
         fill("task", lambda: torch.tensor([distinct[t] for t in self.instructions], dtype=torch.long, device=device))
@@ -330,10 +360,10 @@ class TrajectoryBatch(Record):
             _expect(name, getattr(self, name), (rows,), kind)
         _expect("weight", self.weight, (rows, steps), "float")
         _expect("decision_step", self.decision_step, (rows, -1), "int")
-        if len(self.instructions) != rows:
-            raise ValueError(f"instructions: expected {rows}, one a row, got {len(self.instructions)}")
         if self.mask.device.type == "cpu" and bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any()):
             raise ValueError("mask: expected True on the first steps of every row only, got a gap")
+        _expect_ascending("decision_step", self.decision_step, strictly=True)
+        self._check_numbers()
         for camera, sampled in self.frames.items():
             _expect(f"frames[{camera!r}]", sampled.values, (rows, -1, -1, -1, -1), "uint8")
         for name, sampled in self.features.items():
@@ -347,6 +377,22 @@ class TrajectoryBatch(Record):
                     )
         for name, value in self.behaviour.items():
             _expect(f"behaviour[{name!r}]", value, tuple(self.decision_step.shape))
+
+    def _check_numbers(self) -> None:
+        """Check what numbers mean; on the host only, where batches are made: elsewhere each check would wait."""
+        if self.mask.device.type != "cpu":
+            return
+        late = (self.decision_step >= self.steps[:, None]) & (self.decision_step >= 0)
+        if bool(late.any()):
+            row = int(late.any(1).nonzero()[0, 0])
+            raise ValueError(
+                f"decision_step: expected steps below {int(self.steps[row])} in row {row}, got "
+                f"{self.decision_step[row].tolist()}"
+            )
+        wrong = self.success_known & ~((self.success >= 0) & (self.success <= 1))
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0, 0])
+            raise ValueError(f"success: expected a number in [0, 1] in row {row}, got {float(self.success[row])}")
 
     @property
     def steps(self) -> Int[Tensor, " B"]:
@@ -370,8 +416,16 @@ class TrajectoryBatch(Record):
         Args:
             rows: Row of each observation.
             steps: Observation index, 0 … L.
+
+        Raises:
+            ValueError: If an observation is not real, or a camera has no frame at or before it.
         """
         rows, steps = rows.to(self.mask.device), steps.to(self.mask.device)
+        outside = (steps < 0) | (steps > self.steps[rows])
+        if bool(outside.any()):
+            at = int(outside.nonzero()[0, 0])
+            last = int(self.steps[rows[at]])
+            raise ValueError(f"observation {int(steps[at])} of row {int(rows[at])} is not real: expected 0 … {last}")
         return Observation(
             state=self.state[rows, steps],
             frames={k: _hold(s, rows, steps) for k, s in self.frames.items()},
@@ -391,8 +445,8 @@ class TrajectoryBatch(Record):
                 whole and this is ignored. Default 1. Past the end of a row the last action is repeated.
 
         Returns:
-            The observations, and the decisions with ``executed`` = steps until the next decision or the row's end, at
-            most H.
+            The observations, and the decisions with ``executed`` = steps until the next recorded decision (logged
+            actions have none) or the row's end, at most H.
 
         Raises:
             ValueError: If a step is not real, or the policy that acted did not decide there.
@@ -443,7 +497,7 @@ class RewardEstimates(Record):
     terms: Mapping[str, Float[Tensor, "B T"]] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
-        """Check that every part has the same shape, and that what is called valid is a number."""
+        """Check that every part has the same shape."""
         _expect("rewards", self.rewards, (-1, -1), "float")
         rows, steps = self.rewards.shape
         _expect("valid", self.valid, (rows, steps), "bool")
@@ -465,7 +519,7 @@ class ValueEstimates(Record):
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "ValueEstimates":
         """Select rows; the members' leading dimension stays."""
-        index = slice(rows, rows + 1 or None) if isinstance(rows, int) else rows
+        index = _row_index(rows, len(self), "ValueEstimates")
         return ValueEstimates(
             v=self.v[index],
             q=None if self.q is None else self.q[index],
@@ -487,7 +541,10 @@ class Advantages(Record):
         shape = tuple(self.advantages.shape)
         _expect("returns", self.returns, shape, "float")
         _expect("valid", self.valid, shape, "bool")
-        if self.advantages.requires_grad or self.returns.requires_grad:
+        if self.values is not None:
+            _expect("values", self.values, (shape[0], shape[1] + 1), "float")
+        parts = (self.advantages, self.returns, *(() if self.values is None else (self.values,)))
+        if any(part.requires_grad for part in parts):
             raise ValueError("advantages and returns must not carry a gradient: compute them under torch.no_grad()")
 
 
@@ -506,6 +563,11 @@ class PreferencePairs(Record):
         """Check that every pair names two rows of the batch."""
         for name, kind in (("chosen", "int"), ("rejected", "int"), ("label", "float"), ("weight", "float")):
             _expect(name, getattr(self, name), (len(self.chosen),), kind)
+        for name, rows in (("chosen", self.chosen), ("rejected", self.rejected)):
+            outside = (rows < 0) | (rows >= len(self.batch))
+            if rows.device.type == "cpu" and bool(outside.any()):
+                got = int(rows[outside][0])
+                raise ValueError(f"{name}: expected rows 0 … {len(self.batch) - 1} of the batch, got {got}")
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -513,13 +575,7 @@ class PreferencePairs(Record):
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "PreferencePairs":
         """Select pairs; the batch stays whole."""
-        index = (
-            slice(rows, rows + 1 or None)
-            if isinstance(rows, int)
-            else torch.as_tensor(rows)
-            if not isinstance(rows, slice)
-            else rows
-        )
+        index = _row_index(rows, len(self), "PreferencePairs")
         return PreferencePairs(
             batch=self.batch,
             chosen=self.chosen[index],

@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 SPEC, WEIGHTS, FORMAT = "component.json", "model.safetensors", 1
+_RESERVED = ({"class_path", "init_args"}, {"same_as"})  # how a component, and one met before, stand in the JSON
 
 
 def is_component(value: object) -> bool:
@@ -32,11 +35,12 @@ def class_path(cls: type) -> str:
     """Importable path of a class.
 
     Raises:
-        ValueError: If the class is defined inside a function, where nothing could import it again.
+        ValueError: If the class is defined inside a function or a class, where nothing could import it again.
     """
     path = f"{cls.__module__}.{cls.__qualname__}"
-    if "<locals>" in path:
-        raise ValueError(f"{path} is defined inside a function: move it to the top of a module to save it")
+    if "." in cls.__qualname__:
+        where = "a function" if "<locals>" in path else "a class"
+        raise ValueError(f"{path} is defined inside {where}: move it to the top of a module to save it")
     return path
 
 
@@ -57,11 +61,19 @@ def _describe_value(value: Any, seen: dict[int, str], at: str) -> Any:
     if is_component(value):
         return describe(value, seen, at)
     if isinstance(value, Mapping):
-        return {str(k): _describe_value(v, seen, f"{at}.{k}") for k, v in cast(Mapping[Any, Any], value).items()}
+        entries = cast(Mapping[Any, Any], value)
+        if not all(isinstance(k, str) for k in entries) or set(entries) in _RESERVED:
+            raise TypeError(
+                f"argument {at!r}: expected a dictionary with text as keys (and not exactly class_path and init_args, "
+                f"or same_as), got the keys {list(entries)}"
+            )
+        return {k: _describe_value(v, seen, f"{at}.{k}") for k, v in entries.items()}
     if isinstance(value, list | tuple):
         return [_describe_value(v, seen, f"{at}.{i}") for i, v in enumerate(cast(Sequence[Any], value))]
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"argument {at!r} is {value}: JSON has no such number; use None or a finite number")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(
@@ -101,14 +113,25 @@ def save_component(component: nn.Module, path: str | Path) -> None:
 
     Raises:
         TypeError: If the module is no component, or an argument cannot be written as JSON.
-        FileExistsError: If the path holds something that is not a saved component.
+        ValueError: If a class cannot be imported by name, or an argument is not finite.
+        FileExistsError: If the path holds anything but a saved component: replacing the folder would delete it.
         OSError: If the folder cannot be written.
     """
     if not is_component(component):
         raise TypeError(f"expected a guerdon component, got a {type(component).__name__}")
-    folder = Path(path)
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]) and not (folder / SPEC).is_file():
-        raise FileExistsError(f"{folder} exists and holds no component: choose another folder, or remove it")
+    folder = Path(path).absolute()
+    if folder.is_dir():
+        if folder.samefile(Path.cwd()):
+            raise FileExistsError(f"{folder} is the working directory, which saving would replace: name a folder in it")
+        held = {entry.name for entry in folder.iterdir()}
+        if held and SPEC not in held:
+            raise FileExistsError(f"{folder} exists and holds no component: choose another folder, or remove it")
+        if other := sorted(held - {SPEC, WEIGHTS}):
+            raise FileExistsError(
+                f"{folder} holds {other[0]!r} beside a component, which saving would delete: choose another folder"
+            )
+    elif folder.exists():
+        raise FileExistsError(f"{folder} is a file: choose a folder")
     spec = describe(component)
     weights = _weights(component)
     try:
@@ -176,7 +199,7 @@ def read_spec(folder: Path) -> dict[str, Any]:
         if not isinstance(spec, dict) or not isinstance(cast(dict[str, Any], spec).get(key), kind):
             raise ValueError(f"{file}: expected {key!r} as {kind.__name__}; this is not a component guerdon wrote")
     if spec["format"] != FORMAT:
-        raise ValueError(f"{file} has format {spec['format']}, this version reads {FORMAT}: upgrade guerdon")
+        raise ValueError(f"{file} has format {spec['format']}, this version of guerdon reads {FORMAT}")
     return cast(dict[str, Any], spec)
 
 
@@ -192,20 +215,27 @@ def load_component(
         known: Classes the caller already has and so trusts.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
+        FileNotFoundError: If there is no such folder and no such repository can be reached.
         PermissionError: If the component names a class outside guerdon and ``trust`` is False.
         ValueError: If description or weights are damaged or do not fit the class.
     """
     folder = Path(path_or_repo)
     if not folder.exists() and _is_repo(str(path_or_repo)):
-        folder = Path(huggingface_hub.snapshot_download(str(path_or_repo), revision=revision))
+        try:
+            folder = Path(huggingface_hub.snapshot_download(str(path_or_repo), revision=revision))
+        except (OSError, HFValidationError) as error:  # every error of the network or the hub is an OSError
+            raise FileNotFoundError(
+                f"{path_or_repo} is no folder here, and no repository of that name could be fetched from the hub: "
+                f"{error}"
+            ) from error
     spec = read_spec(folder)
     weights_file = folder / WEIGHTS
     if not weights_file.is_file():
         raise FileNotFoundError(f"{folder} holds {SPEC} but no {WEIGHTS}: copy the whole folder")
     if _sha256(weights_file) != spec["weights_sha256"]:
         raise ValueError(f"{weights_file} is not the file {SPEC} was written with: it is cut short or was replaced")
-    component = _build(spec, trust, {class_path(c): c for c in known if "<locals>" not in c.__qualname__}, {}, "")
+    importable = {class_path(c): c for c in known if "." not in c.__qualname__}
+    component = _build(spec, trust, importable, {}, "")
     try:
         weights = load_file(weights_file)
     except SafetensorError as error:
@@ -235,9 +265,11 @@ def _build(spec: dict[str, Any], trust: bool, known: dict[str, type], built: dic
 def _build_value(value: Any, trust: bool, known: dict[str, type], built: dict[str, Any], at: str) -> Any:
     if isinstance(value, dict):
         entries = cast(dict[str, Any], value)
-        if set(entries) == {"class_path", "init_args"}:
+        if set(entries) == {"class_path", "init_args"} and isinstance(entries["init_args"], dict):
             return _build(entries, trust, known, built, at)
         if set(entries) == {"same_as"}:
+            if entries["same_as"] not in built:
+                raise ValueError(f"argument {at!r} is the same as {entries['same_as']!r}, which is not there")
             return built[str(entries["same_as"])]
         return {k: _build_value(v, trust, known, built, f"{at}.{k}") for k, v in entries.items()}
     if isinstance(value, list):

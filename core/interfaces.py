@@ -47,6 +47,11 @@ class Component(nn.Module):
             return module
         bound.apply_defaults()
         given = {k: v for k, v in list(bound.arguments.items())[1:]}
+        for parameter in signature.parameters.values():  # a class without a constructor of its own has torch's
+            if parameter.kind is parameter.VAR_KEYWORD:
+                given |= given.pop(parameter.name)
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                given.pop(parameter.name)
         module.__dict__["init_args"] = {k: _remember(v) for k, v in given.items()}
         return module
 

@@ -37,8 +37,8 @@ class ValueCritic(Critic):
         self.network = tanh_network(self.inputs.width, hidden, 1, last_gain=1.0)
 
     def value(self, observation: Observation) -> Float[Tensor, " M"]:
-        """Value of M observations."""
-        return self.network(self.inputs(observation)).squeeze(1)
+        """Value of M observations, in float32 whatever the precision of the network's sums."""
+        return self.network(self.inputs(observation)).squeeze(1).float()
 
     def forward(self, batch: TrajectoryBatch, proposer: Proposer | None = None) -> ValueEstimates:
         """Value every real observation; padding gets 0."""
@@ -50,16 +50,20 @@ class ValueCritic(Critic):
     def loss(
         self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None
     ) -> dict[str, Tensor]:
-        """Squared TD(λ) error over the steps whose reward is known; an unknown reward is taken to be no surprise."""
+        """Squared TD(λ) error over the steps whose reward is known; an unknown reward is taken to be no surprise.
+
+        A step into an observation that was never made cannot be bootstrapped: it is unknown, unless the row terminated.
+        """
         values = self.forward(batch).v
         fixed = values.detach()
-        known = rewards.valid & batch.mask
-        after = fixed[:, 1:].masked_fill(_last(batch) & batch.terminated[:, None], 0.0)
+        last = _last(batch)
+        known = rewards.valid & batch.mask & ~(last & ~batch.last_observed[:, None] & ~batch.terminated[:, None])
+        after = fixed[:, 1:].masked_fill(last & batch.terminated[:, None], 0.0)
         filled = torch.where(known, rewards.rewards, fixed[:, :-1] - self.gamma * after)
         targets = gae(filled, fixed, batch.mask, batch.terminated, self.gamma, self.lam).returns
         counted = known & (batch.weight > 0)
         error = (values[:, :-1] - targets).square().masked_fill(~counted, 0.0)
-        weight = batch.weight * counted
+        weight = batch.weight.masked_fill(~counted, 0.0)
         return {"loss": (error * weight).sum() / weight.sum().clamp(min=1e-8)}
 
 

@@ -15,6 +15,7 @@ class RewardToGo(AdvantageSource):
 
     Rewards are summed from one decision to the next, then discounted once per decision. A decision with an unknown
     reward is no surprise: its TD error is 0, it is not trained on, and what comes later still reaches what came before.
+    So is a decision that leads to an observation that was never made, unless the row terminated there.
 
     Args:
         reward: Any reward model; it is frozen and kept in evaluation mode. One that is not causal is used only on whole
@@ -79,6 +80,7 @@ class RewardToGo(AdvantageSource):
         values = self._at_decisions(batch, self.critic(batch).v)
         last = torch.arange(mask.shape[1], device=mask.device)[None] == (mask.sum(1) - 1)[:, None]
         over = last & batch.terminated[:, None]
+        unknown = unknown | (last & ~over & ~batch.last_observed[:, None])
         if self.potential is not None:
             scored = self.potential(batch).progress
             if scored is None:
@@ -110,7 +112,7 @@ class RewardToGo(AdvantageSource):
     def loss(
         self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
     ) -> dict[str, Tensor]:
-        """Half the squared error of the critic at the decisions, times ``value_weight``."""
+        """Mean squared error of the critic at the decisions, times ``value_weight``."""
         observation = batch.observe(rows, steps)
         decisions = (batch.decision_step[rows] == steps[:, None]).int().argmax(1)
         error = (self.critic.value(observation) - advantages.returns[rows, decisions]).square().mean()

@@ -52,19 +52,23 @@ class GaussianPolicy(Policy):
 
     def distribution(self, observation: Observation) -> tuple[Float[Tensor, "M H A"], Float[Tensor, "H A"]]:
         """Mean of every action and the (state-independent) logarithm of its standard deviation."""
-        mean = self.network(self.inputs(observation))
+        inputs = self.inputs(observation)
+        # lower precision while learning than while acting would move every ratio of probabilities away from 1
+        with torch.autocast(inputs.device.type, enabled=False):
+            mean = self.network(inputs)
         return mean.unflatten(1, (self.horizon, self.action_size)), self.log_std.clamp(*self.log_std_range)
 
     @torch.no_grad()
     def act(
         self, observation: Observation, deterministic: bool = False, generator: torch.Generator | None = None
     ) -> Decision:
-        """Sample a chunk, or take its mean."""
+        """Sample a chunk, or take its mean; noise is drawn where the generator lives."""
         mean, log_std = self.distribution(observation)
         chunk = mean
         if not deterministic:
-            noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-            chunk = mean + noise * log_std.exp()
+            place = mean.device if generator is None else generator.device
+            noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=place)
+            chunk = mean + noise.to(mean.device) * log_std.exp()
         executed = torch.full((len(chunk),), self.execute, device=chunk.device)
         return Decision(chunk=chunk, executed=executed, log_prob=_log_density(chunk, mean, log_std).flatten(1))
 
@@ -90,7 +94,8 @@ class GaussianPolicy(Policy):
         """
         self._check(chunk)
         mean, _ = self.distribution(observation)
-        error = (mean - chunk).square().mean(2).masked_fill(~chunk_mask, 0.0)
+        # masked before the square: a NaN behind the mask would come back in the gradient
+        error = (mean - chunk).masked_fill(~chunk_mask[..., None], 0.0).square().mean(2)
         return error.sum(1) / chunk_mask.sum(1).clamp(min=1)
 
     def _carried(self, executed: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backbones.perceptron import Inputs
 from ..core.batch import Advantages, TrajectoryBatch
-from ..core.interfaces import AdvantageSource, Component, Objective, Policy
+from ..core.interfaces import AdvantageSource, Component, Objective, Policy, RewardModel
 
 
 class PolicyOptimizer(lightning.LightningModule):
@@ -89,15 +89,16 @@ class PolicyOptimizer(lightning.LightningModule):
 
     def _train_on(self, batch: TrajectoryBatch, advantages: Advantages) -> None:
         rows, decisions = advantages.valid.nonzero(as_tuple=True)
-        if not len(rows):
-            self._log("decisions", torch.zeros(()))
+        self._log("decisions", torch.tensor(float(len(rows))))
+        each = self._minibatch_count(len(rows))
+        if not each:
             return
         steps = batch.decision_step[rows, decisions]
         observation, decision = batch.at(rows, steps, self.policy.horizon)
         advantage, weight = advantages.advantages[rows, decisions], batch.weight[rows, steps]
         frozen = int(self.batches_seen) < self.freeze_policy_batches
         figures: list[dict[str, Tensor]] = []
-        for index in self._minibatches(len(rows)):
+        for index in self._minibatches(len(rows), each):
             terms = self.advantage.loss(batch, advantages, rows[index], steps[index])
             objective: dict[str, Tensor] = {}
             if not frozen:
@@ -115,18 +116,25 @@ class PolicyOptimizer(lightning.LightningModule):
             figures[-1] |= {k: v.detach() for k, v in objective.items()}
             if self.target_kl is not None and self._beyond(objective.get("kl")):
                 break
-        self._log("decisions", torch.tensor(float(len(rows))))
         self._log("updates", torch.tensor(float(len(figures))))
         self._log_figures(figures)
         self._log("explained_variance", _explained_variance(advantages))
 
-    def _minibatches(self, count: int) -> Iterator[Tensor]:
-        """Shuffled minibatches, as many on every rank: ranks that disagree would wait for each other for ever."""
+    def _minibatch_count(self, decisions: int) -> int:
+        """Minibatches in a pass, the same on every rank: ranks that disagree would wait for each other for ever.
+
+        It is the mean of what the ranks need, but never so many that one would be empty somewhere; 0 if a rank has no
+        decision to train on, and all leave the batch out.
+        """
+        if self.trainer.world_size == 1:
+            return -(-decisions // self.minibatch_size)
+        counts = cast(Tensor, self.all_gather(torch.tensor(decisions, device=self.device))).flatten()
+        wanted = int((-(-counts // self.minibatch_size)).sum()) // len(counts)
+        return min(max(1, wanted), int(counts.min()))
+
+    def _minibatches(self, count: int, each: int) -> Iterator[Tensor]:
+        """Minibatches of shuffled decisions, ``each`` of them in every pass."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.batches_seen))
-        each = -(-count // self.minibatch_size)
-        if self.trainer.world_size > 1:
-            shared = self.trainer.strategy.reduce(torch.tensor(float(each), device=self.device), reduce_op="sum")
-            each = max(1, int(cast(Tensor, shared)) // self.trainer.world_size)
         for _ in range(self.passes):
             yield from torch.tensor_split(torch.randperm(count, generator=generator).to(self.device), each)
 
@@ -164,10 +172,14 @@ class PolicyOptimizer(lightning.LightningModule):
             self.log("val_imitation", error, batch_size=len(rows), prog_bar=True, sync_dist=True)
 
     def _fit_inputs(self, batch: TrajectoryBatch) -> None:
-        """Take input scales nobody set yet from the first batch; never those of a policy that has acted with them."""
+        """Take input scales nobody set yet from the first batch.
+
+        Never those of a policy that has acted with them, nor of a reward model, which is as it was trained.
+        """
         acted = "sample" in batch.behaviour
         modules = [*self.advantage.modules(), *(() if acted else self.policy.modules())]
-        unset = [m for m in modules if isinstance(m, Inputs) and not bool(m.fitted)]
+        frozen = {id(m) for reward in modules if isinstance(reward, RewardModel) for m in reward.modules()}
+        unset = [m for m in modules if isinstance(m, Inputs) and not bool(m.fitted) and id(m) not in frozen]
         if unset:
             rows, steps = batch.mask.nonzero(as_tuple=True)
             observation = batch.observe(rows, steps)

@@ -95,13 +95,23 @@ class Runner:
         return Piece(context=context, state=[self.envs.reset(index, context)])
 
     def _round(self, policy: Policy, generator: torch.Generator, deterministic: bool, done: list[Piece]) -> int:
-        """One decision of every running copy, carried out; returns the environment steps it took."""
+        """One decision of every running copy, carried out; returns the environment steps it took.
+
+        Raises:
+            ValueError: If the policy wants to carry out fewer steps in one copy than in another.
+        """
         running = np.array([p is not None for p in self._open])
         rows = [i for i, p in enumerate(self._open) if p is not None]
         state = np.stack([_piece(self._open[i]).state[-1] for i in rows])
         texts = (self.envs.task.instruction,) * len(rows)
         decision = policy.act(Observation(state=torch.from_numpy(state), instructions=texts), deterministic, generator)
         chunk = decision.chunk.cpu().numpy()
+        executed = sorted(set(decision.executed.tolist()))
+        if len(executed) != 1 or not 1 <= executed[0] <= chunk.shape[1]:
+            raise ValueError(
+                f"expected decisions that carry out one number of steps, 1 … {chunk.shape[1]}, got {executed}: "
+                "copies that decide at different moments cannot be stepped together"
+            )
         log_prob = None if decision.log_prob is None else decision.log_prob.cpu().numpy()
         for k, i in enumerate(rows):
             piece = _piece(self._open[i])
@@ -111,7 +121,7 @@ class Runner:
                 piece.log_prob.append(log_prob[k])
         actions = np.zeros((len(running), chunk.shape[2]), np.float32)
         taken = 0
-        for step in range(int(decision.executed.max())):
+        for step in range(executed[0]):
             actions[rows] = np.clip(chunk[:, step], self._low, self._high)
             came = self.envs.step(actions, running)
             for i in np.flatnonzero(running):
