@@ -18,7 +18,8 @@ class RewardTraining(lightning.LightningModule):
     """Minimises ``reward.loss`` with AdamW and logs all its parts.
 
     At the start the state's mean and deviation are fitted on the training data, once: a resumed run keeps them. In
-    validation the value-order correlation of the rows that are no negatives is logged as ``val_value_order``.
+    validation the value-order correlation of rows that are neither negatives nor known failures is logged as
+    ``val_value_order``.
 
     Args:
         reward: The model; what is shared at the end.
@@ -89,7 +90,8 @@ class RewardTraining(lightning.LightningModule):
         self.log("val_loss", parts.pop("loss"), prog_bar=True, batch_size=rows, sync_dist=True)
         self.log_dict({f"val_{name}": value for name, value in parts.items()}, batch_size=rows, sync_dist=True)
         negative = batch.labels.get("negative")
-        original = batch[negative.values[:, 0] == 0] if negative is not None else batch
+        rising = ~batch.success_known | (batch.success > 0)
+        original = batch[rising if negative is None else rising & (negative.values[:, 0] == 0)]
         progress = self.reward(original).progress if len(original) else None
         if progress is None:
             return

@@ -42,7 +42,7 @@ def reach(index, rng, camera=False):
 def data_path(tmp_path_factory):
     rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("data") / "reach"
     with LeRobotWriter(path, fps=10) as writer:
-        for i in range(30):
+        for i in range(72):
             writer.add(reach(i, rng, camera=True))
     return str(path)
 
@@ -77,8 +77,8 @@ def test_training_lowers_the_validation_loss_and_orders_time(data_path, tmp_path
     first = run(trainer(tmp_path, max_epochs=1), module, data).callback_metrics
     before = float(first["val_loss"])
     assert model.normalised and float(model.state_count) > 100
-    last = run(trainer(tmp_path, max_epochs=12), module, data).callback_metrics
-    assert float(last["val_loss"]) < 0.8 * before
+    last = run(trainer(tmp_path, max_epochs=8), module, data).callback_metrics
+    assert float(last["val_loss"]) < before - 0.3
     assert float(last["val_value_order"]) > 0.9
     assert {"train_progress_loss", "train_success_positives", "val_progress_error"} <= set(last)
 
