@@ -1,0 +1,161 @@
+"""The Gaussian policy against torch's own normal distribution."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guerdon.core.batch import Decision, Observation
+from guerdon.policies.gaussian import GaussianPolicy
+from guerdon.testing import check_policy, trajectory_batches
+
+quick = settings(max_examples=25, deadline=None)
+
+
+def made(horizon=3, execute=2, log_std=-0.5, **more):
+    policy = GaussianPolicy(2, 2, horizon=horizon, execute=execute, hidden=(8,), log_std=log_std, **more)
+    with torch.no_grad():
+        policy.network[-1].weight.mul_(50)  # the cautious start would make all means alike
+        policy.log_std += 0.1 * torch.arange(horizon * 2).view(horizon, 2)
+    return policy
+
+
+def seen(points=5):
+    return Observation(state=torch.randn(points, 2))
+
+
+def drawn(policy, observation, seed=0):
+    return policy.act(observation, generator=torch.Generator().manual_seed(seed))
+
+
+def test_log_probability_and_entropy_agree_with_torch():
+    policy, observation = made(), seen()
+    decision = drawn(policy, observation)
+    mean, log_std = policy.distribution(observation)
+    normal = torch.distributions.Normal(mean, log_std.exp().expand_as(mean))
+    evaluated = policy.evaluate(observation, decision)
+    assert torch.allclose(evaluated.log_prob, normal.log_prob(decision.chunk).flatten(1), atol=1e-5)
+    # two of three steps are carried out: entropy of four of six dimensions
+    assert torch.allclose(evaluated.entropy, normal.entropy()[:, :2].sum((1, 2)), atol=1e-5)
+
+
+def test_what_was_drawn_is_judged_exactly_as_it_was_drawn():
+    policy, observation = made(), seen()
+    decision = drawn(policy, observation)
+    assert torch.equal(decision.log_prob, policy.evaluate(observation, decision).log_prob)
+    one_by_one = [policy.evaluate(observation[i], decision[i]).log_prob for i in range(5)]
+    assert torch.allclose(torch.cat(one_by_one), decision.log_prob, atol=1e-5)
+
+
+def test_lower_precision_while_learning_does_not_move_the_ratio():
+    policy, observation = made(), seen()
+    decision = drawn(policy, observation)
+    with torch.autocast("cpu", torch.bfloat16):
+        learned = policy.evaluate(observation, decision).log_prob
+    assert torch.equal(learned, decision.log_prob)
+
+
+def test_units_of_steps_that_were_not_carried_out_are_masked():
+    policy, observation = made(horizon=3, execute=2), seen(3)
+    decision = Decision(chunk=torch.zeros(3, 3, 2), executed=torch.tensor([1, 2, 3]))
+    mask = policy.evaluate(observation, decision).unit_mask
+    assert mask.int().tolist() == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
+    assert drawn(policy, observation).executed.tolist() == [2, 2, 2]
+    entropy = policy.evaluate(observation, decision).entropy
+    assert entropy[0] < entropy[1] < entropy[2]
+
+
+def test_draws_have_the_mean_and_spread_they_are_said_to_have():
+    policy = made()
+    many = Observation(state=torch.randn(1, 2).expand(20_000, -1))
+    chunk = drawn(policy, many).chunk
+    mean, log_std = policy.distribution(many[0])
+    # standard error of the mean is σ/√20000 = 0.7 % of σ, of the spread 0.5 %: five of them
+    assert ((chunk.mean(0) - mean[0]).abs() < 0.036 * log_std.exp()).all()
+    assert ((chunk.std(0) / log_std.exp() - 1).abs() < 0.026).all()
+
+
+def test_a_generator_fixes_the_draw_and_leaves_the_global_one_alone():
+    policy, observation = made(), seen()
+    before = torch.get_rng_state()
+    one, again, other = drawn(policy, observation), drawn(policy, observation), drawn(policy, observation, seed=1)
+    assert torch.equal(one.chunk, again.chunk)
+    assert not torch.equal(one.chunk, other.chunk)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_deterministic_action_is_the_mean():
+    policy, observation = made(), seen()
+    assert torch.equal(policy.act(observation, deterministic=True).chunk, policy.distribution(observation)[0])
+
+
+@pytest.mark.parametrize("log_std, clamped", [(-9.0, -4.0), (3.0, 0.5)])
+def test_the_spread_is_clamped_alike_in_every_use(log_std, clamped):
+    policy = GaussianPolicy(2, 2, log_std=log_std)
+    observation = seen(1)
+    decision = drawn(policy, observation)
+    normal = torch.distributions.Normal(policy.distribution(observation)[0], math.exp(clamped))
+    assert torch.allclose(decision.log_prob, normal.log_prob(decision.chunk).flatten(1), atol=1e-4)
+    assert torch.equal(policy.evaluate(observation, decision).log_prob, decision.log_prob)
+
+
+def test_a_cautious_start_acts_near_zero():
+    policy = GaussianPolicy(2, 2)
+    assert policy.act(seen(), deterministic=True).chunk.abs().max() < 0.1
+
+
+# --- imitation ------------------------------------------------------------------------------------------------------
+
+
+def test_imitation_is_the_squared_distance_averaged_over_real_steps():
+    policy, observation = made(), seen(2)
+    mean = policy.distribution(observation)[0].detach()
+    # row 0: 1 off in one dimension of step 0, 3 off in both of step 1 → (1/2 + 9)/2; row 1: only step 0, exact
+    off = torch.tensor([[[1.0, 0.0], [3.0, 3.0], [100.0, 100.0]], [[0.0, 0.0], [9.0, 9.0], [9.0, 9.0]]])
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    assert policy.imitation_loss(observation, mean + off, mask).tolist() == pytest.approx([4.75, 0.0], abs=1e-5)
+
+
+def test_nothing_behind_the_mask_reaches_loss_or_gradient():
+    policy, observation = made(), seen(2)
+    chunk = torch.zeros(2, 3, 2)
+    chunk[0, 1:] = torch.nan
+    mask = torch.tensor([[True, False, False], [False, False, False]])
+    loss = policy.imitation_loss(observation, chunk, mask)
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert loss[1] == 0
+    assert all(p.grad.isfinite().all() for p in policy.network.parameters())
+
+
+def test_imitation_leaves_the_spread_alone():
+    policy = made()
+    policy.imitation_loss(seen(), torch.ones(5, 3, 2), torch.ones(5, 3, dtype=torch.bool)).sum().backward()
+    assert policy.log_std.grad is None
+    assert policy.network[-1].weight.grad.abs().sum() > 0
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("horizon, execute", [(1, 0), (1, 2), (4, 5), (0, 0)])
+def test_more_steps_than_a_chunk_has_are_refused(horizon, execute):
+    with pytest.raises(ValueError, match=f"execute={execute}, horizon={horizon}"):
+        GaussianPolicy(2, 2, horizon=horizon, execute=execute)
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 2), (5, 3, 1)])
+def test_chunks_of_another_shape_are_refused(shape):
+    policy, observation = made(), seen()
+    with pytest.raises(ValueError, match="chunks of 3 steps, 2 dimensions each"):
+        policy.evaluate(observation, Decision(chunk=torch.zeros(shape), executed=torch.ones(5).long()))
+    with pytest.raises(ValueError, match="chunks of 3 steps, 2 dimensions each"):
+        policy.imitation_loss(observation, torch.zeros(shape), torch.ones(shape[:2], dtype=torch.bool))
+
+
+@quick
+@given(trajectory_batches(state_size=2), st.integers(1, 4), st.data())
+def test_it_keeps_every_promise_of_a_policy(batch, horizon, data):
+    check_policy(GaussianPolicy(2, 3, horizon=horizon, execute=data.draw(st.integers(1, horizon)), hidden=(4,)), batch)

@@ -1,0 +1,183 @@
+"""Objectives by hand: where the gradient stops, what a chunk's ratio is, and what imitation reduces to."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from guerdon.core.batch import Decision, Evaluation, Observation
+from guerdon.core.interfaces import Policy
+from guerdon.policies.gaussian import GaussianPolicy
+from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
+
+
+class Told(Policy):
+    """Has exactly the log-probabilities it is told, as parameters."""
+
+    horizon = 1
+
+    def __init__(self, log_prob: list, unit_mask: list | None = None):
+        super().__init__()
+        self.log_prob = nn.Parameter(torch.tensor(log_prob))
+        self.mask = torch.ones_like(self.log_prob, dtype=torch.bool) if unit_mask is None else torch.tensor(unit_mask)
+
+    def evaluate(self, observation, decision):
+        return Evaluation(log_prob=self.log_prob, unit_mask=self.mask, entropy=self.log_prob.sum(1))
+
+
+def points(count):
+    return Observation(state=torch.zeros(count, 1))
+
+
+def taken(log_prob):
+    old = torch.tensor(log_prob)
+    return Decision(chunk=torch.zeros(len(old), 1, 1), executed=torch.ones(len(old)).long(), log_prob=old)
+
+
+def surrogate(ratios, advantages, **options):
+    """Loss and gradient with respect to the log-ratio of each decision."""
+    policy = Told([[math.log(r)] for r in ratios])
+    weight = torch.ones(len(ratios))
+    parts = ClippedSurrogate(**options)(
+        policy, points(len(ratios)), taken([[0.0]] * len(ratios)), torch.tensor(advantages), weight
+    )
+    parts["loss"].backward()
+    return parts, policy.log_prob.grad[:, 0]
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, moves",
+    [
+        (1.3, 1.0, False),  # already more likely than allowed, and asked for more
+        (1.3, -1.0, True),  # too likely, and bad: must come back
+        (0.7, -1.0, False),  # already less likely than allowed, and asked for less
+        (0.7, 1.0, True),  # too unlikely, and good: must come back
+        (1.1, 1.0, True),
+        (0.9, -1.0, True),
+    ],
+)
+def test_the_gradient_stops_outside_the_clip_on_the_right_side_only(ratio, advantage, moves):
+    parts, gradient = surrogate([ratio], [advantage])
+    # inside: d(-ratio · A)/d log ratio = -ratio · A
+    assert gradient.item() == pytest.approx(-ratio * advantage if moves else 0.0, rel=1e-5)
+    assert parts["loss"].item() == pytest.approx(
+        -min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage), rel=1e-5
+    )
+
+
+def test_bounds_may_differ_above_and_below():
+    # 1.3 lies inside [0.9, 1.4], 0.85 lies below it: -(1.3 · 1 + 0.9 · -1)/2
+    parts, gradient = surrogate([1.3, 0.85], [1.0, -1.0], clip_low=0.1, clip_high=0.4)
+    assert parts["loss"].item() == pytest.approx(-(1.3 - 0.9) / 2, rel=1e-5)
+    assert gradient.tolist() == pytest.approx([-1.3 / 2, 0.0], rel=1e-5)
+    assert parts["clipped"].item() == 0.5
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 4), st.data())
+def test_the_ratio_of_a_chunk_is_the_product_over_the_actions_carried_out(horizon, data):
+    execute = data.draw(st.integers(1, horizon))
+    policy = GaussianPolicy(2, 2, horizon=horizon, execute=execute, hidden=(4,))
+    observation = Observation(state=torch.randn(3, 2))
+    decision = policy.act(observation)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p += 0.05 * torch.randn_like(p)
+    now = policy.evaluate(observation, decision).log_prob
+    per_action = (now - decision.log_prob).view(3, horizon, 2).sum(2)[:, :execute].exp()
+    advantage = torch.tensor([1.0, -2.0, 0.5])
+    wide = ClippedSurrogate(clip_low=0.999999, clip_high=1e9)
+    parts = wide(policy, observation, decision, advantage, torch.ones(3))
+    assert torch.allclose(parts["loss"], -(per_action.prod(1) * advantage).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_units_that_were_not_carried_out_count_for_nothing():
+    policy = Told([[0.1, 5.0], [0.0, -9.0]], [[True, False], [True, False]])
+    parts = ClippedSurrogate()(policy, points(2), taken([[0.0, 0.0]] * 2), torch.ones(2), torch.ones(2))
+    parts["loss"].backward()
+    assert parts["loss"].item() == pytest.approx(-(math.exp(0.1) + 1) / 2, rel=1e-5)
+    assert not policy.log_prob.grad[:, 1].any()
+
+
+def test_figures_by_hand():
+    parts, _ = surrogate([1.5, 1.0], [1.0, 1.0])
+    # Schulman's estimator: mean of ratio - 1 - log ratio
+    assert parts["kl"].item() == pytest.approx((0.5 - math.log(1.5)) / 2, rel=1e-5)
+    assert parts["clipped"].item() == 0.5
+    assert parts["ratio_error"].item() == pytest.approx(0.5, rel=1e-5)
+    assert parts["surrogate"].item() == parts["loss"].item()
+
+
+def test_entropy_is_rewarded_with_its_weight():
+    parts, _ = surrogate([1.1], [1.0], entropy_weight=0.5)
+    assert parts["entropy"].item() == pytest.approx(math.log(1.1), rel=1e-5)
+    assert parts["loss"].item() == pytest.approx(-1.1 - 0.5 * math.log(1.1), rel=1e-5)
+
+
+def test_a_weight_scales_its_decision():
+    policy = Told([[0.0], [0.0]])
+    parts = ClippedSurrogate()(
+        policy, points(2), taken([[0.0]] * 2), torch.tensor([3.0, 5.0]), torch.tensor([1.0, 0.0])
+    )
+    assert parts["loss"].item() == pytest.approx(-1.5)
+
+
+def test_logs_without_log_probabilities_are_refused():
+    logged = Decision(chunk=torch.zeros(1, 1, 1), executed=torch.ones(1).long())
+    with pytest.raises(ValueError, match="these logs have none: use rollouts of a policy, or an imitation objective"):
+        ClippedSurrogate()(Told([[0.0]]), points(1), logged, torch.ones(1), torch.ones(1))
+
+
+# --- imitation ------------------------------------------------------------------------------------------------------
+
+
+def imitated(objective, advantage, weight, executed=(2, 1, 2)):
+    policy = GaussianPolicy(1, 1, horizon=2, execute=1, hidden=())
+    observation = Observation(state=torch.tensor([[1.0], [2.0], [3.0]]))
+    chunk = torch.tensor([[[1.0], [2.0]], [[3.0], [99.0]], [[5.0], [6.0]]])
+    decision = Decision(chunk=chunk, executed=torch.tensor(executed))
+    real = torch.arange(2) < torch.tensor(executed)[:, None]
+    errors = policy.imitation_loss(observation, chunk, real).detach()
+    return objective(policy, observation, decision, torch.tensor(advantage), torch.tensor(weight)), errors
+
+
+def test_without_a_temperature_it_is_behaviour_cloning():
+    parts, errors = imitated(WeightedImitation(), [5.0, -3.0, 0.0], [1.0, 1.0, 1.0])
+    assert parts["loss"].item() == pytest.approx(errors.mean().item(), rel=1e-6)
+    assert parts["effective_share"].item() == pytest.approx(1.0)
+
+
+def test_equal_advantages_are_behaviour_cloning_at_any_temperature():
+    parts, errors = imitated(WeightedImitation(temperature=0.3), [0.7, 0.7, 0.7], [1.0, 1.0, 1.0])
+    assert parts["loss"].item() == pytest.approx(errors.mean().item(), rel=1e-5)
+
+
+def test_chunks_weigh_by_the_exponential_of_their_advantage():
+    parts, errors = imitated(WeightedImitation(temperature=2.0), [2.0, 0.0, -2.0], [1.0, 1.0, 1.0])
+    factors = torch.tensor([math.e, 1.0, 1 / math.e])
+    assert parts["loss"].item() == pytest.approx(((factors * errors).sum() / factors.sum()).item(), rel=1e-5)
+    # effective sample size (Σw)²/Σw² over 3: (e + 1 + 1/e)²/(e² + 1 + 1/e²)/3
+    share = (math.e + 1 + 1 / math.e) ** 2 / (math.e**2 + 1 + math.e**-2) / 3
+    assert parts["effective_share"].item() == pytest.approx(share, rel=1e-5)
+
+
+def test_the_exponent_is_clipped_before_the_exponential():
+    parts, errors = imitated(WeightedImitation(temperature=1e-3, clip=1.0), [1e6, 0.0, -1e6], [1.0, 1.0, 1.0])
+    factors = torch.tensor([math.e, 1.0, 1 / math.e])
+    assert parts["loss"].item() == pytest.approx(((factors * errors).sum() / factors.sum()).item(), rel=1e-5)
+
+
+def test_context_decisions_weigh_nothing():
+    parts, errors = imitated(WeightedImitation(), [0.0, 0.0, 0.0], [0.0, 1.0, 0.0])
+    assert parts["loss"].item() == pytest.approx(errors[1].item(), rel=1e-6)
+    nothing, _ = imitated(WeightedImitation(), [0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
+    assert nothing["loss"].item() == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_that_is_not_positive_is_refused(temperature):
+    with pytest.raises(ValueError, match="positive temperature"):
+        WeightedImitation(temperature=temperature)
