@@ -1,0 +1,237 @@
+"""Scores on disk: one parquet row per recorded observation, written atomically, read back as episodes."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float
+
+from ..core.batch import Labelled, RewardEstimates
+from ..datasets.episodes import BadEpisodeError, Episode
+
+SCORES, PARTS = "scores.parquet", "parts"
+OK = "ok"
+NOT_A_NUMBER = "model_not_finite"
+"""Status of an episode for which the model gave NaN or infinity where it claimed to know."""
+SCHEMA = pa.schema(
+    [
+        ("episode_index", pa.int64()),
+        ("frame_index", pa.int64()),
+        ("timestamp", pa.float64()),
+        ("progress", pa.float32()),
+        ("success", pa.float32()),
+        ("reward", pa.float32()),
+        ("std", pa.float32()),
+        ("valid", pa.bool_()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+Table = Any  # pyarrow ships no types
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredEpisode:
+    """Scores of one episode, a number per recorded observation; NaN where nothing is known."""
+
+    index: int
+    status: str
+    """``"ok"``, or why it has no scores."""
+    seconds: Float[np.ndarray, " F"]
+    progress: Float[np.ndarray, " F"]
+    success: Float[np.ndarray, " F"]
+    reward: Float[np.ndarray, " F"]
+    """Of the step that leaves the observation."""
+    std: Float[np.ndarray, " F"]
+
+    @property
+    def usable(self) -> bool:
+        """True if there is anything to show."""
+        return self.status == OK and len(self.seconds) > 0
+
+    def last(self, name: str) -> float:
+        """The last known value of a column, NaN without one."""
+        values: np.ndarray = getattr(self, name)
+        known = np.flatnonzero(~np.isnan(values))
+        return float(values[known[-1]]) if len(known) else float("nan")
+
+    @property
+    def total(self) -> float:
+        """Summed reward, NaN where no step is valid."""
+        return float("nan") if np.isnan(self.reward).all() else float(np.nansum(self.reward))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """A score file."""
+
+    table: Table
+    """As a pyarrow table."""
+    metadata: Mapping[str, Any]
+    """model, class_path, configuration, model_hash, data, settings, version, created_at…"""
+
+    @property
+    def bad(self) -> dict[int, str]:
+        """Why each episode without scores has none."""
+        return {e.index: e.reason for e in bad_episodes(self.table)}
+
+    @cached_property
+    def episodes(self) -> list[ScoredEpisode]:
+        """Episodes in the order they were scored."""
+        index = self.table["episode_index"].to_numpy()
+        edges = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)] if len(index) else []
+        numbers = {
+            name: self.table[name].to_numpy().astype(np.float64)
+            for name in ("timestamp", "progress", "success", "reward", "std")
+        }
+        numbers["seconds"] = numbers.pop("timestamp")
+        status = self.table["status"].to_pylist()
+        return [
+            ScoredEpisode(
+                index=int(index[start]),
+                status=str(status[start]),
+                **{name: values[start:end] for name, values in numbers.items()},
+            )
+            for start, end in pairwise(edges)
+        ]
+
+
+def read_scores(path: str | Path) -> Scores:
+    """Read a score file, or the one in a folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is not one of ours.
+    """
+    given = Path(path)
+    file = given / SCORES if given.is_dir() else given
+    if not file.is_file():
+        unfinished = (given / PARTS).is_dir()
+        hint = "the run was interrupted, start it again to finish it" if unfinished else "run `guerdon score` first"
+        raise FileNotFoundError(f"there is no {SCORES} at {given}: {hint}")
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} cannot be read as parquet: {error}") from error
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{file} is no score file: it lacks {', '.join(missing)}")
+    stored: dict[bytes, bytes] = table.schema.metadata or {}
+    metadata: dict[str, Any] = {k.decode(): v.decode() for k, v in stored.items()}
+    for key in ("configuration", "settings"):
+        metadata[key] = json.loads(metadata.get(key, "{}"))
+    return Scores(table=table, metadata=metadata)
+
+
+def episode_rows(episode: Episode, estimates: RewardEstimates, row: int) -> Table:
+    """One row per recorded observation of an episode; null where the model abstains.
+
+    Args:
+        episode: Scored as a whole.
+        estimates: Of a batch that holds it.
+        row: Its row there.
+    """
+    steps = episode.steps
+    count = steps + int(episode.last_observed)
+
+    def per_observation(column: Labelled | None) -> np.ndarray:
+        if column is None:
+            return np.full(count, np.nan)
+        values = column.values[row, :count].double().numpy()
+        return np.where(column.valid[row, :count].numpy(), values, np.nan)
+
+    def per_step(values: torch.Tensor | None) -> np.ndarray:
+        padded = np.full(steps + 1, np.nan)
+        if values is not None:
+            padded[:steps] = np.where(known, values[row, :steps].double().numpy(), np.nan)
+        return padded[:count]
+
+    known = estimates.valid[row, :steps].numpy()
+    claimed = [known & ~np.isfinite(estimates.rewards[row, :steps].numpy())]
+    for column in (estimates.progress, estimates.success):
+        if column is not None:
+            claimed.append((column.valid[row] & ~column.values[row].isfinite())[:count].numpy())
+    if any(c.any() for c in claimed):
+        reason = "the model gave NaN or infinity where it claimed to know"
+        return bad_rows(BadEpisodeError(episode.index, NOT_A_NUMBER, reason), count)
+    columns = {
+        "progress": per_observation(estimates.progress),
+        "success": per_observation(estimates.success),
+        "reward": per_step(estimates.rewards),
+        "std": per_step(estimates.std),
+    }
+    valid = np.any([~np.isnan(values) for values in columns.values()], axis=0)
+    index = np.arange(count)
+    arrays = {
+        "episode_index": pa.array(np.full(count, episode.index)),
+        "frame_index": pa.array(index),
+        "timestamp": pa.array(index / episode.fps),
+        **{name: pa.array(values, pa.float32(), from_pandas=True) for name, values in columns.items()},
+        "valid": pa.array(valid),
+        "status": pa.array([OK] * count),
+        "reason": pa.nulls(count, pa.string()),
+    }
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def bad_rows(error: BadEpisodeError, steps: int) -> Table:
+    """Rows of an episode that could not be scored: as many as are known to be recorded, at least one, all null."""
+    count = max(steps, 1)
+    arrays: dict[str, Any] = {f.name: pa.nulls(count, f.type) for f in SCHEMA}
+    arrays |= {
+        "episode_index": pa.array(np.full(count, error.index)),
+        "frame_index": pa.array(np.arange(count)),
+        "valid": pa.array(np.zeros(count, bool)),
+        "status": pa.array([error.status] * count),
+        "reason": pa.array([error.reason] * count),
+    }
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def write_part(table: Table, file: Path) -> None:
+    """Write a part; it is there whole or not at all."""
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, fresh)
+        os.replace(fresh, file)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def join_parts(files: Sequence[Path], target: Path, metadata: Mapping[str, str]) -> tuple[BadEpisodeError, ...]:
+    """Write the parts to one file, a part in memory at a time; returns the episodes that could not be scored."""
+    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    bad: list[BadEpisodeError] = []
+    try:
+        with pq.ParquetWriter(fresh, SCHEMA.with_metadata(dict(metadata))) as writer:
+            for file in files:
+                table = pq.read_table(file)
+                bad += bad_episodes(table)
+                writer.write_table(table.replace_schema_metadata(dict(metadata)))
+        os.replace(fresh, target)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return tuple(bad)
+
+
+def bad_episodes(table: Table) -> list[BadEpisodeError]:
+    """Episodes of a score table that could not be scored, with status and reason."""
+    wrong = table.filter(pa.array([status != OK for status in table["status"].to_pylist()], pa.bool_()))
+    named = {
+        index: BadEpisodeError(index, status, reason)
+        for index, status, reason in zip(
+            *(wrong[name].to_pylist() for name in ("episode_index", "status", "reason")), strict=True
+        )
+    }
+    return list(named.values())

@@ -1,0 +1,271 @@
+"""Scores a data set offline: one parquet row per recorded observation, resumable, bad episodes named in their rows."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .. import __version__
+from ..core.batch import TrajectoryBatch
+from ..core.hub import class_path, component_hash, describe
+from ..core.interfaces import RewardModel
+from ..datasets.collate import Window
+from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
+from ..datasets.features import FeatureCache
+from ..datasets.module import EpisodeReader
+from ..datasets.opening import open_dataset
+from .observed import inputs_of
+from .opening import open_reward_model
+from .scores import PARTS, SCORES, bad_episodes, bad_rows, episode_rows, join_parts, read_scores, write_part
+
+RUN = "run.json"
+Table = Any  # pyarrow ships no types
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringReport:
+    """What a scoring run did."""
+
+    path: Path
+    """The finished ``scores.parquet``."""
+    episodes: int
+    bad: tuple[BadEpisodeError, ...]
+    resumed: int
+    """Episodes that an earlier, interrupted run had scored already."""
+
+
+def model_reader(model: RewardModel, dataset: EpisodeDataset, cache: FeatureCache | None = None) -> EpisodeReader:
+    """A reader that gives a model what it was built for.
+
+    Args:
+        model: Its ``inputs`` say what it reads.
+        dataset: Where from.
+        cache: Keeps the features of a frozen encoder, or the frames at the model's size.
+
+    Raises:
+        ValueError: If the data set has another state width, or none of the model's cameras.
+    """
+    inputs = inputs_of(model)
+    if inputs.state_size and inputs.state_size != dataset.state_size:
+        raise ValueError(
+            f"{type(model).__name__} reads a state of {inputs.state_size} numbers, {dataset.name} has "
+            f"{dataset.state_size}: score the data it was made for, or train a model for this robot"
+        )
+    if inputs.cameras and not set(inputs.cameras) & set(dataset.cameras):
+        raise ValueError(
+            f"{type(model).__name__} looks through {', '.join(inputs.cameras)}; {dataset.name} has "
+            f"{', '.join(dataset.cameras) or 'no camera'}"
+        )
+    useful = cache if inputs.encoder is not None or inputs.frame_size is not None else None
+    return EpisodeReader(dataset, inputs.cameras, inputs.frame_size, inputs.encoder, useful)
+
+
+def read_for(reader: EpisodeReader, model: RewardModel, episodes: Sequence[Episode]) -> TrajectoryBatch:
+    """Batch whole episodes as a model evaluates them: every ``frames_every``-th recorded frame.
+
+    Raises:
+        BadEpisodeError: If a video cannot be decoded.
+    """
+    return reader.batch([Window(episode=e) for e in episodes], None, inputs_of(model).frames_every)
+
+
+def score_dataset(
+    model: RewardModel | str | Path,
+    dataset: EpisodeDataset | str | Path,
+    out: str | Path,
+    *,
+    batch_size: int = 8,
+    part_size: int = 64,
+    device: str = "auto",
+    cache: str | Path | None = None,
+    overwrite: bool = False,
+    progress_bar: bool = True,
+    trust: bool = False,
+) -> ScoringReport:
+    """Score every episode of a data set into ``out/scores.parquet``.
+
+    A row stands for one recorded observation i: progress and success there, the reward of the step that leaves it and
+    its ``std`` (null at the last observation, and wherever the model abstains), ``valid`` where anything is known,
+    ``status`` "ok" or why the episode could not be scored, ``reason`` in words. A bad episode keeps its rows, all null.
+    The schema's metadata hold the model's hash and configuration, the version, the data folder and the time.
+
+    Parts of ``part_size`` episodes are written to ``out/parts`` and joined at the end; an interrupted run goes on with
+    the same call. A finished file of the same run is left as it is.
+
+    Args:
+        model: Any reward model, or the folder or repository that holds one; put on the device in evaluation mode.
+        dataset: Episodes, or the folder that holds them.
+        out: Folder of the scores.
+        batch_size: Episodes in a forward pass.
+        part_size: Episodes in a part.
+        device: Where to compute; "auto" takes a GPU where there is one.
+        cache: Folder of frozen features or scaled frames, see `FeatureCache`.
+        overwrite: Start again where ``out`` holds the scores of another model, data set or setting.
+        progress_bar: Show one.
+        trust: Open classes outside guerdon, where ``model`` is a folder.
+
+    Raises:
+        OSError: If ``out`` cannot be written; before any work.
+        ValueError: If ``out`` holds another run, or the data set does not fit the model.
+    """
+    if batch_size < 1 or part_size < 1:
+        raise ValueError(f"batch_size {batch_size}, part_size {part_size}: expected positive numbers")
+    folder = Path(out)
+    _check_writable(folder)
+    opened = dataset if isinstance(dataset, EpisodeDataset) else open_dataset(dataset)
+    where = "" if isinstance(model, RewardModel) else str(model)
+    model = model if isinstance(model, RewardModel) else open_reward_model(model, "cpu", trust)[0]
+    reader = model_reader(model, opened, None if cache is None else FeatureCache(cache))
+    metadata = run_metadata(model, opened, part_size) | {"model": where}
+    done = _begin(folder, metadata, overwrite)
+    if done is not None:
+        return done
+    parts = range(0, len(opened), part_size)
+    files = [folder / PARTS / f"part-{i:05d}.parquet" for i in range(len(parts))]
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    model = model.to(chosen).eval()
+    resumed = 0
+    with _bar(progress_bar) as bar:
+        task = bar.add_task("scoring", total=len(opened))
+        for start, file in zip(parts, files, strict=True):
+            places = range(start, min(start + part_size, len(opened)))
+            if file.is_file():
+                resumed += len(places)
+            else:
+                tables = list(_score(model, reader, places, batch_size, chosen))
+                write_part(pa.concat_tables(tables), file)
+            bar.update(task, advance=len(places))
+    bad = join_parts(files, folder / SCORES, metadata)
+    shutil.rmtree(folder / PARTS)
+    return ScoringReport(path=folder / SCORES, episodes=len(opened), bad=bad, resumed=resumed)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write scores to {folder}: {error.strerror}; choose another folder") from error
+
+
+def run_metadata(model: RewardModel, dataset: EpisodeDataset, part_size: int) -> dict[str, str]:
+    """What the scores are of; two runs with the same ``fingerprint`` give the same scores."""
+    with tempfile.TemporaryDirectory() as parent:
+        model.save_pretrained(Path(parent) / "model")
+        model_hash = component_hash(Path(parent) / "model")
+    path = Path(dataset.name)
+    data = str(path.resolve()) if path.exists() else dataset.name
+    identity = hashlib.sha256()
+    for place in range(len(dataset)):
+        summary = dataset.summary(place)
+        identity.update(f"{summary.index} {summary.steps} {summary.instruction}\n".encode())
+    inputs = inputs_of(model)
+    settings = {"part_size": part_size, "frames_every": inputs.frames_every, "frame_size": inputs.frame_size}
+    settings |= {"cameras": list(inputs.cameras), "episodes": len(dataset)}
+    named = {"model_hash": model_hash, "data": data, "settings": json.dumps(settings)}
+    named |= {"data_hash": identity.hexdigest()[:16]}
+    return {
+        **named,
+        "fingerprint": hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16],
+        "class_path": class_path(type(model)),
+        "configuration": json.dumps(describe(model)),
+        "version": __version__,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _begin(folder: Path, metadata: Mapping[str, str], overwrite: bool) -> ScoringReport | None:
+    """Find out whether an earlier run is finished, goes on, or is another one."""
+    scores, run = folder / SCORES, folder / PARTS / RUN
+    if scores.is_file():
+        earlier = read_scores(scores)
+        if earlier.metadata.get("fingerprint") == metadata["fingerprint"] and not overwrite:
+            count = int(earlier.metadata["settings"]["episodes"])
+            return ScoringReport(path=scores, episodes=count, bad=tuple(bad_episodes(earlier.table)), resumed=count)
+        _refuse_other(
+            folder, {**earlier.metadata, "settings": json.dumps(earlier.metadata["settings"])}, metadata, overwrite
+        )
+    if run.is_file():
+        started = cast(dict[str, str], json.loads(run.read_text()))
+        if started.get("fingerprint") != metadata["fingerprint"] or overwrite:
+            _refuse_other(folder, started, metadata, overwrite)
+            for file in (folder / PARTS).glob("part-*.parquet"):
+                file.unlink()
+    elif (folder / PARTS).is_dir():
+        for file in (folder / PARTS).glob("part-*.parquet"):
+            file.unlink()  # of a run nobody can name
+    (folder / PARTS).mkdir(exist_ok=True)
+    fresh = run.with_name(f".{RUN}.{os.getpid()}")
+    fresh.write_text(json.dumps(dict(metadata), indent=2))
+    os.replace(fresh, run)
+    return None
+
+
+def _refuse_other(folder: Path, earlier: Mapping[str, Any], now: Mapping[str, str], overwrite: bool) -> None:
+    if overwrite:
+        return
+    names = {"model_hash": "model", "data": "data folder", "data_hash": "episodes", "settings": "settings"}
+    differ = [
+        f"{words}: {earlier.get(key)} there, {now[key]} now"
+        for key, words in names.items()
+        if earlier.get(key) != now[key]
+    ]
+    raise ValueError(
+        f"{folder} holds scores of another run ({'; '.join(differ)}): choose another folder, or overwrite it"
+    )
+
+
+def _bar(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"))
+    return Progress(*columns, TimeRemainingColumn(), disable=not shown)
+
+
+def _score(
+    model: RewardModel, reader: EpisodeReader, places: Sequence[int], batch_size: int, device: str
+) -> Iterator[Table]:
+    """Tables of some episodes, in order."""
+    for start in range(0, len(places), batch_size):
+        found: dict[int, Episode | BadEpisodeError] = {}
+        for place in places[start : start + batch_size]:
+            try:
+                found[place] = reader(place)
+            except BadEpisodeError as error:
+                found[place] = error
+        scored = _forward(model, reader, found, device)
+        for place, episode in found.items():
+            if isinstance(episode, BadEpisodeError):
+                yield bad_rows(episode, reader.dataset.summary(place).steps)
+            else:
+                yield scored[place]
+
+
+def _forward(
+    model: RewardModel, reader: EpisodeReader, found: dict[int, Episode | BadEpisodeError], device: str
+) -> dict[int, Table]:
+    """Score the good episodes together; one whose video breaks is marked and the rest goes on."""
+    while True:
+        good = {place: e for place, e in found.items() if isinstance(e, Episode)}
+        if not good:
+            return {}
+        try:
+            batch = read_for(reader, model, list(good.values()))
+        except BadEpisodeError as error:
+            broken = [place for place, e in good.items() if e.index == error.index]
+            if not broken:
+                raise
+            found[broken[0]] = error
+            continue
+        with torch.no_grad():
+            estimates = model(batch.to(device)).to("cpu")
+        return {p: episode_rows(e, estimates, row) for row, (p, e) in enumerate(good.items())}
