@@ -54,7 +54,7 @@ def judge(
         ValueError: If the model's estimates do not fit the batch.
     """
     labelled = with_success_targets(batch)
-    plain = _ask(reward, labelled)
+    plain = ask(reward, labelled)
     asked = {
         MODEL: (labelled, plain),
         "reversed": _replay(reward, labelled, reverse_map(batch.observed.sum(1), batch.mask.shape[1] + 1)),
@@ -70,7 +70,7 @@ def judge(
             instructions=tuple(text if w is None else w[1] for w, text in zip(wrong, batch.instructions, strict=True)),
             task=torch.tensor([int(t) if w is None else w[0] for w, t in zip(wrong, batch.task, strict=True)]),
         )
-        asked["wrong_instruction"] = (told, _ask(reward, told))
+        asked["wrong_instruction"] = (told, ask(reward, told))
     found: list[Judged] = []
     for row in range(len(batch)):
         readings = {
@@ -139,10 +139,15 @@ def shuffle_map(batch: TrajectoryBatch, seed: int) -> Int[Tensor, "B Tp1"]:
 
 def _replay(reward: RewardModel, batch: TrajectoryBatch, time_map: Tensor) -> tuple[TrajectoryBatch, RewardEstimates]:
     shown = reorder(batch, time_map)
-    return shown, _ask(reward, shown)
+    return shown, ask(reward, shown)
 
 
-def _ask(reward: RewardModel, batch: TrajectoryBatch) -> RewardEstimates:
+def ask(reward: RewardModel, batch: TrajectoryBatch) -> RewardEstimates:
+    """The model's estimates on the host, without gradients.
+
+    Raises:
+        ValueError: If they do not fit the batch.
+    """
     device = next((p.device for p in reward.parameters()), torch.device("cpu"))
     with torch.inference_mode():
         estimates = reward(batch.to(device)).to("cpu")

@@ -13,7 +13,7 @@ _NAMES = {
     "clock": "clock t/T, no model",
     "constant": "one constant",
     "reversed": "played in reverse",
-    "shuffled": "frames shuffled",
+    "shuffled": "time shuffled",
     "wrong_instruction": "wrong instruction",
 }
 _COLUMNS = {
