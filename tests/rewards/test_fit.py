@@ -16,6 +16,7 @@ from guerdon.rewards.fit import RewardTraining
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.rewards.success import SuccessReward
+from guerdon.testing import tiny_clip
 
 
 def reach(index, rng, camera=False):
@@ -63,6 +64,7 @@ def run(trainer, module, data, **more):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers")
         warnings.filterwarnings("ignore", ".*number of training batches")
+        warnings.filterwarnings("ignore", ".*in eval mode")  # a frozen encoder stays so
         trainer.fit(module, datamodule=data, **more)
     return trainer
 
@@ -135,3 +137,26 @@ def test_bf16_mixed_works(data_path, tmp_path):
     found = run(trainer(tmp_path, max_steps=2, precision="bf16-mixed"), module, data).callback_metrics
     assert np.isfinite(float(found["val_loss"])) if "val_loss" in found else True
     assert np.isfinite(float(found["train_loss"]))
+
+
+def test_a_frozen_clip_encoder_is_embedded_once_and_travels_by_name(data_path, tmp_path):
+    from guerdon.backbones.openai_clip import ClipEncoder, ClipText  # openai-clip takes seconds to import
+    from guerdon.rewards.scores import read_scores
+    from guerdon.rewards.scoring import score_dataset
+
+    checkpoint = str(tiny_clip(tmp_path / "clip.pt"))
+    encoder, text = ClipEncoder(checkpoint), ClipText(checkpoint)
+    model = ProgressReward(cameras=["front"], encoder=encoder, text=text, width=16, layers=1, heads=2)
+    cache = str(tmp_path / "cache")
+    data = EpisodeData(data_path, cameras=["front"], encoder=encoder, cache=cache, batch_size=16, val_fraction=0.2)
+    run(trainer(tmp_path, max_steps=2), RewardTraining(model), data)
+    assert not next(iter(data.train_dataloader())).frames
+    model.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size < 100_000  # no CLIP weights inside
+    embedded = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.npy")}
+    quiet = {"device": "cpu", "progress_bar": False}
+    with_cache = score_dataset(str(tmp_path / "model"), data_path, tmp_path / "a", cache=cache, **quiet)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.npy")} == embedded
+    without = score_dataset(str(tmp_path / "model"), data_path, tmp_path / "b", **quiet)
+    one, other = (read_scores(r.path).episodes[0].progress for r in (with_cache, without))
+    assert np.allclose(one, other, atol=5e-3)  # half precision in the cache
