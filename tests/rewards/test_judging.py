@@ -1,0 +1,183 @@
+"""A model judged on a data set: splits, bad episodes, broken videos, several tasks, models from disk."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
+from guerdon.core.hub import save_component
+from guerdon.core.interfaces import RewardModel
+from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Episode, EpisodeSummary, FrameSource
+from guerdon.rewards.evaluation import MODEL
+from guerdon.rewards.judging import evaluate_dataset
+from guerdon.rewards.observed import RewardInputs
+from guerdon.rewards.opening import open_reward_model
+from guerdon.rewards.progress import ProgressReward
+
+TASKS = ("open the drawer", "close the drawer", "push the block")
+
+
+class Seen(RewardModel):
+    """Progress is state 0, or the brightness of the frame held; 0 when asked for a task the state does not show."""
+
+    def __init__(self, camera: str = "") -> None:
+        super().__init__()
+        self.camera = camera
+        self.asked = 0
+
+    @property
+    def inputs(self) -> RewardInputs:
+        return RewardInputs(cameras=(self.camera,) if self.camera else (), frames_every=2 if self.camera else 1)
+
+    def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
+        self.asked += len(batch)
+        progress = batch.state[..., 0]
+        if self.camera:
+            frames = batch.frames[self.camera]
+            held = torch.searchsorted(
+                torch.where(frames.step < 0, 10**6, frames.step), torch.arange(progress.shape[1]).repeat(len(batch), 1),
+                right=True,
+            ) - 1  # fmt: skip
+            progress = frames.values[..., 0, 0, 0].float().gather(1, held) / 255
+        asked = torch.tensor([float(TASKS.index(text)) for text in batch.instructions])
+        progress = torch.where(batch.state[..., 1] == asked[:, None], progress, 0.0)
+        return RewardEstimates(
+            rewards=progress.diff(dim=1) * batch.mask,
+            valid=batch.mask,
+            progress=Labelled(values=progress, valid=batch.observed),
+        )
+
+
+class Broken(FrameSource):
+    """A video that ends early."""
+
+    step = np.arange(5)
+    identity = "broken"
+
+    def read(self, indices, size=None):
+        raise BadEpisodeError(3, "video", "ends after 2 of 5 frames")
+
+
+class Memory:
+    """A data set in memory; a place may hold an error instead of an episode."""
+
+    name, fps, state_size, action_size = "memory", 10.0, 2, 1
+
+    def __init__(self, episodes, cameras=()):
+        self.episodes, self.cameras = episodes, cameras
+
+    def __len__(self):
+        return len(self.episodes)
+
+    def summary(self, place):
+        episode = self.episodes[place]
+        if isinstance(episode, BadEpisodeError):
+            return EpisodeSummary(index=episode.index, steps=0)
+        return EpisodeSummary(index=episode.index, steps=episode.steps, split=episode.split)
+
+    def __getitem__(self, place):
+        if isinstance(self.episodes[place], BadEpisodeError):
+            raise self.episodes[place]
+        return self.episodes[place]
+
+
+def episode(index, task=0, success=1.0, steps=4, split="", frames=None):
+    top = 1.0 if success is None or success >= 1 else 0.4
+    progress = np.linspace(0, top, steps + 1)
+    pictures = np.broadcast_to((progress * 255).astype(np.uint8)[:, None, None, None], (steps + 1, 3, 8, 8)).copy()
+    return Episode(
+        index=index,
+        state=np.stack([progress, np.full(steps + 1, task)], 1).astype(np.float32),
+        actions=np.zeros((steps, 1), np.float32),
+        instruction=TASKS[task],
+        task=task,
+        success=success,
+        end=End.CUT if success is None else End.SUCCESS if success >= 1 else End.FAILURE,
+        split=split,
+        context=f"c{index}",
+        quality="expert" if success else "aborted",
+        frames={} if frames is None else {"front": frames or ArrayFrames(values=pictures, step=np.arange(steps + 1))},
+    )
+
+
+def test_every_episode_is_asked_four_times_and_bad_ones_are_named():
+    bad = BadEpisodeError(7, "not_finite", "state[0] at step 2 is nan")
+    episodes = [episode(i, i % 2, float(i < 4), steps=3 + i) for i in range(6)]
+    reward = Seen()
+    found = evaluate_dataset(reward, Memory([*episodes, bad]), batch_size=4)
+    # 6 episodes × (as it was, reversed, shuffled, wrong instruction), and one row to say what the model gives
+    assert reward.asked == 6 * 4 + 1
+    assert found.bad == ({"episode": 7, "status": "not_finite", "reason": "state[0] at step 2 is nan"},)
+    assert (found.counts["episodes"], found.counts["bad"], found.counts["tasks"]) == (6, 1, 2)
+    model = found.figures[MODEL]
+    assert model.success_auroc.value == 1.0
+    assert model.instruction_accuracy.value == 1.0
+    assert model.value_order_correlation.value == pytest.approx(1.0)
+    assert found.figures["reversed"].value_order_correlation.value == pytest.approx(-1.0)
+    assert math.isnan(found.figures["wrong_instruction"].value_order_correlation.value)
+    # final progress 1 against success, 0.4 against failure: (4 · 0 + 2 · 0.4) / 6
+    assert model.calibration_error.value == pytest.approx(0.8 / 6, abs=1e-6)
+    assert {q.quality: q.final.value for q in found.qualities} == pytest.approx({"aborted": 0.4, "expert": 1.0})
+    assert len(found.tasks) == 2
+
+
+def test_a_video_that_breaks_while_decoding_leaves_the_others_alone():
+    episodes = [episode(i, success=float(i < 2), frames=False) for i in range(3)] + [episode(3, frames=Broken())]
+    found = evaluate_dataset(Seen("front"), Memory(episodes, ("front",)))
+    assert found.counts["episodes"] == 3
+    assert found.bad == ({"episode": 3, "status": "video", "reason": "ends after 2 of 5 frames"},)
+    # every second frame is evaluated (0, 2, 4), and only those count for order
+    assert found.figures[MODEL].value_order_correlation.value == pytest.approx(1.0)
+    assert found.figures[MODEL].success_auroc.value == 1.0
+
+
+def test_splits_by_name_or_by_the_rule_of_training():
+    named = Memory([episode(i, success=float(i % 2), split="val" if i < 2 else "train") for i in range(6)])
+    assert evaluate_dataset(Seen(), named, split="val").counts["episodes"] == 2
+    with pytest.raises(ValueError, match="no episode of the split 'test': it has train, val"):
+        evaluate_dataset(Seen(), named, split="test")
+    nameless = Memory([episode(i, success=float(i % 2)) for i in range(20)])
+    counts = [evaluate_dataset(Seen(), nameless, split=s).counts["episodes"] for s in ("train", "val")]
+    assert counts == [18, 2]
+    with pytest.raises(ValueError, match="no split is recorded: expected train or val"):
+        evaluate_dataset(Seen(), nameless, split="test")
+
+
+def test_wrong_instructions_come_from_the_whole_data_set_not_the_split():
+    episodes = [episode(0, 0, split="val"), episode(1, 1, split="train"), episode(2, 2, split="train")]
+    found = evaluate_dataset(Seen(), Memory(episodes), split="val")
+    assert found.figures[MODEL].instruction_accuracy.n == 1
+
+
+def test_unlabelled_data_are_judged_on_all_episodes_and_say_so():
+    found = evaluate_dataset(Seen(), Memory([episode(i, i % 2, success=None) for i in range(4)]))
+    assert found.figures[MODEL].value_order_correlation.n == 4
+    assert found.conventions["value order over"] == "all episodes: no outcome is labelled"
+    assert "no outcome labelled: success AUROC undefined (n=4)" in found.notes
+
+
+def test_nothing_usable_is_an_error_with_the_first_reason():
+    with pytest.raises(ValueError, match="the first: cut short"):
+        evaluate_dataset(Seen(), Memory([BadEpisodeError(0, "video", "cut short")]))
+
+
+def test_the_same_seed_gives_the_same_figures():
+    data = Memory([episode(i, i % 3, float(i % 2), steps=5 + i) for i in range(9)])
+    first, again = (evaluate_dataset(Seen(), data, console=Console(file=io.StringIO())).to_json() for _ in range(2))
+    assert first == again
+
+
+def test_opening_a_model_for_use(tmp_path):
+    save_component(ProgressReward(state_size=3, width=8, layers=1, heads=2), tmp_path / "run" / "model")
+    for path in (tmp_path / "run", tmp_path / "run" / "model"):  # a run directory means the model in it
+        reward, said = open_reward_model(path, "cpu")
+        assert isinstance(reward, ProgressReward) and not reward.training
+        assert said["class_path"] == "guerdon.rewards.progress.ProgressReward" and len(said["hash"]) == 16
+    with pytest.raises(FileNotFoundError):
+        open_reward_model(tmp_path)
+    with pytest.raises(ValueError, match="cannot use device 'nonsense'"):
+        open_reward_model(tmp_path / "run", "nonsense")
