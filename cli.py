@@ -69,6 +69,8 @@ def _explain(error: Exception) -> str | None:
         return (
             f"the checkpoint does not fit the configuration: {text[:300]} …; use the config.yaml of its run directory"
         )
+    if isinstance(error, TypeError) and " holds a " in text:  # a folder with a component of another kind
+        return text
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     # lightning and jsonargparse are imported by now if they raised, and must not be imported just to ask

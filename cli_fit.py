@@ -43,6 +43,8 @@ _QUIET = (
     # small networks on few cores: workers cost more than they bring, and the YAML can ask for them
     "does not have many workers",
     "The number of training batches",
+    # a frozen encoder inside a model stays in evaluation mode
+    r"Found \d+ module\(s\) in eval mode",
     # a data set without a validation split is allowed, and EpisodeData then gives no loader
     "Total length of `list` across ranks is zero",
     # resuming into the run directory is what --ckpt_path is for

@@ -1,0 +1,77 @@
+"""Every configuration runs, through the real command, on tiny data of the kind it is for."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guerdon.cli import main
+from guerdon.core.hub import load_component
+from guerdon.core.interfaces import Critic, Policy, RewardModel
+from guerdon.datasets.video import write_video
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+REACH = ["--data.init_args.path", "{reach}"]
+CLIPS = ["--data.init_args.path", "{clips}", "--data.init_args.cache", "{cache}"]
+REWARD, POLICY = "--model.init_args.reward.init_args", "--model.init_args.policy.init_args"
+# what makes each configuration small, and fit for the tiny data; {name} stands for a folder
+SMALL = {
+    "behaviour_cloning": [*REACH, f"{POLICY}.state_size", "12", f"{POLICY}.action_size", "3"],
+    "progress_state": [*REACH, f"{REWARD}.state_size", "12"],
+    "progress_pixels": CLIPS,
+    "ppo_learned_reward": [
+        *(f"{POLICY}.path", "{behaviour_cloning}"),
+        *("--model.init_args.advantage.init_args.reward.init_args.path", "{progress_state}"),
+        *("--model.init_args.advantage.init_args.critic.init_args.state_size", "12"),
+        *("--data.init_args.task", "mujoco/reach", "--data.init_args.steps", "64", "--data.init_args.rollouts", "1"),
+        *("--data.init_args.envs", "2", "--data.init_args.workers", "1"),
+        *("--data.init_args.contexts", "4", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),
+    ],
+}
+FIRST = ("progress_state", "behaviour_cloning")  # others build on the models these leave
+pytestmark = pytest.mark.xdist_group("configs")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Tiny data, and the models of configurations that came before."""
+    place = tmp_path_factory.mktemp("configs")
+    made = ["collect", "--env", "mujoco/reach", "--episodes", "6", "--states-only", "--out", str(place / "reach")]
+    assert main(made) == 0
+    clips = place / "clips"
+    clips.mkdir()
+    rows: list[str] = []
+    for number in range(4):
+        frames = np.random.default_rng(number).integers(0, 255, (9, 3, 64, 80), np.uint8)
+        write_video(clips / f"{number}.mp4", frames, 10)
+        split = "val" if number == 3 else "train"
+        rows.append(json.dumps({"file": f"{number}.mp4", "instruction": f"task {number % 2}", "split": split}))
+    (clips / "metadata.jsonl").write_text("\n".join(rows))
+    return {"reach": place / "reach", "clips": clips, "cache": place / "cache"}
+
+
+def test_every_configuration_is_tested():
+    assert {path.stem for path in CONFIGS} == set(SMALL)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_first_line_is_the_command_that_runs_it(path):
+    first = path.read_text().splitlines()[0]
+    assert re.match(rf"# guerdon fit --config (configs/)?{path.stem}(\.yaml)?( |$)", first), first
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS, key=lambda p: (p.stem not in FIRST, p.stem)), ids=lambda p: p.stem)
+def test_the_configuration_runs(path, folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if not {*re.findall(r"{(\w+)}", " ".join(SMALL[path.stem]))} <= set(folders):
+        pytest.skip("needs the models of configurations that were not run")
+    overrides = [part.format(**folders) for part in SMALL[path.stem]]
+    quick = ["--trainer.fast_dev_run", "1", "--out", str(tmp_path / "run")]
+    # by its name, from a folder that does not hold it: that is how an installed guerdon is used
+    assert main(["fit", "--config", path.name, *overrides, *quick]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "run" / "model")
+    assert isinstance(load_component(tmp_path / "run" / "model"), RewardModel | Critic | Policy)
+    folders[path.stem] = tmp_path / "run" / "model"
+    assert {p.name for p in tmp_path.iterdir()} == {"run"}
