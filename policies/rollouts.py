@@ -222,7 +222,7 @@ def batch_pieces(pieces: Sequence[Piece], instruction: str = "", hide_outcome: b
     )
 
 
-def _stack(arrays: Sequence[np.ndarray], fill: float = 0) -> Tensor:
+def _stack(arrays: Sequence[np.ndarray], fill: float | int = 0) -> Tensor:
     longest = max(len(a) for a in arrays)
     stacked = np.full((len(arrays), longest, *arrays[0].shape[1:]), fill, arrays[0].dtype)
     for row, values in enumerate(arrays):

@@ -1,9 +1,9 @@
 """Rollouts for a trainer: the sized stream that worker processes feed, and the data module around it."""
 
+import hashlib
 from collections.abc import Iterator
 
 import lightning
-from torch.utils.data import DataLoader, IterableDataset
 
 from ..core.batch import TrajectoryBatch
 from ..core.interfaces import Policy
@@ -12,15 +12,14 @@ from .pool import TaskSetting, WorkerError, WorkerPool, play_episodes
 from .rollouts import batch_pieces
 
 
-class RolloutStream(IterableDataset[TrajectoryBatch]):
+class RolloutStream:
     """A sized stream of rollouts of the policy as it is when each is asked for.
 
     It has a length on purpose: without one Lightning prefetches, and every rollout would come from a policy one update
-    old.
+    old. It stands for a loader itself: a `DataLoader` around it would add nothing but warnings.
     """
 
     def __init__(self, pool: WorkerPool, policy: Policy, data: "RolloutData", rank: int) -> None:
-        super().__init__()
         self.pool, self.policy, self.data, self.rank = pool, policy, data, rank
 
     def __len__(self) -> int:
@@ -40,11 +39,8 @@ class RolloutStream(IterableDataset[TrajectoryBatch]):
 
 
 def hash_seed(*parts: int) -> int:
-    """Mix numbers to a seed, so that (seed, rank, iteration) never share a stream by adding up alike."""
-    mixed = 0
-    for part in parts:
-        mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % (1 << 62)
-    return mixed >> 8
+    """Mix numbers to a seed of 48 bits, so that (seed, rank, iteration) never share a stream by adding up alike."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
 
 
 class RolloutData(lightning.LightningDataModule):
@@ -99,19 +95,21 @@ class RolloutData(lightning.LightningDataModule):
         self.train_contexts = probe.contexts("train", self.counts[0])
         self.eval_contexts = probe.contexts("eval", self.counts[1]) if self.counts[1] else []
         probe.close()
+        if not self.eval_contexts and self.trainer is not None:
+            self.trainer.limit_val_batches = 0  # an empty loader would do the same, with a warning
         self._pool = WorkerPool(self.setting, self.envs, self.workers)
 
-    def train_dataloader(self) -> DataLoader[TrajectoryBatch]:
+    def train_dataloader(self) -> RolloutStream:
         """A sized stream of fresh rollouts."""
         pool, policy, rank = self._parts()
-        return DataLoader(RolloutStream(pool, policy, self, rank), batch_size=None)
+        return RolloutStream(pool, policy, self, rank)
 
-    def val_dataloader(self) -> DataLoader[TrajectoryBatch] | list[object]:
+    def val_dataloader(self) -> "_Judging | list[object]":
         """One batch of deterministic episodes from the held-out contexts."""
         if not self.eval_contexts:
             return []
         pool, policy, _ = self._parts()
-        return DataLoader(_Judging(pool, policy, self), batch_size=None)
+        return _Judging(pool, policy, self)
 
     def _parts(self) -> tuple[WorkerPool, Policy, int]:
         assert self._pool is not None and self.trainer is not None
@@ -136,9 +134,8 @@ class RolloutData(lightning.LightningDataModule):
         self.env_steps, self.rollouts_made = state_dict["env_steps"], state_dict["rollouts_made"]
 
 
-class _Judging(IterableDataset[TrajectoryBatch]):
+class _Judging:
     def __init__(self, pool: WorkerPool, policy: Policy, data: RolloutData) -> None:
-        super().__init__()
         self.pool, self.policy, self.data = pool, policy, data
 
     def __len__(self) -> int:

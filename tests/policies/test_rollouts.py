@@ -1,0 +1,372 @@
+"""Rollouts in a corridor that writes episode and step into everything it returns, and in a simulated arm."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+
+from guerdon.core.batch import Decision, End
+from guerdon.core.interfaces import Policy
+from guerdon.envs.reach import joint_angles
+from guerdon.envs.task import Step, check_context, list_contexts
+from guerdon.envs.vector import VectorEnv, make_task
+from guerdon.policies.rollouts import Runner, batch_pieces, split_evenly
+
+
+class Corridor:
+    """State (context, step); reward 100 · context + step. What happens at which step is told by the context's number.
+
+    Context 3 succeeds at step 4; context 4 is ended by the simulator at step 2, context 5 likewise but in success;
+    every other context walks to the time limit.
+    """
+
+    name, instruction, seed, fps = "test/corridor", "walk", 0, 10.0
+    state_size, action_size, stage_names, cameras = 2, 1, (), ()
+    action_low, action_high = np.full(1, -1, np.float32), np.full(1, 1, np.float32)
+
+    def __init__(self, horizon=7):
+        self.horizon = horizon
+
+    def contexts(self, split, count=None):
+        return list_contexts(self.name, split, count)
+
+    def reset(self, context):
+        check_context(self.name, context)
+        self.index, self.at = context.index, 0
+        return self._state()
+
+    def step(self, action):
+        assert abs(float(action[0])) <= 1, "the bounds are the environment's, and the runner keeps them"
+        self.at += 1
+        return Step(
+            state=self._state(),
+            reward=100.0 * self.index + self.at,
+            success=(self.index, self.at) in ((3, 4), (5, 2)),
+            terminated=self.index in (4, 5) and self.at == 2,
+            stages={},
+            tracks={},
+        )
+
+    def tracks(self):
+        return {}
+
+    def render(self, camera=None, size=(96, 96)):
+        raise AssertionError("nobody asked for pictures")
+
+    def close(self):
+        pass
+
+    def _state(self):
+        return np.array([self.index, self.at], np.float32)
+
+
+class Numbered(Policy):
+    """Every decision it ever takes has a number of its own, written into each step of its sample."""
+
+    def __init__(self, horizon: int = 1, execute: int = 1):
+        super().__init__()
+        self.horizon, self.execute, self.given = horizon, execute, 0
+
+    def act(self, observation, deterministic=False, generator=None):
+        count = len(observation)
+        numbers = self.given + torch.arange(count)
+        self.given += count
+        chunk = 1000.0 * numbers[:, None, None] + torch.arange(self.horizon)[None, :, None]
+        return Decision(chunk=chunk, executed=torch.full((count,), self.execute), log_prob=-numbers.float()[:, None])
+
+
+class Expert(Policy):
+    """Moves the arm's joints straight to where its tip is on the goal."""
+
+    horizon = 1
+
+    def __init__(self, noise: float = 0.0):
+        super().__init__()
+        self.noise = noise
+
+    def act(self, observation, deterministic=False, generator=None):
+        state = observation.state.numpy()
+        wanted = np.stack([joint_angles(goal) for goal in state[:, 9:12]])
+        action = torch.from_numpy((wanted - state[:, :3]) / 0.08).float().clamp(-1, 1)
+        if not deterministic:
+            action = action + self.noise * torch.randn(action.shape, generator=generator)
+        return Decision(chunk=action[:, None], executed=torch.ones(len(state), dtype=torch.long))
+
+
+def corridor(envs=2, horizon=7, end_on_success=True):
+    runner = Runner("mujoco/reach", envs, end_on_success=end_on_success)
+    runner.envs = VectorEnv([Corridor(horizon) for _ in range(envs)])
+    runner._low, runner._high = Corridor.action_low, Corridor.action_high
+    return runner
+
+
+def contexts(*indices):
+    return [c for i in indices for c in list_contexts(Corridor.name, "train", i + 1) if c.index == i]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def numbers(batch):
+    """Number of each decision, and whether it is trained on."""
+    found = []
+    for row in range(len(batch)):
+        for n, step in enumerate(batch.decision_step[row].tolist()):
+            if step >= 0:
+                found.append((int(batch.behaviour["sample"][row, n, 0, 0] / 1000), bool(batch.weight[row, step] > 0)))
+    return found
+
+
+# --- everything in its place ----------------------------------------------------------------------------------------
+
+
+def test_every_part_of_a_batch_is_from_its_own_episode_and_step():
+    runner = corridor(envs=3)
+    batch = batch_pieces(runner.play(Numbered(2, 2), contexts(0, 3, 4, 5, 9), generator()), "walk")
+    assert batch.group.tolist() == [0, 3, 4, 5, 9]
+    assert batch.steps.tolist() == [7, 4, 2, 2, 7]
+    for row, index in enumerate(batch.group.tolist()):
+        real = int(batch.steps[row])
+        assert batch.state[row, : real + 1].tolist() == [[index, t] for t in range(real + 1)]
+        assert batch.recorded["reward"].values[row, :real].tolist() == [100.0 * index + t + 1 for t in range(real)]
+    assert batch.decision_step.tolist() == [
+        [0, 2, 4, 6],
+        [0, 2, -1, -1],
+        [0, -1, -1, -1],
+        [0, -1, -1, -1],
+        [0, 2, 4, 6],
+    ]
+    assert batch.instructions == ("walk",) * 5
+    assert torch.equal(batch.recorded["reward"].valid, batch.mask)
+
+
+def test_samples_are_kept_as_drawn_while_actions_are_what_the_environment_executed():
+    batch = batch_pieces(corridor(envs=1).play(Numbered(3, 2), contexts(0), generator()))
+    # decisions 0, 1, 2, 3 at steps 0, 2, 4, 6; step k of decision n was drawn as 1000 n + k, and clipped to 1
+    assert batch.behaviour["sample"][0, :, :, 0].tolist() == [[1000.0 * n + k for k in range(3)] for n in range(4)]
+    assert batch.behaviour["log_prob"][0, :, 0].tolist() == [0, -1, -2, -3]
+    assert batch.actions[0, :, 0].tolist() == [0, 1, 1, 1, 1, 1, 1]
+    _, decision = batch.at(torch.zeros(4).long(), torch.tensor([0, 2, 4, 6]))
+    assert decision.executed.tolist() == [2, 2, 2, 1]
+
+
+def test_a_policy_without_log_probabilities_records_none():
+    assert "log_prob" not in batch_pieces(corridor(1).play(Deaf(), contexts(0), generator())).behaviour
+
+
+class Deaf(Numbered):
+    """Says nothing of how likely its actions were."""
+
+    def act(self, observation, deterministic=False, generator=None):
+        return replace(super().act(observation), log_prob=None)
+
+
+# --- how episodes end -----------------------------------------------------------------------------------------------
+
+
+def test_ends_and_outcomes():
+    batch = batch_pieces(corridor(envs=2).play(Numbered(), contexts(0, 3, 4, 5), generator()))
+    assert batch.end.tolist() == [End.TIME_LIMIT, End.SUCCESS, End.FAILURE, End.SUCCESS]
+    assert batch.terminated.tolist() == [False, True, True, True]
+    assert batch.success.tolist() == [0, 1, 0, 1]
+    assert batch.success_known.all()
+    assert batch.last_observed.all()
+    flags = batch.labels["success"]
+    assert flags.values[1].tolist() == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert flags.valid[1].tolist() == [False, True, True, True, True, False, False, False]
+
+
+def test_a_success_that_does_not_end_the_episode_is_still_a_success():
+    batch = batch_pieces(corridor(end_on_success=False).play(Numbered(), contexts(3, 0, 5), generator()))
+    assert batch.end.tolist() == [End.TIME_LIMIT, End.TIME_LIMIT, End.SUCCESS]
+    assert batch.steps.tolist() == [7, 7, 2]
+    assert batch.success.tolist() == [1, 0, 1]
+    assert batch.terminated.tolist() == [False, False, True]
+    assert batch.labels["success"].values[0].tolist() == [0, 0, 0, 0, 1, 0, 0, 0]
+
+
+def test_success_at_the_time_limit_is_a_success():
+    pieces = corridor(horizon=4).play(Numbered(), contexts(3), generator())
+    assert pieces[0].end == End.SUCCESS
+
+
+# --- pieces that go on ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("execute", [1, 2, 3])
+@pytest.mark.parametrize("envs", [1, 3])
+def test_every_decision_is_handed_out_for_training_exactly_once(execute, envs):
+    runner, policy = corridor(envs), Numbered(3, execute)
+    draws, trained, before = generator(), [], set()
+    for _ in range(6):
+        batch = batch_pieces(runner.collect(policy, 5, contexts(0, 3, 4, 5, 6), draws))
+        found = numbers(batch)
+        assert len({n for n, _ in found}) == len(found), "a decision stands twice in one rollout"
+        assert {n for n, fresh in found if not fresh} <= before, "what is context was handed out before"
+        trained += [n for n, fresh in found if fresh]
+        before |= {n for n, _ in found}
+    assert sorted(trained) == list(range(policy.given))
+
+
+def test_a_piece_that_goes_on_comes_back_from_its_start():
+    runner, policy, draws = corridor(envs=1), Numbered(2, 2), generator()
+    first = runner.collect(policy, 3, contexts(0), draws)
+    # two decisions of two steps: the least that is at least three steps
+    assert [(p.end, len(p.actions), p.fresh) for p in first] == [(End.CUT, 4, 0)]
+    second = runner.collect(policy, 4, contexts(0), draws)
+    # three steps to the time limit, then a new episode of two: cut again
+    assert [(p.end, len(p.actions), p.fresh) for p in second] == [(End.TIME_LIMIT, 7, 4), (End.CUT, 2, 0)]
+    batch = batch_pieces(second)
+    assert batch.weight.tolist() == [[0, 0, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0]]
+    assert batch.state[0, :, 1].tolist() == list(range(8))
+    assert batch.end.tolist() == [End.TIME_LIMIT, End.CUT]
+    assert batch.success_known.tolist() == [True, False]
+    assert not batch.terminated.any()
+    assert len(first[0].actions) == 4, "what was handed out does not grow afterwards"
+
+
+@pytest.mark.parametrize("execute", [1, 2, 3])
+def test_rollouts_are_cut_between_decisions_only(execute):
+    runner, draws = corridor(envs=3), generator()
+    for _ in range(5):
+        for piece in runner.collect(Numbered(3, execute), 4, contexts(0, 1, 4), draws):
+            steps = list(range(0, len(piece.actions), execute))
+            assert piece.decision_step == steps
+            if piece.end == End.CUT:
+                assert len(piece.actions) % execute == 0
+
+
+def test_about_as_many_steps_are_taken_as_asked_for():
+    runner = corridor(envs=3)
+    for _ in range(5):
+        pieces = runner.collect(Numbered(2, 2), 10, contexts(0), generator())
+        taken = sum(len(p.actions) - p.fresh for p in pieces)
+        assert 10 <= taken < 10 + 3 * 2
+
+
+def test_judging_gives_up_the_episodes_in_flight():
+    runner, policy = corridor(envs=2), Numbered()
+    runner.collect(policy, 4, contexts(0), generator())
+    runner.play(policy, contexts(0), generator())
+    again = runner.collect(policy, 4, contexts(0), generator())
+    assert all(p.fresh == 0 for p in again)
+
+
+def test_contexts_are_drawn_by_the_generator():
+    def drawn(seed):
+        pieces = corridor(envs=2).collect(Numbered(), 60, contexts(*range(6, 30)), generator(seed))
+        return [p.context.index for p in pieces]
+
+    assert drawn(0) == drawn(0)
+    assert drawn(0) != drawn(1)
+
+
+# --- whole episodes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("envs", [1, 2, 5])
+def test_whole_episodes_come_in_the_order_of_their_contexts(envs):
+    order = [4, 0, 3, 0, 5, 9, 4]
+    pieces = corridor(envs).play(Numbered(), contexts(*order), generator())
+    assert [int(p.state[0][0]) for p in pieces] == order
+    assert all(p.end != End.CUT and p.fresh == 0 for p in pieces)
+
+
+def test_copies_that_would_decide_at_different_moments_are_refused():
+    class Uneven(Numbered):
+        def act(self, observation, deterministic=False, generator=None):
+            return replace(super().act(observation), executed=1 + torch.arange(len(observation)))
+
+    with pytest.raises(ValueError, match=r"carry out one number of steps, 1 … 3, got \[1, 2\]"):
+        corridor(envs=2).play(Uneven(3), contexts(0, 1), generator())
+
+
+# --- the outcome hidden ---------------------------------------------------------------------------------------------
+
+
+def leaves(value, path=""):
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, f"{path}[{name!r}]")
+    elif hasattr(value, "__dataclass_fields__"):
+        for f in fields(value):
+            yield from leaves(getattr(value, f.name), f"{path}.{f.name}")
+
+
+def test_nothing_of_a_hidden_outcome_is_left_in_a_batch():
+    pieces = corridor(end_on_success=False).play(Numbered(), contexts(0, 3), generator())
+    pieces += corridor(envs=1, end_on_success=False).collect(Numbered(), 5, contexts(3), generator())
+    other = [
+        replace(p, reward=[-9.0] * len(p.reward), success=[not s for s in p.success])  # another world, the same motions
+        for p in pieces
+    ]
+    one, two = (
+        dict(leaves(batch_pieces(pieces, hide_outcome=True))),
+        dict(leaves(batch_pieces(other, hide_outcome=True))),
+    )
+    assert one.keys() == two.keys()
+    for path, value in one.items():
+        assert torch.equal(value, two[path]), f"{path} tells the outcome"
+    open_book = dict(leaves(batch_pieces(pieces)))
+    assert not torch.equal(open_book[".success"], dict(leaves(batch_pieces(other)))[".success"])
+
+
+@pytest.mark.parametrize("index", [3, 4, 5])
+def test_an_outcome_that_shows_in_how_an_episode_ended_is_refused(index):
+    pieces = corridor().play(Numbered(), contexts(0, index), generator())
+    with pytest.raises(ValueError, match=r"cannot be hidden.*end_on_success=False"):
+        batch_pieces(pieces, hide_outcome=True)
+
+
+def test_no_piece_is_no_batch():
+    with pytest.raises(ValueError, match="at least one piece"):
+        batch_pieces([])
+
+
+# --- a real simulator -----------------------------------------------------------------------------------------------
+
+
+def test_an_expert_reaches_the_goal_from_the_contexts_it_is_given():
+    runner = Runner("mujoco/reach", 3)
+    starts = make_task("mujoco/reach").contexts("eval", 5)
+    batch = batch_pieces(runner.play(Expert(), starts, generator()))
+    task = make_task("mujoco/reach")
+    for row, context in enumerate(starts):
+        assert torch.equal(batch.state[row, 0], torch.from_numpy(task.reset(context)))
+    assert batch.end.tolist() == [End.SUCCESS] * 5
+    last = batch.state[torch.arange(5), batch.steps]
+    assert ((last[:, 6:9] - last[:, 9:12]).norm(dim=1) <= 0.04).all()
+    assert batch.labels["success"].values.sum(1).tolist() == [1] * 5, "the first success ends an episode"
+    runner.close()
+
+
+def test_replaying_the_actions_gives_the_states():
+    runner = Runner("mujoco/reach", 2, end_on_success=False)
+    start = make_task("mujoco/reach").contexts("train", 2)
+    batch = batch_pieces(runner.play(Expert(noise=0.5), start, generator(), deterministic=False))
+    task = make_task("mujoco/reach")
+    for row in range(2):
+        task.reset(start[row])
+        for t in range(int(batch.steps[row])):
+            assert torch.equal(
+                batch.state[row, t + 1], torch.from_numpy(task.step(batch.actions[row, t].numpy()).state)
+            )
+    assert batch.steps.tolist() == [50, 50]
+    assert batch.success.tolist() == [1, 1]
+
+
+def test_a_shorter_time_limit_is_kept():
+    runner = Runner("mujoco/reach", 1, horizon=3)
+    pieces = runner.play(Expert(), make_task("mujoco/reach").contexts("train", 1), generator())
+    assert (len(pieces[0].actions), pieces[0].end) == (3, End.TIME_LIMIT)
+
+
+@pytest.mark.parametrize("total, parts", [(7, 3), (2, 2), (5, 1), (3, 5)])
+def test_shares_add_up_and_differ_by_at_most_one(total, parts):
+    shares = split_evenly(total, parts)
+    assert (sum(shares), len(shares)) == (total, parts)
+    assert max(shares) - min(shares) <= 1
