@@ -23,7 +23,7 @@ _COLUMNS = {
     "calibration_error": "calibration error",
     "instruction_accuracy": "right > wrong instr.",
 }
-_TASKS_SHOWN = 20
+_TASKS_SHOWN, _TASK_EPISODES = 20, 3
 
 
 def print_evaluation(evaluation: Evaluation, console: Console | None = None) -> None:
@@ -46,7 +46,7 @@ def print_evaluation(evaluation: Evaluation, console: Console | None = None) -> 
     for note in evaluation.notes:
         out.print(Text(f"  note: {note}"))
     if evaluation.tasks:
-        out.print(_tasks(evaluation))
+        _print_tasks(evaluation, out)
     if evaluation.qualities:
         out.print(_qualities(evaluation))
     for bad in evaluation.bad:
@@ -67,13 +67,18 @@ def _headline(evaluation: Evaluation) -> Table:
     return table
 
 
-def _tasks(evaluation: Evaluation) -> Table:
-    shown = sorted(evaluation.tasks, key=lambda t: -t.episodes)[:_TASKS_SHOWN]
+def _print_tasks(evaluation: Evaluation, out: Console) -> None:
+    """The largest tasks; figures of one or two episodes say nothing and are left to the JSON."""
+    large = sorted((t for t in evaluation.tasks if t.episodes >= _TASK_EPISODES), key=lambda t: -t.episodes)
+    shown = large[:_TASKS_SHOWN]
     rest = len(evaluation.tasks) - len(shown)
-    table = _table("by task" + (f" (the {_TASKS_SHOWN} largest; {rest} more with --json)" if rest else ""))
-    for task in shown:
-        table.add_row(Text(f"{task.instruction or f'task {task.task}'} ({task.episodes})"), *_cells(task.figures))
-    return table
+    if shown:
+        table = _table("by task")
+        for task in shown:
+            table.add_row(Text(f"{task.instruction or f'task {task.task}'} ({task.episodes})"), *_cells(task.figures))
+        out.print(table)
+    if rest:
+        out.print(Text(f"  {rest} {'more ' if shown else ''}tasks of few episodes: their figures are in --json FILE"))
 
 
 def _qualities(evaluation: Evaluation) -> Table:
