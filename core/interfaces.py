@@ -37,7 +37,7 @@ class Component(nn.Module):
     init_args: dict[str, Any]
     """The constructor's arguments by name, defaults included."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> "Component":  # the one place where arguments pass through unseen
+    def __new__(cls: type[C], *args: Any, **kwargs: Any) -> C:  # the one place where arguments pass through unseen
         """Remember the constructor's arguments."""
         module = super().__new__(cls)
         signature = inspect.signature(cls.__init__)

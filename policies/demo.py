@@ -25,10 +25,11 @@ from ..datasets.labels import LabelFactory
 from ..datasets.module import EpisodeData
 from ..datasets.opening import open_dataset
 from ..envs.collect import collect_dataset
+from ..envs.quality import NOISE
 from ..envs.vector import make_task
-from ..rewards.evaluation import evaluate
 from ..rewards.evaluation_table import print_evaluation
 from ..rewards.fit import RewardTraining
+from ..rewards.judging import evaluate_dataset
 from ..rewards.progress import ProgressReward
 from ..rewards.recorded import RecordedSuccess
 from ..rewards.report import write_report
@@ -47,13 +48,13 @@ ENVS, WORKERS = 16, 2
 class Size:
     """How much the demo does."""
 
-    task: str = "metaworld/push-v3"
-    horizon: int = 150
+    task: str = "metaworld/drawer-open-v3"
+    horizon: int = 100
     logs: int = 64
     held_out: int = 24
-    demonstrations: int = 6
+    demonstrations: int = 5
     reward_epochs: int = 60
-    rollouts: int = 40
+    rollouts: int = 30
     steps: int = 4096
     judged: int = 100
 
@@ -126,7 +127,9 @@ class _Bar(lightning.Callback):
         self._progress.start()
         self._task = self._progress.add_task(self._title, total=total, figures="")
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *ignored: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert self._task is not None
         known = trainer.callback_metrics
         figures = " ".join(f"{k}={float(known[k]):.3f}" for k in self._shown if k in known)
@@ -155,8 +158,8 @@ class _Demo:
         """Mixed-quality logs to learn from, others from held-out starts to judge with, a few demonstrations."""
         size = self.size
         for name, episodes, quality, split, frames, noise in (
-            ("logs", size.logs, "mixed", "train", False, None),
-            ("held_out", size.held_out, "mixed", "eval", None, None),
+            ("logs", size.logs, "mixed", "train", False, NOISE),
+            ("held_out", size.held_out, "mixed", "eval", None, NOISE),
             ("demonstrations", size.demonstrations, "noisy", "train", False, 0.1),
         ):
             folder = self.out / name
@@ -172,8 +175,8 @@ class _Demo:
                 frames=frames,
                 split=split,
                 horizon=size.horizon,
+                noise=noise,
                 console=self.console,
-                **({} if noise is None else {"noise": noise}),
             )
             self.console.print("\n".join(report.lines()))
 
@@ -226,7 +229,7 @@ class _Demo:
         report = self.out / "evaluation.json"
         if not report.exists():
             self.console.rule("[bold]is it any good?")
-            evaluation = evaluate(reward, open_dataset(self.out / "held_out"), seed=self.seed)
+            evaluation = evaluate_dataset(reward, open_dataset(self.out / "held_out"), seed=self.seed)
             print_evaluation(evaluation, self.console)
             _write(report, json.dumps(evaluation.to_json(), indent=2))
         page = self.out / "report.html"
@@ -239,7 +242,7 @@ class _Demo:
 
         def make() -> GaussianPolicy:
             demonstrations = open_dataset(self.out / "demonstrations")
-            policy = GaussianPolicy(demonstrations.state_size, demonstrations.action_size)
+            policy = GaussianPolicy(demonstrations.state_size, demonstrations.action_size, log_std=-1.5)
             module = PolicyOptimizer(
                 policy, Uniform(), WeightedImitation(), passes=300, minibatch_size=128, learning_rate=1e-3
             )
