@@ -14,6 +14,7 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -354,8 +355,6 @@ def wilson_interval(won: int, played: int, z: float = 1.959964) -> tuple[float, 
 
 def draw_curves(path: Path, task: str, start: float, curves: dict[str, list[tuple[int, float]]]) -> None:
     """Picture of success on held-out starts against environment steps."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.axhline(start, color="0.6", linestyle="--", label="cloned")
