@@ -1,5 +1,6 @@
 """The policy optimizer: any policy, any advantage source, any objective, on rollouts or on logged trajectories."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -75,6 +76,10 @@ class PolicyOptimizer(lightning.LightningModule):
         if alongside:
             groups.append({"params": alongside, "lr": self.critic_learning_rate})
         return torch.optim.Adam(groups, eps=1e-5)
+
+    def on_fit_start(self) -> None:
+        """Let a reward be in evaluation mode, as it must be, without a warning."""
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
     def training_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
         """Score the batch, then train on its decisions."""
