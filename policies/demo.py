@@ -1,6 +1,7 @@
 """The whole main job once, on simulated logs: ``guerdon demo``."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -55,6 +56,8 @@ class Size:
     held_out: int = 24
     demonstrations: int = 5
     reward_epochs: int = 60
+    workers: int = WORKERS
+    """Processes that hold the environments."""
     rollouts: int = 30
     steps: int = 4096
     judged: int = 100
@@ -82,6 +85,8 @@ def run(out: Path, seed: int = 0, quick: bool = False, size: Size | None = None)
     console = Console()
     started = time.monotonic()
     torch.set_num_threads(1)  # small networks: a second thread costs more than it brings
+    for name in ("lightning.pytorch", "lightning.fabric"):  # one bar per phase says more than its notes on devices
+        logging.getLogger(name).setLevel(logging.WARNING)
     _claim(out, {"seed": seed, **{k: str(v) for k, v in vars(size).items()}})
     demo = _Demo(out, seed, size, console)
     demo.collect()
@@ -287,7 +292,7 @@ class _Demo:
                 steps=self.size.steps,
                 rollouts=self.size.rollouts,
                 envs=ENVS,
-                workers=WORKERS,
+                workers=self.size.workers,
                 horizon=self.size.horizon,
                 end_on_success=not hide_outcome,
                 hide_outcome=hide_outcome,
@@ -317,7 +322,7 @@ class _Demo:
         rates: dict[str, Any] = {}
         for name, policy in policies.items():
             with self.console.status(f"playing {len(contexts)} episodes: {name}"):
-                batch = play_episodes(setting, policy.eval(), contexts, ENVS, WORKERS, self.seed)
+                batch = play_episodes(setting, policy.eval(), contexts, ENVS, size.workers, self.seed)
             won = int(batch.success.sum())
             low, high = wilson_interval(won, len(contexts))
             rates[name] = {"success": won / len(contexts), "low": low, "high": high, "episodes": len(contexts)}

@@ -1,0 +1,75 @@
+"""Does PPO on a learned reward alone improve a cloned policy? Success before and after, over seeds and tasks.
+
+    python benchmarks/learned_reward.py --seeds 0 1 2 --task metaworld/drawer-open-v3 --task metaworld/reach-v3
+
+Every run is `guerdon demo` with another task and seed: its own logs, its own reward model, its own demonstrations, its
+own held-out starts. The interval of a row is over episodes and seeds: a bootstrap that resamples whole seeds' episodes
+first, then episodes within, because episodes of one seed share a policy.
+"""
+
+import argparse
+import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from guerdon.policies.demo import Size, run
+
+
+def one(folder: Path, task: str, seed: int, judged: int) -> dict[str, Any]:
+    """One demo; its results file is the answer."""
+    run(folder, seed=seed, size=Size(task=task, judged=judged, workers=1))
+    return json.loads((folder / "results.json").read_text())["rates"]
+
+
+def interval(rates: list[float], episodes: int, samples: int = 10_000) -> tuple[float, float]:
+    """95 % interval of the mean success: seeds resampled, then the episodes of each."""
+    draw = np.random.default_rng(0)
+    chosen = np.asarray(rates)[draw.integers(len(rates), size=(samples, len(rates)))]
+    means = (draw.binomial(episodes, chosen) / episodes).mean(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def main() -> None:
+    """Run what is not there yet, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", action="append")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, each with one environment process")
+    parser.add_argument("--runs", type=Path, default=Path("runs/learned_reward"), help="finished runs are kept here")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "learned_reward.json")
+    options = parser.parse_args()
+    tasks = options.task or ["metaworld/drawer-open-v3", "metaworld/reach-v3"]
+    results: dict[str, Any] = {}
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        asked = {
+            (task, seed): pool.submit(
+                one, options.runs / f"{task.replace('/', '_')}_{seed}", task, seed, options.episodes
+            )
+            for task in tasks
+            for seed in options.seeds
+        }
+        done = {key: future.result() for key, future in asked.items()}
+    table = Table("task", "policy", "success per seed", "mean", "95 % interval")
+    for task in tasks:
+        results[task] = {}
+        for name in ("cloned", "learned reward", "sparse success"):
+            rates = [done[task, seed][name]["success"] for seed in options.seeds]
+            low, high = interval(rates, options.episodes)
+            mean = float(np.mean(rates))
+            results[task][name] = {"per_seed": rates, "mean": mean, "low": low, "high": high}
+            table.add_row(task, name, ", ".join(f"{r:.2f}" for r in rates), f"{mean:.2f}", f"{low:.2f} … {high:.2f}")
+    Console().print(table)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    record = {"seeds": options.seeds, "episodes": options.episodes, "size": vars(Size()), "results": results}
+    options.out.write_text(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
