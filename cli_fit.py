@@ -33,8 +33,16 @@ MODEL, CONFIG, CHECKPOINTS = "model", "config.yaml", "checkpoints"
 _PARSERS: dict[str, Any] = {
     "prog": "guerdon",
     "exit_on_error": False,  # an error is told in one line by `cli.main`
-    "fit": {"exit_on_error": False, "description": "Train what a YAML file names."},
-    "validate": {"exit_on_error": False, "description": "Print the validation figures of what a YAML file names."},
+    "fit": {
+        "exit_on_error": False,
+        "usage": "guerdon fit --config FILE.yaml [--out DIR] [--ckpt_path FILE] [--model.… | --data.… | --trainer.…]",
+        "description": "Train what a YAML file names; every value of it can be overridden.",
+    },
+    "validate": {
+        "exit_on_error": False,
+        "usage": "guerdon validate --config FILE.yaml [--ckpt_path FILE] [--model.… | --data.… | --trainer.…]",
+        "description": "Print the validation figures of what a YAML file names.",
+    },
 }
 _SHARED = ("component", "reward", "critic", "policy")
 _QUIET = (
