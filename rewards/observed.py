@@ -102,6 +102,8 @@ class ObservedReward(RewardModel):
         fusion: Mean or sum of the cameras' projections.
         frame_size: Shorter side of the frames, in pixels; None as recorded.
         frames_every: Every how many recorded frames one is evaluated when scoring.
+        since_start: Also show how a camera's features changed since the row's first frame, so that what a scene looked
+            like before need not be learned by heart.
 
     Raises:
         ValueError: If it would read nothing, or cameras come without an encoder or the other way round.
@@ -123,6 +125,7 @@ class ObservedReward(RewardModel):
         fusion: Literal["mean", "sum"] = "mean",
         frame_size: int | None = None,
         frames_every: int = 1,
+        since_start: bool = True,
     ) -> None:
         super().__init__()
         if state_size < 0 or (state_size == 0 and not cameras):
@@ -133,7 +136,7 @@ class ObservedReward(RewardModel):
             raise ValueError(f"width {width}, layers {layers}, frames_every {frames_every}: expected positive numbers")
         self.state_size, self.cameras, self.fusion = state_size, tuple(cameras), fusion
         self.frame_size, self.frames_every, self.width = frame_size, frames_every, width
-        self.encoder, self.text = encoder, text
+        self.encoder, self.text, self.since_start = encoder, text, since_start
         if state_size:
             self.register_buffer("state_mean", torch.zeros(state_size))
             self.register_buffer("state_std", torch.ones(state_size))
@@ -142,6 +145,8 @@ class ObservedReward(RewardModel):
         if encoder is not None:
             self.vision_norm = nn.LayerNorm(encoder.width)
             self.vision_in = nn.Linear(encoder.width, width)
+            if since_start:
+                self.change_in = nn.Linear(encoder.width, width, bias=False)
             self.camera_embedding = nn.Parameter(torch.randn(len(self.cameras), width) * 0.1)
         if text is not None:
             self.film = nn.Sequential(
@@ -293,8 +298,10 @@ class ObservedReward(RewardModel):
                 continue
             place = _last_at_or_before(sampled.step, step.contiguous())
             known = ((place >= 0) & (step >= 0))[..., None]
-            projected = self.vision_in(self.vision_norm(torch.where(sampled.mask[..., None], sampled.values, 0.0)))
-            projected = projected + self.camera_embedding[i]
+            shown = self.vision_norm(torch.where(sampled.mask[..., None], sampled.values, 0.0))
+            projected = self.vision_in(shown) + self.camera_embedding[i]
+            if self.since_start:
+                projected = projected + self.change_in(shown - shown[:, :1])
             taken = projected.gather(1, place.clamp(min=0)[..., None].expand(-1, -1, self.width))
             total = total + torch.where(known, taken, 0.0)
             count = count + known

@@ -35,6 +35,7 @@ class ProgressReward(ObservedReward):
         fusion: Mean or sum of the cameras' projections.
         frame_size: Shorter side of the frames, in pixels; None as recorded.
         frames_every: Every how many recorded frames one is evaluated when scoring.
+        since_start: Also show how a camera's features changed since the row's first frame.
         bins: Centres on [0, 1], at least 2.
         success_weight: Weight of the success probability in Φ.
         success_loss_weight: Weight of its loss.
@@ -54,23 +55,25 @@ class ProgressReward(ObservedReward):
         fusion: Literal["mean", "sum"] = "mean",
         frame_size: int | None = None,
         frames_every: int = 1,
+        since_start: bool = True,
         bins: int = 25,
         success_weight: float = 0.0,
         success_loss_weight: float = 1.0,
     ) -> None:
         super().__init__(
-            state_size,
-            cameras,
-            encoder,
-            text,
-            width,
-            layers,
-            heads,
-            dropout,
-            positions,
-            fusion,
-            frame_size,
-            frames_every,
+            state_size=state_size,
+            cameras=cameras,
+            encoder=encoder,
+            text=text,
+            width=width,
+            layers=layers,
+            heads=heads,
+            dropout=dropout,
+            positions=positions,
+            fusion=fusion,
+            frame_size=frame_size,
+            frames_every=frames_every,
+            since_start=since_start,
         )
         if bins < 2:
             raise ValueError(f"bins is {bins}: expected at least 2")

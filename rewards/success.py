@@ -28,6 +28,7 @@ class SuccessReward(ObservedReward):
         fusion: Mean or sum of the cameras' projections.
         frame_size: Shorter side of the frames, in pixels; None as recorded.
         frames_every: Every how many recorded frames one is evaluated when scoring.
+        since_start: Also show how a camera's features changed since the row's first frame.
         threshold: Probability from which on an observation counts as done.
         patience: How many observations in a row must count as done: one flicker pays nothing. Observation 0 pays
             nothing and starts no such run, because no step leads to it.
@@ -48,23 +49,25 @@ class SuccessReward(ObservedReward):
         fusion: Literal["mean", "sum"] = "mean",
         frame_size: int | None = None,
         frames_every: int = 1,
+        since_start: bool = True,
         threshold: float = 0.5,
         patience: int = 1,
         sparse: bool = True,
     ) -> None:
         super().__init__(
-            state_size,
-            cameras,
-            encoder,
-            text,
-            width,
-            layers,
-            heads,
-            dropout,
-            positions,
-            fusion,
-            frame_size,
-            frames_every,
+            state_size=state_size,
+            cameras=cameras,
+            encoder=encoder,
+            text=text,
+            width=width,
+            layers=layers,
+            heads=heads,
+            dropout=dropout,
+            positions=positions,
+            fusion=fusion,
+            frame_size=frame_size,
+            frames_every=frames_every,
+            since_start=since_start,
         )
         if not 0 < threshold < 1 or patience < 1:
             raise ValueError(f"threshold {threshold}, patience {patience}: expected one in (0, 1) and at least 1")
