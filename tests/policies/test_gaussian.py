@@ -86,6 +86,11 @@ def test_a_generator_fixes_the_draw_and_leaves_the_global_one_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_generator_of_the_host_serves_a_policy_elsewhere():
+    policy = made().to("meta")  # a device without numbers, so that no accelerator is needed to ask
+    assert drawn(policy, seen()).chunk.device.type == "meta"
+
+
 def test_deterministic_action_is_the_mean():
     policy, observation = made(), seen()
     assert torch.equal(policy.act(observation, deterministic=True).chunk, policy.distribution(observation)[0])

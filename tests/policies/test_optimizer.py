@@ -149,6 +149,7 @@ class Counted(RewardToGo):
     def __init__(self, reward: RewardModel, critic: ValueCritic):
         super().__init__(reward, critic)
         self.calls = {"estimate": 0, "forward": 0, "loss": 0}
+        self.seen = []
 
     def estimate(self, batch):
         self.calls["estimate"] += 1
@@ -160,6 +161,7 @@ class Counted(RewardToGo):
 
     def loss(self, batch, advantages, rows, steps):
         self.calls["loss"] += 1
+        self.seen.append(batch.behaviour["sample"][rows, steps, 0, 0].tolist())  # it decides at every step
         return super().loss(batch, advantages, rows, steps)
 
 
@@ -168,6 +170,7 @@ def test_estimates_and_advantages_are_computed_once_per_batch():
     module = made(advantage=source, passes=4, minibatch_size=21)
     fit(module, [rollout(module.policy, seed=0), rollout(module.policy, seed=1)])
     assert source.calls == {"estimate": 2, "forward": 2, "loss": 2 * 4 * 2}
+    assert source.seen == module.objective.seen, "critic and policy are shown different decisions"
 
 
 class Dropping(RewardModel):
