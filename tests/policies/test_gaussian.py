@@ -86,9 +86,14 @@ def test_a_generator_fixes_the_draw_and_leaves_the_global_one_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 def test_a_generator_of_the_host_serves_a_policy_elsewhere():
-    policy = made().to("meta")  # a device without numbers, so that no accelerator is needed to ask
-    assert drawn(policy, seen()).chunk.device.type == "meta"
+    policy, observation = made(), seen()
+    here = drawn(policy, observation).chunk
+    there = drawn(policy.to("cuda"), observation).chunk
+    assert there.device.type == "cuda"
+    assert torch.allclose(here, there.cpu(), atol=1e-4)
 
 
 def test_deterministic_action_is_the_mean():
