@@ -39,7 +39,8 @@ class Component(nn.Module):
 
     def __new__(cls: type[C], *args: Any, **kwargs: Any) -> C:  # the one place where arguments pass through unseen
         """Remember the constructor's arguments."""
-        module = super().__new__(cls)
+        # pyright knows the class behind super() as Self only, a type the run-time shape checks do not take
+        module = super().__new__(cls)  # pyright: ignore[reportArgumentType]
         signature = inspect.signature(cls.__init__)
         try:
             bound = signature.bind(module, *args, **kwargs)
