@@ -79,7 +79,7 @@ def test_training_lowers_the_validation_loss_and_orders_time(data_path, tmp_path
     first = run(trainer(tmp_path, max_epochs=1), module, data).callback_metrics
     before = float(first["val_loss"])
     assert model.normalised and float(model.state_count) > 100
-    last = run(trainer(tmp_path, max_epochs=8), module, data).callback_metrics
+    last = run(trainer(tmp_path, max_epochs=6), module, data).callback_metrics
     assert float(last["val_loss"]) < before - 0.3
     assert float(last["val_value_order"]) > 0.9
     assert {"train_progress_loss", "train_success_positives", "val_progress_error"} <= set(last)
@@ -107,11 +107,11 @@ def test_a_resumed_run_goes_on_where_it_was(data_path, tmp_path):
         return RewardTraining(model, warmup_steps=3), EpisodeData(data_path, batch_size=8, val_fraction=0.2)
 
     whole, data = fresh()
-    run(trainer(tmp_path, max_epochs=4), whole, data)
+    run(trainer(tmp_path, max_epochs=2), whole, data)
     half, data = fresh()
-    run(trainer(tmp_path, max_epochs=2), half, data).save_checkpoint(tmp_path / "half.ckpt")
+    run(trainer(tmp_path, max_epochs=1), half, data).save_checkpoint(tmp_path / "half.ckpt")
     resumed, data = fresh()
-    run(trainer(tmp_path, max_epochs=4), resumed, data, ckpt_path=tmp_path / "half.ckpt")
+    run(trainer(tmp_path, max_epochs=2), resumed, data, ckpt_path=tmp_path / "half.ckpt")
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.allclose(one, other, atol=1e-6), name
 

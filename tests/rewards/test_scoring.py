@@ -1,9 +1,7 @@
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+import signal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +18,7 @@ from guerdon.datasets.collate import collate
 from guerdon.datasets.episodes import ArrayFrames, Column, Episode
 from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.opening import open_dataset
+from guerdon.rewards import scoring
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.rewards.scores import read_scores
@@ -245,27 +244,29 @@ def test_what_does_not_fit_is_refused_before_any_work(data, tmp_path):
         read_scores(tmp_path)
 
 
+def _die_in_the_third_part(model, data, out):
+    write, done = scoring.write_part, []
+
+    def write_two(table, file):
+        if len(done) == 2:
+            file.with_name(f".{file.name}.1").write_bytes(b"PAR1 half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(table, file)
+        done.append(file)
+
+    scoring.write_part = write_two
+    score(model, data, out, part_size=2)
+
+
 def test_a_killed_run_goes_on(data, tmp_path):
     """A process that dies without a word leaves whole parts only."""
-    ProgressReward(state_size=3, width=16, layers=0).save_pretrained(tmp_path / "model")
-    script = textwrap.dedent(
-        f"""
-        import os
-        from guerdon.rewards import scoring
-        write, done = scoring.write_part, []
-        def write_two(table, file):
-            if len(done) == 2:
-                file.with_name("." + file.name + ".1").write_bytes(b"PAR1 half")
-                os._exit(9)
-            write(table, file)
-            done.append(file)
-        scoring.write_part = write_two
-        scoring.score_dataset({str(tmp_path / "model")!r}, {str(data)!r}, {str(tmp_path / "out")!r}, part_size=2)
-        """
+    model = ProgressReward(state_size=3, width=16, layers=0)
+    process = multiprocessing.get_context("fork").Process(
+        target=_die_in_the_third_part, args=(model, data, tmp_path / "out")
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=120)
-    assert found.returncode == 9, found.stderr.decode()
-    report = score(tmp_path / "model", data, tmp_path / "out", part_size=2)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    report = score(model, data, tmp_path / "out", part_size=2)
     assert report.resumed == 4 and len(read_scores(report.path).episodes) == 7
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.parquet"]
