@@ -30,7 +30,7 @@ demo: install  ## the main job in at most 8 minutes: logs, reward model, scores,
 # One thread per process: two test processes share two cores, and small networks only lose by more threads.
 # Tests of one xdist_group stay in one process, so what they share is built once.
 test: install  ## all tests, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -rs
 
 lint: install
 	$(BIN)/ruff format --check .
