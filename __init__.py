@@ -30,6 +30,7 @@ _PUBLIC = {
     "ProgressReward": "rewards.progress",
     "SuccessReward": "rewards.success",
     "RecordedReward": "rewards.recorded",
+    "FirstHit": "rewards.shaping",
     "RewardTraining": "rewards.fit",
     "ValueCritic": "critics.value",
     "GaussianPolicy": "policies.gaussian",

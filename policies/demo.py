@@ -36,6 +36,7 @@ from ..rewards.progress import ProgressReward
 from ..rewards.recorded import RecordedSuccess
 from ..rewards.report import write_report
 from ..rewards.scoring import score_dataset
+from ..rewards.shaping import FirstHit
 from .advantage import RewardToGo, Uniform
 from .gaussian import GaussianPolicy
 from .objectives import ClippedSurrogate, WeightedImitation
@@ -44,6 +45,7 @@ from .pool import TaskSetting, play_episodes
 from .workers import RolloutData
 
 ENVS, WORKERS = 16, 2
+SUCCESS_WEIGHT = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +54,13 @@ class Size:
 
     task: str = "metaworld/drawer-open-v3"
     horizon: int = 100
-    logs: int = 64
+    logs: int = 160
     held_out: int = 24
     demonstrations: int = 5
     reward_epochs: int = 60
     workers: int = WORKERS
     """Processes that hold the environments."""
-    rollouts: int = 30
+    rollouts: int = 24
     steps: int = 4096
     judged: int = 100
 
@@ -94,7 +96,8 @@ def run(out: Path, seed: int = 0, quick: bool = False, size: Size | None = None)
     demo.judge(reward)
     start = demo.clone()
     curves: dict[str, list[tuple[int, float]]] = {}
-    learned = demo.improve("learned reward", start, reward, hide_outcome=True, curves=curves)
+    paid_once = FirstHit(reward, SUCCESS_WEIGHT)
+    learned = demo.improve("learned reward", start, paid_once, hide_outcome=True, curves=curves)
     sparse = demo.improve("sparse success", start, RecordedSuccess(), hide_outcome=False, curves=curves)
     demo.conclude({"cloned": start, "learned reward": learned, "sparse success": sparse}, curves)
     console.print(f"[dim]{time.monotonic() - started:.0f} s in all[/dim]")
@@ -218,7 +221,9 @@ class _Demo:
         def make() -> RewardModel:
             width = open_dataset(self.out / "logs").state_size
             module = RewardTraining(
-                ProgressReward(state_size=width, layers=0, success_weight=5.0), weight_decay=1e-2, schedule="cosine"
+                ProgressReward(state_size=width, layers=0, success_weight=SUCCESS_WEIGHT),
+                weight_decay=1e-2,
+                schedule="cosine",
             )
             labels = LabelFactory(rewind=0.0, reverse=0.0, wrong_instruction=0.0)
             data = EpisodeData(
@@ -226,7 +231,7 @@ class _Demo:
             )
             bar = _Bar(self.console, "reward model", ("loss", "val_loss"))
             _fit(self._trainer(self.size.reward_epochs, "reward", bar), module, data)
-            return module.reward
+            return model
 
         return self._kept("reward", "a process reward model", make)
 

@@ -11,7 +11,7 @@ from ..core.batch import TrajectoryBatch
 from ..core.interfaces import RewardModel
 from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
 from ..datasets.features import FeatureCache
-from ..datasets.module import EpisodeReader
+from ..datasets.reader import EpisodeReader
 from ..datasets.splits import Kin, choose_split
 from .controls import OtherTasks, ask, describe_figures, judge, with_constant
 from .evaluation import Evaluation, Judged, evaluate

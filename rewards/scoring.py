@@ -22,8 +22,8 @@ from ..core.interfaces import RewardModel
 from ..datasets.collate import Window
 from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
 from ..datasets.features import FeatureCache
-from ..datasets.module import EpisodeReader
 from ..datasets.opening import open_dataset
+from ..datasets.reader import EpisodeReader
 from .observed import inputs_of
 from .opening import open_reward_model
 from .scores import PARTS, SCORES, bad_episodes, bad_rows, episode_rows, join_parts, read_scores, write_part
