@@ -231,7 +231,7 @@ class _Demo:
             )
             bar = _Bar(self.console, "reward model", ("loss", "val_loss"))
             _fit(self._trainer(self.size.reward_epochs, "reward", bar), module, data)
-            return model
+            return module.reward
 
         return self._kept("reward", "a process reward model", make)
 
