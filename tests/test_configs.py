@@ -23,7 +23,7 @@ SMALL = {
     "progress_pixels": CLIPS,
     "ppo_learned_reward": [
         *(f"{POLICY}.path", "{behaviour_cloning}"),
-        *("--model.init_args.advantage.init_args.reward.init_args.path", "{progress_state}"),
+        *("--model.init_args.advantage.init_args.reward.init_args.reward.init_args.path", "{progress_state}"),
         *("--model.init_args.advantage.init_args.critic.init_args.state_size", "12"),
         *("--data.init_args.task", "mujoco/reach", "--data.init_args.steps", "64", "--data.init_args.rollouts", "1"),
         *("--data.init_args.envs", "2", "--data.init_args.workers", "1"),

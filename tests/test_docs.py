@@ -98,3 +98,12 @@ def test_every_page_of_the_docs_is_listed():
     listed = LINK.findall((ROOT / "docs" / "index.md").read_text())
     pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} - {"index.md"}
     assert pages - set(listed) == set()
+
+
+CONFIG = re.compile(r"--config (?:configs/)?([\w./-]+)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_configurations_named_in_a_command_exist(page):
+    named = {Path(match).name.removesuffix(".yaml") for match in CONFIG.findall(page.read_text())}
+    assert named <= {path.stem for path in (ROOT / "configs").glob("*.yaml")}
