@@ -99,9 +99,12 @@ class LeRobotWriter:
 
     def __enter__(self) -> "LeRobotWriter":
         """Make the hidden folder."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = self.folder.parent / f".{self.folder.name}.{uuid.uuid4().hex[:8]}.partial"
-        self._partial.mkdir()
+        partial = self.folder.parent / f".{self.folder.name}.{uuid.uuid4().hex[:8]}.partial"
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise OSError(f"cannot write {self.folder}: {error.strerror}; choose another folder") from error
+        self._partial = partial
         return self
 
     def __exit__(

@@ -82,6 +82,7 @@ def run(out: Path, seed: int = 0, quick: bool = False, size: Size | None = None)
 
     Raises:
         ValueError: If the folder holds a demo with other settings, or something else.
+        OSError: If it cannot be written.
     """
     size = size or (QUICK if quick else Size())
     console = Console()
@@ -112,7 +113,10 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is no demo: choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write {out}: {error.strerror}; choose another folder") from error
     _write(stamp, json.dumps(settings, indent=2))
 
 

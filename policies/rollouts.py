@@ -23,8 +23,8 @@ class Piece:
     success: list[bool] = field(default_factory=lambda: [False])
     """One per observation; at the first one nobody asked the simulator."""
     decision_step: list[int] = field(default_factory=list[int])
-    sample: list[np.ndarray] = field(default_factory=list[np.ndarray])
-    log_prob: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    behaviour: dict[str, list[np.ndarray]] = field(default_factory=dict[str, list[np.ndarray]])
+    """What the policy recorded at each decision: ``sample``, and where it gave them ``log_prob`` and its extras."""
     end: End = End.CUT
     fresh: int = 0
     """Steps before this one were handed out already; they come along as context of weight 0."""
@@ -112,13 +112,13 @@ class Runner:
                 f"expected decisions that carry out one number of steps, 1 … {chunk.shape[1]}, got {executed}: "
                 "copies that decide at different moments cannot be stepped together"
             )
-        log_prob = None if decision.log_prob is None else decision.log_prob.cpu().numpy()
+        recorded = {"sample": decision.chunk, "log_prob": decision.log_prob, **decision.extras}
+        behaviour = {name: part.cpu().numpy() for name, part in recorded.items() if part is not None}
         for k, i in enumerate(rows):
             piece = _piece(self._open[i])
             piece.decision_step.append(len(piece.actions))
-            piece.sample.append(chunk[k])
-            if log_prob is not None:
-                piece.log_prob.append(log_prob[k])
+            for name, part in behaviour.items():
+                piece.behaviour.setdefault(name, []).append(part[k])
         actions = np.zeros((len(running), chunk.shape[2]), np.float32)
         taken = 0
         for step in range(executed[0]):
@@ -165,8 +165,7 @@ def _snapshot(piece: Piece) -> Piece:
         reward=list(piece.reward),
         success=list(piece.success),
         decision_step=list(piece.decision_step),
-        sample=list(piece.sample),
-        log_prob=list(piece.log_prob),
+        behaviour={name: list(parts) for name, parts in piece.behaviour.items()},
         fresh=piece.fresh,
     )
 
@@ -196,9 +195,7 @@ def batch_pieces(pieces: Sequence[Piece], instruction: str = "", hide_outcome: b
     decision_step = _stack([np.array(p.decision_step, np.int64) for p in pieces], fill=-1)
     fresh = torch.tensor([p.fresh for p in pieces])
     end = torch.tensor([int(p.end) for p in pieces])
-    behaviour = {"sample": _stack([np.stack(p.sample) for p in pieces])}
-    if pieces[0].log_prob:
-        behaviour["log_prob"] = _stack([np.stack(p.log_prob) for p in pieces])
+    behaviour = {name: _stack([np.stack(p.behaviour[name]) for p in pieces]) for name in pieces[0].behaviour}
     success = torch.tensor([float(any(p.success)) for p in pieces])
     finished = end != End.CUT
     flags = _stack([np.array(p.success, np.float32) for p in pieces])

@@ -81,6 +81,13 @@ def test_refuses_what_is_there(tmp_path, make_episode):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_place_that_cannot_be_written_is_named_as_it_was_given(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match=r"cannot write .*file/set: .*; choose another folder") as caught:
+        LeRobotWriter(tmp_path / "file" / "set", fps=10).__enter__()
+    assert "partial" not in str(caught.value).split(";")[0]
+
+
 @pytest.mark.parametrize(
     ("second", "status", "message"),
     [

@@ -56,6 +56,8 @@ def test_other_settings_and_other_folders_are_refused(finished, tmp_path):
     with pytest.raises(ValueError, match="is no demo"):
         run(tmp_path, size=TINY)
     assert (tmp_path / "mine.txt").read_text() == "mine"
+    with pytest.raises(OSError, match=r"cannot write .*mine.txt/demo: .*; choose another folder"):
+        run(tmp_path / "mine.txt" / "demo", size=TINY)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ class Numbered(Policy):
         numbers = self.given + torch.arange(count)
         self.given += count
         chunk = 1000.0 * numbers[:, None, None] + torch.arange(self.horizon)[None, :, None]
-        return Decision(chunk=chunk, executed=torch.full((count,), self.execute), log_prob=-numbers.float()[:, None])
+        executed, log_prob = torch.full((count,), self.execute), -numbers.float()[:, None]
+        return Decision(chunk=chunk, executed=executed, log_prob=log_prob, extras={"number": numbers})
 
 
 class Expert(Policy):
@@ -147,6 +148,9 @@ def test_samples_are_kept_as_drawn_while_actions_are_what_the_environment_execut
     # decisions 0, 1, 2, 3 at steps 0, 2, 4, 6; step k of decision n was drawn as 1000 n + k, and clipped to 1
     assert batch.behaviour["sample"][0, :, :, 0].tolist() == [[1000.0 * n + k for k in range(3)] for n in range(4)]
     assert batch.behaviour["log_prob"][0, :, 0].tolist() == [0, -1, -2, -3]
+    assert batch.behaviour["number"].tolist() == [[0, 1, 2, 3]], "what a policy records beside comes along"
+    _, decision = batch.at(torch.tensor([0]), torch.tensor([2]))
+    assert decision.extras["number"].tolist() == [1]
     assert batch.actions[0, :, 0].tolist() == [0, 1, 1, 1, 1, 1, 1]
     _, decision = batch.at(torch.zeros(4).long(), torch.tensor([0, 2, 4, 6]))
     assert decision.executed.tolist() == [2, 2, 2, 1]

@@ -70,11 +70,11 @@ def test_workers_share_the_steps_and_draw_differently(pool):
     pieces = pool.collect(gaussian(), 48, contexts(40), seed=3)
     # three environments over two workers: two and one, so 32 and 16 steps
     assert 48 <= fresh_steps(pieces) < 48 + 3
-    samples = [float(p.sample[0][0, 0]) for p in pieces]
+    samples = [float(p.behaviour["sample"][0][0, 0]) for p in pieces]
     assert len(set(samples)) == len(samples), "two workers drew the same noise"
     pool.play(gaussian(), contexts(1), seed=0)
     again = pool.collect(gaussian(), 48, contexts(40), seed=4)
-    assert not set(samples) & {float(p.sample[0][0, 0]) for p in again}
+    assert not set(samples) & {float(p.behaviour["sample"][0][0, 0]) for p in again}
 
 
 def test_episodes_go_on_in_the_next_rollout(pool):
@@ -82,7 +82,7 @@ def test_episodes_go_on_in_the_next_rollout(pool):
     seen = {}
     for seed in range(4):
         for piece in pool.collect(gaussian(), 9, contexts(40), seed=seed):
-            key = tuple(float(x) for x in piece.sample[0][0])
+            key = tuple(float(x) for x in piece.behaviour["sample"][0][0])
             assert piece.fresh == seen.get(key, 0), "a piece takes up where it was handed out"
             seen[key] = len(piece.actions)
 
