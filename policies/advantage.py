@@ -59,6 +59,7 @@ class RewardToGo(AdvantageSource):
 
         Raises:
             ValueError: If the reward looks into the future and a row is a piece of an unfinished episode.
+            FloatingPointError: If a reward that counts as known is not finite.
         """
         unfinished = batch.offset + batch.steps < batch.length
         cut = (batch.end == 0) & (batch.steps > 0)
@@ -67,7 +68,15 @@ class RewardToGo(AdvantageSource):
                 f"{type(self.reward).__name__} is not causal: it can score finished episodes only, and this rollout "
                 "holds pieces that were cut; collect whole episodes or use a causal reward"
             )
-        return self.reward(batch)
+        rewards = self.reward(batch)
+        broken = rewards.valid & batch.mask & ~rewards.rewards.isfinite()
+        if bool(broken.any()):
+            row, step = (int(i) for i in broken.nonzero()[0])
+            raise FloatingPointError(
+                f"{type(self.reward).__name__} gave {float(rewards.rewards[row, step])} as a known reward (row {row}, "
+                f"step {step}; {int(broken.sum())} in all): look for extreme states or frames, or a model that diverged"
+            )
+        return rewards
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:

@@ -280,6 +280,26 @@ def test_a_reward_that_looks_ahead_scores_finished_episodes_only(change, whole):
     RewardToGo(Progress(causal=True), Told()).estimate(batch)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_known_reward_that_is_no_number_is_named_and_an_unknown_one_may_be_anything(value):
+    class Diverged(Progress):
+        def forward(self, batch):
+            scored = super().forward(batch)
+            rewards = scored.rewards.clone()
+            rewards[1, 0] = value
+            return replace(scored, rewards=rewards, valid=scored.valid & batch.labels["told"].valid[:, 1:])
+
+    batch = rollout([[0, 0], [0, 0]], [[0, 0, 0]] * 2, [End.TIME_LIMIT] * 2)
+    told = Labelled(values=torch.zeros(2, 3), valid=torch.ones(2, 3, dtype=torch.bool))
+    source = RewardToGo(Diverged(), Told())
+    with pytest.raises(
+        FloatingPointError, match=r"Diverged gave (nan|inf) as a known reward \(row 1, step 0; 1 in all"
+    ):
+        source.estimate(replace(batch, labels={"told": told}))
+    told.valid[1, 1] = False
+    assert not bool(source.estimate(replace(batch, labels={"told": told})).valid[1, 0])
+
+
 def test_rewards_and_potentials_are_frozen_and_stay_in_evaluation_mode():
     source = RewardToGo(Progress(), ValueCritic(1, hidden=(2,)), potential=Progress())
     source.train()
