@@ -7,6 +7,7 @@ from typing import Any, cast
 import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from ..backbones.perceptron import Inputs
@@ -146,8 +147,12 @@ class PolicyOptimizer(lightning.LightningModule):
     def _step(self, loss: Tensor) -> None:
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            # DDP waits for a gradient of every parameter; a frozen policy or the deviation of a cloned one has none
+            loss = loss + 0.0 * torch.stack([p.sum() for p in parameters]).sum()
         self.manual_backward(loss)
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        trained = [p for p in parameters if p.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
         if not bool(norm.isfinite()):
             raise FloatingPointError(

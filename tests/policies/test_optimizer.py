@@ -397,7 +397,7 @@ from guerdon.policies.workers import RolloutData
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-module = here.made(passes=2, minibatch_size=8)
+module = here.made(passes=2, minibatch_size=8, freeze_policy_batches=1)  # the policy gets no gradient at first
 def unequal(i):
     rank = module.global_rank
     batch = here.rollout(module.policy, rows=1 + 5 * rank, steps=7, seed=10 * i + rank)  # 7 and 42 decisions
@@ -425,6 +425,16 @@ class Rolled(here.lightning.Callback):
                     "errors": module.objective.ratio_error}, f"{sys.argv[2]}/rolled{module.global_rank}.pt")
 run.callbacks.append(Rolled())
 run.fit(module, data)
+
+module = PolicyOptimizer(here.GaussianPolicy(2, 2, hidden=(8,)), here.Uniform(), here.WeightedImitation(), passes=2)
+def logged(i):  # an imitation loss gives the deviation of the policy no gradient
+    return replace(here.rollout(module.policy, rows=3, steps=4, seed=10 * i + module.global_rank), behaviour={})
+run = here.trainer(strategy="ddp_fork", devices=2)
+class Cloned(here.lightning.Callback):
+    def on_train_end(self, trainer, module):
+        torch.save(module.state_dict(), f"{sys.argv[2]}/cloned{module.global_rank}.pt")
+run.callbacks.append(Cloned())
+run.fit(module, here.Loader(logged, 2))
 """
 
 
@@ -447,8 +457,11 @@ def test_two_processes_with_unequal_rollouts_stay_in_step(tmp_path):
         assert all(first["seen"] + second["seen"]), f"{name}: an empty minibatch"
         mine, theirs = ({x for s in part["seen"] for x in s} for part in (first, second))
         assert not mine & theirs, f"{name}: both processes saw the same decisions"
-    # ⌈7/8⌉ and ⌈42/8⌉: 1 and 6, so 3 each; none: nothing; one decision: 1 each; twice each, two passes
-    assert [len(s) for s in torch.load(tmp_path / "unequal0.pt")["seen"]] == [3, 2, 2] * 2 + [1] * 2 + [3, 2, 2] * 2
+    first, second = (torch.load(tmp_path / f"cloned{rank}.pt") for rank in range(2))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    # ⌈7/8⌉ and ⌈42/8⌉: 1 and 6, so 3 each, in two passes; none: nothing; one decision: 1 each. The first batch is the
+    # critic's alone, the second has no decision on one rank.
+    assert [len(s) for s in torch.load(tmp_path / "unequal0.pt")["seen"]] == [1] * 2 + [3, 2, 2] * 2
     assert all(torch.load(tmp_path / f"rolled{rank}.pt")["errors"][0] < 1e-5 for rank in range(2))
 
 
