@@ -56,7 +56,7 @@ class Size:
     horizon: int = 100
     logs: int = 160
     held_out: int = 24
-    demonstrations: int = 5
+    demonstrations: int = 8
     reward_epochs: int = 60
     workers: int = WORKERS
     """Processes that hold the environments."""
@@ -257,7 +257,7 @@ class _Demo:
 
         def make() -> GaussianPolicy:
             demonstrations = open_dataset(self.out / "demonstrations")
-            policy = GaussianPolicy(demonstrations.state_size, demonstrations.action_size, log_std=-1.5)
+            policy = GaussianPolicy(demonstrations.state_size, demonstrations.action_size, log_std=-1.0)
             module = PolicyOptimizer(
                 policy, Uniform(), WeightedImitation(), passes=300, minibatch_size=128, learning_rate=1e-3
             )
