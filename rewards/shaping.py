@@ -1,8 +1,21 @@
-"""Turns what a model says of progress and success into other rewards."""
+"""Turns what a model says of progress and success into other rewards.
+
+Every class reads one potential per observation, Φ = progress + success_weight · success of the model inside, and pays
+for it in another way:
+
+| class | reward of step t | summed over a row |
+|---|---|---|
+| `Level` | Φ_{t+1} | grows with the time spent at high Φ |
+| `Delta` | Φ_{t+1} − Φ_t | last Φ − first Φ |
+| `FirstHit` | max(0, Φ_{t+1} − max_{k≤t} Φ_k) | best Φ − first Φ |
+| `Sparse` | 1 when Φ first reaches a threshold | 0 or 1 |
+| `Potential` | γ Φ_{t+1} − Φ_t, with Φ = 0 after an end | discounted, −Φ_0 after an end |
+"""
 
 import math
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
@@ -10,13 +23,8 @@ from ..core.interfaces import RewardModel
 from .observed import RewardInputs, inputs_of
 
 
-class FirstHit(RewardModel):
-    """Pays every new best of Φ = progress + success_weight · success once: r_t = max(0, Φ_{t+1} − max_{k≤t} Φ_k).
-
-    Where every estimate is known this sums over a row to the best Φ minus the first: reaching something is paid,
-    leaving it again costs nothing, and going back and forth earns nothing. It suits tasks that are done once they were
-    done, where the change of Φ would take the reward back from a policy that succeeds and moves on. It is causal, but
-    not a potential: it depends on the best so far.
+class Shaped(RewardModel):
+    """Base of rewards that are a function of a model's potential; a subclass writes ``pay``.
 
     Args:
         reward: A model that estimates progress, success or both; it is not trained here.
@@ -36,26 +44,131 @@ class FirstHit(RewardModel):
         """What the model inside reads."""
         return inputs_of(self.reward)
 
+    def pay(
+        self, phi: Float[Tensor, "B T1"], known: Bool[Tensor, "B T1"], batch: TrajectoryBatch
+    ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """Rewards (B, T) of potentials (B, T+1), and which of them have a basis; where ``known`` is False Φ is 0."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it pays: write pay(phi, known, batch)")
+
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Pay new bests; steps next to an observation without an estimate are invalid, and the best so far is kept.
+        """Ask the model, then pay; progress and success are passed on, the spread of its own reward is not.
 
         Raises:
             ValueError: If the model estimates neither progress nor success.
         """
         inner = self.reward(batch)
+        batch = batch if batch.mask.device == inner.rewards.device else batch.to(inner.rewards.device)
         parts = [(1.0, inner.progress), (self.success_weight, inner.success)]
         used = [(weight, part) for weight, part in parts if part is not None and weight]
         if not used:
             raise ValueError(f"{type(self.reward).__name__} estimates neither progress nor success: nothing to reach")
         known = torch.stack([part.valid for _, part in used]).all(0)
         phi = torch.stack([weight * _filled(part) for weight, part in used]).sum(0)
+        rewards, valid = self.pay(torch.where(known, phi, 0.0), known, batch)
+        valid = valid & batch.mask
+        paid = torch.where(valid, rewards, 0.0)
+        return RewardEstimates(rewards=paid, valid=valid, progress=inner.progress, success=inner.success)
+
+
+class Level(Shaped):
+    """Pays Φ itself on every step, r_t = Φ_{t+1}.
+
+    A step spent at a level c is paid c again and again, up to c/(1 − γ) in all: where success ends an episode, staying
+    just short of it can be worth more than success. Use it to rank or weight steps, not to train a policy.
+    """
+
+    def pay(
+        self, phi: Float[Tensor, "B T1"], known: Bool[Tensor, "B T1"], batch: TrajectoryBatch
+    ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """Valid where the observation after the step is known."""
+        return phi[:, 1:], known[:, 1:]
+
+
+class Delta(Shaped):
+    """Pays the change of Φ, r_t = Φ_{t+1} − Φ_t: what is gained by leaving a place is paid back on leaving it."""
+
+    def pay(
+        self, phi: Float[Tensor, "B T1"], known: Bool[Tensor, "B T1"], batch: TrajectoryBatch
+    ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """Valid where both observations are known."""
+        return phi[:, 1:] - phi[:, :-1], known[:, 1:] & known[:, :-1]
+
+
+class FirstHit(Shaped):
+    """Pays every new best of Φ once: r_t = max(0, Φ_{t+1} − max_{k≤t} Φ_k).
+
+    Where every estimate is known this sums over a row to the best Φ minus the first: reaching something is paid,
+    leaving it again costs nothing, and going back and forth earns nothing. It suits tasks that are done once they were
+    done, where the change of Φ would take the reward back from a policy that succeeds and moves on. It is causal, but
+    not a potential: it depends on the best so far.
+    """
+
+    def pay(
+        self, phi: Float[Tensor, "B T1"], known: Bool[Tensor, "B T1"], batch: TrajectoryBatch
+    ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """Valid where both observations are known; an unknown one keeps the best so far."""
         best = torch.where(known, phi, -torch.inf).cummax(1).values
-        valid = known[:, 1:] & known[:, :-1] & batch.mask.to(known.device)
-        gained = torch.where(valid, (phi[:, 1:] - best[:, :-1]).clamp(min=0), 0.0)
-        return RewardEstimates(
-            rewards=gained, valid=valid, progress=inner.progress, success=inner.success, std=inner.std
-        )
+        valid = known[:, 1:] & known[:, :-1]
+        return torch.where(valid, (phi[:, 1:] - best[:, :-1]).clamp(min=0), 0.0), valid
+
+
+class Sparse(Shaped):
+    """Pays 1 on the step with which Φ first reaches a threshold in a row, 0 on every other.
+
+    A row that starts above the threshold is paid nothing: nothing was reached.
+
+    Args:
+        reward: A model that estimates progress, success or both.
+        success_weight: Weight of the success probability in Φ.
+        threshold: On Φ.
+    """
+
+    def __init__(self, reward: RewardModel, success_weight: float = 1.0, threshold: float = 1.5) -> None:
+        super().__init__(reward, success_weight)
+        if not math.isfinite(threshold):
+            raise ValueError(f"threshold is {threshold}: expected a finite number")
+        self.threshold = threshold
+
+    def pay(
+        self, phi: Float[Tensor, "B T1"], known: Bool[Tensor, "B T1"], batch: TrajectoryBatch
+    ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """Valid where the observation after the step is known; an unknown observation has reached nothing."""
+        reached = (known & (phi >= self.threshold)).int().cummax(1).values
+        return (reached[:, 1:] - reached[:, :-1]).to(phi.dtype), known[:, 1:]
+
+
+class Potential(Shaped):
+    """Potential-based shaping, r_t = γ Φ_{t+1} − Φ_t with Φ = 0 after an end (Ng, Harada and Russell 1999, Eq. 2).
+
+    Add it to a task's reward with `Sum`: the optimal policy stays what it was, because over a row the discounted sum
+    telescopes to −Φ_0 (plus γ^L Φ_L where the row was only cut). That needs the γ that returns are discounted with, one
+    decision per step, and Φ = 0 after success and failure (`TrajectoryBatch.terminated`) but not after a time limit. A
+    policy that decides every h′ steps takes `RewardToGo(potential=…)` instead, which shapes at its decisions.
+
+    Args:
+        reward: A model that estimates progress, success or both.
+        success_weight: Weight of the success probability in Φ.
+        gamma: Discount of the returns that will be taken, in [0, 1].
+    """
+
+    def __init__(self, reward: RewardModel, success_weight: float = 0.0, gamma: float = 0.99) -> None:
+        super().__init__(reward, success_weight)
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma is {gamma}: expected 0 … 1")
+        self.gamma = gamma
+
+    def pay(
+        self, phi: Float[Tensor, "B T1"], known: Bool[Tensor, "B T1"], batch: TrajectoryBatch
+    ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """Valid where both observations are known; what follows an end is known to be 0."""
+        place = torch.arange(phi.shape[1], device=phi.device)[None]
+        over = batch.terminated[:, None] & (place == batch.steps[:, None])
+        phi, known = phi.masked_fill(over, 0.0), known | over
+        return self.gamma * phi[:, 1:] - phi[:, :-1], known[:, 1:] & known[:, :-1]
 
 
 def _filled(part: Labelled) -> Tensor:
     return torch.where(part.valid, part.values.float(), 0.0)
+
+
+__all__ = ["Delta", "FirstHit", "Level", "Potential", "Shaped", "Sparse"]
