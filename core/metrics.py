@@ -105,10 +105,7 @@ def success_auroc(scores: _Numbers, success: _Numbers) -> float:
     Raises:
         ValueError: lengths that differ, or a success that is neither 0 nor 1.
     """
-    score, outcome = _paired(scores, success)
-    if not np.isin(outcome, (0, 1)).all():
-        raise ValueError("success: expected 0, 1 or NaN; choose a threshold for graded success first")
-    return pairwise_accuracy(score, outcome)
+    return pairwise_accuracy(*_classes(scores, success))
 
 
 def expected_calibration_error(
@@ -129,20 +126,139 @@ def expected_calibration_error(
     Raises:
         ValueError: lengths that differ, fewer than one bin, or a probability outside [0, 1].
     """
-    if bins < 1:
-        raise ValueError(f"bins: expected at least 1, got {bins}")
-    predicted, happened = _paired(prob, label)
+    predicted, happened, place = _binned(prob, label, bins)
     if predicted.size == 0:
         return math.nan
-    for name, array in (("prob", predicted), ("label", happened)):
-        if array.min() < 0 or array.max() > 1:
-            raise ValueError(f"{name}: expected numbers in [0, 1], got {array.min()} to {array.max()}")
-    # Edges in the dtype of the input: a float32 0.7 lies on the edge 0.7, not just below it.
-    floating = np.issubdtype(predicted.dtype, np.floating)
-    edges = (np.arange(1, bins) / bins).astype(predicted.dtype if floating else np.float64)
-    place = np.searchsorted(edges, predicted, side="right")
     excess = np.bincount(place, predicted.astype(np.float64) - happened.astype(np.float64), bins)
     return float(np.abs(excess).sum() / predicted.size)
+
+
+def average_precision(scores: _Numbers, success: _Numbers) -> float:
+    """Area under the precision-recall curve as Σ (recall_n − recall_{n−1}) · precision_n over distinct scores (AUPRC).
+
+    Equal scores enter together, so the order in which ties are listed does not matter; a constant score gives the share
+    of successes, which is what chance is here.
+
+    Args:
+        scores: one per episode.
+        success: 0 or 1 (or bool) per episode; NaN where unknown.
+
+    Returns:
+        A number in (0, 1]; NaN where there is no success or no failure.
+
+    Raises:
+        ValueError: lengths that differ, or a success that is neither 0 nor 1.
+    """
+    score, outcome = _classes(scores, success)
+    if outcome.min(initial=1) == outcome.max(initial=0) or outcome.size == 0:
+        return math.nan
+    order = np.argsort(-score.astype(np.float64), kind="stable")
+    ranked, hits = score[order], np.cumsum(outcome[order].astype(np.float64))
+    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def false_positive_rate(scores: _Numbers, success: _Numbers, threshold: float | int) -> float:
+    """Share of the failures whose score is at least the threshold; NaN where there is no failure.
+
+    Raises:
+        ValueError: lengths that differ, or a success that is neither 0 nor 1.
+    """
+    score, outcome = _classes(scores, success)
+    failed = score[outcome == 0]
+    return float((failed >= threshold).mean()) if failed.size else math.nan
+
+
+def mean_absolute_error(values: _Numbers, targets: _Numbers) -> float:
+    """Mean of abs(value − target), for progress against its labels; NaN where nothing is labelled.
+
+    Raises:
+        ValueError: lengths that differ.
+    """
+    value, target = _paired(values, targets)
+    return float(np.abs(value.astype(np.float64) - target.astype(np.float64)).mean()) if value.size else math.nan
+
+
+def reliability_curve(
+    prob: _Numbers, label: _Numbers, bins: int = 15
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Mean probability, mean label and count of each bin of `expected_calibration_error`; means of empty bins are NaN.
+
+    Returns:
+        Three arrays of length ``bins``: count · abs(mean label − mean probability), summed and divided by the number of
+        entries, is the expected calibration error.
+
+    Raises:
+        ValueError: as `expected_calibration_error`.
+    """
+    predicted, happened, place = _binned(prob, label, bins)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(place, part.astype(np.float64), bins) / count for part in (predicted, happened)]
+    return means[0], means[1], count
+
+
+def instruction_margin(matrix: _Numbers) -> float:
+    """How often a video is valued higher under its own instruction than under another: chance is ½, ties count ½.
+
+    It compares ranks within a video only, so it does not depend on a model's scale as a difference of means does.
+
+    Args:
+        matrix: (N, N), rows are videos and columns instructions, the diagonal holds matching pairs; NaN cells were not
+            asked and leave their comparison out, rather than counting as 0.
+
+    Returns:
+        Mean over videos of the share of other instructions below their own; NaN where nothing can be compared.
+
+    Raises:
+        ValueError: if the matrix is not square.
+    """
+    cells = _as_array(matrix).astype(np.float64)
+    if cells.ndim != 2 or cells.shape[0] != cells.shape[1]:
+        raise ValueError(f"expected a square matrix of videos by instructions, got {cells.shape}")
+    own = np.diagonal(cells)[:, None]
+    asked = ~np.isnan(cells) & ~np.isnan(own) & ~np.eye(len(cells), dtype=bool)
+    won = np.where(asked, (own > cells) + 0.5 * (own == cells), 0.0).sum(1)
+    compared = asked.any(1)
+    return float((won[compared] / asked.sum(1)[compared]).mean()) if compared.any() else math.nan
+
+
+def quality_ranking(scores: _Numbers, quality: _Numbers, task: _Numbers) -> float:
+    """Do a task's trajectories score in the order of their quality? Kendall τ-a over triples, one of each level.
+
+    Within a task, τ-a of every combination of one trajectory per quality level is averaged, then tasks are (the policy
+    ranking of Robometer). Every pair of levels enters equally however many trajectories a level has, and a tie of
+    scores counts 0, so a coarse scorer pays for it; `kendall_tau` over all pairs is the scale to compare with.
+
+    Args:
+        scores: one per trajectory; NaN ones are left out.
+        quality: level of each, ordered, such as 0 failure, 1 suboptimal, 2 success; NaN where unknown.
+        task: task of each.
+
+    Returns:
+        A number in [−1, 1]; NaN where no task has two levels. Tasks with one level say nothing and are left out.
+
+    Raises:
+        ValueError: lengths that differ.
+    """
+    score, level, name = (_as_array(x).ravel() for x in (scores, quality, task))
+    if not score.shape == level.shape == name.shape:
+        raise ValueError(f"expected as many of each, got {score.size}, {level.size} and {name.size}")
+    kept = ~(np.isnan(score) | np.isnan(level))
+    found: list[float] = []
+    for one in np.unique(name[kept]):
+        here = kept & (name == one)
+        groups = [score[here & (level == q)].astype(np.float64) for q in np.unique(level[here])]
+        # a mean over combinations of a mean over pairs of levels is the mean over pairs of the mean over their members
+        pairs = [
+            float(np.sign(better[:, None] - worse[None, :]).mean())
+            for i, worse in enumerate(groups)
+            for better in groups[i + 1 :]
+        ]
+        if pairs:
+            found.append(sum(pairs) / len(pairs))
+    return sum(found) / len(found) if found else math.nan
 
 
 def bootstrap_interval(
@@ -189,6 +305,42 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def paired_bootstrap(
+    first: _Numbers,
+    second: _Numbers,
+    clusters: _Numbers,
+    level: float | int = 0.95,
+    samples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Mean of first − second and its percentile interval, when both are judged on the same resampled clusters.
+
+    What makes both go up or down together, such as an easy task, cancels; that two separate intervals overlap does not
+    mean that there is no difference.
+
+    Args:
+        first: one number per episode, of the first model.
+        second: the same episodes, of the second; where either is NaN the episode is left out of both.
+        clusters: what belongs together, one label per episode.
+        level: probability the interval should hold, in (0, 1).
+        samples: resamples drawn.
+        seed: of the resampling.
+
+    Returns:
+        (difference, low, high); the interval is NaN with fewer than two clusters, all are NaN with nothing to compare.
+
+    Raises:
+        ValueError: as `bootstrap_interval`.
+    """
+    one, two = _as_array(first).ravel().astype(np.float64), _as_array(second).ravel().astype(np.float64)
+    if one.shape != two.shape:
+        raise ValueError(f"expected as many of both, got {one.size} and {two.size}")
+    difference = one - two
+    low, high = bootstrap_interval(difference, clusters, level, samples, seed)
+    kept = difference[~np.isnan(difference)]
+    return (float(kept.mean()) if kept.size else math.nan), low, high
+
+
 def _as_array(x: _Numbers) -> _Array:
     """A numpy array; half precision becomes float32, which numpy can sort and sum."""
     if isinstance(x, Tensor):
@@ -204,6 +356,28 @@ def _paired(x: _Numbers, y: _Numbers) -> tuple[_Array, _Array]:
         raise ValueError(f"expected as many of both, got {left.size} and {right.size}")
     kept = ~(np.isnan(left) | np.isnan(right))
     return left[kept], right[kept]
+
+
+def _classes(scores: _Numbers, success: _Numbers) -> tuple[_Array, _Array]:
+    """Scores and outcomes that are known, the outcomes 0 or 1."""
+    score, outcome = _paired(scores, success)
+    if not np.isin(outcome, (0, 1)).all():
+        raise ValueError("success: expected 0, 1 or NaN; choose a threshold for graded success first")
+    return score, outcome
+
+
+def _binned(prob: _Numbers, label: _Numbers, bins: int) -> tuple[_Array, _Array, _Array]:
+    """Probabilities, labels, and the bin of each."""
+    if bins < 1:
+        raise ValueError(f"bins: expected at least 1, got {bins}")
+    predicted, happened = _paired(prob, label)
+    for name, array in (("prob", predicted), ("label", happened)):
+        if array.size and (array.min() < 0 or array.max() > 1):
+            raise ValueError(f"{name}: expected numbers in [0, 1], got {array.min()} to {array.max()}")
+    # Edges in the dtype of the input: a float32 0.7 lies on the edge 0.7, not just below it.
+    floating = np.issubdtype(predicted.dtype, np.floating)
+    edges = (np.arange(1, bins) / bins).astype(predicted.dtype if floating else np.float64)
+    return predicted, happened, np.searchsorted(edges, predicted, side="right")
 
 
 def _order(row: _Array) -> float:

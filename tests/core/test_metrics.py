@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,10 +14,17 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from guerdon.core.metrics import (
+    average_precision,
     bootstrap_interval,
     expected_calibration_error,
+    false_positive_rate,
+    instruction_margin,
     kendall_tau,
+    mean_absolute_error,
+    paired_bootstrap,
     pairwise_accuracy,
+    quality_ranking,
+    reliability_curve,
     success_auroc,
     value_order_correlation,
 )
@@ -284,3 +292,121 @@ def test_import_brings_no_scipy():
     code += "print([m for m in ('scipy', 'sklearn') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- discrimination at a threshold, precision, error ----------------------------------------------------------------
+
+labelled = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30)
+
+
+@quick
+@given(rows=labelled)
+def test_average_precision_is_that_of_scikit_learn(rows):
+    from sklearn.metrics import average_precision_score
+
+    scores, success = (np.array(part) for part in zip(*rows, strict=True))
+    found = average_precision(scores, success)
+    if len(set(success.tolist())) < 2:
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(average_precision_score(success, scores))
+
+
+def test_average_precision_by_hand():
+    # scores 3, 2, 2, 1 with outcomes 1, 0, 1, 0: precision 1 at recall ½, then 2/3 at recall 1
+    assert average_precision([3, 2, 2, 1], [1, 0, 1, 0]) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert average_precision([7, 7, 7, 7], [1, 0, 0, 0]) == 0.25, "a constant scores the share of successes"
+    assert math.isnan(average_precision([], []))
+    assert average_precision([1.0, math.nan, 0.0], [1, 0, 0]) == 1
+    with pytest.raises(ValueError, match="0, 1 or NaN"):
+        average_precision([1.0], [0.5])
+
+
+def test_false_positives_by_hand():
+    scores, success = [0.9, 0.5, 0.4, 0.5, math.nan], [1, 0, 0, 0, 0]
+    assert false_positive_rate(scores, success, 0.5) == pytest.approx(2 / 3), "at the threshold counts as said yes"
+    assert false_positive_rate(scores, success, 0.51) == 0
+    assert math.isnan(false_positive_rate([0.9], [1], 0.5))
+
+
+def test_mean_absolute_error_by_hand():
+    assert mean_absolute_error([0.0, 0.5, math.nan, 1.0], [0.5, 0.5, 1.0, math.nan]) == 0.25
+    assert math.isnan(mean_absolute_error([math.nan], [1.0]))
+
+
+@quick
+@given(rows=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=30), bins=st.integers(1, 8))
+def test_the_calibration_error_is_read_off_the_reliability_curve(rows, bins):
+    prob, label = [p for p, _ in rows], [y for _, y in rows]
+    mean, happened, count = reliability_curve(prob, label, bins)
+    assert count.sum() == len(rows) and np.isnan(mean[count == 0]).all() and np.isnan(happened[count == 0]).all()
+    if rows:
+        error = np.nansum(count * np.abs(mean - happened)) / len(rows)
+        assert expected_calibration_error(prob, label, bins) == pytest.approx(error, abs=1e-12)
+    edges = np.arange(bins + 1) / bins
+    full = count > 0
+    assert (mean[full] >= edges[:-1][full] - 1e-12).all() and (mean[full] <= edges[1:][full] + 1e-12).all()
+
+
+# --- instructions, quality, comparison ------------------------------------------------------------------------------
+
+
+def test_instruction_margin_by_hand():
+    # video 0 beats both, video 1 ties with one and loses to the other, video 2 was asked one instruction beside its own
+    matrix = [[0.9, 0.1, 0.2], [0.5, 0.5, 0.6], [math.nan, 0.7, 0.8]]
+    assert instruction_margin(matrix) == pytest.approx((1 + 0.25 + 1) / 3)
+    assert instruction_margin(np.full((3, 3), 0.4)) == 0.5, "a model that does not read is at chance"
+    assert math.isnan(instruction_margin([[0.4]])) and math.isnan(instruction_margin(np.full((2, 2), math.nan)))
+    with pytest.raises(ValueError, match="square"):
+        instruction_margin(np.zeros((2, 3)))
+
+
+@quick
+@given(seed=st.integers(0, 1000), factor=st.floats(0.1, 10))
+def test_instruction_margin_knows_no_scale(seed, factor):
+    matrix = np.random.default_rng(seed).random((4, 4))
+    assert instruction_margin(matrix) == instruction_margin(factor * matrix - 3)
+
+
+@quick
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 1)), max_size=12),
+)
+def test_quality_ranking_is_the_mean_over_combinations(rows):
+    """Against the literal definition: every combination of one trajectory per level, τ-a of each."""
+    means = []
+    for task in {t for _, _, t in rows}:
+        levels = sorted({q for _, q, t in rows if t == task})
+        if len(levels) > 1:
+            members = [[s for s, q, t in rows if (q, t) == (level, task)] for level in levels]
+            means.append(np.mean([kendall_tau(combo, levels, "a") for combo in product(*members)]))
+    found = quality_ranking([s for s, _, _ in rows], [q for _, q, _ in rows], [t for _, _, t in rows])
+    assert (math.isnan(found) and not means) or found == pytest.approx(np.mean(means))
+
+
+def test_quality_ranking_of_names_and_gaps():
+    scores, quality, task = [1.0, 2.0, 3.0, math.nan, 5.0], [0, 1, 2, 0, math.nan], ["a", "a", "a", "a", "b"]
+    assert quality_ranking(scores, quality, task) == 1
+    assert quality_ranking([1.0, 1.0], [0, 1], ["a", "a"]) == 0, "a constant ranks nothing"
+    with pytest.raises(ValueError, match="as many of each"):
+        quality_ranking([1.0], [0, 1], ["a"])
+
+
+def test_what_models_share_cancels_in_a_paired_comparison():
+    generator = np.random.default_rng(0)
+    easy = generator.normal(size=40)  # how easy each of 40 tasks is, ten times what the models differ by
+    first = easy + 0.1 + 0.02 * generator.normal(size=40)
+    second = easy + 0.02 * generator.normal(size=40)
+    difference, low, high = paired_bootstrap(first, second, np.arange(40))
+    assert difference == pytest.approx(0.1, abs=0.02) and 0.05 < low < difference < high < 0.15
+    apart = [bootstrap_interval(x, np.arange(40)) for x in (first, second)]
+    assert apart[0][0] < apart[1][1], "two separate intervals overlap"
+    assert paired_bootstrap(first, first, np.arange(40)) == (0, 0, 0)
+
+
+def test_paired_comparison_leaves_out_what_either_lacks():
+    difference, low, high = paired_bootstrap([1.0, math.nan, 3.0], [0.0, 5.0, math.nan], [0, 1, 2])
+    assert difference == 1 and math.isnan(low) and math.isnan(high)
+    assert all(math.isnan(x) for x in paired_bootstrap([math.nan], [1.0], [0]))
+    with pytest.raises(ValueError, match="as many of both"):
+        paired_bootstrap([1.0], [1.0, 2.0], [0])
