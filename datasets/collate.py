@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.batch import TERMINATING, End, Labelled, Sampled, TrajectoryBatch, terminated_from
 from .episodes import BadEpisodeError, Column, Episode
+from .stages import FRACTION, STAGE, stage_fraction
 
 
 @runtime_checkable
@@ -137,7 +138,7 @@ def collate(
         # an episode of unknown initial state is a group of its own: negative, so it never meets a recorded one
         group=torch.tensor([-1 - w.episode.index if w.episode.group is None else w.episode.group for w in windows]),
         source=torch.tensor([w.episode.source for w in windows]),
-        labels=_columns(windows, [w.episode.labels for w in windows], longest),
+        labels=_columns(windows, [_labels(w.episode) for w in windows], longest),
         tracks=_columns(windows, [w.episode.tracks for w in windows], longest),
         recorded=_columns(windows, [w.episode.recorded for w in windows], longest),
     )
@@ -149,6 +150,17 @@ def _pad(arrays: Sequence[np.ndarray], length: int) -> Tensor:
     for row, values in enumerate(arrays):
         padded[row, : len(values)] = torch.from_numpy(np.ascontiguousarray(values))
     return padded
+
+
+def _labels(episode: Episode) -> Mapping[str, Column]:
+    """Recorded labels; a stage gets its fraction here, because a window alone does not show where its stages begin."""
+    stage = episode.labels.get(STAGE)
+    if stage is None or FRACTION in episode.labels or stage.values.shape != (episode.steps + 1,):
+        return episode.labels
+    known = stage.valid.copy()
+    known[-1] &= episode.last_observed
+    completed = episode.success is not None and episode.success >= 1
+    return {**episode.labels, FRACTION: stage_fraction(stage.values, known, completed)}
 
 
 def _columns(windows: Sequence[Window], stored: Sequence[Mapping[str, Column]], longest: int) -> dict[str, Labelled]:

@@ -1,67 +1,207 @@
-"""Targets and negatives for reward models: progress, success, and rows replayed backwards or given another's task.
+"""Targets for reward models, and the factory that adds them and draws negatives, row by row from a seed.
 
-Everything here is a pure function of a batch (and of an explicit generator where something is drawn, row by row); the
-batch that comes in is never changed. Targets first, negatives after: a reordered row no longer knows how it ended.
+Targets are pure functions of a batch, which is never changed. In the factory they come first: a reordered row no longer
+knows how it ended.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
-from ..core.batch import End, Labelled, Sampled, TrajectoryBatch
+from ..core.batch import Labelled, PreferencePairs, TrajectoryBatch
+from .negatives import (
+    clip_map,
+    identity_map,
+    reorder,
+    reverse_map,
+    rewind_map,
+    stall_map,
+    warp_map,
+    with_instruction_of,
+    with_texts,
+    with_video_of,
+)
+from .stages import FRACTION, STAGE
 
-KINDS = ("original", "rewind", "reverse", "wrong_instruction")
+KINDS = ("original", "rewind", "reverse", "wrong_instruction", "clip", "stall", "warp", "cross_task")
 """What the numbers in ``labels["negative"]`` mean."""
 
 
-def with_progress_targets(batch: TrajectoryBatch, assume_success: bool = False) -> TrajectoryBatch:
+def with_progress_targets(
+    batch: TrajectoryBatch, assume_success: bool = False, partial: bool = False
+) -> TrajectoryBatch:
     """Add ``labels["progress"]`` (B, T+1): (offset + j) / length at observation j of a successful episode.
 
-    Recorded progress wins wherever it is valid. A failure or a partial success has no known progress, and neither has
-    an unknown outcome; both stay invalid, as does a last observation that was never made.
+    Recorded progress wins wherever it is valid. A failure has no known progress, and neither has an unknown outcome;
+    both stay invalid, as does a last observation that was never made.
 
     Args:
         batch: Rows of whole episodes or windows.
         assume_success: Take episodes of unknown outcome for successes, as unlabelled demonstrations usually are.
+        partial: Take a success between 0 and 1 for the progress at the last observation of its episode; what came
+            before stays unknown.
 
     Raises:
         ValueError: If recorded progress is not one number in [0, 1] per observation.
     """
-    index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
-    linear = ((batch.offset[:, None] + index) / batch.length.clamp(min=1)[:, None]).clamp(0, 1)
-    return _with_target(batch, "progress", linear, _succeeded(batch, assume_success)[:, None])
+    place = _place(batch)
+    values = (place / batch.length.clamp(min=1)[:, None]).clamp(0, 1)
+    known = _succeeded(batch, assume_success)[:, None].expand_as(values)
+    if partial:
+        at_end = _partial(batch)[:, None] & (place == _last_place(batch)[:, None])
+        values, known = torch.where(at_end, batch.success[:, None], values), known | at_end
+    return _with_target(batch, "progress", values, known)
 
 
-def with_success_targets(batch: TrajectoryBatch, tail: int = 1, assume_success: bool = False) -> TrajectoryBatch:
+def with_stage_targets(batch: TrajectoryBatch, shares: Sequence[float]) -> TrajectoryBatch:
+    """Add ``labels["progress"]`` (B, T+1) from stages: P_{k−1} + ᾱ_k · τ in stage k, with P the running sum of ᾱ.
+
+    SARM's target (Chen et al. 2025, arXiv:2509.25358, §IV-A). τ is ``labels["stage_fraction"]``, which `collate` makes
+    of ``labels["stage"]``. It is known in completed stages only, of failures too; elsewhere the target stays invalid.
+    Recorded progress wins wherever it is valid.
+
+    Args:
+        batch: Rows with both labels.
+        shares: ᾱ_k of each stage, at least 0 and 1 in all: `stages.stage_proportions`, or equal ones.
+
+    Raises:
+        ValueError: If a label is missing, the shares are not shares, or a stage has none.
+    """
+    missing = [name for name in (STAGE, FRACTION) if name not in batch.labels]
+    if missing:
+        raise ValueError(
+            f"progress by stages needs labels {STAGE} and {FRACTION}, missing here: {', '.join(missing)}; record a "
+            'stage index per observation in labels["stage"], or take the linear target'
+        )
+    share = torch.tensor(list(shares), dtype=torch.float32, device=batch.mask.device)
+    if not len(share) or not bool((share >= 0).all()) or abs(float(share.sum()) - 1) > 1e-4:
+        raise ValueError(f"shares of the stages {list(shares)}: expected at least 0 each and 1 in all")
+    stage, fraction = batch.labels[STAGE], batch.labels[FRACTION]
+    known = fraction.valid & stage.valid
+    index = torch.where(known, stage.values, 0).long()
+    if bool((index >= len(share)).any()) or bool((index < 0).any()):
+        wrong = index[(index >= len(share)) | (index < 0)][0]
+        raise ValueError(f"stage {int(wrong)} came, the shares name stages 0 … {len(share) - 1}: give one for each")
+    before = share.cumsum(0) - share
+    return _with_target(batch, "progress", (before[index] + share[index] * fraction.values).clamp(0, 1), known)
+
+
+def with_success_targets(
+    batch: TrajectoryBatch, tail: int = 1, assume_success: bool = False, partial: bool = False
+) -> TrajectoryBatch:
     """Add ``labels["success"]`` (B, T+1): 1 at the last observation of a success and 0 before, 0 all along a failure.
 
-    Recorded flags win wherever they are valid. Episodes of unknown outcome stay invalid, and so do partial successes.
-    Where the last observation was never made, the one before it counts as the last.
+    Recorded flags win wherever they are valid. Episodes of unknown outcome stay invalid, and so do partial successes
+    unless ``partial``. Where the last observation was never made, the one before it counts as the last.
 
     Args:
         batch: Rows of whole episodes or windows.
         tail: How many observations at the end of a success count as done.
         assume_success: Take episodes of unknown outcome for successes.
+        partial: Take a success between 0 and 1 for a task that was not done: 0 all along.
 
     Raises:
         ValueError: If recorded success is not one number in [0, 1] per observation, or ``tail`` is below 1.
     """
     if tail < 1:
         raise ValueError(f"tail is {tail}: expected at least one observation of a success to count as done")
-    index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
     succeeded = _succeeded(batch, assume_success)
-    last = batch.length - (~batch.last_observed).long()
-    done = (batch.offset[:, None] + index > (last - tail)[:, None]) & succeeded[:, None]
+    done = (_place(batch) > (_last_place(batch) - tail)[:, None]) & succeeded[:, None]
     known = succeeded | (batch.success_known & (batch.success <= 0))
+    known = known | _partial(batch) if partial else known
     return _with_target(batch, "success", done.float(), known[:, None])
+
+
+def with_remaining_targets(batch: TrajectoryBatch, assume_success: bool = False) -> TrajectoryBatch:
+    """Add ``labels["remaining"]`` (B, T+1): control steps until an episode succeeds; unknown where it did not."""
+    left = (batch.length[:, None] - _place(batch)).clamp(min=0).float()
+    known = _succeeded(batch, assume_success)[:, None] & batch.observed & (batch.steps > 0)[:, None]
+    label = Labelled(values=torch.where(known, left, 0.0), valid=known)
+    return replace(batch, labels={**batch.labels, "remaining": label})
+
+
+def with_return_targets(
+    batch: TrajectoryBatch, horizon: int, failure_cost: float | int | None = None
+) -> TrajectoryBatch:
+    """Add ``labels["return_to_go"]`` (B, T+1) in [−1, 0]: −1 for each step left, −``failure_cost`` at a failed end.
+
+    The value target of RECAP (π*0.6, 2025, arXiv:2511.14759, §IV): divided by ``horizon`` and cut at −1. Known for
+    successes and failures; partial and unknown outcomes stay invalid.
+
+    Args:
+        batch: Rows of whole episodes or windows.
+        horizon: Steps that count as −1: the length of the longest episode of the task.
+        failure_cost: In steps; None takes the horizon, which makes every observation of a failure −1.
+
+    Raises:
+        ValueError: If the horizon is below 1 or the cost negative.
+    """
+    cost = float(horizon) if failure_cost is None else failure_cost
+    if horizon < 1 or cost < 0:
+        raise ValueError(f"horizon {horizon}, failure_cost {cost}: expected at least 1 and at least 0")
+    failed = batch.success_known & (batch.success <= 0)
+    left = (batch.length[:, None] - _place(batch)).clamp(min=0) + torch.where(failed, cost, 0.0)[:, None]
+    known = (failed | _succeeded(batch, False))[:, None] & batch.observed & (batch.steps > 0)[:, None]
+    label = Labelled(values=torch.where(known, (-left / horizon).clamp(min=-1), 0.0), valid=known)
+    return replace(batch, labels={**batch.labels, "return_to_go": label})
+
+
+def preference_pairs(batch: TrajectoryBatch, margin: float = 0.1) -> PreferencePairs:
+    """Pairs of rows of one task and instruction of which one is known to have come further.
+
+    That is known of two rows whose progress targets at their last observations differ by more than ``margin``, and of
+    a row that ends in success beside one of a known failure. Anything else is not compared.
+
+    Args:
+        batch: With progress and success targets; negatives are welcome.
+        margin: In [0, 1).
+
+    Returns:
+        Each unordered pair once, weight 1, label 1; possibly none.
+    """
+    progress, has_progress = _final(batch, "progress")
+    success, has_success = _final(batch, "success")
+    text = {t: i for i, t in enumerate(dict.fromkeys(batch.instructions))}
+    told = torch.tensor([text[t] for t in batch.instructions], device=batch.task.device)
+    same = (batch.task[:, None] == batch.task) & (told[:, None] == told)
+    further = has_progress[:, None] & has_progress & (progress[:, None] - progress > margin)
+    failed = batch.success_known & (batch.success <= 0)
+    beside = (has_success & (success >= 1))[:, None] & (failed & ~has_progress)
+    chosen, rejected = (same & (further | beside)).nonzero(as_tuple=True)
+    ones = torch.ones(len(chosen), device=batch.task.device)
+    return PreferencePairs(batch=batch, chosen=chosen, rejected=rejected, label=ones, weight=ones)
+
+
+def _final(batch: TrajectoryBatch, name: str) -> tuple[Tensor, Bool[Tensor, " B"]]:
+    """A label at every row's last observation made, and whether it is known."""
+    last = (batch.observed.sum(1) - 1).clamp(min=0)[:, None]
+    label = batch.labels.get(name)
+    if label is None:
+        return torch.zeros_like(last[:, 0], dtype=torch.float32), torch.zeros_like(last[:, 0], dtype=torch.bool)
+    return label.values.gather(1, last)[:, 0].float(), label.valid.gather(1, last)[:, 0] & (batch.steps > 0)
+
+
+def _place(batch: TrajectoryBatch) -> Tensor:
+    """Place (B, T+1) of every observation in its episode."""
+    index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
+    return batch.offset[:, None] + index
+
+
+def _last_place(batch: TrajectoryBatch) -> Tensor:
+    return batch.length - (~batch.last_observed).long()
 
 
 def _succeeded(batch: TrajectoryBatch, assume_success: bool) -> Bool[Tensor, " B"]:
     succeeded = batch.success_known & (batch.success >= 1)
     return succeeded | ~batch.success_known if assume_success else succeeded
+
+
+def _partial(batch: TrajectoryBatch) -> Bool[Tensor, " B"]:
+    return batch.success_known & (batch.success > 0) & (batch.success < 1)
 
 
 def _with_target(batch: TrajectoryBatch, name: str, values: Tensor, known: Tensor) -> TrajectoryBatch:
@@ -88,185 +228,32 @@ def _with_target(batch: TrajectoryBatch, name: str, values: Tensor, known: Tenso
     return replace(batch, labels={**batch.labels, name: target})
 
 
-def identity_map(batch: TrajectoryBatch) -> Int[Tensor, "B Tp1"]:
-    """The time map that changes nothing: j at observation j of every row, −1 in padding."""
-    index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device).expand(len(batch), -1)
-    return torch.where(index <= batch.steps[:, None], index, -1)
-
-
-def rewind_map(observed: Int[Tensor, " B"], peak: Int[Tensor, " B"], width: int) -> Int[Tensor, "B width"]:
-    """Play forward to observation ``peak``, then backwards until the start or the row's length is reached.
-
-    ReWiND's rewind augmentation (Zhang et al. 2025, arXiv:2505.10911, §III-A). A causal model sees every prefix of a
-    row, so playing back as far as possible contains all shorter rewinds.
-    """
-    index = torch.arange(width, device=observed.device)
-    visited = torch.where(index <= peak[:, None], index, 2 * peak[:, None] - index)
-    return torch.where((visited >= 0) & (index < observed[:, None]), visited, -1)
-
-
-def reverse_map(observed: Int[Tensor, " B"], width: int) -> Int[Tensor, "B width"]:
-    """Play the whole row backwards."""
-    return (observed[:, None] - 1 - torch.arange(width, device=observed.device)).clamp(min=-1)
-
-
-def reorder(batch: TrajectoryBatch, time_map: Int[Tensor, "B Tp1"]) -> TrajectoryBatch:
-    """Re-index time: observation j of the result is observation ``time_map[:, j]`` of the batch.
-
-    State, labels and tracks follow the observation visited. A frame (or feature) shows up where its observation is
-    visited; the start takes the frame held there. An action is kept where a step still leads from one observation to
-    the next, and is 0 elsewhere: no action leads backwards in time, so such a step is no decision either, and columns
-    per step are invalid on it. A reordered row ends with a cut, its outcome is unknown, ``behaviour`` is dropped, and
-    ``offset`` and ``length`` go on saying where it came from. ``weight`` stays with the stretch of the recording a step
-    covers in either direction, so reordered rows do count in the losses of reward models.
-
-    Args:
-        batch: Rows to re-index.
-        time_map: Observations to visit; −1 pads, at the end only. Rows equal to `identity_map` stay as they are.
-
-    Raises:
-        ValueError: If the map visits an observation that was not made, or has a gap.
-    """
-    identity = identity_map(batch)
-    changed = (time_map != identity).any(1)
-    if not bool(changed.any()):
-        return batch
-    _check_map(batch, time_map, changed)
-    visited, real = time_map.clamp(min=0), time_map >= 0
-    mask = real[:, 1:] & real[:, :-1]
-    between = torch.minimum(visited[:, 1:], visited[:, :-1]).clamp(max=batch.mask.shape[1] - 1)
-    forward = mask & (visited[:, 1:] == visited[:, :-1] + 1)
-
-    def column(stored: Labelled) -> Labelled:
-        per_step = stored.valid.shape[1] == mask.shape[1]
-        index, kept = (between, forward) if per_step else (visited, real)
-        return Labelled(values=_take(stored.values, index, kept), valid=_take(stored.valid, index, kept))
-
-    def columns(stored: Mapping[str, Labelled]) -> dict[str, Labelled]:
-        return {name: column(values) for name, values in stored.items()}
-
-    return replace(
-        batch,
-        state=_take(batch.state, visited, real),
-        actions=_take(batch.actions, between, forward),
-        mask=mask,
-        frames={name: _visit(sampled, time_map) for name, sampled in batch.frames.items()},
-        features={name: _visit(sampled, time_map) for name, sampled in batch.features.items()},
-        end=torch.where(changed, int(End.CUT), batch.end),
-        terminated=batch.terminated & ~changed,
-        last_observed=batch.last_observed | changed,
-        success=torch.where(changed, 0.0, batch.success),
-        success_known=batch.success_known & ~changed,
-        weight=_take(batch.weight, between, mask),
-        labels=columns(batch.labels),
-        tracks=columns(batch.tracks),
-        recorded=columns(batch.recorded),
-        decision_step=_decisions(batch.decision_step, forward, changed),
-        behaviour={},
-    )
-
-
-def _check_map(batch: TrajectoryBatch, time_map: Tensor, changed: Tensor) -> None:
-    if time_map.shape != identity_map(batch).shape:
-        raise ValueError(f"time_map: expected (B, T+1) = {tuple(batch.observed.shape)}, got {tuple(time_map.shape)}")
-    observed = batch.observed.sum(1)
-    outside = (time_map >= observed[:, None]) & changed[:, None]
-    gap = (time_map[:, 1:] >= 0) & (time_map[:, :-1] < 0)
-    if bool(outside.any()):
-        row, j = (int(i) for i in outside.nonzero()[0])
-        raise ValueError(
-            f"time_map of row {row} visits observation {int(time_map[row, j])}: it made 0 … {int(observed[row]) - 1}"
-        )
-    if bool(gap.any()):
-        raise ValueError(f"time_map of row {int(gap.nonzero()[0, 0])} has a gap: −1 pads at the end only")
-
-
-def _take(values: Tensor, index: Tensor, kept: Tensor) -> Tensor:
-    """Gather along time; what is not kept is 0."""
-    extra = (1,) * (values.ndim - 2)
-    taken = values.gather(1, index.view(*index.shape, *extra).expand(*index.shape, *values.shape[2:]))
-    return torch.where(kept.view(*kept.shape, *extra), taken, torch.zeros((), dtype=values.dtype, device=values.device))
-
-
-def _visit(sampled: Sampled, time_map: Tensor) -> Sampled:
-    """Samples in the order their observations are visited."""
-    places: list[Tensor] = []
-    steps: list[Tensor] = []
-    for step, visited in zip(sampled.step, time_map.to(sampled.step.device), strict=True):
-        known = step[step >= 0].contiguous()
-        visited = visited[visited >= 0].contiguous()
-        held = torch.searchsorted(known, visited, right=True) - 1
-        shown = held >= 0
-        shown[1:] &= known[held[1:].clamp(min=0)] == visited[1:] if len(known) else False
-        places.append(held[shown])
-        steps.append(shown.nonzero().flatten())
-    longest = max(len(s) for s in steps)
-    new_step = torch.full((len(steps), longest), -1, dtype=sampled.step.dtype, device=sampled.step.device)
-    values = sampled.values.new_zeros((len(steps), longest, *sampled.values.shape[2:]))
-    for row, (place, step) in enumerate(zip(places, steps, strict=True)):
-        new_step[row, : len(step)] = step
-        values[row, : len(step)] = sampled.values[row, place.to(sampled.values.device)]
-    return Sampled(values=values, step=new_step)
-
-
-def _decisions(decision_step: Tensor, forward: Tensor, changed: Tensor) -> Tensor:
-    """Decisions of reordered rows: every step along which an action still leads."""
-    width = max(decision_step.shape[1], forward.shape[1])
-    steps = torch.arange(forward.shape[1], device=forward.device).expand_as(forward)
-    far = forward.shape[1] + 1
-    kept = torch.where(forward, steps, far).sort(1).values
-    kept = torch.nn.functional.pad(torch.where(kept == far, -1, kept), (0, width - kept.shape[1]), value=-1)
-    old = torch.nn.functional.pad(decision_step, (0, width - decision_step.shape[1]), value=-1)
-    return torch.where(changed[:, None], kept, old)
-
-
-def with_instruction_of(batch: TrajectoryBatch, donor: Int[Tensor, " B"]) -> TrajectoryBatch:
-    """Give rows the instruction and task of other rows; for the new task nothing was achieved.
-
-    Progress and success targets are 0 at every observation made, other labels become invalid (they speak of the old
-    task), and the row ends with a cut: whatever ended it, it was not the new task.
-
-    Args:
-        batch: Rows to relabel.
-        donor: Row whose task is taken; −1 leaves a row as it is.
-    """
-    chosen = donor >= 0
-    if not bool(chosen.any()):
-        return batch
-    row = torch.where(chosen, donor, torch.arange(len(batch), device=donor.device))
-    made = batch.observed & (batch.steps > 0)[:, None]
-    labels: dict[str, Labelled] = {}
-    for name, label in batch.labels.items():
-        nothing = made if name in ("progress", "success") else torch.zeros_like(label.valid)
-        off = chosen.view(-1, *(1,) * (label.values.ndim - 1))
-        zero = torch.zeros((), dtype=label.values.dtype, device=label.values.device)
-        labels[name] = Labelled(
-            values=torch.where(off, zero, label.values), valid=torch.where(chosen[:, None], nothing, label.valid)
-        )
-    return replace(
-        batch,
-        instructions=tuple(batch.instructions[i] for i in row.tolist()),
-        task=batch.task[row],
-        labels=labels,
-        end=torch.where(chosen, int(End.CUT), batch.end),
-        terminated=batch.terminated & ~chosen,
-        success=torch.where(chosen, 0.0, batch.success),
-        success_known=batch.success_known & ~chosen,
-    )
-
-
 class LabelFactory:
     """Adds targets to a batch and turns some of its rows into negatives; the arguments are the ablation switches.
 
+    Every row draws for itself, from the generator it is given. Progress and success of a reordered row follow the
+    observation shown; of a row with another task's instruction or video both are 0.
+
     Args:
-        rewind: Share of rows played forward to a random point and then backwards.
+        rewind: Share of rows played forward to a random point and then backwards (ReWiND).
         reverse: Share of rows played backwards.
-        wrong_instruction: Share of rows that get the instruction of another task in the batch.
+        wrong_instruction: Share of rows that get another instruction: of another task in the batch, or one of
+            ``other_instructions``.
+        clip: Share of rows that stop at a random point.
+        stall: Share of rows that stand still from a random point on.
+        warp: Share of rows played at a changing pace, up to twice as slow at one end and as fast at the other.
+        cross_task: Share of rows that show what happened in another task of the batch.
+        other_instructions: Instructions that no recording fulfils, to be drawn as wrong ones too.
         assume_success: Take episodes of unknown outcome for successes.
+        partial_success: Use a success between 0 and 1: as progress at the last observation, and as not done.
         success_tail: Observations at the end of a success that count as done.
+        progress: Target of progress: linear in time; by stages (``stages`` says how much each counts); or the
+            return-to-go plus 1, which is also known for failures (0 all along).
+        stages: Share of progress that each stage is worth, or their number for equal shares; for ``"stages"``.
+        horizon: Steps that count as the longest episode; for ``"return_to_go"``.
 
     Raises:
-        ValueError: If the shares are negative or add up to more than 1.
+        ValueError: If the shares are negative or add up to more than 1, or the progress target lacks its argument.
     """
 
     def __init__(
@@ -274,22 +261,47 @@ class LabelFactory:
         rewind: float = 0.3,
         reverse: float = 0.1,
         wrong_instruction: float = 0.2,
+        clip: float = 0.0,
+        stall: float = 0.0,
+        warp: float = 0.0,
+        cross_task: float = 0.0,
+        other_instructions: list[str] | tuple[str, ...] = (),
         assume_success: bool = False,
+        partial_success: bool = False,
         success_tail: int = 1,
+        progress: Literal["linear", "stages", "return_to_go"] = "linear",
+        stages: list[float] | int | None = None,
+        horizon: int | None = None,
     ) -> None:
-        shares = (rewind, reverse, wrong_instruction)
-        if min(shares) < 0 or sum(shares) > 1 + 1e-9:
+        shares = dict(zip(KINDS[1:], (rewind, reverse, wrong_instruction, clip, stall, warp, cross_task), strict=True))
+        if min(shares.values()) < 0 or sum(shares.values()) > 1 + 1e-9:
             raise ValueError(
-                f"shares rewind, reverse, wrong_instruction = {shares}: expected at least 0, at most 1 all"
+                f"shares {', '.join(shares)} = {tuple(shares.values())}: expected at least 0, at most 1 all"
             )
-        self.shares = shares
-        self.assume_success = assume_success
-        self.success_tail = success_tail
+        if progress == "stages" and not stages:
+            raise ValueError("progress by stages: say how many there are, or the share of progress of each (stages)")
+        if progress == "return_to_go" and horizon is None:
+            raise ValueError("progress by return_to_go: give the horizon, the steps of the longest episode")
+        self.shares = tuple(shares.values())
+        self.other_instructions = tuple(other_instructions)
+        self.assume_success, self.partial_success = assume_success, partial_success
+        self.success_tail, self.progress, self.horizon = success_tail, progress, horizon
+        self.stages = [1 / stages] * stages if isinstance(stages, int) else stages
 
     def targets(self, batch: TrajectoryBatch) -> TrajectoryBatch:
-        """Add the targets only."""
-        batch = with_progress_targets(batch, self.assume_success)
-        return with_success_targets(batch, self.success_tail, self.assume_success)
+        """Add the targets only: progress, success and remaining steps."""
+        if self.progress == "stages":
+            assert self.stages is not None
+            batch = with_stage_targets(batch, self.stages)
+        elif self.progress == "return_to_go":
+            assert self.horizon is not None
+            batch = with_return_targets(batch, self.horizon)
+            told = batch.labels["return_to_go"]
+            batch = _with_target(batch, "progress", 1 + told.values, told.valid)
+        else:
+            batch = with_progress_targets(batch, self.assume_success, self.partial_success)
+        batch = with_success_targets(batch, self.success_tail, self.assume_success, self.partial_success)
+        return with_remaining_targets(batch, self.assume_success)
 
     def __call__(self, batch: TrajectoryBatch, generator: torch.Generator) -> TrajectoryBatch:
         """Add targets and draw negatives."""
@@ -315,23 +327,50 @@ class LabelFactory:
         count = batch.observed.sum(1)
         possible = count >= 3
         donor = torch.full((rows,), -1, dtype=torch.long)
-        for row in (kind == 3).nonzero().flatten().tolist():
-            others = [
-                i
-                for i in range(rows)
-                if int(batch.task[i]) != int(batch.task[row]) and batch.instructions[i] != batch.instructions[row]
-            ]
-            possible[row] = bool(others)
-            if others:
-                donor[row] = others[min(int(float(where[row]) * len(others)), len(others) - 1)]
+        texts: list[str | None] = [None] * rows
+        of_task = (kind == KINDS.index("wrong_instruction")) | (kind == KINDS.index("cross_task"))
+        for row in of_task.nonzero().flatten().tolist():
+            donor[row], texts[row] = self._other(batch, row, float(where[row]), KINDS[int(kind[row])])
+            possible[row] = bool(donor[row] >= 0) or texts[row] is not None
         impossible = (kind > 0) & ~possible
         kind = torch.where(impossible, 0, kind)
-        peak = 1 + (where * (count - 2).clamp(min=1)).long().clamp(max=(count - 3).clamp(min=0))
-        time_map = identity_map(batch)
-        time_map = torch.where((kind == 1)[:, None], rewind_map(count, peak, width), time_map)
-        time_map = torch.where((kind == 2)[:, None], reverse_map(count, width), time_map)
-        batch = with_instruction_of(reorder(batch, time_map), donor)
+        batch = reorder(batch, _time_map(batch, kind, where))
+        batch = with_video_of(batch, torch.where(kind == KINDS.index("cross_task"), donor, -1))
+        batch = with_instruction_of(batch, torch.where(kind == KINDS.index("wrong_instruction"), donor, -1))
+        batch = with_texts(batch, texts) if any(text is not None for text in texts) else batch
         named = Labelled(values=kind[:, None].expand(rows, width).contiguous(), valid=batch.observed)
         counts = {name: int((kind == i).sum()) for i, name in enumerate(KINDS)}
         batch = replace(batch, labels={**batch.labels, "negative": named})
         return batch, {**counts, "impossible": int(impossible.sum())}
+
+    def _other(self, batch: TrajectoryBatch, row: int, where: float, kind: str) -> tuple[int, str | None]:
+        """A row of another task, or an instruction of no task; (−1, None) where there is neither."""
+        others: list[int | str] = [
+            i
+            for i in range(len(batch))
+            if int(batch.task[i]) != int(batch.task[row]) and batch.instructions[i] != batch.instructions[row]
+        ]
+        if kind == "wrong_instruction":
+            others += [text for text in self.other_instructions if text != batch.instructions[row]]
+        if not others:
+            return -1, None
+        chosen = others[min(int(where * len(others)), len(others) - 1)]
+        return (-1, chosen) if isinstance(chosen, str) else (chosen, None)
+
+
+def _time_map(batch: TrajectoryBatch, kind: Tensor, where: Tensor) -> Tensor:
+    """The observations each row visits, given its kind and a number in [0, 1) that says where."""
+    width, count = batch.observed.shape[1], batch.observed.sum(1)
+    # 1 … count − 2: neither the start nor the end
+    inside = 1 + (where * (count - 2).clamp(min=1)).long().clamp(max=(count - 3).clamp(min=0))
+    maps = {
+        "rewind": rewind_map(count, inside, width),
+        "reverse": reverse_map(count, width),
+        "clip": clip_map(count, inside, width),
+        "stall": stall_map(count, inside, width),
+        "warp": warp_map(count, 2.0 ** (2 * where - 1), width),
+    }
+    time_map = identity_map(batch)
+    for name, changed in maps.items():
+        time_map = torch.where((kind == KINDS.index(name))[:, None], changed, time_map)
+    return time_map

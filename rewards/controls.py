@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
-from ..datasets.labels import reorder, reverse_map, with_success_targets
+from ..datasets.labels import with_success_targets
+from ..datasets.negatives import reorder, reverse_map
 from .evaluation import MODEL, Judged, Reading
 
 

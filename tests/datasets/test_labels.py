@@ -1,19 +1,21 @@
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 
-from guerdon.core.batch import End, Labelled, Sampled, TrajectoryBatch
+from guerdon.core.batch import End, Labelled, TrajectoryBatch
+from guerdon.datasets.collate import Window, collate
+from guerdon.datasets.episodes import Column, Episode
 from guerdon.datasets.labels import (
     KINDS,
     LabelFactory,
-    identity_map,
-    reorder,
-    reverse_map,
-    rewind_map,
-    with_instruction_of,
+    preference_pairs,
     with_progress_targets,
+    with_remaining_targets,
+    with_return_targets,
+    with_stage_targets,
     with_success_targets,
 )
 from guerdon.testing import trajectory_batches
@@ -91,78 +93,6 @@ def test_success_targets():
         with_success_targets(batch, tail=0)
 
 
-def test_maps_by_hand():
-    assert rewind_map(torch.tensor([6, 6]), torch.tensor([3, 1]), 7).tolist() == [
-        [0, 1, 2, 3, 2, 1, -1],  # forward to 3, back until six observations are full
-        [0, 1, 0, -1, -1, -1, -1],  # forward to 1, back to the start
-    ]
-    assert reverse_map(torch.tensor([3]), 5).tolist() == [[2, 1, 0, -1, -1]]
-
-
-def test_reorder_moves_everything_with_its_observation():
-    batch = rows(
-        [4, 3],
-        [End.SUCCESS, End.SUCCESS],
-        frames={
-            "wrist": Sampled(
-                values=torch.arange(6, dtype=torch.uint8).view(2, 3, 1, 1, 1),
-                step=torch.tensor([[0, 2, 3], [0, 1, -1]]),
-            )
-        },
-        recorded={"reward": Labelled(values=torch.arange(8.0).view(2, 4), valid=torch.ones(2, 4, dtype=torch.bool))},
-        weight=torch.tensor([[1.0, 2, 3, 4], [1, 1, 1, 0]]),
-    )
-    batch = with_progress_targets(batch)
-    time_map = identity_map(batch)
-    time_map[0] = torch.tensor([0, 1, 2, 1, 0])
-    new = reorder(batch, time_map)
-    assert new.state[0, :, 0].tolist() == [0, 1, 2, 1, 0]
-    assert new.actions[0, :, 0].tolist() == [100, 101, 0, 0]
-    assert new.weight[0].tolist() == [1, 2, 2, 1]  # the same stretch of the recording, in either direction
-    assert new.labels["progress"].values[0].tolist() == [0, 0.25, 0.5, 0.25, 0]
-    assert new.frames["wrist"].step[0].tolist() == [0, 2, 4]
-    assert new.frames["wrist"].values[0].flatten().tolist() == [0, 1, 0]
-    assert new.recorded["reward"].valid[0].tolist() == [True, True, False, False]
-    assert new.decision_step[0].tolist() == [0, 1, -1, -1]
-    assert int(new.end[0]) == End.CUT and not new.terminated[0] and not new.success_known[0]
-    # the other row is as it was
-    assert int(new.end[1]) == End.SUCCESS and new.success_known[1] and new.decision_step[1].tolist() == [0, 1, 2, -1]
-    assert new.frames["wrist"].step[1].tolist() == [0, 1, -1] and new.recorded["reward"].values[1, :3].tolist() == [
-        4,
-        5,
-        6,
-    ]
-
-
-def test_a_reversed_row_starts_with_the_frame_held_there():
-    step = torch.tensor([[0, 2]])
-    frames = {"wrist": Sampled(values=torch.tensor([7, 9], dtype=torch.uint8).view(1, 2, 1, 1, 1), step=step)}
-    batch = rows([4], [End.SUCCESS], frames=frames)
-    new = reorder(batch, reverse_map(torch.tensor([5]), 5)).frames["wrist"]
-    # visits 4, 3, 2, 1, 0: at 4 the frame of 2 is held, it comes again at its own place, the first frame at the end
-    assert new.step.tolist() == [[0, 2, 4]] and new.values.flatten().tolist() == [9, 9, 7]
-
-
-def test_reorder_refuses_what_was_not_observed():
-    batch = rows([3], [End.SUCCESS], last_observed=torch.tensor([False]))
-    with pytest.raises(ValueError, match=r"visits observation 3: it made 0 … 2"):
-        reorder(batch, torch.tensor([[3, 2, 1, 0]]))
-    with pytest.raises(ValueError, match="gap"):
-        reorder(batch, torch.tensor([[1, -1, 0, -1]]))
-
-
-@settings(max_examples=50, deadline=None)
-@given(batch=trajectory_batches(cameras=("wrist",)))
-def test_reversing_twice_gives_the_observations_back(batch):
-    if not bool((batch.steps > 0).all()):
-        return
-    count = batch.observed.sum(1)
-    once = reorder(batch, reverse_map(count, batch.state.shape[1]))
-    twice = reorder(once, reverse_map(once.observed.sum(1), batch.state.shape[1]))
-    seen = batch.observed[..., None].expand_as(batch.state)
-    assert torch.equal(twice.state[seen], batch.state[seen])
-
-
 def same(one, other):
     for f in fields(one):
         a, b = getattr(one, f.name), getattr(other, f.name)
@@ -206,17 +136,11 @@ def test_paraphrases_of_one_task_are_no_wrong_instruction():
     assert counts["impossible"] == 2
 
 
-def test_a_stage_label_says_nothing_about_another_task():
-    stage = Labelled(values=torch.ones(2, 4, dtype=torch.long), valid=torch.ones(2, 4, dtype=torch.bool))
-    batch = with_instruction_of(rows([3, 3], [End.SUCCESS] * 2, labels={"stage": stage}), torch.tensor([1, -1]))
-    assert batch.labels["stage"].valid.tolist() == [[False] * 4, [True] * 4]
-
-
 def test_shares_are_met():
     batch = rows([5] * 3000, [End.SUCCESS] * 3000, instructions=["a", "b", "c"] * 1000)
     _, counts = LabelFactory(rewind=0.3, reverse=0.1, wrong_instruction=0.2).draw(batch, torch.Generator())
     # binomial standard deviation of 3,000 draws is below 0.0092 · 3,000
-    assert [counts[k] / 3000 for k in KINDS] == pytest.approx([0.4, 0.3, 0.1, 0.2], abs=0.04)
+    assert [counts[k] / 3000 for k in KINDS[:4]] == pytest.approx([0.4, 0.3, 0.1, 0.2], abs=0.04)
     with pytest.raises(ValueError, match="at most 1"):
         LabelFactory(rewind=0.9, reverse=0.9)
 
@@ -236,3 +160,109 @@ def test_a_short_row_stays_as_it_is():
     drawn, counts = LabelFactory(rewind=1.0, reverse=0.0, wrong_instruction=0.0).draw(batch, torch.Generator())
     assert counts["impossible"] == 1 and torch.equal(drawn.state, batch.state)
     assert replace(drawn).labels["negative"].values.tolist() == [[0, 0]]
+
+
+def test_remaining_steps_are_known_of_successes_only():
+    batch = rows([3, 3, 3], [End.SUCCESS, End.FAILURE, End.TAKEOVER])
+    label = with_remaining_targets(batch).labels["remaining"]
+    assert label.values.tolist() == [[3, 2, 1, 0], [0] * 4, [0] * 4] and label.valid.any(1).tolist() == [
+        True,
+        False,
+        False,
+    ]
+    window = rows([2], [End.CUT], offset=torch.tensor([3]), length=torch.tensor([10]), success=torch.tensor([1.0]))
+    assert with_remaining_targets(window).labels["remaining"].values.tolist() == [[7, 6, 5]]
+
+
+def test_returns_to_go_by_hand():
+    batch = rows([3, 3, 3], [End.SUCCESS, End.FAILURE, End.TAKEOVER])
+    label = with_return_targets(batch, horizon=10).labels["return_to_go"]
+    assert label.values[0].tolist() == pytest.approx([-0.3, -0.2, -0.1, 0])
+    assert label.values[1].tolist() == [-1] * 4 and label.valid.any(1).tolist() == [True, True, False]
+    mild = with_return_targets(batch, horizon=10, failure_cost=5).labels["return_to_go"]
+    assert mild.values[1].tolist() == pytest.approx([-0.8, -0.7, -0.6, -0.5])  # −(steps left + 5) / 10
+    with pytest.raises(ValueError, match="horizon 0"):
+        with_return_targets(batch, horizon=0)
+    factory = LabelFactory(0.0, 0.0, 0.0, progress="return_to_go", horizon=10)
+    progress = factory.targets(batch).labels["progress"]
+    assert progress.values[0].tolist() == pytest.approx([0.7, 0.8, 0.9, 1]) and progress.values[1].tolist() == [0] * 4
+    assert progress.valid.any(1).tolist() == [True, True, False]
+
+
+def test_stage_targets_by_hand_and_through_a_window():
+    whole = Episode(
+        index=0,
+        state=np.zeros((7, 1), np.float32),
+        actions=np.zeros((6, 1), np.float32),
+        success=1.0,
+        labels={"stage": Column.known(np.array([0, 0, 1, 1, 1, 1, 1]))},
+    )
+    batch = with_stage_targets(collate([whole]), [0.2, 0.8])
+    # stage 0 takes observations 0, 1 and ends at 2; stage 1 goes on to the end: 0.2 + 0.8 · (j − 2) / 4
+    wanted = [0, 0.1, 0.2, 0.4, 0.6, 0.8, 1]
+    assert batch.labels["progress"].values[0].tolist() == pytest.approx(wanted)
+    window = with_stage_targets(collate([Window(episode=whole, offset=1, steps=3)]), [0.2, 0.8])
+    assert window.labels["progress"].values[0].tolist() == pytest.approx(wanted[1:5])
+    failed = with_stage_targets(collate([replace(whole, success=0.0)]), [0.2, 0.8]).labels["progress"]
+    assert failed.valid[0].tolist() == [True, True] + [False] * 5  # the stage it was in is unknown, the one before not
+    with pytest.raises(ValueError, match="stage 1 came"):
+        with_stage_targets(collate([whole]), [1.0])
+    with pytest.raises(ValueError, match="1 in all"):
+        with_stage_targets(collate([whole]), [0.5, 0.7])
+    with pytest.raises(ValueError, match="missing here: stage, stage_fraction"):
+        with_stage_targets(rows([3], [End.SUCCESS]), [1.0])
+    # equal stages that take equal time are the linear target
+    even = replace(whole, labels={"stage": Column.known(np.array([0, 0, 1, 1, 2, 2, 2]))})
+    by_stage = LabelFactory(progress="stages", stages=3).targets(collate([even])).labels["progress"]
+    assert by_stage.values[0].tolist() == pytest.approx([j / 6 for j in range(7)])
+
+
+def test_a_partial_success_is_unknown_unless_asked_for():
+    batch = rows([3], [End.TIME_LIMIT], success=torch.tensor([0.4]), success_known=torch.tensor([True]))
+    plain = LabelFactory().targets(batch)
+    assert not plain.labels["progress"].valid.any() and not plain.labels["success"].valid.any()
+    used = LabelFactory(partial_success=True).targets(batch)
+    assert used.labels["progress"].valid[0].tolist() == [False] * 3 + [True]
+    assert used.labels["progress"].values[0, -1] == pytest.approx(0.4)
+    assert used.labels["success"].valid.all() and used.labels["success"].values.sum() == 0
+
+
+def test_pairs_by_hand():
+    batch = rows([4, 4, 4, 4], [End.SUCCESS, End.FAILURE, End.TAKEOVER, End.SUCCESS], instructions=["a", "a", "a", "b"])
+    pairs = preference_pairs(LabelFactory().targets(replace(batch, task=torch.tensor([0, 0, 0, 1]))))
+    assert [(int(w), int(r)) for w, r in zip(pairs.chosen, pairs.rejected, strict=True)] == [(0, 1)]
+    six = rows([9] * 6, [End.SUCCESS] * 6, instructions=["a"] * 6, task=torch.zeros(6).long())
+    drawn, _ = LabelFactory(0.0, 0.0, 0.0, clip=1.0).draw(six, torch.Generator())
+    pairs = preference_pairs(drawn, margin=0.2)
+    final = drawn.labels["progress"].values.gather(1, drawn.observed.sum(1, keepdim=True) - 1)[:, 0]
+    literal = {(i, j) for i in range(6) for j in range(6) if final[i] - final[j] > 0.2}
+    assert literal == {(int(w), int(r)) for w, r in zip(pairs.chosen, pairs.rejected, strict=True)} and literal
+
+
+@settings(max_examples=50, deadline=None)
+@given(batch=trajectory_batches(cameras=("wrist",), stored_labels=False))
+def test_every_kind_keeps_labels_in_range_and_unknown_outcomes_unknown(batch):
+    factory = LabelFactory(0.15, 0.15, 0.1, clip=0.15, stall=0.15, warp=0.15, cross_task=0.1, other_instructions=["x"])
+    drawn, counts = factory.draw(batch, torch.Generator().manual_seed(1))
+    assert sum(counts[kind] for kind in KINDS) == len(batch)
+    kind = drawn.labels["negative"].values[:, 0]
+    for name, top in (("progress", 1.0), ("success", 1.0), ("remaining", 6.0)):
+        label = drawn.labels[name]
+        assert not bool((label.valid & ~drawn.observed).any())
+        assert bool(((label.values >= 0) & (label.values <= top)).all())
+    for row in range(len(batch)):
+        name = KINDS[kind[row]]
+        if name in ("wrong_instruction", "cross_task"):
+            assert float(drawn.labels["progress"].values[row].sum()) == 0
+            assert (drawn.instructions[row] == batch.instructions[row]) == (name == "cross_task")
+        elif not bool(batch.success_known[row]):
+            assert not drawn.labels["progress"].valid[row].any() and not drawn.labels["success"].valid[row].any()
+
+
+def test_a_factory_needs_what_its_target_needs():
+    with pytest.raises(ValueError, match="how many there are"):
+        LabelFactory(progress="stages")
+    with pytest.raises(ValueError, match="give the horizon"):
+        LabelFactory(progress="return_to_go")
+    with pytest.raises(ValueError, match="at most 1 all"):
+        LabelFactory(clip=0.9)

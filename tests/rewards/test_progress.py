@@ -9,7 +9,8 @@ from guerdon.backbones.language import HashedText
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End, Labelled, Sampled, TrajectoryBatch
 from guerdon.core.metrics import value_order_correlation
-from guerdon.datasets.labels import LabelFactory, reorder, reverse_map
+from guerdon.datasets.labels import LabelFactory
+from guerdon.datasets.negatives import reorder, reverse_map
 from guerdon.rewards.progress import ProgressReward
 from guerdon.testing import check_reward_model, trajectory_batches
 
