@@ -73,8 +73,8 @@ def test_rewards_are_differences_of_the_potential():
 def test_the_spread_is_that_of_the_bins():
     model = small(layers=0, bins=3).eval()
     with torch.no_grad():  # probabilities ½, 0, ½ on 0, ½, 1 everywhere: mean ½, variance ¼
-        model.progress_head.weight.zero_()
-        model.progress_head.bias.copy_(torch.tensor([0.0, -100.0, 0.0]))
+        model.head.of["progress"].weight.zero_()
+        model.head.of["progress"].bias.copy_(torch.tensor([0.0, -100.0, 0.0]))
     scored = model(rows(torch.randn(1, 3, 2)))
     assert scored.progress.values.tolist() == [pytest.approx([0.5, 0.5, 0.5])]
     assert scored.std.tolist() == [pytest.approx([0.5**0.5, 0.5**0.5])]  # √(¼ + ¼)
@@ -127,7 +127,7 @@ def test_bad_input_is_named():
     state[0, 1, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN or infinite at a real observation"):
         small(layers=0)(rows(state))
-    with pytest.raises(ValueError, match="learns from labels progress and success"):
+    with pytest.raises(ValueError, match="learn from labels progress and success"):
         small().loss(rows(torch.zeros(1, 3, 2)))
 
 
@@ -151,7 +151,7 @@ def test_the_normaliser_is_the_mean_and_deviation_of_real_observations_and_is_sa
 def test_the_loss_by_hand():
     model = small(layers=0, bins=3, success_loss_weight=2.0)
     with torch.no_grad():
-        for head, bias in ((model.progress_head, [0.0, 0.0, 0.0]), (model.success_head, [0.0])):
+        for head, bias in ((model.head.of["progress"], [0.0, 0.0, 0.0]), (model.head.of["success"], [0.0])):
             head.weight.zero_()
             head.bias.copy_(torch.tensor(bias))
     valid = torch.tensor([[True, True, False]])
@@ -174,7 +174,7 @@ def test_weights_count_and_positives_balance_negatives():
     state = torch.randn(1, 5, 2)
     values = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]])
     label = {"success": Labelled(values=values, valid=torch.ones(1, 5, dtype=torch.bool))}
-    logit = model._success_logit(model.look(rows(state)))[0]
+    logit = model.head.of["success"](model.look(rows(state)).hidden)[0, :, 0]
     minus_log = torch.nn.functional.softplus
     wanted = 0.5 * minus_log(-logit[4]) + 0.5 * minus_log(logit[:4]).mean()  # one positive weighs as much as four
     assert number(model.loss(rows(state, labels=label))["loss"]) == pytest.approx(number(wanted), abs=1e-6)
