@@ -1,12 +1,22 @@
-"""Figures of merit of rewards and values: order, discrimination, calibration, and intervals around them.
+"""Figures of merit of rewards and values: order, discrimination, calibration, instructions, ranking of qualities.
 
-Arguments are tensors, numpy arrays or sequences. NaN entries are left out, pair by pair; an undefined figure is NaN,
-never 0. scipy is imported where it is used, because `guerdon.core` must not pull it in.
+Conventions, the same everywhere:
+
+* Arguments are tensors, numpy arrays or sequences. NaN entries are left out, pair by pair; what cannot be computed is
+  NaN, never 0 or ½: a constant has no order, one class has no ROC curve. Callers count what was undefined.
+* A tie of scores counts ½ wherever pairs are compared, so `pairwise_accuracy` with two classes *is* `success_auroc`;
+  `tie_rate` says how many there were. Ranks are average ranks. In τ-a ties count 0, in τ-b they leave the denominator.
+* Order is a rank correlation, not a Pearson one, over real observations of one trajectory; a trajectory played by a
+  clock has order 1, so order is to be read beside what the same model gives for failures and for reversed playback.
+* Figures of trajectories are averaged by task and then over tasks (`macro_bootstrap`), each with its count.
+* Intervals resample whole clusters (`bootstrap_interval`), tasks and then trajectories (`macro_bootstrap`), or both
+  models at once (`paired_bootstrap`); they live in `core/intervals.py` and are named here too.
+
+scipy is imported where it is used, because `guerdon.core` must not pull it in.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +24,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_Array = npt.NDArray[Any]
-_Numbers = Tensor | npt.NDArray[Any] | Sequence[Any]
+from .arrays import Array, Numbers, as_array, paired
+from .intervals import bootstrap_interval as bootstrap_interval
+from .intervals import macro_bootstrap as macro_bootstrap
+from .intervals import paired_bootstrap as paired_bootstrap
 
 
 def value_order_correlation(
-    values: _Numbers,
-    mask: _Numbers,
-    valid: _Numbers | None = None,
+    values: Numbers,
+    mask: Numbers,
+    valid: Numbers | None = None,
 ) -> Float[Tensor, " B"]:
     """Spearman correlation of each row's L+1 real values with time (VOC; Ma et al., 2024, arXiv 2411.04549).
+
+    Short rows are noise: of random values it has a standard deviation of 1/√(n − 1), 0.5 for five of them.
 
     Args:
         values: (B, T+1), one value per observation.
@@ -36,7 +50,7 @@ def value_order_correlation(
     Raises:
         ValueError: shapes that do not fit.
     """
-    value, step = _as_array(values), _as_array(mask)
+    value, step = as_array(values), as_array(mask)
     if value.ndim != 2 or step.shape != (value.shape[0], value.shape[1] - 1) or step.dtype != np.bool_:
         raise ValueError(
             f"expected values (B, T+1) and a bool mask (B, T), got {value.shape} and {step.dtype} {step.shape}"
@@ -44,7 +58,7 @@ def value_order_correlation(
     use = np.pad(step, ((0, 0), (0, 1))) | np.pad(step, ((0, 0), (1, 0)))
     use &= ~np.isnan(value)
     if valid is not None:
-        flags = _as_array(valid)
+        flags = as_array(valid)
         if flags.shape != value.shape or flags.dtype != np.bool_:
             raise ValueError(f"valid: expected bool of shape {value.shape}, got {flags.dtype} {flags.shape}")
         use &= flags
@@ -54,8 +68,8 @@ def value_order_correlation(
 
 
 def kendall_tau(
-    x: _Numbers,
-    y: _Numbers,
+    x: Numbers,
+    y: Numbers,
     variant: Literal["a", "b"] = "b",
 ) -> float:
     """Kendall's τ: concordant minus discordant pairs over all pairs.
@@ -74,12 +88,12 @@ def kendall_tau(
     """
     if variant not in ("a", "b"):
         raise ValueError(f'variant: expected "a" or "b", got {variant!r}')
-    balance, pairs, untied_x, untied_y = _concordance(*_paired(x, y))
+    balance, pairs, untied_x, untied_y = _concordance(*paired(x, y))
     scale = pairs if variant == "a" else math.sqrt(untied_x * untied_y)
     return max(-1.0, min(1.0, balance / scale)) if scale > 0 else math.nan
 
 
-def pairwise_accuracy(scores: _Numbers, labels: _Numbers) -> float:
+def pairwise_accuracy(scores: Numbers, labels: Numbers) -> float:
     """Share of the pairs with different labels that the scores order as the labels do; a tie of scores counts ½.
 
     Returns:
@@ -88,11 +102,29 @@ def pairwise_accuracy(scores: _Numbers, labels: _Numbers) -> float:
     Raises:
         ValueError: lengths that differ.
     """
-    balance, _, _, untied_labels = _concordance(*_paired(scores, labels))
+    balance, _, _, untied_labels = _concordance(*paired(scores, labels))
     return 0.5 * (1 + balance / untied_labels) if untied_labels > 0 else math.nan
 
 
-def success_auroc(scores: _Numbers, success: _Numbers) -> float:
+def tie_rate(scores: Numbers, labels: Numbers) -> float:
+    """Share of the pairs with different labels whose scores are equal, which `pairwise_accuracy` counts ½.
+
+    Returns:
+        A number in [0, 1], 1 for a constant; NaN where no two labels differ.
+
+    Raises:
+        ValueError: lengths that differ.
+    """
+    score, label = paired(scores, labels)
+    pairs = score.size * (score.size - 1) // 2
+    differ = pairs - _ties(label)
+    if differ == 0:
+        return math.nan
+    both = np.unique(np.stack([score, label]), axis=1, return_counts=True)[1]
+    return float((_ties(score) - int((both * (both - 1) // 2).sum())) / differ)
+
+
+def success_auroc(scores: Numbers, success: Numbers) -> float:
     """Probability that a success scores above a failure, ties ½: the area under the ROC curve.
 
     Args:
@@ -109,8 +141,8 @@ def success_auroc(scores: _Numbers, success: _Numbers) -> float:
 
 
 def expected_calibration_error(
-    prob: _Numbers,
-    label: _Numbers,
+    prob: Numbers,
+    label: Numbers,
     bins: int = 15,
 ) -> float:
     """Σ over bins of (count / n) · abs(mean probability − mean label) (Guo et al., 2017, arXiv 1706.04599, equation 3).
@@ -133,7 +165,7 @@ def expected_calibration_error(
     return float(np.abs(excess).sum() / predicted.size)
 
 
-def average_precision(scores: _Numbers, success: _Numbers) -> float:
+def average_precision(scores: Numbers, success: Numbers) -> float:
     """Area under the precision-recall curve as Σ (recall_n − recall_{n−1}) · precision_n over distinct scores (AUPRC).
 
     Equal scores enter together, so the order in which ties are listed does not matter; a constant score gives the share
@@ -159,7 +191,7 @@ def average_precision(scores: _Numbers, success: _Numbers) -> float:
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def false_positive_rate(scores: _Numbers, success: _Numbers, threshold: float | int) -> float:
+def false_positive_rate(scores: Numbers, success: Numbers, threshold: float | int) -> float:
     """Share of the failures whose score is at least the threshold; NaN where there is no failure.
 
     Raises:
@@ -170,18 +202,18 @@ def false_positive_rate(scores: _Numbers, success: _Numbers, threshold: float | 
     return float((failed >= threshold).mean()) if failed.size else math.nan
 
 
-def mean_absolute_error(values: _Numbers, targets: _Numbers) -> float:
+def mean_absolute_error(values: Numbers, targets: Numbers) -> float:
     """Mean of abs(value − target), for progress against its labels; NaN where nothing is labelled.
 
     Raises:
         ValueError: lengths that differ.
     """
-    value, target = _paired(values, targets)
+    value, target = paired(values, targets)
     return float(np.abs(value.astype(np.float64) - target.astype(np.float64)).mean()) if value.size else math.nan
 
 
 def reliability_curve(
-    prob: _Numbers, label: _Numbers, bins: int = 15
+    prob: Numbers, label: Numbers, bins: int = 15
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Mean probability, mean label and count of each bin of `expected_calibration_error`; means of empty bins are NaN.
 
@@ -199,13 +231,44 @@ def reliability_curve(
     return means[0], means[1], count
 
 
-def instruction_margin(matrix: _Numbers) -> float:
+def instruction_confusion(
+    scores: Numbers, instruction: Numbers, video: Numbers, size: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Mean score of the videos of each task (columns) under the instruction of each task (rows), and the counts.
+
+    Args:
+        scores: one per reading of a video under an instruction; NaN ones are left out.
+        instruction: task of the instruction, 0 … size − 1.
+        video: task that the video shows, 0 … size − 1.
+        size: number of tasks N.
+
+    Returns:
+        (N, N) means, NaN in cells that were not asked, never 0: a filled-in 0 would move any margin; and (N, N) counts.
+
+    Raises:
+        ValueError: lengths that differ, or a task outside 0 … size − 1.
+    """
+    score, row, column = as_array(scores).ravel(), as_array(instruction).ravel(), as_array(video).ravel()
+    if not score.shape == row.shape == column.shape:
+        raise ValueError(f"expected as many of each, got {score.size}, {row.size} and {column.size}")
+    if row.size and (min(row.min(), column.min()) < 0 or max(row.max(), column.max()) >= size):
+        raise ValueError(
+            f"expected tasks 0 … {size - 1}, got {min(row.min(), column.min())} … {max(row.max(), column.max())}"
+        )
+    kept = ~np.isnan(score)
+    place = row[kept].astype(np.int64) * size + column[kept].astype(np.int64)
+    count = np.bincount(place, minlength=size * size).reshape(size, size)
+    total = np.bincount(place, score[kept].astype(np.float64), size * size).reshape(size, size)
+    return np.where(count > 0, total / np.maximum(count, 1), math.nan), count
+
+
+def instruction_margin(matrix: Numbers) -> float:
     """How often a video is valued higher under its own instruction than under another: chance is ½, ties count ½.
 
     It compares ranks within a video only, so it does not depend on a model's scale as a difference of means does.
 
     Args:
-        matrix: (N, N), rows are videos and columns instructions, the diagonal holds matching pairs; NaN cells were not
+        matrix: (N, N), rows are instructions and columns videos, the diagonal holds matching pairs; NaN cells were not
             asked and leave their comparison out, rather than counting as 0.
 
     Returns:
@@ -214,42 +277,56 @@ def instruction_margin(matrix: _Numbers) -> float:
     Raises:
         ValueError: if the matrix is not square.
     """
-    cells = _as_array(matrix).astype(np.float64)
+    cells = as_array(matrix).astype(np.float64)
     if cells.ndim != 2 or cells.shape[0] != cells.shape[1]:
-        raise ValueError(f"expected a square matrix of videos by instructions, got {cells.shape}")
-    own = np.diagonal(cells)[:, None]
+        raise ValueError(f"expected a square matrix of instructions by videos, got {cells.shape}")
+    own = np.diagonal(cells)[None]
     asked = ~np.isnan(cells) & ~np.isnan(own) & ~np.eye(len(cells), dtype=bool)
-    won = np.where(asked, (own > cells) + 0.5 * (own == cells), 0.0).sum(1)
-    compared = asked.any(1)
-    return float((won[compared] / asked.sum(1)[compared]).mean()) if compared.any() else math.nan
+    won = np.where(asked, (own > cells) + 0.5 * (own == cells), 0.0).sum(0)
+    compared = asked.any(0)
+    return float((won[compared] / asked.sum(0)[compared]).mean()) if compared.any() else math.nan
 
 
-def quality_ranking(scores: _Numbers, quality: _Numbers, task: _Numbers) -> float:
-    """Do a task's trajectories score in the order of their quality? Kendall τ-a over triples, one of each level.
-
-    Within a task, τ-a of every combination of one trajectory per quality level is averaged, then tasks are (the policy
-    ranking of Robometer). Every pair of levels enters equally however many trajectories a level has, and a tie of
-    scores counts 0, so a coarse scorer pays for it; `kendall_tau` over all pairs is the scale to compare with.
+def quality_ranking(scores: Numbers, quality: Numbers, task: Numbers) -> float:
+    """Do a task's trajectories score in the order of their quality? Kendall τ-b over a task's trajectories, then tasks.
 
     Args:
         scores: one per trajectory; NaN ones are left out.
-        quality: level of each, ordered, such as 0 failure, 1 suboptimal, 2 success; NaN where unknown.
-        task: task of each.
+        quality: level of each, higher is better; NaN ones are left out.
+        task: label of the task of each.
 
     Returns:
-        A number in [−1, 1]; NaN where no task has two levels. Tasks with one level say nothing and are left out.
+        A number in [−1, 1]; tasks of one level, or of one score, say nothing and are left out; NaN where all are.
 
     Raises:
         ValueError: lengths that differ.
     """
-    score, level, name = (_as_array(x).ravel() for x in (scores, quality, task))
-    if not score.shape == level.shape == name.shape:
-        raise ValueError(f"expected as many of each, got {score.size}, {level.size} and {name.size}")
-    kept = ~(np.isnan(score) | np.isnan(level))
+    found = [kendall_tau(score, level, "b") for score, level in _by_task(scores, quality, task)]
+    known = [tau for tau in found if not math.isnan(tau)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def robometer_tau_a(scores: Numbers, quality: Numbers, task: Numbers) -> float:
+    """The policy ranking of Robometer, for comparison with its figures: τ-a of one trajectory per quality level.
+
+    Within a task, τ-a of every combination of one trajectory per level is averaged, then tasks are. Every pair of
+    levels enters equally however many trajectories a level has, and a tie of scores counts 0, so a coarse scorer pays
+    for it and a constant gets 0; `quality_ranking` is the figure for general use.
+
+    Args:
+        scores: one per trajectory; NaN ones are left out.
+        quality: level of each, higher is better; NaN ones are left out.
+        task: label of the task of each.
+
+    Returns:
+        A number in [−1, 1]; NaN where no task has two levels: tasks with one level say nothing and are left out.
+
+    Raises:
+        ValueError: lengths that differ.
+    """
     found: list[float] = []
-    for one in np.unique(name[kept]):
-        here = kept & (name == one)
-        groups = [score[here & (level == q)].astype(np.float64) for q in np.unique(level[here])]
+    for score, level in _by_task(scores, quality, task):
+        groups = [score[level == q].astype(np.float64) for q in np.unique(level)]
         # a mean over combinations of a mean over pairs of levels is the mean over pairs of the mean over their members
         pairs = [
             float(np.sign(better[:, None] - worse[None, :]).mean())
@@ -261,116 +338,28 @@ def quality_ranking(scores: _Numbers, quality: _Numbers, task: _Numbers) -> floa
     return sum(found) / len(found) if found else math.nan
 
 
-def bootstrap_interval(
-    values: _Numbers,
-    clusters: _Numbers,
-    level: float | int = 0.95,
-    samples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile interval of the pooled mean when whole clusters are resampled (Cameron, Gelbach and Miller, 2008).
-
-    Args:
-        values: numbers; NaN ones are left out.
-        clusters: what belongs together (an episode, a task, a seed), one label per value.
-        level: probability the interval should hold, in (0, 1).
-        samples: resamples drawn.
-        seed: of the resampling.
-
-    Returns:
-        (low, high); NaN twice where fewer than two clusters have a value.
-
-    Raises:
-        ValueError: lengths that differ, level outside (0, 1), or fewer than one sample.
-    """
-    if not 0 < level < 1 or samples < 1:
-        raise ValueError(f"expected level in (0, 1) and at least 1 sample, got level={level}, samples={samples}")
-    value, label = _as_array(values).ravel(), _as_array(clusters).ravel()
-    if value.shape != label.shape:
-        raise ValueError(f"clusters: expected {value.size} labels, one per value, got {label.size}")
-    kept = ~np.isnan(value)
-    names, index = np.unique(label[kept], return_inverse=True)
-    count = names.size
-    if count < 2:
-        return math.nan, math.nan
-    total = np.bincount(index, value[kept].astype(np.float64), count)
-    members = np.bincount(index, minlength=count).astype(np.float64)
-    generator = np.random.default_rng(seed)
-    means = np.empty(samples)
-    block = max(1, 4_000_000 // count)  # 32 MB of indices at a time, however many clusters there are
-    for start in range(0, samples, block):
-        drawn = generator.integers(count, size=(min(block, samples - start), count))
-        means[start : start + block] = total[drawn].sum(1) / members[drawn].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _by_task(scores: Numbers, quality: Numbers, task: Numbers) -> list[tuple[Array, Array]]:
+    """Known scores and levels of each task."""
+    score, level, name = (as_array(x).ravel() for x in (scores, quality, task))
+    if not score.shape == level.shape == name.shape:
+        raise ValueError(f"expected as many of each, got {score.size}, {level.size} and {name.size}")
+    kept = ~(np.isnan(score) | np.isnan(level))
+    return [(score[kept & (name == one)], level[kept & (name == one)]) for one in np.unique(name[kept])]
 
 
-def paired_bootstrap(
-    first: _Numbers,
-    second: _Numbers,
-    clusters: _Numbers,
-    level: float | int = 0.95,
-    samples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Mean of first − second and its percentile interval, when both are judged on the same resampled clusters.
-
-    What makes both go up or down together, such as an easy task, cancels; that two separate intervals overlap does not
-    mean that there is no difference.
-
-    Args:
-        first: one number per episode, of the first model.
-        second: the same episodes, of the second; where either is NaN the episode is left out of both.
-        clusters: what belongs together, one label per episode.
-        level: probability the interval should hold, in (0, 1).
-        samples: resamples drawn.
-        seed: of the resampling.
-
-    Returns:
-        (difference, low, high); the interval is NaN with fewer than two clusters, all are NaN with nothing to compare.
-
-    Raises:
-        ValueError: as `bootstrap_interval`.
-    """
-    one, two = _as_array(first).ravel().astype(np.float64), _as_array(second).ravel().astype(np.float64)
-    if one.shape != two.shape:
-        raise ValueError(f"expected as many of both, got {one.size} and {two.size}")
-    difference = one - two
-    low, high = bootstrap_interval(difference, clusters, level, samples, seed)
-    kept = difference[~np.isnan(difference)]
-    return (float(kept.mean()) if kept.size else math.nan), low, high
-
-
-def _as_array(x: _Numbers) -> _Array:
-    """A numpy array; half precision becomes float32, which numpy can sort and sum."""
-    if isinstance(x, Tensor):
-        x = x.detach().cpu()
-        return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
-    return np.asarray(x)
-
-
-def _paired(x: _Numbers, y: _Numbers) -> tuple[_Array, _Array]:
-    """Both as flat arrays without the places where either is NaN."""
-    left, right = _as_array(x).ravel(), _as_array(y).ravel()
-    if left.shape != right.shape:
-        raise ValueError(f"expected as many of both, got {left.size} and {right.size}")
-    kept = ~(np.isnan(left) | np.isnan(right))
-    return left[kept], right[kept]
-
-
-def _classes(scores: _Numbers, success: _Numbers) -> tuple[_Array, _Array]:
+def _classes(scores: Numbers, success: Numbers) -> tuple[Array, Array]:
     """Scores and outcomes that are known, the outcomes 0 or 1."""
-    score, outcome = _paired(scores, success)
+    score, outcome = paired(scores, success)
     if not np.isin(outcome, (0, 1)).all():
         raise ValueError("success: expected 0, 1 or NaN; choose a threshold for graded success first")
     return score, outcome
 
 
-def _binned(prob: _Numbers, label: _Numbers, bins: int) -> tuple[_Array, _Array, _Array]:
+def _binned(prob: Numbers, label: Numbers, bins: int) -> tuple[Array, Array, Array]:
     """Probabilities, labels, and the bin of each."""
     if bins < 1:
         raise ValueError(f"bins: expected at least 1, got {bins}")
-    predicted, happened = _paired(prob, label)
+    predicted, happened = paired(prob, label)
     for name, array in (("prob", predicted), ("label", happened)):
         if array.size and (array.min() < 0 or array.max() > 1):
             raise ValueError(f"{name}: expected numbers in [0, 1], got {array.min()} to {array.max()}")
@@ -380,7 +369,7 @@ def _binned(prob: _Numbers, label: _Numbers, bins: int) -> tuple[_Array, _Array,
     return predicted, happened, np.searchsorted(edges, predicted, side="right")
 
 
-def _order(row: _Array) -> float:
+def _order(row: Array) -> float:
     """Spearman correlation of a row with its own order."""
     from scipy.stats import rankdata
 
@@ -392,7 +381,7 @@ def _order(row: _Array) -> float:
     return float((rank @ time) / math.sqrt((rank @ rank) * (time @ time)))
 
 
-def _concordance(x: _Array, y: _Array) -> tuple[int, int, int, int]:
+def _concordance(x: Array, y: Array) -> tuple[int, int, int, int]:
     """Concordant minus discordant pairs, all pairs, pairs that differ in x, pairs that differ in y."""
     from scipy.stats import kendalltau
 
@@ -405,7 +394,7 @@ def _concordance(x: _Array, y: _Array) -> tuple[int, int, int, int]:
     return round(tau * math.sqrt(untied_x * untied_y)), pairs, untied_x, untied_y
 
 
-def _ties(x: _Array) -> int:
+def _ties(x: Array) -> int:
     """Pairs of equal entries."""
     count = np.unique(x, return_counts=True)[1]
     return int((count * (count - 1) // 2).sum())

@@ -13,19 +13,24 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from guerdon.core.intervals import cluster_weights, percentile_interval
 from guerdon.core.metrics import (
     average_precision,
     bootstrap_interval,
     expected_calibration_error,
     false_positive_rate,
+    instruction_confusion,
     instruction_margin,
     kendall_tau,
+    macro_bootstrap,
     mean_absolute_error,
     paired_bootstrap,
     pairwise_accuracy,
     quality_ranking,
     reliability_curve,
+    robometer_tau_a,
     success_auroc,
+    tie_rate,
     value_order_correlation,
 )
 
@@ -352,13 +357,37 @@ def test_the_calibration_error_is_read_off_the_reliability_curve(rows, bins):
 
 
 def test_instruction_margin_by_hand():
-    # video 0 beats both, video 1 ties with one and loses to the other, video 2 was asked one instruction beside its own
-    matrix = [[0.9, 0.1, 0.2], [0.5, 0.5, 0.6], [math.nan, 0.7, 0.8]]
+    # columns are videos: 0 beats both, 1 ties with one and loses to one, 2 was asked one instruction beside its own
+    matrix = np.array([[0.9, 0.1, 0.2], [0.5, 0.5, 0.6], [math.nan, 0.7, 0.8]]).T
     assert instruction_margin(matrix) == pytest.approx((1 + 0.25 + 1) / 3)
     assert instruction_margin(np.full((3, 3), 0.4)) == 0.5, "a model that does not read is at chance"
     assert math.isnan(instruction_margin([[0.4]])) and math.isnan(instruction_margin(np.full((2, 2), math.nan)))
+    assert math.isnan(instruction_margin(np.zeros((0, 0))))
     with pytest.raises(ValueError, match="square"):
         instruction_margin(np.zeros((2, 3)))
+
+
+def test_filling_gaps_with_zero_would_move_the_margin():
+    matrix = np.array([[0.2, math.nan], [0.4, 0.6]])  # video 0 prefers the wrong instruction, video 1 was asked one
+    assert instruction_margin(matrix) == 0.0
+    assert instruction_margin(np.nan_to_num(matrix)) == 0.5
+
+
+@quick
+@given(rows=st.lists(st.tuples(NUMBERS, st.integers(0, 2), st.integers(0, 2)), max_size=20))
+def test_instruction_confusion_against_a_literal_loop(rows):
+    means, counts = instruction_confusion([s for s, _, _ in rows], [r for _, r, _ in rows], [c for _, _, c in rows], 3)
+    for r, c in product(range(3), range(3)):
+        here = [s for s, a, b in rows if (a, b) == (r, c) and not math.isnan(s)]
+        assert counts[r, c] == len(here)
+        assert same(float(means[r, c]), sum(here) / len(here) if here else math.nan)
+
+
+def test_instruction_confusion_refuses_what_lies_outside():
+    with pytest.raises(ValueError, match="expected tasks 0 … 1, got 0 … 2"):
+        instruction_confusion([1.0], [0], [2], 2)
+    with pytest.raises(ValueError, match="as many of each"):
+        instruction_confusion([1.0], [0, 1], [0], 2)
 
 
 @quick
@@ -368,11 +397,12 @@ def test_instruction_margin_knows_no_scale(seed, factor):
     assert instruction_margin(matrix) == instruction_margin(factor * matrix - 3)
 
 
+RANKED = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 1)), max_size=12)
+
+
 @quick
-@given(
-    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 1)), max_size=12),
-)
-def test_quality_ranking_is_the_mean_over_combinations(rows):
+@given(rows=RANKED)
+def test_robometers_ranking_is_the_mean_over_combinations(rows):
     """Against the literal definition: every combination of one trajectory per level, τ-a of each."""
     means = []
     for task in {t for _, _, t in rows}:
@@ -380,16 +410,138 @@ def test_quality_ranking_is_the_mean_over_combinations(rows):
         if len(levels) > 1:
             members = [[s for s, q, t in rows if (q, t) == (level, task)] for level in levels]
             means.append(np.mean([kendall_tau(combo, levels, "a") for combo in product(*members)]))
-    found = quality_ranking([s for s, _, _ in rows], [q for _, q, _ in rows], [t for _, _, t in rows])
+    found = robometer_tau_a([s for s, _, _ in rows], [q for _, q, _ in rows], [t for _, _, t in rows])
     assert (math.isnan(found) and not means) or found == pytest.approx(np.mean(means))
 
 
-def test_quality_ranking_of_names_and_gaps():
+@quick
+@given(rows=RANKED)
+def test_quality_ranking_is_tau_b_inside_tasks(rows):
+    taus = []
+    for task in {t for _, _, t in rows}:
+        here = [(s, q) for s, q, t in rows if t == task]
+        if len({s for s, _ in here}) > 1 and len({q for _, q in here}) > 1:
+            taus.append(float(stats.kendalltau(*zip(*here, strict=True)).statistic))
+    found = quality_ranking([s for s, _, _ in rows], [q for _, q, _ in rows], [t for _, _, t in rows])
+    assert same(found, float(np.mean(taus)) if taus else math.nan)
+
+
+def test_rankings_of_names_gaps_constants_and_ties():
     scores, quality, task = [1.0, 2.0, 3.0, math.nan, 5.0], [0, 1, 2, 0, math.nan], ["a", "a", "a", "a", "b"]
-    assert quality_ranking(scores, quality, task) == 1
-    assert quality_ranking([1.0, 1.0], [0, 1], ["a", "a"]) == 0, "a constant ranks nothing"
+    assert quality_ranking(scores, quality, task) == robometer_tau_a(scores, quality, task) == 1
+    # a constant ranks nothing: no τ-b, and 0 in τ-a, where ties stay in the denominator
+    assert math.isnan(quality_ranking([1.0, 1.0], [0, 1], ["a", "a"]))
+    assert robometer_tau_a([1.0, 1.0], [0, 1], ["a", "a"]) == 0
+    # levels 0, 1, 1 and scores 0, 0, 1: one pair of different levels ties and one is right, the third ties in level.
+    # τ-b: 1 / √(2 untied in score · 2 untied in level); τ-a of the triples: (0 + 1) / 2
+    assert quality_ranking([0, 0, 1], [0, 1, 1], [0, 0, 0]) == pytest.approx(0.5)
+    assert robometer_tau_a([0, 0, 1], [0, 1, 1], [0, 0, 0]) == 0.5
+    for ranking in (quality_ranking, robometer_tau_a):
+        assert math.isnan(ranking([], [], [])) and math.isnan(ranking([1.0, 2.0], [1, 1], [0, 0]))
+        assert math.isnan(ranking([1.0, 2.0], [0, 1], [0, 1])), "qualities of different tasks are not compared"
+        with pytest.raises(ValueError, match="as many of each"):
+            ranking([1.0], [0, 1], ["a"])
+
+
+@quick
+@given(PAIRS)
+def test_tie_rate_against_a_literal_loop(pairs):
+    real = known(pairs)
+    differ = [(a, c) for i, (a, b) in enumerate(real) for c, d in real[:i] if b != d]
+    found = tie_rate([a for a, _ in pairs], [b for _, b in pairs])
+    assert same(found, sum(a == c for a, c in differ) / len(differ) if differ else math.nan)
+
+
+def test_tie_rate_by_hand():
+    assert tie_rate([3, 3, 3], [0, 1, 2]) == 1, "a constant ties everywhere"
+    assert tie_rate([0.1, 0.5, 0.5, 0.4], [0, 1, 2, 2]) == pytest.approx(1 / 5)
+    assert math.isnan(tie_rate([1, 2], [1, 1])) and math.isnan(tie_rate([], []))
+
+
+# What a metric says of inputs that hold next to nothing: a constant, one class, one entry, nothing, nothing known.
+NAN = math.nan
+GOLDEN = [
+    (kendall_tau, NAN, NAN, NAN),
+    (pairwise_accuracy, 0.5, NAN, NAN),
+    (tie_rate, 1.0, NAN, NAN),
+    (success_auroc, 0.5, NAN, NAN),
+    (average_precision, 0.5, NAN, NAN),
+    (lambda s, y: false_positive_rate(s, y, 0.5), 1.0, NAN, NAN),
+    (mean_absolute_error, 0.5, 0.5, NAN),
+    (expected_calibration_error, 0.0, 0.5, NAN),
+    (lambda s, y: quality_ranking(s, y, [0] * len(s)), NAN, NAN, NAN),
+    (lambda s, y: robometer_tau_a(s, y, [0] * len(s)), 0.0, NAN, NAN),
+]
+
+
+@pytest.mark.parametrize(("metric", "constant", "one_class", "nothing"), GOLDEN)
+def test_golden_values_of_degenerate_input(metric, constant, one_class, nothing):
+    # a constant ½ against two of each class; its FPR at ½ is 1, since ½ is at the threshold
+    assert same(metric([0.5] * 4, [0, 0, 1, 1]), constant)
+    assert same(metric([0.5] * 3, [1, 1, 1]), one_class)
+    assert same(metric([0.5], [1]), one_class), "one episode is one class"
+    assert same(metric([], []), nothing) and same(metric([math.nan] * 3, [0, 1, 1]), nothing)
+    assert same(metric([0.5] * 4 + [math.nan, 1.0], [0, 0, 1, 1, 1, math.nan]), constant), (
+        "NaN is left out, pair by pair"
+    )
+
+
+def test_golden_reliability_curve_of_degenerate_input():
+    mean, happened, count = reliability_curve([0.5] * 4, [0, 1, 1, 1], bins=2)
+    assert mean[1] == 0.5 and happened[1] == 0.75 and count.tolist() == [0, 4] and math.isnan(mean[0])
+    for prob, label in (([], []), ([math.nan], [1.0])):
+        mean, happened, count = reliability_curve(prob, label, bins=3)
+        assert np.isnan(mean).all() and np.isnan(happened).all() and not count.any()
+
+
+def test_metrics_that_compare_nothing_refuse_lengths_that_differ():
+    for metric in (tie_rate, mean_absolute_error, average_precision, expected_calibration_error):
+        with pytest.raises(ValueError, match="as many"):
+            metric([0.5, 0.5], [1])
+
+
+# --- tasks, then trajectories ---------------------------------------------------------------------------------------
+
+
+def test_macro_counts_tasks_not_trajectories():
+    # task a: 0 twice and 1 once, task b: 1; pooled ½, macro (1/3 + 1) / 2
+    values, tasks = [0.0, 0.0, 1.0, 1.0, math.nan], ["a", "a", "a", "b", "c"]
+    macro, low, high = macro_bootstrap(values, tasks)
+    assert macro == pytest.approx((1 / 3 + 1) / 2) and low <= macro <= high
+    assert all(math.isnan(x) for x in macro_bootstrap([math.nan], [0]))
+    macro, low, high = macro_bootstrap([1.0, 3.0], [0, 0])
+    assert macro == 2 and math.isnan(low) and math.isnan(high), "one task says nothing about tasks"
+    assert not math.isnan(macro_bootstrap([1.0, 3.0], [0, 0], fixed_tasks=True)[1])
+    assert math.isnan(macro_bootstrap([1.0, 3.0], [0, 1], fixed_tasks=True)[1]), "nothing to resample"
     with pytest.raises(ValueError, match="as many of each"):
-        quality_ranking([1.0], [0, 1], ["a"])
+        macro_bootstrap([1.0], [0, 1])
+
+
+def test_two_stages_against_a_literal_loop():
+    generator = np.random.default_rng(0)
+    tasks = np.repeat(np.arange(8), [3, 5, 2, 9, 4, 6, 3, 8])
+    values = generator.normal(size=8)[tasks] + generator.normal(size=len(tasks))
+    drawn = []
+    for _ in range(4000):
+        means = []
+        for task in generator.integers(8, size=8):
+            own = values[tasks == task]
+            means.append(own[generator.integers(len(own), size=len(own))].mean())
+        drawn.append(np.mean(means))
+    _, low, high = macro_bootstrap(values, tasks, samples=10_000)
+    expected = np.quantile(drawn, [0.025, 0.975])  # about 1.5 wide, and ±0.03 by chance
+    assert low == pytest.approx(expected[0], abs=0.08) and high == pytest.approx(expected[1], abs=0.08)
+    _, inner_low, inner_high = macro_bootstrap(values, tasks, fixed_tasks=True)
+    assert inner_high - inner_low < 0.8 * (high - low), "other trajectories of these tasks vary less than other tasks"
+
+
+def test_weights_give_the_intervals_of_the_bootstrap():
+    values, clusters = np.array([1.0, 5.0, 2.0, 4.0, 8.0]), [0, 0, 1, 2, 2]
+    weight = cluster_weights(clusters, 500, seed=3)
+    assert (weight[:, 0] == weight[:, 1]).all() and (weight[:, [0, 2, 3]].sum(1) == 3).all()
+    drawn = weight @ values / weight.sum(1)
+    assert percentile_interval(drawn) == pytest.approx(bootstrap_interval(values, clusters, samples=500, seed=3))
+    assert all(math.isnan(x) for x in percentile_interval(np.array([1.0, math.nan, math.nan])))
 
 
 def test_what_models_share_cancels_in_a_paired_comparison():
