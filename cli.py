@@ -104,8 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--scores", type=Path, required=True, metavar="DIR", help="folder `guerdon score` wrote")
     report.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="page to write")
     report.add_argument("--episodes", type=int, default=3, metavar="N", help="best, worst and doubtful ones to show")
-    inspect = add("inspect", _inspect, "Say what a folder is: a data set, a component, scores or a run")
+    inspect = add("inspect", _inspect, "Say what a folder is: a data set, a component, scores, a run, a feature cache")
     inspect.add_argument("folder", type=Path, metavar="DIR")
+    inspect.add_argument("--evict", metavar="SIZE", help="cut a feature cache to 20GB, 500MB…, what is unused longest")
     demo = add("demo", _demo, "Run the main job once: logs, reward model, scores, a better policy, a report")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: %(default)s")
     demo.add_argument("--seed", type=int, default=0)
@@ -266,7 +267,7 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
 def _inspect(options: argparse.Namespace, rest: list[str]) -> int:
     from .cli_inspect import describe_folder
 
-    describe_folder(options.folder)
+    describe_folder(options.folder, None, options.evict)
     return 0
 
 

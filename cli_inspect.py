@@ -1,7 +1,9 @@
 """The ``inspect`` command: says what a folder is, from what lies in it."""
 
 import json
+import re
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,32 @@ from rich.table import Table
 from rich.text import Text
 
 from .core.hub import SPEC, component_hash, read_spec
+from .datasets.cache_folder import evict, is_cache, report
 from .datasets.episodes import BadEpisodeError, EpisodeDataset
 from .datasets.opening import open_dataset
 from .rewards.scores import PARTS, SCORES, read_scores
 
 
-def describe_folder(folder: Path, console: Console | None = None) -> None:
-    """Print a summary of a component, a run, a folder of scores or a data set.
+def describe_folder(folder: Path, console: Console | None = None, make_room: str | None = None) -> None:
+    """Print a summary of a component, a run, a folder of scores, a feature cache or a data set.
+
+    Args:
+        folder: Any of these.
+        console: Where to; None prints on standard output.
+        make_room: Of a feature cache: remove the entries used longest ago until this much is left, such as ``"20GB"``.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If nothing known lies in it.
+        ValueError: If nothing known lies in it, or room is to be made in anything but a cache.
     """
     out = console or Console()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: expected a data set, a saved component, scores or a run")
-    if (folder / SPEC).is_file():
+    if make_room is not None and not is_cache(folder):
+        raise ValueError(f"{folder} is no feature cache: --evict removes nothing anywhere else")
+    if is_cache(folder):
+        _cache(folder, out, None if make_room is None else parse_size(make_room))
+    elif (folder / SPEC).is_file():
         _component(folder, out)
     elif (folder / "model" / SPEC).is_file():
         out.print(Text(f"run of guerdon fit; it left the component {folder / 'model'}"))
@@ -34,6 +46,57 @@ def describe_folder(folder: Path, console: Console | None = None) -> None:
         _scores(folder, out)
     else:
         _dataset(open_dataset(folder), out)
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``20GB`` (10⁹ a GB), ``1.5GiB`` (2³⁰), ``500M`` or ``0``.
+
+    Raises:
+        ValueError: If it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
+    if found is None:
+        raise ValueError(f"{text!r} is no size: expected one such as 20GB, 500MB, 1.5GiB or 0")
+    return round(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def shown_size(count: int) -> str:
+    """A number of bytes as people write it: ``"1.2 GB"`` is 1.2·10⁹."""
+    if count < 1000:
+        return f"{count} bytes"
+    unit = next(u for u in ("T", "G", "M", "K") if count >= _UNITS[u])
+    return f"{count / _UNITS[unit]:.3g} {unit.replace('K', 'k')}B"
+
+
+def _cache(folder: Path, out: Console, max_bytes: int | None) -> None:
+    if max_bytes is not None:
+        made = evict(folder, max_bytes)
+        kept = f"; {made.in_use} in use stay" if made.in_use else ""
+        out.print(Text(f"removed {made.removed} entries, {shown_size(made.freed)}{kept}"))
+    found = report(folder)
+    facts = _facts()
+    facts.add_row("feature cache", Text(str(folder)))
+    facts.add_row("entries", f"{found.entries}, {shown_size(found.bytes)} (an episode's camera under one encoder each)")
+    out.print(facts)
+    if not found.groups:
+        return
+    table = Table("encoder", "revision", box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("entries", "frames", "size"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("last used", no_wrap=True)
+    for group in found.groups:
+        used = datetime.fromtimestamp(group.last_used).strftime("%Y-%m-%d %H:%M")
+        frames = f"{group.known:,} of {group.places:,}" if group.places else "unknown"
+        names = (Text(group.encoder, overflow="fold"), Text(group.revision, overflow="fold"))
+        table.add_row(*names, f"{group.entries:,}", frames, shown_size(group.bytes), used)
+    out.print(table)
+    for group in found.groups:
+        if group.damaged:
+            what = f"  {group.damaged} damaged files of {group.encoder} {group.revision}"
+            out.print(Text(f"{what}: made again when they are needed", style="red"))
 
 
 def _component(folder: Path, out: Console) -> None:

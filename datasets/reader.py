@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..backbones.vision import VisionEncoder
 from ..core.batch import TrajectoryBatch
 from .collate import FeatureReader, Window, collate
-from .episodes import Episode, EpisodeDataset
-from .features import FeatureCache
+from .episodes import BadEpisodeError, Episode, EpisodeDataset, FrameSource
+from .features import CachedFrames, FeatureCache, FeatureSource, revision_of
 
 _KEPT_BYTES = 1 << 30  # states and actions held in memory; what does not fit is read again
 
@@ -15,12 +17,14 @@ _KEPT_BYTES = 1 << 30  # states and actions held in memory; what does not fit is
 class EpisodeReader:
     """Reads episodes by place, keeps the small ones in memory, and puts cached frames in the place of videos.
 
+    A camera that an episode lacks, or in which it recorded no frame, is left out there as long as another one is left.
+
     Args:
         dataset: Where from.
         cameras: Cameras that will be read.
-        frame_size: Size at which a cache keeps frames.
-        encoder: Frozen encoder whose features a cache keeps instead.
-        cache: The cache, if any.
+        frame_size: Shorter side to which frames are scaled, also before a frozen encoder sees them; None as recorded.
+        encoder: Frozen encoder whose features a cache keeps.
+        cache: The cache, if any: of an encoder's features, else of frames at ``frame_size``.
     """
 
     def __init__(
@@ -35,6 +39,16 @@ class EpisodeReader:
         self.encoder, self.cache = encoder, cache
         self._kept: dict[int, Episode] = {}
         self._bytes = 0
+        self._open = _Opened()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files behind on the way to a loader's process."""
+        return self.__dict__ | {"_open": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open them again when they are needed."""
+        self.__dict__.update(state)
+        self._open = _Opened()
 
     def __call__(self, place: int) -> Episode:
         """Read an episode.
@@ -52,25 +66,29 @@ class EpisodeReader:
         return episode
 
     def prepare(self, episode: Episode) -> None:
-        """Fill the cache for an episode, so that a broken video shows now.
+        """Fill the cache for an episode, so that what cannot be used shows now.
 
         Raises:
-            BadEpisodeError: If its frames cannot be decoded.
+            BadEpisodeError: If it has none of the cameras (status ``"camera"``), or its frames cannot be decoded.
         """
+        present = self._present(episode)
         if self.cache is None:
             return
-        for camera in self.cameras:
-            if camera in episode.frames and self.encoder is not None:
-                self.cache.features(episode, camera, self.encoder)
-            elif camera in episode.frames and self.frame_size is not None:
-                self.cache.frames(episode, camera, self.frame_size)
+        for camera in present:
+            if self.encoder is not None:
+                self._features(episode, camera).fill()
+            elif self.frame_size is not None:
+                self._frames(episode, camera).fill()
 
     def features(self, episode: Episode) -> Mapping[str, FeatureReader]:
-        """Cached features by ``"<encoder.name>/<camera>"``; none without an encoder."""
+        """Cached features by ``"<encoder.name>/<camera>"``, computed as they are read; none without an encoder.
+
+        Raises:
+            BadEpisodeError: If the episode has none of the cameras (status ``"camera"``).
+        """
         if self.encoder is None or self.cache is None:
             return {}
-        present = [c for c in self.cameras if c in episode.frames]
-        return {f"{self.encoder.name}/{c}": self.cache.features(episode, c, self.encoder) for c in present}
+        return {f"{self.encoder.name}/{c}": self._features(episode, c) for c in self._present(episode)}
 
     def batch(
         self, windows: Sequence[Window], frame_count: int | None = None, frames_every: int = 1
@@ -78,11 +96,11 @@ class EpisodeReader:
         """Collate windows with frames or features as configured.
 
         Raises:
-            BadEpisodeError: If a video cannot be decoded.
+            BadEpisodeError: If an episode has none of the cameras (status ``"camera"``), or a video cannot be decoded.
         """
         embedded = self.encoder is not None and self.cache is not None
         return collate(
-            windows if embedded or self.cache is None else [self._with_cached_frames(w) for w in windows],
+            windows if embedded else [self._with_frames(w) for w in windows],
             cameras=() if embedded else self.cameras,
             frame_count=frame_count,
             frame_size=self.frame_size,
@@ -90,9 +108,46 @@ class EpisodeReader:
             features=self.features if embedded else None,
         )
 
-    def _with_cached_frames(self, window: Window) -> Window:
+    def _present(self, episode: Episode) -> list[str]:
+        present = [c for c in self.cameras if c in episode.frames and len(episode.frames[c].step)]
+        if self.cameras and not present:
+            held = ", ".join(c for c, source in episode.frames.items() if len(source.step)) or "none"
+            raise BadEpisodeError(
+                episode.index,
+                "camera",
+                f"expected frames of {' or '.join(self.cameras)}, it has {held}: no estimate",
+            )
+        return present
+
+    def _with_frames(self, window: Window) -> Window:
+        """The window with the cameras that can be read, from the cache where frames are kept."""
+        episode, present = window.episode, self._present(window.episode)
+        if self.cache is not None and self.frame_size is not None:
+            frames: dict[str, FrameSource] = {c: self._frames(episode, c) for c in present}
+        elif all(c in present for c in self.cameras if c in episode.frames):
+            return window
+        else:
+            frames = {c: episode.frames[c] for c in present}
+        return replace(window, episode=replace(episode, frames=frames))
+
+    def _features(self, episode: Episode, camera: str) -> FeatureSource:
+        assert self.cache is not None and self.encoder is not None
+        opened, key = self._open.setdefault(episode, {}), (camera, revision_of(self.encoder))
+        if key not in opened:
+            opened[key] = self.cache.features(episode, camera, self.encoder, self.frame_size, compute=False)
+        source = opened[key]
+        assert isinstance(source, FeatureSource)
+        return source
+
+    def _frames(self, episode: Episode, camera: str) -> CachedFrames:
         assert self.cache is not None and self.frame_size is not None
-        episode = window.episode
-        present = [c for c in self.cameras if c in episode.frames]
-        frames = {c: self.cache.frames(episode, c, self.frame_size) for c in present}
-        return replace(window, episode=replace(episode, frames={**episode.frames, **frames}))
+        opened, key = self._open.setdefault(episode, {}), (camera, "")
+        if key not in opened:
+            opened[key] = self.cache.frames(episode, camera, self.frame_size, compute=False)
+        source = opened[key]
+        assert isinstance(source, CachedFrames)
+        return source
+
+
+# Entries opened so far, by camera and revision: they stay in use, and are not evicted, while their episode is kept.
+_Opened = WeakKeyDictionary[Episode, dict[tuple[str, str], FeatureSource | CachedFrames]]

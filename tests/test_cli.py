@@ -153,6 +153,40 @@ def test_report_and_inspect(here, tmp_path, capsys):
         assert wanted in capsys.readouterr().out.replace("\n", "")
 
 
+def test_inspect_shows_a_feature_cache_and_makes_room(here, tmp_path, capsys):
+    import numpy as np
+
+    from guerdon.datasets.episodes import ArrayFrames, Episode
+    from guerdon.datasets.features import FeatureCache
+
+    frames = {"front": ArrayFrames(values=np.zeros((5, 3, 8, 8), np.uint8), step=np.arange(5))}
+    empty = {"state": np.zeros((6, 0), np.float32), "actions": np.zeros((5, 0), np.float32)}
+    FeatureCache("kept").frames(Episode(index=0, frames=frames, **empty), "front", 8)
+    assert main(["inspect", "kept"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"frames +8 +1 +5 of 5 +1\.\d+ kB +20\d\d-", shown) and "feature cache" in shown
+    assert main(["inspect", "kept", "--evict", "1MB"]) == 0
+    assert "removed 0 entries, 0 bytes" in capsys.readouterr().out
+    assert main(["inspect", "kept", "--evict", "0.5 kB"]) == 0
+    assert re.search(r"removed 1 entries, 1\.\d+ kB\n", capsys.readouterr().out)
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["guerdon-cache.json"]
+    assert main(["inspect", "kept", "--evict", "a lot"]) == 2
+    assert "expected one such as 20GB" in error_line(capsys)
+
+
+def test_sizes_as_people_write_them():
+    from guerdon.cli_inspect import parse_size, shown_size
+
+    said = ("0", "20GB", "1.5 GiB", "3m", "7", "2TB", "1 kib")
+    assert [parse_size(s) for s in said] == [0, 20 * 10**9, 3 * 2**29, 3 * 10**6, 7, 2 * 10**12, 1024]
+    for wrong in ("", "-1", "GB", "1 XB", "1e9", "nan"):
+        with pytest.raises(ValueError, match="is no size"):
+            parse_size(wrong)
+    assert [shown_size(n) for n in (0, 999, 1000, 20_500_000, 3 * 10**12)] == [
+        *("0 bytes", "999 bytes", "1 kB", "20.5 MB", "3 TB")
+    ]
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [
@@ -187,6 +221,7 @@ def test_report_and_inspect(here, tmp_path, capsys):
         ("report --scores {place}/scores --out {place}/run", "is a folder"),
         ("inspect nowhere", "nowhere is no folder"),
         ("inspect {place}/run/logs", "no data set we read"),
+        ("inspect {place}/held --evict 1GB", "is no feature cache: --evict removes nothing anywhere else"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_leaves_nothing(here, tmp_path, capsys, command, says):
