@@ -278,7 +278,7 @@ def tidy(message: str) -> str:
         r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: ",
         r"- Expected a <class 'NoneType'> ?",
         r"- Expected a path but \S+ either not accessible or invalid ?",
-        r"Given value type: <class '[\w.]*NestedArg'> Given value: NestedArg\(.*\)",
+        r"Given value type: <class '[\w.]*(?:NestedArg|Namespace)'> Given value: (?:NestedArg|Namespace)\(.*\)",
     ):
         text = re.sub(noise, "", text)
     text = re.sub(r"Given value type: <class '\w+'> Given value: ", "got ", text)

@@ -374,9 +374,9 @@ def draw_curves(path: Path, task: str, start: float, curves: dict[str, list[tupl
     axes.axhline(start, color="0.6", linestyle="--", label="cloned")
     for name, points in curves.items():
         if points:
-            steps, success = np.array(points).T
+            steps, success = np.array([(0, start), *points]).T
             axes.plot(steps, success, marker="o", label=name)
-    axes.set(xlabel="environment steps", ylabel="success on held-out starts", ylim=(0, 1), title=task)
+    axes.set(xlabel="environment steps", ylabel="success on held-out starts", ylim=(0, 1.03), title=task)
     axes.legend()
     fresh = path.with_name(f".{path.name}.part")
     figure.savefig(fresh, dpi=120, format="png")
