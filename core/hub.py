@@ -83,7 +83,9 @@ def _describe_value(value: Any, seen: dict[int, str], at: str) -> Any:
 
 
 def _frozen_prefixes(component: nn.Module) -> tuple[str, ...]:
-    names = [n for n, m in component.named_modules() if getattr(m, "frozen_reference", False) is True]
+    # under every name it goes by: members of an ensemble share one
+    modules = component.named_modules(remove_duplicate=False)
+    names = [n for n, m in modules if getattr(m, "frozen_reference", False) is True]
     return tuple(f"{n}." if n else "" for n in names)
 
 

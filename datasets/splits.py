@@ -36,17 +36,17 @@ def choose_split(
             held = ", ".join(f"{name} ({count})" for name, count in sorted(recorded.items()))
             raise ValueError(f"no episode of the split {train_split!r}: the data set has {held}; set train_split")
         return tuple([i for i, e in enumerate(episodes) if e.split == s] for s in (train_split, val_split))  # pyright: ignore[reportReturnType]
-    families = _families(episodes)
-    ordered = sorted(families, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    found = families(episodes)
+    ordered = sorted(found, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     held_out = round(val_fraction * len(ordered))
     if val_fraction and len(ordered) > 1:
         held_out = min(max(held_out, 1), len(ordered) - 1)
-    val = sorted(place for name in ordered[:held_out] for place in families[name])
-    train = sorted(place for name in ordered[held_out:] for place in families[name])
+    val = sorted(place for name in ordered[:held_out] for place in found[name])
+    train = sorted(place for name in ordered[held_out:] for place in found[name])
     return train, val
 
 
-def _families(episodes: Sequence[Kin]) -> dict[str, list[int]]:
+def families(episodes: Sequence[Kin]) -> dict[str, list[int]]:
     """Episodes connected by contexts and groups, under the smallest name in each family."""
     parent: dict[str, str] = {}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.batch import TrajectoryBatch
 from ..core.interfaces import RewardModel
 from ..core.metrics import value_order_correlation
-from .observed import ObservedReward
+from .normaliser import Normalised
 
 
 class RewardTraining(lightning.LightningModule):
@@ -63,7 +63,7 @@ class RewardTraining(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Fit the normaliser on the training data; every process takes the first one's."""
-        if not isinstance(self.reward, ObservedReward) or self.reward.normalised:
+        if not isinstance(self.reward, Normalised) or self.reward.normalised:
             return
         data = cast(Any, self.trainer).datamodule
         if hasattr(data, "state_batches"):  # without decoding a frame
@@ -73,7 +73,7 @@ class RewardTraining(lightning.LightningModule):
             loader = cast(Any, self.trainer.train_dataloader)
             self.reward.fit_normaliser(cast(TrajectoryBatch, batch) for batch in loader)
         for name, buffer in self.reward.named_buffers():
-            if name.startswith("state_"):
+            if name.rpartition(".")[2].startswith("state_"):
                 buffer.copy_(self.trainer.strategy.broadcast(buffer))
 
     def training_step(self, batch: TrajectoryBatch, batch_idx: int) -> Tensor:
