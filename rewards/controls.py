@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
-from ..datasets.labels import with_success_targets
+from ..datasets.labels import with_progress_targets, with_success_targets
 from ..datasets.negatives import reorder, reverse_map
-from .evaluation import MODEL, Judged, Reading
+from .readings import MODEL, Judged, Reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,22 @@ class OtherTasks:
         return other, self.instructions[other]
 
 
+@dataclass(frozen=True, kw_only=True)
+class InstructionMatrix:
+    """Which episodes are asked every instruction; each costs one more reading per instruction."""
+
+    instructions: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Task → its instruction."""
+    episodes: frozenset[int] = frozenset()
+
+
 def judge(
     reward: RewardModel,
     batch: TrajectoryBatch,
     others: OtherTasks,
     qualities: Sequence[str] | None = None,
     seed: int = 0,
+    matrix: InstructionMatrix | None = None,
 ) -> list[Judged]:
     """Read a batch of whole episodes with the model and with the clock, and with the altered episodes.
 
@@ -50,11 +60,12 @@ def judge(
         others: Where wrong instructions come from.
         qualities: Of each row, empty where unknown.
         seed: Of the shuffled playback.
+        matrix: Which episodes are asked the instruction of every task; None asks none.
 
     Raises:
         ValueError: If the model's estimates do not fit the batch.
     """
-    labelled = with_success_targets(batch)
+    labelled = with_progress_targets(with_success_targets(batch))
     plain = ask(reward, labelled)
     asked = {
         MODEL: (labelled, plain),
@@ -72,6 +83,7 @@ def judge(
             task=torch.tensor([int(t) if w is None else w[0] for w, t in zip(wrong, batch.task, strict=True)]),
         )
         asked["wrong_instruction"] = (told, ask(reward, told))
+    under = _under(reward, labelled, asked, wrong, matrix or InstructionMatrix())
     found: list[Judged] = []
     for row in range(len(batch)):
         readings = {
@@ -88,18 +100,50 @@ def judge(
                 success=float(batch.success[row]) if bool(batch.success_known[row]) else math.nan,
                 readings=readings,
                 quality="" if qualities is None else qualities[row],
+                under=under.get(row, {}),
             )
         )
     return found
 
 
+def _under(
+    reward: RewardModel,
+    batch: TrajectoryBatch,
+    asked: Mapping[str, tuple[TrajectoryBatch, RewardEstimates]],
+    wrong: Sequence[tuple[int, str] | None],
+    matrix: InstructionMatrix,
+) -> dict[int, dict[int, float]]:
+    """Row → task → how far the model says it came under that task's instruction, for the episodes of the matrix."""
+    rows = [row for row in range(len(batch)) if int(batch.episode[row]) in matrix.episodes]
+    found = {row: {int(batch.task[row]): _reading(*asked[MODEL], row).end} for row in rows}
+    for row in rows:
+        told = wrong[row]
+        if told is not None and matrix.instructions.get(told[0]) == told[1]:  # asked already
+            found[row][told[0]] = _reading(*asked["wrong_instruction"], row).end
+    for task, text in matrix.instructions.items():
+        left = [row for row in rows if task not in found[row]]
+        if not left:
+            continue
+        part = batch[left]
+        told = replace(part, instructions=(text,) * len(left), task=torch.full_like(part.task, task))
+        estimates = ask(reward, told)
+        for place, row in enumerate(left):
+            found[row][task] = _reading(told, estimates, place).end
+    return found
+
+
 def with_constant(judged: Sequence[Judged]) -> list[Judged]:
-    """Add the constant control: the share of successes, everywhere. Its calibration is perfect by construction."""
+    """Add the constant control: the share of successes, everywhere; as progress, the mean of the known progress.
+
+    Its calibration is perfect by construction.
+    """
     clocks = [j.readings["clock"] for j in judged]
     labels = np.concatenate([c.label for c in clocks]) if clocks else np.zeros(0)
     outcomes = np.array([j.success for j in judged if not math.isnan(j.success)])
     chosen = labels if len(labels) else outcomes
     constant = float(chosen.mean()) if len(chosen) else 0.5
+    targets = np.concatenate([c.target for c in clocks]) if clocks else np.zeros(0)
+    middle = float(targets.mean()) if len(targets) else 0.5
 
     def reading(clock: Reading) -> Reading:
         return Reading(
@@ -109,6 +153,8 @@ def with_constant(judged: Sequence[Judged]) -> list[Judged]:
             final=constant,
             probability=np.full(len(clock.label), constant),
             label=clock.label,
+            progress=np.full(len(clock.target), middle),
+            target=clock.target,
         )
 
     return [replace(j, readings={**j.readings, "constant": reading(c)}) for j, c in zip(judged, clocks, strict=True)]
@@ -126,6 +172,8 @@ def describe_figures(estimates: RewardEstimates) -> dict[str, str]:
         "calibration of": f"success probability at every observation, against {label}"
         if success
         else f"{score}, against the episode's outcome",
+        **({"progress error": "mean over observations of |progress − label|, then over episodes"} if progress else {}),
+        "instructions by": f"{'final progress' if progress else score}, under the right and under wrong instructions",
     }
 
 
@@ -206,6 +254,12 @@ def _reading(batch: TrajectoryBatch, estimates: RewardEstimates, row: int) -> Re
         known = told.valid[row].numpy() & estimates.success.valid[row].numpy() & made
         probability = estimates.success.values[row].double().numpy()[known]
         label = told.values[row].double().numpy()[known]
+    progress, target = np.zeros(0), np.zeros(0)
+    if estimates.progress is not None:
+        told = batch.labels["progress"]
+        known = told.valid[row].numpy() & estimates.progress.valid[row].numpy() & made
+        progress = estimates.progress.values[row].double().numpy()[known]
+        target = told.values[row].double().numpy()[known]
     return Reading(
         values=_checked(values[counts & _evaluated(batch, row)], batch, row),
         score=score,
@@ -213,6 +267,8 @@ def _reading(batch: TrajectoryBatch, estimates: RewardEstimates, row: int) -> Re
         final=final,
         probability=probability,
         label=label,
+        progress=progress,
+        target=target,
     )
 
 
@@ -232,6 +288,9 @@ def _clock(batch: TrajectoryBatch, estimates: RewardEstimates, row: int) -> Read
     known = np.zeros_like(counts)
     if estimates.success is not None:
         known = batch.labels["success"].valid[row].numpy() & estimates.success.valid[row].numpy() & _made(batch, row)
+    aimed = np.zeros_like(counts)
+    if estimates.progress is not None:
+        aimed = batch.labels["progress"].valid[row].numpy() & estimates.progress.valid[row].numpy() & _made(batch, row)
     return Reading(
         values=time[counts],
         score=1.0,
@@ -239,4 +298,6 @@ def _clock(batch: TrajectoryBatch, estimates: RewardEstimates, row: int) -> Read
         final=1.0,
         probability=time[known],
         label=batch.labels["success"].values[row].double().numpy()[known],
+        progress=time[aimed],
+        target=batch.labels["progress"].values[row].double().numpy()[aimed],
     )

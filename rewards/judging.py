@@ -1,9 +1,11 @@
 """Judges a reward model on a data set: reads every episode once, asks the model and its controls, computes figures."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
@@ -13,9 +15,15 @@ from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
 from ..datasets.features import FeatureCache
 from ..datasets.reader import EpisodeReader
 from ..datasets.splits import Kin, choose_split
-from .controls import OtherTasks, ask, describe_figures, judge, with_constant
-from .evaluation import Evaluation, Judged, evaluate
+from .controls import InstructionMatrix, OtherTasks, ask, describe_figures, judge, with_constant
+from .evaluation import Evaluation, evaluate
+from .readings import Judged
 from .scoring import model_reader, read_for
+
+CONFUSION = 5
+"""Episodes of each task that are asked every instruction, unless told otherwise."""
+CONFUSION_TASKS = 12
+"""At most so many instructions: with 5 episodes of each that is at most 12 · 5 · 11 = 660 more readings."""
 
 
 def evaluate_dataset(
@@ -28,11 +36,17 @@ def evaluate_dataset(
     model: Mapping[str, Any] | None = None,
     version: str = "",
     console: Console | None = None,
+    threshold: float | int | None = None,
+    confusion: int = CONFUSION,
+    quality_order: Sequence[str] = (),
+    against: RewardModel | None = None,
+    against_model: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Judge a model on the episodes of a split, or on all.
 
     Every episode is read and decoded once; the model is asked four times about it: as it was, in reverse, shuffled, and
-    with a wrong instruction. Episodes that cannot be used are named in the result.
+    with a wrong instruction. Some episodes are asked every instruction. Episodes that cannot be used are named in the
+    result.
 
     Args:
         reward: On its device, in evaluation mode.
@@ -45,42 +59,108 @@ def evaluate_dataset(
         model: Shown as it is.
         version: Of this package.
         console: Where the progress bar goes; None shows none.
+        threshold: From which score on an episode counts as called a success; None takes ½ where scores are in [0, 1].
+        confusion: Successful episodes of each task that are asked every instruction, of at most `CONFUSION_TASKS`
+            tasks; 0 leaves the matrix of instructions out.
+        quality_order: Qualities from worst to best; empty takes the order of those that are known.
+        against: Another model, to compare with on the same episodes; on its device, in evaluation mode.
+        against_model: Which that is.
 
     Raises:
-        ValueError: If there is no such split, or no episode in it can be used.
+        ValueError: If there is no such split, no episode in it can be used, an argument makes no sense, or the two
+            models have no episode in common.
     """
     if batch_size < 1:
         raise ValueError(f"expected at least one episode at once, got {batch_size}")
-    reader = model_reader(reward, dataset, None if cache is None else FeatureCache(cache))
-    bad: dict[int, BadEpisodeError] = {}
-    usable, others = _survey(reader, bad, seed)
-    places = _in_split(dataset, usable, split)
-    judged: list[Judged] = []
-    conventions: dict[str, str] = {}
-    with Progress(console=console, disable=console is None, transient=True) as progress:
-        bar = progress.add_task("judging", total=len(places))
-        for group in _groups(sorted(places, key=lambda p: (reader(p).steps, p)), batch_size):
-            batch, episodes = _load(reader, reward, group, bad)
-            if batch is not None:
-                judged += judge(reward, batch, others, [e.quality for e in episodes], seed)
-                conventions = conventions or describe_figures(ask(reward, batch[:1]))
-            progress.advance(bar, len(group))
+    if confusion < 0:
+        raise ValueError(f"expected at least 0 episodes of each task to be asked every instruction, got {confusion}")
+    work = _Work(dataset, split, batch_size, cache, seed, confusion, console)
+    first = work.judge(reward)
+    second: list[Judged] = []
+    if against is not None:
+        second = work.judge(against, "judging the other model", {j.episode for j in first.judged}).judged
+        if not second:
+            raise ValueError("the other model can judge none of the episodes that this one can: nothing to compare")
     return evaluate(
-        with_constant(sorted(judged, key=lambda j: j.episode)),
-        conventions,
+        first.judged,
+        first.conventions,
         model=model,
         data=dataset.name,
         split=split,
         version=version,
-        bad=[{"episode": e.index, "status": e.status, "reason": e.reason} for _, e in sorted(bad.items())],
+        bad=[{"episode": e.index, "status": e.status, "reason": e.reason} for _, e in sorted(first.bad.items())],
         seed=seed,
+        threshold=threshold,
+        quality_order=quality_order,
+        instructions=first.matrix.instructions,
+        against=second,
+        against_model=against_model,
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Found:
+    judged: list[Judged]
+    conventions: dict[str, str]
+    bad: dict[int, BadEpisodeError]
+    matrix: InstructionMatrix
+
+
+class _Work:
+    """What is judged and how, the same for every model."""
+
+    def __init__(
+        self,
+        dataset: EpisodeDataset,
+        split: str,
+        batch_size: int,
+        cache: str | Path | None,
+        seed: int,
+        confusion: int,
+        console: Console | None,
+    ) -> None:
+        self.dataset, self.split, self.batch_size, self.seed = dataset, split, batch_size, seed
+        self.cache, self.confusion, self.console = cache, confusion, console
+
+    def judge(self, reward: RewardModel, what: str = "judging", only: Collection[int] | None = None) -> _Found:
+        """Ask a model about the episodes of the split that it can read, or about those of them with given numbers."""
+        dataset = self.dataset
+        reader = model_reader(reward, dataset, None if self.cache is None else FeatureCache(self.cache))
+        bad: dict[int, BadEpisodeError] = {}
+        usable, others, same = _survey(reader, bad, self.seed)
+        places = (
+            _in_split(dataset, usable, self.split) if only is None else [p for p, kin in usable if kin.index in only]
+        )
+        matrix = _choose_matrix(reader, places, others, same, self.confusion, self.seed)
+        judged: list[Judged] = []
+        conventions: dict[str, str] = {}
+        with Progress(console=self.console, disable=self.console is None, transient=True) as progress:
+            bar = progress.add_task(what, total=len(places))
+            for group in _groups(sorted(places, key=lambda p: (reader(p).steps, p)), self.batch_size):
+                batch, episodes = _load(reader, reward, group, bad)
+                if batch is not None:
+                    qualities = [e.quality for e in episodes]
+                    found = judge(reward, batch, others, qualities, self.seed, matrix)
+                    judged += [replace(j, task=same[j.task], under=_merged(j, same)) for j in found]
+                    conventions = conventions or describe_figures(ask(reward, batch[:1]))
+                progress.advance(bar, len(group))
+        if matrix.instructions:
+            asked = (
+                f"{len(matrix.episodes)} episodes, up to {self.confusion} of each of {len(matrix.instructions)} tasks"
+            )
+            conventions["instruction matrix of"] = asked
+        judged = with_constant(sorted(judged, key=lambda j: j.episode))
+        return _Found(judged=judged, conventions=conventions, bad=bad, matrix=matrix)
+
+
+def _merged(judged: Judged, same: Mapping[int, int]) -> dict[int, float]:
+    return {same[task]: score for task, score in judged.under.items()}
 
 
 def _survey(
     reader: EpisodeReader, bad: dict[int, BadEpisodeError], seed: int
-) -> tuple[list[tuple[int, Kin]], OtherTasks]:
-    """Places of the episodes that can be used, and the instructions of all tasks."""
+) -> tuple[list[tuple[int, Kin]], OtherTasks, dict[int, int]]:
+    """Places of the episodes that can be used, the instructions of all tasks, and tasks that are the same in words."""
     usable: list[tuple[int, Kin]] = []
     instructions: dict[int, str] = {}
     for place in range(len(reader.dataset)):
@@ -93,7 +173,39 @@ def _survey(
         split = reader.dataset.summary(place).split
         kin = Kin(index=episode.index, split=split, context=episode.context, group=episode.group)
         usable.append((place, kin))
-    return usable, OtherTasks(instructions=instructions, seed=seed)
+    # data sets joined into one number their tasks apart, though they may hold the same one
+    by_text: dict[str, int] = {}
+    same = {task: by_text.setdefault(text, task) if text else task for task, text in instructions.items()}
+    return usable, OtherTasks(instructions=instructions, seed=seed), same
+
+
+def _choose_matrix(
+    reader: EpisodeReader,
+    places: Sequence[int],
+    others: OtherTasks,
+    same: Mapping[int, int],
+    confusion: int,
+    seed: int,
+) -> InstructionMatrix:
+    """Tasks with most episodes and, of each, episodes drawn from its successes (from all where none is labelled)."""
+    if confusion == 0 or len(set(same.values())) < 2:
+        return InstructionMatrix()
+    episodes = [reader(place) for place in places]
+    unlabelled = all(e.success is None for e in episodes)
+    held: dict[int, list[int]] = {task: [] for task in dict.fromkeys(same.values())}
+    counts = dict.fromkeys(held, 0)
+    for episode in episodes:
+        counts[same[episode.task]] += 1
+        if unlabelled or (episode.success is not None and episode.success >= 0.5):
+            held[same[episode.task]].append(episode.index)
+    tasks = sorted(sorted(held, key=lambda t: -counts[t])[:CONFUSION_TASKS])
+    chosen: set[int] = set()
+    for number, task in enumerate(tasks):
+        generator = np.random.default_rng([seed, 3, number])
+        chosen |= {int(e) for e in generator.permutation(sorted(held[task]))[:confusion]}
+    return InstructionMatrix(
+        instructions={task: others.instructions[task] for task in tasks}, episodes=frozenset(chosen)
+    )
 
 
 def _in_split(dataset: EpisodeDataset, usable: Sequence[tuple[int, Kin]], split: str) -> list[int]:

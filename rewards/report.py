@@ -15,26 +15,28 @@ from PIL import Image
 
 from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
 from ..datasets.opening import open_dataset
+from .report_figures import read_evaluation
 from .report_page import Card, Page, render
 from .scores import ScoredEpisode, read_scores
 
 _FRAMES, _PICTURE = 8, 120  # pictures in a strip, and the shorter side of one in pixels
 
 
-def write_report(scores: str | Path, out: str | Path, episodes: int = 3) -> Path:
+def write_report(scores: str | Path, out: str | Path, episodes: int = 3, evaluation: str | Path | None = None) -> Path:
     """Write one self-contained HTML page about a folder of scores.
 
     Args:
         scores: Folder that ``guerdon score`` wrote.
         out: Page to write; it appears whole or not at all.
         episodes: How many best, worst and doubtful episodes to show.
+        evaluation: File that ``guerdon evaluate --json`` wrote about the same model, to show its figures too.
 
     Returns:
         The page's path.
 
     Raises:
-        FileNotFoundError: If there are no scores.
-        ValueError: If the scores hold no row, or ``episodes`` is below 1.
+        FileNotFoundError: If there are no scores, or no figures where some were named.
+        ValueError: If the scores hold no row, ``episodes`` is below 1, or the figures are of another model.
         OSError: If the page cannot be written.
     """
     if episodes < 1:
@@ -43,7 +45,14 @@ def write_report(scores: str | Path, out: str | Path, episodes: int = 3) -> Path
     if page.is_dir():
         raise IsADirectoryError(f"{page} is a folder: name the page to write, such as {page / 'report.html'}")
     found = read_scores(scores)
-    text = render(build(found.episodes, found.metadata, found.bad, episodes))
+    figures = None if evaluation is None else read_evaluation(evaluation)
+    if figures is not None:
+        judged, scored = str(figures.get("model", {}).get("hash", "")), str(found.metadata.get("model_hash", ""))
+        if judged and scored and judged != scored:
+            raise ValueError(
+                f"{evaluation} is about model {judged}, {scores} holds scores of model {scored}: evaluate that model"
+            )
+    text = render(build(found.episodes, found.metadata, found.bad, episodes, figures))
     fresh = page.with_name(f".{page.name}.{os.getpid()}.part")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +65,11 @@ def write_report(scores: str | Path, out: str | Path, episodes: int = 3) -> Path
 
 
 def build(
-    scored: Sequence[ScoredEpisode], metadata: Mapping[str, Any], reasons: Mapping[int, str], count: int = 3
+    scored: Sequence[ScoredEpisode],
+    metadata: Mapping[str, Any],
+    reasons: Mapping[int, str],
+    count: int = 3,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> Page:
     """Choose what to show and collect it from scores and data.
 
@@ -65,6 +78,7 @@ def build(
         metadata: Of the score file.
         reasons: Why an episode has no scores, by its number.
         count: How many best, worst and doubtful episodes to show.
+        evaluation: Figures as `Evaluation.to_json` gives them.
 
     Raises:
         ValueError: If there is no episode.
@@ -96,6 +110,7 @@ def build(
         score_name=name,
         sections={k: (line, _cards(rows, data, name, rank)) for k, (line, rows) in chosen.items() if rows},
         bad=[(e.index, e.status, reasons.get(e.index, "")) for e in scored if not e.usable],
+        evaluation=evaluation,
     )
 
 

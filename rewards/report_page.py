@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from .report_figures import STYLE as FIGURE_STYLE
+from .report_figures import render_evaluation
+
 WIDTH, HEIGHT = 960, 150
 """Of a curve, in SVG units; the film strip above it is as wide, so that both share one time axis."""
 _POINTS = 480  # more would not be seen at this width
@@ -92,6 +95,8 @@ class Page:
     """Heading → a line under it and its episodes."""
     bad: Sequence[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
     """Episode, status, reason."""
+    evaluation: Mapping[str, Any] | None = None
+    """Figures, as `Evaluation.to_json` gives them."""
 
 
 def render(page: Page) -> str:
@@ -104,6 +109,7 @@ def render(page: Page) -> str:
         f'<dl class="facts">{facts}</dl>',
         f'<div class="counts">{counts}</div>',
         f"<details><summary>Configuration</summary><pre>{configuration}</pre></details>" if page.configuration else "",
+        render_evaluation(page.evaluation) if page.evaluation else "",
         _outcomes(page.outcomes, page.score_name),
     ]
     for heading, (line, cards) in page.sections.items():
@@ -113,7 +119,7 @@ def render(page: Page) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(page.title)}</title><style>{STYLE}</style></head>\n"
+        f"<title>{escape(page.title)}</title><style>{STYLE}{FIGURE_STYLE}</style></head>\n"
         f"<body><main>{chr(10).join(p for p in parts if p)}</main></body></html>\n"
     )
 
