@@ -76,7 +76,7 @@ class EpisodeReader:
             return
         for camera in present:
             if self.encoder is not None:
-                self._features(episode, camera).fill()
+                self._features(episode, camera, revision_of(self.encoder)).fill()
             elif self.frame_size is not None:
                 self._frames(episode, camera).fill()
 
@@ -86,9 +86,7 @@ class EpisodeReader:
         Raises:
             BadEpisodeError: If the episode has none of the cameras (status ``"camera"``).
         """
-        if self.encoder is None or self.cache is None:
-            return {}
-        return {f"{self.encoder.name}/{c}": self._features(episode, c) for c in self._present(episode)}
+        return {} if self.encoder is None or self.cache is None else self._embedded(episode, revision_of(self.encoder))
 
     def batch(
         self, windows: Sequence[Window], frame_count: int | None = None, frames_every: int = 1
@@ -99,13 +97,14 @@ class EpisodeReader:
             BadEpisodeError: If an episode has none of the cameras (status ``"camera"``), or a video cannot be decoded.
         """
         embedded = self.encoder is not None and self.cache is not None
+        revision = revision_of(self.encoder) if self.encoder is not None and embedded else ""
         return collate(
             windows if embedded else [self._with_frames(w) for w in windows],
             cameras=() if embedded else self.cameras,
             frame_count=frame_count,
             frame_size=self.frame_size,
             frames_every=frames_every,
-            features=self.features if embedded else None,
+            features=(lambda episode: self._embedded(episode, revision)) if embedded else None,
         )
 
     def _present(self, episode: Episode) -> list[str]:
@@ -130,9 +129,13 @@ class EpisodeReader:
             frames = {c: episode.frames[c] for c in present}
         return replace(window, episode=replace(episode, frames=frames))
 
-    def _features(self, episode: Episode, camera: str) -> FeatureSource:
+    def _embedded(self, episode: Episode, revision: str) -> Mapping[str, FeatureReader]:
+        assert self.encoder is not None
+        return {f"{self.encoder.name}/{c}": self._features(episode, c, revision) for c in self._present(episode)}
+
+    def _features(self, episode: Episode, camera: str, revision: str) -> FeatureSource:
         assert self.cache is not None and self.encoder is not None
-        opened, key = self._open.setdefault(episode, {}), (camera, revision_of(self.encoder))
+        opened, key = self._open.setdefault(episode, {}), (camera, revision)
         if key not in opened:
             opened[key] = self.cache.features(episode, camera, self.encoder, self.frame_size, compute=False)
         source = opened[key]
