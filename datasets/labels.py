@@ -247,8 +247,8 @@ class LabelFactory:
         assume_success: Take episodes of unknown outcome for successes.
         partial_success: Use a success between 0 and 1: as progress at the last observation, and as not done.
         success_tail: Observations at the end of a success that count as done.
-        progress: Target of progress: linear in time; by stages (``stages`` says how much each counts); or the
-            return-to-go plus 1, which is also known for failures (0 all along).
+        progress: Target of progress: linear in time; by stages (``stages`` says how much each counts), unknown where
+            no stage is recorded; or the return-to-go plus 1, which is also known for failures (0 all along).
         stages: Share of progress that each stage is worth, or their number for equal shares; for ``"stages"``.
         horizon: Steps that count as the longest episode; for ``"return_to_go"``.
 
@@ -292,7 +292,7 @@ class LabelFactory:
         """Add the targets only: progress, success and remaining steps."""
         if self.progress == "stages":
             assert self.stages is not None
-            batch = with_stage_targets(batch, self.stages)
+            batch = with_stage_targets(_with_unknown_stages(batch), self.stages)
         elif self.progress == "return_to_go":
             assert self.horizon is not None
             batch = with_return_targets(batch, self.horizon)
@@ -356,6 +356,15 @@ class LabelFactory:
             return -1, None
         chosen = others[min(int(where * len(others)), len(others) - 1)]
         return (-1, chosen) if isinstance(chosen, str) else (chosen, None)
+
+
+def _with_unknown_stages(batch: TrajectoryBatch) -> TrajectoryBatch:
+    """Unknown stages where no row of a batch has any: other batches of the data set may."""
+    unknown = Labelled(
+        values=torch.zeros_like(batch.observed, dtype=torch.float32), valid=torch.zeros_like(batch.observed)
+    )
+    missing = {name: unknown for name in (STAGE, FRACTION) if name not in batch.labels}
+    return replace(batch, labels={**batch.labels, **missing}) if missing else batch
 
 
 def _time_map(batch: TrajectoryBatch, kind: Tensor, where: Tensor) -> Tensor:

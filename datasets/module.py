@@ -20,6 +20,7 @@ from .labels import LabelFactory
 from .opening import open_dataset
 from .reader import EpisodeReader
 from .splits import Kin, choose_split
+from .stages import STAGE
 
 _TRAIN, _VAL = 0, 1
 
@@ -91,6 +92,7 @@ class EpisodeData(lightning.LightningDataModule):
         self.seed, self.num_workers = seed, num_workers
         self.bad: list[BadEpisodeError] = []
         self._reader: EpisodeReader | None = None
+        self._staged = False
         self.places: dict[str, list[int]] = {}
 
     def prepare_data(self) -> None:
@@ -124,6 +126,11 @@ class EpisodeData(lightning.LightningDataModule):
                 f"{self._reasons()}",
                 stacklevel=2,
             )
+        if getattr(self.labels, "progress", "") == "stages" and not self._staged:
+            raise ValueError(
+                f"{dataset.name}: progress by stages was asked for, and no episode holds a stage per observation "
+                '(labels["stage"]): record it, or take the linear target'
+            )
         train, val = choose_split(kin, self.train_split, self.val_split, self.val_fraction)
         self.places = {"train": [usable[i] for i in train], "val": [usable[i] for i in val]}
         if not val and stage == "validate":
@@ -133,7 +140,7 @@ class EpisodeData(lightning.LightningDataModule):
     def _go_through(self, reader: EpisodeReader) -> tuple[list[Kin], list[int]]:
         kin: list[Kin] = []
         usable: list[int] = []
-        self.bad = []
+        self.bad, self._staged = [], False
         places = range(len(reader.dataset))
         shown = track(places, description="embedding", transient=True) if reader.cache is not None else places
         device = getattr(getattr(cast(Any, self.trainer), "strategy", None), "root_device", torch.device("cpu"))
@@ -147,6 +154,7 @@ class EpisodeData(lightning.LightningDataModule):
                 self.bad.append(error)
                 continue
             split = reader.dataset.summary(place).split
+            self._staged |= STAGE in episode.labels and bool(episode.labels[STAGE].valid.any())
             kin.append(Kin(index=episode.index, split=split, context=episode.context, group=episode.group))
             usable.append(place)
         if self.encoder is not None:

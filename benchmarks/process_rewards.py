@@ -1,0 +1,171 @@
+"""How far a process reward model can be trusted: eight Meta-World tasks, held-out contexts, two tasks never trained on.
+
+    python benchmarks/process_rewards.py --runs runs/process_rewards
+
+For each task it collects logs of mixed quality (scripted expert, noisy expert, aborted, random), trains one model on
+all eight at once, from states or from pixels, calibrates it on a tenth of the training contexts that it was not trained
+on, and judges it on held-out contexts of the same tasks and on two tasks it never saw. Data, models and judgements are
+kept in the runs folder, and a second run goes on from there. Prints a table, writes JSON. Needs
+`pip install 'guerdon[sim]'` and, for pixels, an OpenGL library.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from rich.console import Console
+
+from guerdon import __version__
+from guerdon.backbones.language import HashedText
+from guerdon.backbones.vision import ConvEncoder
+from guerdon.core.hub import load_component
+from guerdon.datasets.joined import JoinedDatasets
+from guerdon.datasets.labels import LabelFactory
+from guerdon.datasets.module import EpisodeData
+from guerdon.datasets.opening import open_dataset
+from guerdon.envs.collect import collect_dataset
+from guerdon.rewards.calibration import calibrate
+from guerdon.rewards.fit import RewardTraining
+from guerdon.rewards.judging import evaluate_dataset
+from guerdon.rewards.progress import ProgressReward
+
+TASKS = (
+    "drawer-open-v3",
+    "door-open-v3",
+    "button-press-topdown-v3",
+    "window-open-v3",
+    "plate-slide-v3",
+    "handle-press-v3",
+    "faucet-open-v3",
+    "coffee-button-v3",
+)
+UNSEEN = ("drawer-close-v3", "window-close-v3")
+"""Never trained on, and a hard pair: the scenes of two training tasks, asked to be undone."""
+TRAIN, EVAL, HORIZON = 48, 24, 120
+CAMERA = "corner2"
+AIMS = {
+    "success_auroc": 0.95,
+    "value_order_correlation": 0.9,
+    "reversed": -0.5,
+    "instruction_auroc": 0.9,
+    "calibration_error": 0.1,
+}
+
+
+def collect(runs: Path) -> None:
+    """Logs of every task; what is there is kept."""
+    for task in (*TASKS, *UNSEEN):
+        for split, episodes, seed in (("train", TRAIN, 0), ("eval", EVAL, 1)):
+            out = runs / "data" / task / split
+            if not out.exists():
+                collect_dataset(f"metaworld/{task}", out, episodes, seed, split=split, horizon=HORIZON)
+
+
+def model(inputs: str) -> ProgressReward:
+    """The model for one kind of input, with everything trained from scratch."""
+    text = HashedText(width=64)
+    if inputs == "states":
+        return ProgressReward(state_size=39, text=text, width=128, layers=1, success_weight=1.0)
+    encoder = ConvEncoder(width=64, channels=(16, 32, 64, 64), size=64)
+    return ProgressReward(
+        cameras=(CAMERA,),
+        encoder=encoder,
+        text=text,
+        width=128,
+        layers=1,
+        frame_size=64,
+        frames_every=2,
+        success_weight=1.0,
+    )
+
+
+def data(inputs: str, runs: Path, seed: int) -> EpisodeData:
+    """Training rows of all tasks, with negatives that time alone cannot explain."""
+    labels = LabelFactory(rewind=0.2, reverse=0.15, wrong_instruction=0.25, stall=0.1, warp=0.1)
+    paths = [str(runs / "data" / task / "train") for task in TASKS]
+    if inputs == "states":
+        return EpisodeData(paths, batch_size=32, repeats=4, labels=labels, seed=seed)
+    return EpisodeData(
+        paths,
+        cameras=(CAMERA,),
+        frame_size=64,
+        frame_count=20,
+        cache=str(runs / "frames"),
+        batch_size=32,
+        repeats=2,
+        labels=labels,
+        seed=seed,
+    )
+
+
+def fit(inputs: str, seed: int, runs: Path, epochs: int) -> tuple[Path, float]:
+    """Train and save, unless it was done; the folder and the seconds it took."""
+    folder = runs / f"{inputs}_{seed}"
+    if (folder / "seconds.json").exists():
+        return folder, float(json.loads((folder / "seconds.json").read_text()))
+    lightning.seed_everything(seed, verbose=False)
+    started = time.perf_counter()
+    module = RewardTraining(model(inputs), learning_rate=1e-3, schedule="cosine", warmup_steps=50)
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, datamodule=data(inputs, runs, seed))
+    module.reward.eval().save_pretrained(folder / "model")
+    seconds = time.perf_counter() - started
+    (folder / "seconds.json").write_text(json.dumps(seconds))
+    return folder, seconds
+
+
+def judge(inputs: str, seed: int, runs: Path, folder: Path) -> dict[str, Any]:
+    """Calibrate on the contexts held out of training, then judge on held-out contexts and on unseen tasks."""
+    cache = runs / "frames" if inputs == "pixels" else None
+    reward = load_component(folder / "model").eval()
+    assert isinstance(reward, ProgressReward)
+    logs = JoinedDatasets([open_dataset(str(runs / "data" / task / "train")) for task in TASKS])
+    calibrated, _ = calibrate(reward, logs, split="val", method="isotonic", cache=cache, seed=seed)
+    calibrated.save_pretrained(folder / "calibrated")
+    found: dict[str, Any] = {}
+    for name, tasks in (("held-out contexts", TASKS), ("unseen tasks", UNSEEN)):
+        judged = JoinedDatasets([open_dataset(str(runs / "data" / task / "eval")) for task in tasks])
+        for what, subject in (("as trained", reward), ("calibrated", calibrated.eval())):
+            console = Console(stderr=True)
+            evaluation = evaluate_dataset(subject, judged, cache=cache, version=__version__, console=console)
+            found[f"{name}, {what}"] = evaluation.to_json()
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/process_rewards"))
+    parser.add_argument("--inputs", choices=("states", "pixels"), action="append")
+    parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "process_rewards.json")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    collect(options.runs)
+    results: dict[str, Any] = {}
+    for inputs in options.inputs or ["states", "pixels"]:
+        for seed in options.seed or [0, 1, 2]:
+            folder, seconds = fit(inputs, seed, options.runs, options.epochs)
+            kept = folder / "judged.json"
+            if not kept.exists():
+                kept.write_text(json.dumps(judge(inputs, seed, options.runs, folder)))
+            results[f"{inputs} {seed}"] = {"seconds": seconds, **json.loads(kept.read_text())}
+
+
+if __name__ == "__main__":
+    main()
