@@ -104,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--scores", type=Path, required=True, metavar="DIR", help="folder `guerdon score` wrote")
     report.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="page to write")
     report.add_argument("--episodes", type=int, default=3, metavar="N", help="best, worst and doubtful ones to show")
+    report.add_argument("--evaluation", type=Path, metavar="FILE", help="also show what `evaluate --json FILE` wrote")
     inspect = add("inspect", _inspect, "Say what a folder is: a data set, a component, scores, a run, a feature cache")
     inspect.add_argument("folder", type=Path, metavar="DIR")
     inspect.add_argument("--evict", metavar="SIZE", help="cut a feature cache to 20GB, 500MB…, what is unused longest")
@@ -149,8 +150,25 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     _add_model_and_data(parser)
     parser.add_argument("--split", default="", help="only episodes of this split; default: all")
+    parser.add_argument(
+        "--also", type=Path, action="append", default=[], metavar="DIR", help="one more data set, such as another task"
+    )
+    parser.add_argument("--against", metavar="OTHER_MODEL", help="compare with this model on the same episodes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     parser.add_argument("--seed", type=int, default=0, help="of shuffling, wrong instructions and the bootstrap")
+    parser.add_argument(
+        "--threshold", type=float, metavar="SCORE", help="called a success from here; default: 0.5, for probabilities"
+    )
+    parser.add_argument(
+        "--confusion",
+        type=int,
+        default=5,
+        metavar="M",
+        help="episodes of each of up to 12 tasks that are asked every instruction; 0 for none; default: %(default)s",
+    )
+    parser.add_argument(
+        "--quality-order", default="", metavar="WORST,…,BEST", help="of recorded qualities; default: where known"
+    )
 
 
 def _collect(options: argparse.Namespace, rest: list[str]) -> int:
@@ -227,6 +245,7 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
     from rich.console import Console
 
+    from .datasets.joined import JoinedDatasets
     from .datasets.opening import open_dataset
     from .rewards.evaluation_table import print_evaluation
     from .rewards.judging import evaluate_dataset
@@ -234,9 +253,13 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
     _can_write(options.json)
     reward, said = open_reward_model(options.model, device=options.device, trust=options.trust)
+    other, other_said = None, None
+    if options.against is not None:
+        other, other_said = open_reward_model(options.against, device=options.device, trust=options.trust)
+    datasets = [open_dataset(path) for path in (options.data, *options.also)]
     evaluation = evaluate_dataset(
         reward,
-        open_dataset(options.data),
+        JoinedDatasets(datasets) if options.also else datasets[0],
         split=options.split,
         batch_size=options.batch_size,
         cache=options.cache,
@@ -244,9 +267,14 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
         model=said,
         version=__version__,
         console=Console(stderr=True),
+        threshold=options.threshold,
+        confusion=options.confusion,
+        quality_order=[name.strip() for name in options.quality_order.split(",") if name.strip()],
+        against=other,
+        against_model=other_said,
     )
     # a pipe has no width: give tables the room they need rather than fold them at 80 columns
-    print_evaluation(evaluation, Console(width=None if sys.stdout.isatty() else 150))
+    print_evaluation(evaluation, Console(width=None if sys.stdout.isatty() else 100))
     if options.json is not None:
         text = json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         fresh = options.json.with_name(f".{options.json.name}.{os.getpid()}.part")
@@ -260,7 +288,7 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
     from .rewards.report import write_report
 
     _can_write(options.out)
-    print(write_report(options.scores, options.out, episodes=options.episodes))
+    print(write_report(options.scores, options.out, episodes=options.episodes, evaluation=options.evaluation))
     return 0
 
 
