@@ -34,6 +34,7 @@ _PUBLIC = {
     "Scale": "rewards.combine",
     "FirstHit": "rewards.shaping",
     "Potential": "rewards.shaping",
+    "FeatureCache": "datasets.features",
     "RewardTraining": "rewards.fit",
     "ValueCritic": "critics.value",
     "GaussianPolicy": "policies.gaussian",
