@@ -1,6 +1,7 @@
 """A model judged on a data set: splits, bad episodes, broken videos, several tasks, models from disk."""
 
 import io
+import json
 import math
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from guerdon.cli import main
 from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.hub import save_component
 from guerdon.core.interfaces import RewardModel
 from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Episode, EpisodeSummary, FrameSource
+from guerdon.datasets.joined import JoinedDatasets
+from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.rewards.evaluation import MODEL
 from guerdon.rewards.judging import evaluate_dataset
 from guerdon.rewards.observed import RewardInputs
@@ -181,3 +185,98 @@ def test_opening_a_model_for_use(tmp_path):
         open_reward_model(tmp_path)
     with pytest.raises(ValueError, match="cannot use device 'nonsense'"):
         open_reward_model(tmp_path / "run", "nonsense")
+
+
+def several(count=6, tasks=2):
+    return [episode(i, i % tasks, float(i < count - 2), steps=3 + i) for i in range(count)]
+
+
+def test_every_instruction_is_asked_of_a_bounded_number_of_episodes():
+    data = Memory([episode(i, i % 3, float(i < 9), steps=4) for i in range(12)])
+    reward = Seen()
+    found = evaluate_dataset(reward, data, confusion=2)
+    # as it was, reversed, shuffled, wrong; the matrix asks 2 episodes of 3 tasks the one instruction they were not told
+    assert reward.asked == 12 * 4 + 1 + 6 * 1
+    assert found.confusion is not None and found.confusion.instructions == TASKS
+    assert found.confusion.counts == ((2, 2, 2),) * 3
+    for row, cells in enumerate(found.confusion.cells):
+        assert cells == pytest.approx([float(row == column) for column in range(3)])
+    assert found.figures[MODEL].instruction_margin.value == 1.0
+    assert found.conventions["instruction matrix of"] == "6 episodes, up to 2 of each of 3 tasks"
+    without = evaluate_dataset(Seen(), data, confusion=0)
+    assert without.confusion is None and math.isnan(without.figures[MODEL].instruction_margin.value)
+    assert any("instruction margin undefined (see --confusion)" in note for note in without.notes)
+    with pytest.raises(ValueError, match="at least 0 episodes of each task"):
+        evaluate_dataset(Seen(), data, confusion=-1)
+
+
+def test_the_matrix_holds_a_row_for_a_task_without_video():
+    episodes = [episode(0, 0, split="val"), episode(1, 1, split="train"), episode(2, 2, 0.0, split="val")]
+    found = evaluate_dataset(Seen(), Memory(episodes), split="val")
+    assert found.confusion is not None and len(found.confusion.tasks) == 3
+    assert found.confusion.counts == ((1, 0, 0),) * 3
+    assert found.confusion.missing == tuple(f"no video of {text!r} was judged" for text in TASKS[1:])
+
+
+def test_the_same_task_of_two_data_sets_is_one_task():
+    def parts(index):
+        return Memory([episode(10 * index + i, i % 2, float(i < 3), steps=3 + i) for i in range(4)])
+
+    found = evaluate_dataset(Seen(), JoinedDatasets([parts(0), parts(1)]))
+    assert found.counts["tasks"] == 2 and [t.episodes for t in found.tasks] == [4, 4]
+    assert found.confusion is not None and found.confusion.instructions == TASKS[:2]
+    assert found.figures[MODEL].instruction_accuracy.value == 1.0
+
+
+class Timid(Seen):
+    """Sees half of it, and nothing in long episodes."""
+
+    def forward(self, batch):
+        told = super().forward(batch)
+        valid = batch.observed & (batch.steps < 8)[:, None]
+        return RewardEstimates(
+            rewards=told.rewards / 2,
+            valid=told.valid & valid[:, 1:],
+            progress=Labelled(values=told.progress.values / 2, valid=valid),
+        )
+
+
+def test_another_model_is_judged_on_the_same_episodes():
+    found = evaluate_dataset(Seen(), Memory(several()), against=Timid(), against_model={"path": "timid"})
+    assert found.comparison is not None and found.comparison.episodes == 6
+    assert found.comparison.model == {"path": "timid"}
+    # successes end at 1 and failures at 0.4 (at ½ and 0.2 for the timid one, which abstains on the longest, a failure):
+    # on the five that both score, errors (4 · 0 + 0.4) / 5 and (4 · 0.5 + 0.2) / 5
+    error = found.comparison.differences["calibration_error"]
+    assert error.n == 5 and (error.first, error.second) == pytest.approx((0.08, 0.44), abs=1e-6)
+    assert found.comparison.differences["value_order_correlation"].difference == pytest.approx(0.0)
+    alone = evaluate_dataset(Seen(), Memory(several()))
+    assert alone.comparison is None and alone.figures[MODEL].success_auroc == found.figures[MODEL].success_auroc
+
+
+def test_the_command_compares_and_the_report_draws_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, part in (("one", several()[0::2]), ("two", several()[1::2])):
+        with LeRobotWriter(tmp_path / name, 10.0, robot_type="arm") as writer:
+            for each in part:
+                writer.add(each)
+    for name in ("first", "second"):
+        save_component(ProgressReward(state_size=2, width=8, layers=1, heads=2), tmp_path / name)
+    both = ["--data", "one", "--also", "two", "--batch-size", "4"]
+    more = ["--against", "second", "--threshold", "0.4", "--quality-order", "aborted,expert", "--confusion", "1"]
+    assert main(["evaluate", "--model", "first", *both, *more, "--json", "figures.json"]) == 0
+    shown = capsys.readouterr().out
+    assert "against second" in shown and "false positives at 0.4" in shown and max(map(len, shown.splitlines())) <= 100
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert told["counts"]["tasks"] == 2 and told["threshold"] == 0.4
+    assert told["comparison"]["model"]["path"] == "second" and told["comparison"]["episodes"] == 6
+    assert main(["score", "--model", "first", "--data", "one", "--out", "scores"]) == 0
+    assert main(["report", "--scores", "scores", "--out", "page.html", "--evaluation", "figures.json"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "reliability diagram" in page and "Instructions and videos" in page and "Against second" in page
+    assert main(["evaluate", "--model", "second", *both, "--json", "other.json"]) == 0
+    capsys.readouterr()
+    assert main(["report", "--scores", "scores", "--out", "page.html", "--evaluation", "other.json"]) == 2
+    assert "is about model" in capsys.readouterr().err
+    assert main(["evaluate", "--model", "first", *both, "--quality-order", "best"]) == 2
+    assert "none of the qualities best occurs" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The report: one page, nothing to load, nothing believed that comes from data."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from guerdon.core.batch import End
 from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Episode, EpisodeSummary
 from guerdon.rewards import report
 from guerdon.rewards.report import build, write_report
+from guerdon.rewards.report_figures import read_evaluation, render_evaluation
 from guerdon.rewards.report_page import render
 from guerdon.rewards.scores import ScoredEpisode
 
@@ -86,7 +88,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        if tag not in ("meta", "img", "link", "br", "line", "circle"):
+        if tag not in ("meta", "img", "link", "br"):
             self.open.append(tag)
         self.loads += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data", "action")]
 
@@ -180,13 +182,114 @@ def test_mistakes(tmp_path):
         build([], METADATA, {})
 
 
+def figures_of(**more):
+    """What `guerdon evaluate --json` writes, as far as a page needs it."""
+
+    def figure(value, low=None, high=None, n=4):
+        return {"value": value, "low": low, "high": high, "n": n, "n_undefined": 1, "macro": value}
+
+    model = {
+        "success_auroc": figure(0.93, 0.81, 0.99),
+        "calibration_error": figure(0.12),
+        "instruction_auroc": figure(None),
+    }
+    return {
+        "model": {"hash": METADATA["model_hash"]},
+        "data": "<b>held</b>",
+        "split": "",
+        "counts": {"episodes": 5, "tasks": 2},
+        "conventions": {"pairs": "of one task"},
+        "figures": {"model": model, "clock": {"success_auroc": figure(0.5)}},
+        "notes": ["nothing <em>wrong</em>"],
+        **more,
+    }
+
+
+FULL = {
+    "threshold": 0.5,
+    "tasks": [{"task": 0, "instruction": NASTY, "episodes": 3, "figures": {"success_auroc": {"value": 0.75}}}],
+    "reliability": {"probability": [0.1, None, 0.9], "happened": [0.0, None, 0.5], "count": [8, 0, 2]},
+    "confusion": {
+        "tasks": [0, 1],
+        "instructions": [NASTY, "close"],
+        "cells": [[0.9, None], [0.2, 0.7]],
+        "counts": [[2, 0], [2, 2]],
+        "missing": ["videos of 'close' have no score under 'open'"],
+    },
+    "comparison": {
+        "model": {"path": "runs/<other>"},
+        "episodes": 5,
+        "left_out": 0,
+        "differences": {
+            "success_auroc": {
+                "first": 0.93, "second": 0.8, "difference": 0.13, "low": 0.02, "high": 0.2, "n": 5, "better": "first",
+            },
+            "instruction_auroc": {
+                "first": None, "second": None, "difference": None, "low": None, "high": None, "n": 0, "better": "",
+            },
+        },
+    },
+}  # fmt: skip
+
+
+def test_figures_are_drawn_and_escaped(data):
+    text = render(build([scored(i, i / 8) for i in range(4)], METADATA, {}, evaluation=figures_of(**FULL)))
+    page = Page(text)
+    assert not page.open and "script" not in page.tags and "em" not in page.tags and "other" not in page.tags
+    assert not re.findall(r"https?://|url\(|@import", text)
+    shown = "".join(page.text)
+    for wanted in (
+        "0.93",
+        "0.81 … 0.99",
+        "<b>held</b>",
+        "nothing <em>wrong</em>",
+        NASTY,
+        "runs/<other>",
+        "this is better",
+    ):
+        assert wanted in shown
+    assert "+0.13 +0.02 … +0.20" in shown.replace("\n", "") and "4 (1 undefined)" in shown
+    assert shown.count("videos of 'close' have no score under 'open'") == 1
+
+
+def test_the_reliability_diagram_by_hand():
+    text = render_evaluation(figures_of(**FULL))
+    # a plot of 300 units from (34, 310): 0.1 said and never so, 0.9 said and so half of the time; no dot for an empty bin
+    assert 'points="64.0,310.0 304.0,160.0"' in text
+    assert text.count('class="reliable"') == text.count('class="bar"') == 2
+    assert "said 0.90, was 0.50, 2 times" in text
+
+
+def test_an_empty_cell_is_a_dash_and_no_zero():
+    text = render_evaluation(figures_of(**FULL))
+    cells = re.findall(r'<td class="(cell[^"]*)"[^>]*>([^<]*)</td>', text)
+    assert cells == [("cell own", "0.90"), ("cell soft", "–"), ("cell", "0.20"), ("cell own", "0.70")]
+
+
+def test_figures_of_an_older_file_are_drawn_as_far_as_they_go():
+    text = render_evaluation(figures_of())
+    assert "success AUROC" in text and "reliability" not in text and "Instructions and videos" not in text
+
+
+def test_files_that_hold_no_figures(tmp_path, data):
+    for text, says in (("{", "is no JSON"), ("[1]", "holds no figures"), ('{"figures": {}}', "holds no figures")):
+        (tmp_path / "figures.json").write_text(text)
+        with pytest.raises(ValueError, match=says):
+            read_evaluation(tmp_path / "figures.json")
+    with pytest.raises(FileNotFoundError, match="guerdon evaluate --json"):
+        read_evaluation(tmp_path / "nothing.json")
+    (tmp_path / "figures.json").write_text(json.dumps(figures_of()))
+    assert read_evaluation(tmp_path / "figures.json")["split"] == ""
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no chromium to open the page with")
 def test_a_browser_opens_the_page_without_complaint(data, tmp_path):
     page = tmp_path / "page.html"
-    page.write_text(render(build([scored(i, i / 8, std=0.1) for i in range(8)], METADATA, {})))
+    episodes = [scored(i, i / 8, std=0.1) for i in range(8)]
+    page.write_text(render(build(episodes, METADATA, {}, evaluation=figures_of(**FULL))))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     options += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
     command = [BROWSER, *options, "--enable-logging=stderr", "--v=0", "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "Most doubtful episodes" in done.stdout
+    assert "Most doubtful episodes" in done.stdout and "Reliability" in done.stdout
     assert "CONSOLE" not in done.stderr
