@@ -254,7 +254,7 @@ def test_figures_are_drawn_and_escaped(data):
 
 def test_the_reliability_diagram_by_hand():
     text = render_evaluation(figures_of(**FULL))
-    # a plot of 300 units from (34, 310): 0.1 said and never so, 0.9 said and so half of the time; no dot for an empty bin
+    # a plot of 300 units from (34, 310): 0.1 said and never so, 0.9 said and so half of the time; an empty bin has none
     assert 'points="64.0,310.0 304.0,160.0"' in text
     assert text.count('class="reliable"') == text.count('class="bar"') == 2
     assert "said 0.90, was 0.50, 2 times" in text
