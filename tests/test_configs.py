@@ -11,6 +11,7 @@ from guerdon.cli import main
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import Critic, Policy, RewardModel
 from guerdon.datasets.video import write_video
+from guerdon.testing_checkpoints import tiny_vlm
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 REACH = ["--data.init_args.path", "{reach}"]
@@ -21,6 +22,10 @@ SMALL = {
     "behaviour_cloning": [*REACH, f"{POLICY}.state_size", "12", f"{POLICY}.action_size", "3"],
     "progress_state": [*REACH, f"{REWARD}.state_size", "12"],
     "progress_pixels": CLIPS,
+    "progress_vlm": [
+        *(*CLIPS, "--data.init_args.frame_size", "32", f"{REWARD}.frame_size", "32"),
+        *(f"{REWARD}.vlm.init_args.name", "{vlm}", f"{REWARD}.max_frames", "6"),
+    ],
     "ppo_learned_reward": [
         *(f"{POLICY}.path", "{behaviour_cloning}"),
         *("--model.init_args.advantage.init_args.reward.init_args.reward.init_args.path", "{progress_state}"),
@@ -49,7 +54,8 @@ def folders(tmp_path_factory):
         split = "val" if number == 3 else "train"
         rows.append(json.dumps({"file": f"{number}.mp4", "instruction": f"task {number % 2}", "split": split}))
     (clips / "metadata.jsonl").write_text("\n".join(rows))
-    return {"reach": place / "reach", "clips": clips, "cache": place / "cache"}
+    vlm = tiny_vlm(place / "vlm")
+    return {"reach": place / "reach", "clips": clips, "cache": place / "cache", "vlm": vlm}
 
 
 def test_every_configuration_is_tested():

@@ -1,0 +1,221 @@
+"""A process reward model that reads the frames of a window with a vision-language model, all in one pass."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from ..backbones.vlm import VLM, Prompt
+from ..core.batch import RewardEstimates, Sampled, TrajectoryBatch
+from ..core.interfaces import RewardModel
+from .heads import Heads
+from .observed import RewardInputs, Tokens
+
+_PROMPT = "A robot was told: {instruction}. After each moment, say how much of it is done."
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Moment:
+    """One evaluated observation."""
+
+    step: int
+    parts: tuple[str | Tensor, ...]
+    """What the prompt shows of it: pictures, each behind its camera's name where there are several cameras."""
+
+
+class VlmProgressReward(RewardModel):
+    """Rewards the change of a potential that heads read off a vision-language model after every frame.
+
+    The prompt states the task, then shows frame after frame, each followed by ``marker``. The language model's
+    attention is causal, so its state at the end of the marker behind frame i holds the instruction and frames up to i
+    and no later one (`VLM.check_causal` makes sure, once). One pass over F frames therefore gives F estimates, where a
+    model that is asked anew for every prefix reads F (F + 1) / 2 frames. Heads, reward, spread and losses are those of
+    `ProgressReward` (see `Heads`); between evaluated frames an estimate holds its last value.
+
+    A row of more than ``max_frames`` frames is read in windows. The first shows the first ``max_frames``; each later
+    one shows ``context_frames`` again, the row's first frame and the last ones before it, and behind them the next
+    ``max_frames`` − ``context_frames``, which alone are evaluated. Every frame is evaluated once and never sees a later
+    one. A row of F frames costs about F · max_frames / (max_frames − context_frames) frames.
+
+    Args:
+        vlm: The model; with ``lora_rank`` 0 the heads alone are trained.
+        cameras: Cameras to look through; at a moment when one of them has a frame each shows its last one.
+        frame_size: Shorter side of the frames, in pixels; None as recorded. The model's processor scales them again.
+        frames_every: Every how many recorded frames one is evaluated when scoring.
+        max_frames: Moments shown in one pass.
+        context_frames: Of these, moments shown again in a later window; less than ``max_frames``.
+        micro_batch: Windows that are read together.
+        prompt: What is said first; holds ``{instruction}`` once.
+        marker: What is said after every moment. Its last token may stand nowhere else behind the first picture.
+        max_instruction_tokens: Longer instructions are cut, with a warning.
+        predicts: Which heads it has; see `Heads`.
+        bins: Centres on [0, 1], at least 2.
+        success_weight: Weight of the success probability in Φ.
+        success_loss_weight: Weight of its loss.
+        preference_loss_weight: Weight of the Bradley–Terry loss.
+        remaining_loss_weight: Weight of the loss of remaining time.
+        longest: Most remaining control steps told apart.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        vlm: VLM,
+        cameras: tuple[str, ...] | list[str],
+        frame_size: int | None = None,
+        frames_every: int = 1,
+        max_frames: int = 16,
+        context_frames: int = 4,
+        micro_batch: int = 8,
+        prompt: str = _PROMPT,
+        marker: str = "Progress:",
+        max_instruction_tokens: int = 128,
+        predicts: tuple[str, ...] | list[str] = ("progress", "success"),
+        bins: int = 25,
+        success_weight: float = 0.0,
+        success_loss_weight: float = 1.0,
+        preference_loss_weight: float = 1.0,
+        remaining_loss_weight: float = 1.0,
+        longest: int = 1000,
+    ) -> None:
+        super().__init__()
+        if not cameras or len(set(cameras)) < len(cameras):
+            raise ValueError(f"cameras {list(cameras)}: expected at least one, each once")
+        if not 0 <= context_frames < max_frames:
+            raise ValueError(
+                f"max_frames {max_frames}, context_frames {context_frames}: expected more frames than context"
+            )
+        if min(frames_every, micro_batch, max_instruction_tokens) < 1:
+            raise ValueError(
+                f"frames_every {frames_every}, micro_batch {micro_batch}, max_instruction_tokens "
+                f"{max_instruction_tokens}: expected positive numbers"
+            )
+        if prompt.count("{instruction}") != 1 or not marker.strip():
+            raise ValueError(f"prompt {prompt!r}, marker {marker!r}: expected {{instruction}} once, and some text")
+        self.vlm, self.cameras = vlm, tuple(cameras)
+        self.frame_size, self.frames_every = frame_size, frames_every
+        self.max_frames, self.context_frames, self.micro_batch = max_frames, context_frames, micro_batch
+        self.prompt, self.marker, self.max_instruction_tokens = prompt, marker, max_instruction_tokens
+        self.norm = nn.LayerNorm(vlm.width)  # the states of published models differ in size by orders of magnitude
+        self.head = Heads(
+            vlm.width,
+            predicts=predicts,
+            bins=bins,
+            success_weight=success_weight,
+            success_loss_weight=success_loss_weight,
+            preference_loss_weight=preference_loss_weight,
+            remaining_loss_weight=remaining_loss_weight,
+            longest=longest,
+        )
+
+    @property
+    def inputs(self) -> RewardInputs:
+        """What the model reads."""
+        return RewardInputs(
+            cameras=self.cameras, frame_size=self.frame_size, frames_every=self.frames_every, instruction=True
+        )
+
+    def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """Estimate progress and success at every observation and reward their change; see `Heads.estimates`."""
+        tokens = self.look(batch)
+        return self.head.estimates(tokens, batch.to(tokens.step.device))
+
+    def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
+        """The loss of every head and their weighted sum; see `Heads.loss`.
+
+        Raises:
+            ValueError: If the batch holds none of the labels the heads learn from.
+        """
+        tokens = self.look(batch)
+        return self.head.loss(tokens, batch.to(tokens.step.device))
+
+    def look(self, batch: TrajectoryBatch) -> Tokens:
+        """Read the frames of a batch; a row without any gets no token.
+
+        Raises:
+            ValueError: If no camera of the model is there, or the vision-language model cannot read the prompts; see
+                `VLM.hidden_states`.
+        """
+        self.vlm.check_causal()
+        rows = self._moments(batch)
+        asked = [self._opening(text) if row else "" for text, row in zip(batch.instructions, rows, strict=True)]
+        prompts: list[Prompt] = []
+        rows_of: list[int] = []
+        places: list[int] = []
+        evaluated: list[bool] = []
+        for number, (row, opening) in enumerate(zip(rows, asked, strict=True)):
+            for shown, new in windows(len(row), self.max_frames, self.context_frames):
+                shots = [part for place in shown for part in (*row[place].parts, self.marker)]
+                prompts.append([opening, *shots])
+                rows_of += [number] * len(shown)
+                places += shown
+                evaluated += [i >= len(shown) - new for i in range(len(shown))]
+        device, width = self.norm.weight.device, max(1, *(len(row) for row in rows))
+        step = torch.full((len(rows), width), -1, dtype=torch.long)
+        for number, row in enumerate(rows):
+            step[number, : len(row)] = torch.tensor([moment.step for moment in row], dtype=torch.long)
+        hidden = torch.zeros(*step.shape, self.vlm.width, device=device)
+        if prompts:
+            states = torch.cat([self.vlm.states_after(p, self.marker) for p in _split(prompts, self.micro_batch)])
+            kept = torch.tensor(evaluated, device=device)
+            where = (torch.tensor(rows_of, device=device)[kept], torch.tensor(places, device=device)[kept])
+            hidden = hidden.index_put(where, self.norm(states[kept]).float())
+        return Tokens(step=step.to(device), hidden=hidden)
+
+    def _opening(self, instruction: str) -> str:
+        text = self.vlm.shorten(instruction.strip() or "do the task", self.max_instruction_tokens)
+        return self.prompt.replace("{instruction}", text)
+
+    def _moments(self, batch: TrajectoryBatch) -> list[list[_Moment]]:
+        """What is evaluated in each row, in order of time."""
+        cameras = {c: batch.frames[c].to("cpu") for c in self.cameras if c in batch.frames}
+        if not cameras:
+            names = ", ".join(self.cameras)
+            raise ValueError(f"{type(self).__name__} looks through {names}: the trajectories hold no frame of these")
+        made = (batch.observed & (batch.steps > 0)[:, None]).cpu()
+        return [self._row(cameras, made[row], row) for row in range(len(batch))]
+
+    def _row(self, cameras: dict[str, Sampled], made: Bool[Tensor, " Tp1"], row: int) -> list[_Moment]:
+        steps = {camera: [s for s in sampled.step[row].tolist() if s >= 0] for camera, sampled in cameras.items()}
+        moments: list[_Moment] = []
+        for step in sorted({s for of in steps.values() for s in of if bool(made[s])}):
+            parts: list[str | Tensor] = []
+            for camera, sampled in cameras.items():
+                place = sum(s <= step for s in steps[camera]) - 1
+                if place < 0:
+                    continue
+                # behind a space, or some tokenisers would merge the name with the end of the marker before it
+                named = [f" {camera.replace(':', ' ')}"] if len(self.cameras) > 1 else []
+                parts += [*named, sampled.values[row, place]]
+            moments.append(_Moment(step=step, parts=tuple(parts)))
+        return moments
+
+
+def windows(count: int, size: int, context: int) -> list[tuple[list[int], int]]:
+    """How ``count`` moments are read ``size`` at a time.
+
+    Returns:
+        Of each window the moments it shows, in order, and how many at its end are new. Where a window begins depends
+        on nothing behind it. Shown again are the first moment and the last ``context`` − 1.
+    """
+    found: list[tuple[list[int], int]] = []
+    start = 0
+    while start < count:
+        room = size if start == 0 else size - context
+        new = list(range(start, min(start + room, count)))
+        again = [0, *range(start - context + 1, start)] if start and context else []
+        found.append((again + new, len(new)))
+        start += room
+    return found
+
+
+def _split(prompts: list[Prompt], size: int) -> list[list[Prompt]]:
+    return [prompts[i : i + size] for i in range(0, len(prompts), size)]
+
+
+__all__ = ["VlmProgressReward", "windows"]
