@@ -1,11 +1,12 @@
 """Rollouts for a trainer: the sized stream that worker processes feed, and the data module around it."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 
 import lightning
 
-from ..core.batch import TrajectoryBatch
+from ..core.batch import End, TrajectoryBatch
 from ..core.interfaces import Policy
 from ..envs.vector import make_task
 from .pool import TaskSetting, WorkerError, WorkerPool, play_episodes
@@ -35,6 +36,7 @@ class RolloutStream:
             pieces = self.pool.collect(self.policy, data.steps, data.train_contexts, seed)
             self.policy.train(was_training)
             data.env_steps += sum(len(p.actions) - p.fresh for p in pieces)
+            data.outcomes = [math.nan if p.end == End.CUT else float(any(p.success)) for p in pieces]
             yield batch_pieces(pieces, data.instruction, data.hide_outcome)
 
 
@@ -84,6 +86,8 @@ class RolloutData(lightning.LightningDataModule):
         self.hide_outcome, self.seed = hide_outcome, seed
         self.counts = (contexts, eval_contexts)
         self.env_steps, self.rollouts_made = 0, 0
+        self.outcomes: list[float] = []
+        """Success of every row of the latest rollout, NaN while it goes on: for who watches training, never for it."""
         self._pool: WorkerPool | None = None
 
     def setup(self, stage: str) -> None:
