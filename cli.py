@@ -1,4 +1,4 @@
-"""The `guerdon` command: collect, fit, validate, score, evaluate, report, inspect, demo."""
+"""The `guerdon` command: collect, fit, validate, score, evaluate, calibrate, report, inspect, demo."""
 
 import argparse
 import os
@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, metavar="DIR")
     _add_score(add("score", _score, "Score every episode of a data set with a reward model"))
     _add_evaluate(add("evaluate", _evaluate, "Judge a reward model on a data set, beside controls that need no model"))
+    _add_calibrate(add("calibrate", _calibrate, "Calibrate a reward model on a held-out split, and let it abstain"))
     report = add("report", _report, "Write one HTML page about a folder of scores")
     report.add_argument("--scores", type=Path, required=True, metavar="DIR", help="folder `guerdon score` wrote")
     report.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="page to write")
@@ -169,6 +170,18 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality-order", default="", metavar="WORST,…,BEST", help="of recorded qualities; default: where known"
     )
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    _add_model_and_data(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not hold anything")
+    parser.add_argument("--split", default="val", help="one it was not trained on; default: %(default)s; '' for all")
+    parser.add_argument("--method", choices=("temperature", "platt", "isotonic"), default="isotonic")
+    parser.add_argument("--progress", action="store_true", help="also calibrate progress, by isotonic regression")
+    parser.add_argument("--abstain", type=float, default=0.0, metavar="SHARE", help="of observations; default: none")
+    parser.add_argument("--by", choices=("spread", "confidence"), help="what to abstain by; default: spread if known")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds and the bootstrap")
 
 
 def _collect(options: argparse.Namespace, rest: list[str]) -> int:
@@ -282,6 +295,13 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
         fresh.write_text(text, encoding="utf-8")
         os.replace(fresh, options.json)
     return 0
+
+
+def _calibrate(options: argparse.Namespace, rest: list[str]) -> int:
+    from .cli_calibrate import run
+
+    _can_write(options.json)
+    return run(options)
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:

@@ -1,0 +1,108 @@
+"""The ``calibrate`` command: fits a calibration on a held-out split and saves it with the model as one component."""
+
+import argparse
+import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .core.hub import component_hash
+from .datasets.opening import open_dataset
+from .rewards.calibration import calibrate
+from .rewards.calibration_report import CalibrationReport, Estimate
+from .rewards.opening import open_reward_model
+
+
+def run(options: argparse.Namespace) -> int:
+    """Calibrate, save, print.
+
+    Raises:
+        FileExistsError: If the output folder holds anything; before any work.
+    """
+    out = Path(options.out)
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise FileExistsError(f"{out} exists already: name a folder that is not there yet")
+    reward, said = open_reward_model(options.model, device=options.device, trust=options.trust)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "calibrated on ", UserWarning)  # it is among the notes below
+        calibrated, report = calibrate(
+            reward,
+            open_dataset(options.data),
+            split=options.split,
+            method=options.method,
+            progress=options.progress,
+            abstain=options.abstain,
+            by=options.by,
+            batch_size=options.batch_size,
+            cache=options.cache,
+            seed=options.seed,
+            console=Console(stderr=True),
+        )
+    calibrated.save_pretrained(out)
+    if options.json is not None:
+        saved = {"path": str(out), "hash": component_hash(out)}
+        _write(options.json, report.to_json() | {"model": said, "calibrated": saved})
+    # a pipe has no width: give tables the room they need rather than fold them at 80 columns
+    print_calibration(report, Console(width=None if sys.stdout.isatty() else 150))
+    print(out)
+    return 0
+
+
+def print_calibration(report: CalibrationReport, console: Console) -> None:
+    """Print what a calibration is worth, as a table and notes."""
+    counts = report.counts
+    split = f", split {report.split}" if report.split else ""
+    console.print(
+        Text(
+            f"{report.method} calibration on {report.data}{split}: {counts['episodes']} episodes "
+            f"({counts['successes']} successes, {counts['failures']} failures), {counts['observations']} observations "
+            f"({counts['positives']} of a success)"
+        )
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("", "before", "after"):
+        table.add_column(name)
+    before, after = report.before, report.after
+    rows = [("calibration error", before.calibration_error, after.calibration_error)]
+    rows += [("Brier score", before.brier, after.brier)]
+    if not math.isnan(before.progress_error.value):
+        rows.append(("progress error", before.progress_error, after.progress_error))
+    for name, old, new in rows:
+        table.add_row(name, _shown(old), _shown(new))
+    table.add_row("change of error", "", _shown(report.change))
+    table.add_row("Brier score of the base rate", f"{report.base_brier:.3f}", "")
+    if report.abstention is not None:
+        kept, everything = report.abstention.kept, report.abstention.everything
+        table.add_row(f"coverage, by {report.abstention.by}", "1.000", f"{report.abstention.coverage:.3f}")
+        table.add_row("Brier score of what is kept", _shown(everything.brier), _shown(kept.brier))
+    console.print(table)
+    scaled = f"temperature {report.temperature:.3g}, bias {report.bias:.3g}"
+    fitted = f"{report.knots} knots" if report.knots else scaled
+    console.print(Text(f"{fitted}; figures after are by cross-validation in {report.folds} folds of whole families"))
+    for note in report.notes:
+        console.print(Text(f"note: {note}", style="yellow"))
+    for bad in report.bad:
+        console.print(Text(f"  episode {bad['episode']} left out, {bad['status']}: {bad['reason']}", style="red"))
+
+
+def _shown(estimate: Estimate) -> str:
+    if math.isnan(estimate.value):
+        return "–"
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return f"{estimate.value:.3f}{interval}"
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    fresh = file.with_name(f".{file.name}.{os.getpid()}.part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, file)

@@ -1,0 +1,289 @@
+"""How well probabilities are calibrated, before and after, judged on episodes that the map was not fitted on."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from sklearn.model_selection import StratifiedGroupKFold
+
+from ..core.intervals import cluster_weights, percentile_interval
+from ..core.metrics import expected_calibration_error, mean_absolute_error, reliability_curve
+from .calibration_curves import Curve, Method, fit_curve, fit_isotonic
+from .calibration_data import CalibrationData, Doubt
+
+FEW = 5
+"""Fewer episodes than this of either outcome, and a calibration is little more than a guess."""
+FOLDS = 5
+BINS = 15
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure and its 95 % interval, from resampling whole families; NaN where undefined."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """A bin of the reliability curve."""
+
+    count: int
+    probability: float
+    """Mean of the bin; NaN for an empty one, as is the frequency."""
+    frequency: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How well probabilities say what happens."""
+
+    calibration_error: Estimate
+    brier: Estimate
+    """Mean of (p − label)²."""
+    reliability: tuple[Reliability, ...]
+    progress_error: Estimate
+    """Mean absolute error of progress; NaN where it was not asked for or has no labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RiskPoint:
+    """What is gained by keeping only the most certain share."""
+
+    coverage: float
+    brier: float
+    calibration_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abstention:
+    """What is abstained on, and what that leaves."""
+
+    by: Doubt
+    share: float
+    """Of the observations of the calibration split, as asked."""
+    limit: float
+    """Above it the model abstains."""
+    coverage: float
+    """Share kept, in episodes the limit was not chosen on."""
+    kept: Quality
+    everything: Quality
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationReport:
+    """A calibration, and what it is worth on episodes it was not fitted on."""
+
+    method: Method
+    data: str
+    split: str
+    counts: Mapping[str, int]
+    folds: int
+    """Of the cross-validation over families; 0 where there are too few."""
+    before: Quality
+    after: Quality
+    """Every observation by a map fitted on the other folds; the map that is kept is fitted on all."""
+    base_brier: float
+    """Brier score of the constant that is right on average, whose calibration error is 0: what there is to beat."""
+    change: Estimate
+    """Calibration error after − before; both on the same resampled families."""
+    temperature: float
+    """1 / slope; NaN for isotonic regression."""
+    bias: float
+    """NaN for isotonic regression."""
+    knots: int
+    by: Doubt
+    risk_coverage: tuple[RiskPoint, ...]
+    """Of the ``after`` probabilities, the most doubtful left out first."""
+    abstention: Abstention | None
+    bad: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-able values; NaN becomes null, because JSON has none."""
+        found: dict[str, Any] = _plain(asdict(self))
+        return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        entries: Mapping[Any, Any] = value
+        return {str(name): _plain(entry) for name, entry in entries.items()}
+    if isinstance(value, list | tuple):
+        items: Sequence[Any] = value
+        return [_plain(item) for item in items]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Crossed:
+    """Every observation as seen by a map fitted on other families; NaN where none could be fitted."""
+
+    probability: Float[np.ndarray, " N"]
+    progress: Float[np.ndarray, " N"]
+    kept: Bool[np.ndarray, " N"]
+    folds: int
+
+
+def choose_limit(doubt: Float[np.ndarray, " N"], share: float) -> float:
+    """The doubt above which at most a share of the entries lies, and as many of them as ties allow; 0 gives ∞."""
+    if not 0 <= share < 1:
+        raise ValueError(f"abstain is {share}: expected a share of at least 0 and below 1")
+    if share == 0:
+        return math.inf
+    kept = len(doubt) - math.floor(share * len(doubt) + 1e-9)
+    return float(np.sort(doubt)[kept - 1])
+
+
+def cross_validate(
+    data: CalibrationData, method: Method, progress: bool, abstain: float, by: Doubt, seed: int
+) -> Crossed:
+    """Fit on all folds but one and map that one; folds hold whole families and about as many successes each."""
+    _, reached, family = data.outcomes()
+    folds = min(FOLDS, int(reached.sum()), int((~reached).sum()), len(np.unique(family)))
+    unknown = np.full(len(data.label), math.nan)
+    found = Crossed(probability=unknown, progress=unknown.copy(), kept=np.ones(len(unknown), bool), folds=max(folds, 0))
+    if folds < 2:
+        return Crossed(probability=unknown, progress=found.progress, kept=found.kept, folds=0)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    for _, held in splitter.split(np.zeros(len(family)), reached, family):
+        test = np.isin(data.family, family[held])
+        train = ~test
+        classes = data.label[train] >= 0.5
+        if not classes.any() or classes.all():
+            continue  # one family holds all of a class; the report says how many entries were left out
+        curve = fit_curve(data.probability[train], data.label[train], method)
+        found.probability[test] = curve(data.probability[test])
+        if abstain:
+            limit = choose_limit(data.doubt(by, curve(data.probability))[train], abstain)
+            found.kept[test] = data.doubt(by, curve(data.probability))[test] <= limit
+        if progress:
+            fitted = fit_progress(data, train)
+            if fitted is not None and data.progress is not None:
+                found.progress[test] = fitted(np.nan_to_num(data.progress[test]))
+    return found
+
+
+def fit_progress(data: CalibrationData, rows: Bool[np.ndarray, " N"]) -> Curve | None:
+    """Isotonic regression of labelled progress on the model's; None where nothing is labelled."""
+    if data.progress is None or data.target is None:
+        return None
+    known = rows & ~np.isnan(data.progress) & ~np.isnan(data.target)
+    return fit_isotonic(data.progress[known], data.target[known]) if known.any() else None
+
+
+def quality(
+    data: CalibrationData,
+    probability: Float[np.ndarray, " N"],
+    progress: Float[np.ndarray, " N"] | None,
+    rows: Bool[np.ndarray, " N"],
+    seed: int,
+) -> Quality:
+    """Figures of some of the observations, with intervals over families; NaN probabilities are left out."""
+    used = rows & ~np.isnan(probability)
+    predicted, happened = probability[used], data.label[used]
+    said, seen, count = reliability_curve(predicted, happened, BINS)
+    return Quality(
+        calibration_error=_estimate(
+            expected_calibration_error(predicted, happened, BINS),
+            _drawn_error(data, probability, used, seed),
+        ),
+        brier=_mean(data, (probability - data.label) ** 2, used, seed),
+        reliability=tuple(
+            Reliability(count=int(n), probability=float(p), frequency=float(f))
+            for n, p, f in zip(count, said, seen, strict=True)
+        ),
+        progress_error=_progress_error(data, progress, rows, seed),
+    )
+
+
+def change_of_error(
+    data: CalibrationData, before: Float[np.ndarray, " N"], after: Float[np.ndarray, " N"], seed: int
+) -> Estimate:
+    """Calibration error of ``after`` minus that of ``before``, where both are known, on the same resamples."""
+    used = ~np.isnan(before) & ~np.isnan(after)
+    if not used.any():
+        return Estimate(value=math.nan)
+    errors = [expected_calibration_error(p[used], data.label[used], BINS) for p in (after, before)]
+    drawn = [_drawn_error(data, p, used, seed) for p in (after, before)]
+    return _estimate(errors[0] - errors[1], drawn[0] - drawn[1])
+
+
+def risk_coverage(
+    data: CalibrationData, probability: Float[np.ndarray, " N"], doubt: Float[np.ndarray, " N"]
+) -> tuple[RiskPoint, ...]:
+    """Errors of the least doubtful shares: they fall where the doubt knows where the model is wrong."""
+    known = ~np.isnan(probability)
+    order = np.argsort(doubt[known], kind="stable")
+    predicted, happened = probability[known][order], data.label[known][order]
+    found: list[RiskPoint] = []
+    for coverage in COVERAGES if len(order) else ():
+        kept = max(1, round(coverage * len(order)))
+        found.append(
+            RiskPoint(
+                coverage=kept / len(order),
+                brier=float(((predicted[:kept] - happened[:kept]) ** 2).mean()),
+                calibration_error=expected_calibration_error(predicted[:kept], happened[:kept], BINS),
+            )
+        )
+    return tuple(found)
+
+
+def _progress_error(
+    data: CalibrationData, progress: Float[np.ndarray, " N"] | None, rows: Bool[np.ndarray, " N"], seed: int
+) -> Estimate:
+    if progress is None or data.target is None:
+        return Estimate(value=math.nan)
+    known = rows & ~np.isnan(progress) & ~np.isnan(data.target)
+    found = _mean(data, np.abs(progress - data.target), known, seed)
+    return Estimate(value=mean_absolute_error(progress[known], data.target[known]), low=found.low, high=found.high)
+
+
+def _families(data: CalibrationData, used: np.ndarray) -> tuple[np.ndarray, int]:
+    names, place = np.unique(data.family[used], return_inverse=True)
+    return place, len(names)
+
+
+def _weights(count: int, seed: int) -> Float[np.ndarray, "S F"]:
+    return cluster_weights(np.arange(count), 2000 if count <= 2000 else 500, seed)
+
+
+def _drawn_error(
+    data: CalibrationData, probability: np.ndarray, used: np.ndarray, seed: int
+) -> Float[np.ndarray, " S"]:
+    """Calibration error on resampled families: each adds its excess of every bin."""
+    place, count = _families(data, used)
+    if count < 2:
+        return np.zeros(0)
+    predicted = probability[used]
+    bins = np.searchsorted(np.arange(1, BINS) / BINS, predicted, side="right")
+    excess = np.bincount(place * BINS + bins, predicted - data.label[used], count * BINS).reshape(count, BINS)
+    weight = _weights(count, seed).astype(np.float64)
+    return np.abs(weight @ excess).sum(1) / (weight @ np.bincount(place, minlength=count))
+
+
+def _mean(data: CalibrationData, values: np.ndarray, used: np.ndarray, seed: int) -> Estimate:
+    if not used.any():
+        return Estimate(value=math.nan)
+    place, count = _families(data, used)
+    drawn = np.zeros(0)
+    if count > 1:
+        weight = _weights(count, seed).astype(np.float64)
+        drawn = (weight @ np.bincount(place, values[used], count)) / (weight @ np.bincount(place, minlength=count))
+    return _estimate(float(values[used].mean()), drawn)
+
+
+def _estimate(value: float, drawn: np.ndarray) -> Estimate:
+    low, high = percentile_interval(drawn) if len(drawn) else (math.nan, math.nan)
+    return Estimate(value=value, low=low, high=high)
+
+
+__all__ = ["Abstention", "CalibrationReport", "Estimate", "Quality", "RiskPoint"]
