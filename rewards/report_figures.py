@@ -21,7 +21,7 @@ tr.head td { padding-top: 14px; color: var(--soft); border-bottom: 0; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 12px; align-items: start; }
 .pair .card { margin: 0; min-width: 0; } .ideal { stroke: var(--soft); stroke-dasharray: 3 4; }
 .bar { fill: var(--soft); opacity: .35; } .reliable { fill: var(--progress); }
-td.cell { text-align: right; border-radius: 4px; } td.own { font-weight: 600; }
+td.task { min-width: 170px; } td.cell { text-align: right; border-radius: 4px; } td.own { font-weight: 600; }
 ul.notes { margin: 8px 0 0; padding-left: 18px; color: var(--soft); font-size: 13.5px; }
 """
 _SIDE, _STRIP, _LEFT, _TOP = 300, 46, 34, 10
@@ -228,14 +228,14 @@ def _comparison(comparison: Mapping[str, Any] | None) -> str:
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
     if not tasks:
         return ""
-    keys = {**HEADLINES}
-    heads = "".join(f'<th class="n">{escape(name)}</th>' for name in keys.values())
+    keys = [key for key in HEADLINES if key not in ("pairwise_accuracy", "instruction_auroc")]  # as many as fit
+    heads = "".join(f'<th class="n">{escape(HEADLINES[key])}</th>' for key in keys)
     rows: list[str] = []
     for task in tasks:
         found = {key: _figure(task["figures"].get(key) or {}) for key in keys}
         cells = "".join(f'<td class="n">{_number(f.value)}<br>{_interval(f.low, f.high)}</td>' for f in found.values())
         name = f"{task.get('instruction') or 'task ' + str(task.get('task'))} ({task.get('episodes')})"
-        rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+        rows.append(f'<tr><td class="task">{escape(name)}</td>{cells}</tr>')
     return (
         f'<h2>By task</h2><div class="card scroll"><table><thead><tr><th></th>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
