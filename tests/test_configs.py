@@ -21,6 +21,7 @@ REWARD, POLICY = "--model.init_args.reward.init_args", "--model.init_args.policy
 SMALL = {
     "behaviour_cloning": [*REACH, f"{POLICY}.state_size", "12", f"{POLICY}.action_size", "3"],
     "progress_state": [*REACH, f"{REWARD}.state_size", "12"],
+    "progress_ensemble": [*REACH, f"{REWARD}.member.init_args.state_size", "12"],
     "progress_pixels": CLIPS,
     "progress_vlm": [
         *(*CLIPS, "--data.init_args.frame_size", "32", f"{REWARD}.frame_size", "32"),
