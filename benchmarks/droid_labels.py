@@ -2,7 +2,7 @@
 
     python benchmarks/droid_labels.py --data shared/data/droid_visualizer
 
-Every arm trains the same model from scratch on the training clips with other shares of negatives, for several seeds, and
+Every arm trains the same model from scratch on the training clips with other shares of negatives, for some seeds, and
 is judged on validation clips and on clips of labs that training never saw: value order, the same clips played backwards
 and shuffled (a model that looks gets below 0 backwards; a clock stays near 1), and whether the right instruction scores
 above a wrong one. Models are kept in the runs folder, and a second run goes on from there.

@@ -32,6 +32,7 @@ from ..envs.vector import make_task
 from ..rewards.evaluation_table import print_evaluation
 from ..rewards.fit import RewardTraining
 from ..rewards.judging import evaluate_dataset
+from ..rewards.opening import open_reward_model
 from ..rewards.progress import ProgressReward
 from ..rewards.recorded import RecordedSuccess
 from ..rewards.report import write_report
@@ -244,13 +245,14 @@ class _Demo:
         report = self.out / "evaluation.json"
         if not report.exists():
             self.console.rule("[bold]is it any good?")
-            evaluation = evaluate_dataset(reward, open_dataset(self.out / "held_out"), seed=self.seed)
+            said = open_reward_model(self.out / "reward", device="cpu")[1]  # the report checks whose figures they are
+            evaluation = evaluate_dataset(reward, open_dataset(self.out / "held_out"), seed=self.seed, model=said)
             print_evaluation(evaluation, self.console)
             _write(report, json.dumps(evaluation.to_json(), indent=2))
         page = self.out / "report.html"
         if not page.exists():
             score_dataset(self.out / "reward", self.out / "held_out", self.out / "scores")
-            write_report(self.out / "scores", page)
+            write_report(self.out / "scores", page, evaluation=report)
 
     def clone(self) -> GaussianPolicy:
         """Behaviour cloning of the few demonstrations."""
