@@ -1,4 +1,4 @@
-"""The `guerdon` command: collect, fit, validate, score, evaluate, calibrate, report, inspect, demo."""
+"""The `guerdon` command: collect, labels, fit, validate, score, evaluate, calibrate, report, inspect, demo."""
 
 import argparse
 import os
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     try:
         parsed, rest = _parser().parse_known_args(arguments)
-        if rest and parsed.command not in ("fit", "validate"):
+        if rest and parsed.command not in ("fit", "validate", "labels"):
             _Parser(prog=f"guerdon {parsed.command}").error(f"unrecognised arguments: {' '.join(rest)}")
         run = cast(Callable[[argparse.Namespace, list[str]], int], parsed.run)
         return run(parsed, rest)
@@ -101,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(add("score", _score, "Score every episode of a data set with a reward model"))
     _add_evaluate(add("evaluate", _evaluate, "Judge a reward model on a data set, beside controls that need no model"))
     _add_calibrate(add("calibrate", _calibrate, "Calibrate a reward model on a held-out split, and let it abstain"))
+    labels = add("labels", _labels, "Draw training samples with their targets, as a picture to check")
+    labels.add_argument("--data", type=Path, metavar="DIR", help="data set, drawn from with the default labels")
+    labels.add_argument("--config", metavar="FILE.yaml", help="instead: the data section of a training configuration")
+    labels.add_argument("--show", type=int, default=20, metavar="N", help="samples; default: %(default)s")
+    labels.add_argument("--seed", type=int, help="of the draws; default: the configuration's")
+    labels.add_argument("--out", type=Path, default=Path("labels.png"), metavar="FILE.png", help="default: %(default)s")
     report = add("report", _report, "Write one HTML page about a folder of scores")
     report.add_argument("--scores", type=Path, required=True, metavar="DIR", help="folder `guerdon score` wrote")
     report.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="page to write")
@@ -302,6 +308,12 @@ def _calibrate(options: argparse.Namespace, rest: list[str]) -> int:
 
     _can_write(options.json)
     return run(options)
+
+
+def _labels(options: argparse.Namespace, rest: list[str]) -> int:
+    from .cli_labels import run
+
+    return run(options.data, options.config, rest, options.show, options.seed, options.out)
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:

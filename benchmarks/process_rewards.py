@@ -133,7 +133,7 @@ def judge(inputs: str, seed: int, runs: Path, folder: Path) -> dict[str, Any]:
     reward = load_component(folder / "model").eval()
     assert isinstance(reward, ProgressReward)
     logs = JoinedDatasets([open_dataset(str(runs / "data" / task / "train")) for task in TASKS])
-    calibrated, _ = calibrate(reward, logs, split="val", method="isotonic", cache=cache, seed=seed)
+    calibrated, _ = calibrate(reward, logs, split="val", method="platt", cache=cache, seed=seed)
     calibrated.save_pretrained(folder / "calibrated")
     found: dict[str, Any] = {}
     for name, tasks in (("held-out contexts", TASKS), ("unseen tasks", UNSEEN)):
