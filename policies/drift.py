@@ -185,7 +185,7 @@ def fit_training_features(
     if not bool(held.any()) or int((~held).sum()) < 2:
         raise ValueError(
             f"cannot say how far training observations lie: expected at least {hold_out} training episodes, to hold "
-            f"one out, got {len(number.unique())}"
+            f"one out, got {len(number.unique())} (negatives are left out)"
         )
     fitted = features[~held].double()
     mean, scale = fitted.mean(0), fitted.std(0)

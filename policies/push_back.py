@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import lightning
 import torch
@@ -112,7 +112,7 @@ class PushBack(Retrain):
 
     def _batches(self) -> Iterator[TrajectoryBatch]:
         self.data.setup("fit")
-        loader = cast(Any, self.data.train_dataloader())
+        loader = self.data.train_dataloader()
         while True:
             count = 0
             for batch in loader:

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -432,7 +432,10 @@ class HackingWatch(lightning.Callback):
             if found.fits(reward) and self.features in (None, found.kind):
                 return found
         self.training.setup("fit")
-        found = fit_training_features(reward, self.training.train_dataloader(), self.features)
+        batches: Iterable[TrajectoryBatch] = self.training.train_dataloader()
+        if hasattr(self.training, "state_batches") and not inputs_of(reward).cameras:
+            batches = cast(Any, self.training).state_batches()  # every training episode, whole, and no negatives
+        found = fit_training_features(reward, batches, self.features)
         if writes:
             found.save(file)
         return found

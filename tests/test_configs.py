@@ -35,6 +35,16 @@ SMALL = {
         *("--data.init_args.envs", "2", "--data.init_args.workers", "1"),
         *("--data.init_args.contexts", "4", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),
     ],
+    "ppo_watched": [
+        *(f"{POLICY}.path", "{behaviour_cloning}"),
+        *("--model.init_args.advantage.init_args.reward.init_args.reward.init_args.path", "{progress_state}"),
+        *("--model.init_args.advantage.init_args.critic.init_args.state_size", "12"),
+        *("--data.init_args.task", "mujoco/reach", "--data.init_args.steps", "64", "--data.init_args.rollouts", "1"),
+        *("--data.init_args.envs", "2", "--data.init_args.workers", "1"),
+        *("--data.init_args.contexts", "4", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),
+        *("--trainer.callbacks.init_args.training.init_args.path", "{reach}"),
+        *("--trainer.callbacks.init_args.retrain.init_args.data.init_args.path", "{reach}"),
+    ],
 }
 FIRST = ("progress_state", "behaviour_cloning")  # others build on the models these leave
 pytestmark = pytest.mark.xdist_group("configs")
