@@ -42,6 +42,7 @@ _PUBLIC = {
     "VLM": "backbones.vlm",
     "ValueCritic": "critics.value",
     "GaussianPolicy": "policies.gaussian",
+    "HackingWatch": "policies.watch",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]  # pyright: ignore[reportUnsupportedDunderAll]

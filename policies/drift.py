@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
+import lightning
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..core.batch import TrajectoryBatch
 from ..core.interfaces import RewardModel
-from ..rewards.observed import ObservedReward
+from ..rewards.observed import ObservedReward, inputs_of
 
 Kind = Literal["hidden", "state"]
 _LEAST_SHRINKAGE = 1e-3  # a number that never changed in training must not have a variance of zero
@@ -199,4 +200,40 @@ def fit_training_features(
     weights = fingerprint(model) if chosen == "hidden" else ""
     found = TrainingFeatures(chosen, mean, scale, precision, 0.0, quantile, weights)
     found.threshold = float(np.quantile(found.distances(features[held]).numpy(), quantile, method="higher"))
+    return found
+
+
+def learn_training_features(
+    reward: RewardModel,
+    training: lightning.LightningDataModule | TrainingFeatures,
+    file: Path,
+    kind: Kind | None = None,
+    writes: bool = True,
+) -> TrainingFeatures | None:
+    """Features of the training data: as given, as a file holds them for these weights, or computed now.
+
+    Args:
+        reward: In evaluation mode.
+        training: Features, or the data to compute them from; where the reward looks through no camera, from whole
+            training episodes without negatives.
+        file: Where an earlier part of the run left them.
+        kind: See `fit_training_features`.
+        writes: Leave what was computed in the file.
+
+    Returns:
+        None where the given features are those of other weights, which say nothing of these.
+    """
+    if isinstance(training, TrainingFeatures):
+        return training if training.fits(reward) else None
+    if file.is_file():
+        found = TrainingFeatures.load(file)
+        if found.fits(reward) and kind in (None, found.kind):
+            return found
+    training.setup("fit")
+    batches: Iterable[TrajectoryBatch] = training.train_dataloader()
+    if hasattr(training, "state_batches") and not inputs_of(reward).cameras:
+        batches = cast(Any, training).state_batches()  # no frame is decoded
+    found = fit_training_features(reward, batches, kind)
+    if writes:
+        found.save(file)
     return found

@@ -4,7 +4,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -18,7 +18,7 @@ from ..core.batch import TrajectoryBatch
 from ..core.hub import save_component
 from ..core.interfaces import RewardModel
 from ..rewards.observed import inputs_of
-from .drift import Kind, TrainingFeatures, fit_training_features
+from .drift import Kind, TrainingFeatures, learn_training_features
 from .probes import PROBES, probe, probe_figures
 from .push_back import Retrain
 from .spot_labels import (
@@ -420,25 +420,10 @@ class HackingWatch(lightning.Callback):
         return True
 
     def _learn_familiar(self, reward: RewardModel, writes: bool) -> TrainingFeatures | None:
-        """Features of the training data: as given, as an earlier part of this run left them, or computed now."""
         if self.training is None:
             return None
-        if isinstance(self.training, TrainingFeatures):
-            # hidden features of other weights say nothing of these
-            return self.training if self.training.fits(reward) else None
         file = self._run / FOLDER / "training_features.safetensors"
-        if file.is_file():
-            found = TrainingFeatures.load(file)
-            if found.fits(reward) and self.features in (None, found.kind):
-                return found
-        self.training.setup("fit")
-        batches: Iterable[TrajectoryBatch] = self.training.train_dataloader()
-        if hasattr(self.training, "state_batches") and not inputs_of(reward).cameras:
-            batches = cast(Any, self.training).state_batches()  # every training episode, whole, and no negatives
-        found = fit_training_features(reward, batches, self.features)
-        if writes:
-            found.save(file)
-        return found
+        return learn_training_features(reward, self.training, file, self.features, writes)
 
 
 __all__ = ["HackingWarning", "HackingWatch"]
