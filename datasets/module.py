@@ -1,6 +1,7 @@
 """Logged episodes as the data of a training run: splits, windows, targets and negatives, bad episodes named."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -13,13 +14,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from ..backbones.vision import VisionEncoder
 from ..core.batch import TrajectoryBatch
 from .collate import Window, collate
-from .episodes import BadEpisodeError
+from .episodes import BadEpisodeError, Episode
 from .features import FeatureCache
 from .joined import JoinedDatasets
 from .labels import LabelFactory
 from .opening import open_dataset
 from .reader import EpisodeReader
-from .splits import Kin, choose_split
+from .splits import VAL_FRACTION, Kin, choose_split
 from .stages import STAGE
 
 _TRAIN, _VAL = 0, 1
@@ -46,7 +47,7 @@ class EpisodeData(lightning.LightningDataModule):
         labels: Adds targets and draws negatives.
         train_split: Name of the recorded split to train on.
         val_split: Name of the recorded split to validate on.
-        val_fraction: Share of contexts held out where no split is recorded.
+        val_fraction: Share of contexts held out where no validation split is recorded.
         seed: Of all draws.
         num_workers: Loader processes.
 
@@ -69,7 +70,7 @@ class EpisodeData(lightning.LightningDataModule):
         labels: LabelFactory | None = None,
         train_split: str = "train",
         val_split: str = "val",
-        val_fraction: float = 0.1,
+        val_fraction: float = VAL_FRACTION,
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
@@ -93,6 +94,8 @@ class EpisodeData(lightning.LightningDataModule):
         self.bad: list[BadEpisodeError] = []
         self._reader: EpisodeReader | None = None
         self._staged = False
+        self.outcomes: Counter[str] = Counter()
+        """Training episodes by outcome: success, failure, partial, unknown, or labelled by observation."""
         self.places: dict[str, list[int]] = {}
 
     def prepare_data(self) -> None:
@@ -133,6 +136,7 @@ class EpisodeData(lightning.LightningDataModule):
             )
         train, val = choose_split(kin, self.train_split, self.val_split, self.val_fraction)
         self.places = {"train": [usable[i] for i in train], "val": [usable[i] for i in val]}
+        self.outcomes = Counter(_outcome(reader(place)) for place in self.places["train"])
         if not val and stage == "validate":
             raise ValueError(f"{dataset.name} has no episode to validate on: check val_split and val_fraction")
         self._reader = reader
@@ -213,6 +217,15 @@ class EpisodeData(lightning.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def _outcome(episode: Episode) -> str:
+    if "progress" in episode.labels and bool(episode.labels["progress"].valid.any()):
+        return "labelled"
+    if episode.success is None:
+        flags = episode.labels.get("success")
+        return "labelled" if flags is not None and bool((flags.values[flags.valid] > 0).any()) else "unknown"
+    return "success" if episode.success >= 1 else "failure" if episode.success <= 0 else "partial"
 
 
 class _Keys(Dataset[tuple[int, int]]):

@@ -5,6 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+VAL_FRACTION = 0.1
+"""Share of families held out unless something else is said."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kin:
@@ -21,9 +24,10 @@ def choose_split(
 ) -> tuple[list[int], list[int]]:
     """Places of the training and of the validation episodes.
 
-    Where any episode has a recorded split, that decides. Otherwise about ``val_fraction`` of the families are held out,
-    a family being all episodes connected by a shared context or group (an initial state must not straddle the split),
-    in the order of a hash of their names: the same episodes give the same split, everywhere.
+    Where episodes of both splits are recorded, that decides. Where only the training split is (most data sets name
+    nothing else), or none at all, about ``val_fraction`` of its families are held out, a family being all episodes
+    connected by a shared context or group (an initial state must not straddle the split), in the order of a hash of
+    their names: the same episodes give the same split, everywhere.
 
     Raises:
         ValueError: If there is a recorded split but nothing in it to train on, or the fraction is not in [0, 1).
@@ -35,7 +39,40 @@ def choose_split(
         if train_split not in recorded:
             held = ", ".join(f"{name} ({count})" for name, count in sorted(recorded.items()))
             raise ValueError(f"no episode of the split {train_split!r}: the data set has {held}; set train_split")
-        return tuple([i for i, e in enumerate(episodes) if e.split == s] for s in (train_split, val_split))  # pyright: ignore[reportReturnType]
+        training = [i for i, e in enumerate(episodes) if e.split == train_split]
+        if val_split in recorded:
+            return training, [i for i, e in enumerate(episodes) if e.split == val_split]
+        inner = _hold_out([episodes[i] for i in training], val_fraction)
+        return [training[i] for i in inner[0]], [training[i] for i in inner[1]]
+    return _hold_out(episodes, val_fraction)
+
+
+def in_split(episodes: Sequence[Kin], split: str, name: str) -> list[int]:
+    """Places of the episodes of a split; empty takes all.
+
+    ``"train"`` and ``"val"`` are those that `EpisodeData` makes by default, where the data set does not record both.
+
+    Args:
+        episodes: All that can be used.
+        split: Name of the split.
+        name: Of the data set, for the message.
+
+    Raises:
+        ValueError: If there is no such split.
+    """
+    if not split:
+        return list(range(len(episodes)))
+    recorded = sorted({e.split for e in episodes if e.split})
+    if split in ("train", "val") and (not recorded or ("train" in recorded and "val" not in recorded)):
+        return choose_split(episodes, "train", "val", VAL_FRACTION)[split == "val"]
+    chosen = [i for i, e in enumerate(episodes) if e.split == split]
+    if not chosen:
+        held = f"it has {', '.join(recorded)}" if recorded else "no split is recorded: expected train or val"
+        raise ValueError(f"{name} has no usable episode of the split {split!r}: {held}")
+    return chosen
+
+
+def _hold_out(episodes: Sequence[Kin], val_fraction: float) -> tuple[list[int], list[int]]:
     found = families(episodes)
     ordered = sorted(found, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     held_out = round(val_fraction * len(ordered))

@@ -232,9 +232,9 @@ class _Demo:
             )
             labels = LabelFactory(rewind=0.0, reverse=0.0, wrong_instruction=0.0)
             data = EpisodeData(
-                str(self.out / "logs"), batch_size=16, repeats=4, labels=labels, val_fraction=0.15, seed=self.seed
+                str(self.out / "logs"), batch_size=16, repeats=4, labels=labels, val_fraction=0.0, seed=self.seed
             )
-            bar = _Bar(self.console, "reward model", ("loss", "val_loss"))
+            bar = _Bar(self.console, "reward model", ("loss",))  # held-out starts judge it, see below
             _fit(self._trainer(self.size.reward_epochs, "reward", bar), module, data)
             return module.reward
 

@@ -18,7 +18,7 @@ from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
 from ..datasets.features import FeatureCache
 from ..datasets.labels import with_progress_targets, with_success_targets
 from ..datasets.reader import EpisodeReader
-from ..datasets.splits import Kin, choose_split, families
+from ..datasets.splits import Kin, families, in_split
 from .controls import ask
 from .scoring import model_reader, read_for
 
@@ -111,16 +111,7 @@ def _in_split(reader: EpisodeReader, split: str, bad: dict[int, BadEpisodeError]
             continue
         recorded = reader.dataset.summary(place).split
         usable.append((place, Kin(index=episode.index, split=recorded, context=episode.context, group=episode.group)))
-    if not split:
-        return usable
-    names = sorted({kin.split for _, kin in usable if kin.split})
-    if not names and split in ("train", "val"):
-        return [usable[i] for i in choose_split([kin for _, kin in usable], "train", "val", 0.1)[split == "val"]]
-    chosen = [entry for entry in usable if entry[1].split == split]
-    if not chosen:
-        held = f"it has {', '.join(names)}" if names else "no split is recorded: expected train, val or an empty one"
-        raise ValueError(f"{reader.dataset.name} has no usable episode of the split {split!r}: {held}")
-    return chosen
+    return [usable[i] for i in in_split([kin for _, kin in usable], split, reader.dataset.name)]
 
 
 def _batches(

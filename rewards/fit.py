@@ -1,6 +1,8 @@
 """Trains a reward model: the LightningModule that ``guerdon fit`` runs."""
 
 import math
+import warnings
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import lightning
@@ -11,6 +13,7 @@ from torch import Tensor
 from ..core.batch import TrajectoryBatch
 from ..core.interfaces import RewardModel
 from ..core.metrics import value_order_correlation
+from ..datasets.labels import LabelFactory
 from .normaliser import Normalised
 
 
@@ -62,7 +65,10 @@ class RewardTraining(lightning.LightningModule):
             raise ValueError(f"{type(self.reward).__name__} has nothing to train: use it as it is")
 
     def on_fit_start(self) -> None:
-        """Fit the normaliser on the training data; every process takes the first one's."""
+        """Check that there is something to learn; fit the normaliser, where every process takes the first one's."""
+        module = cast(Any, self.trainer).datamodule
+        if hasattr(module, "outcomes") and isinstance(getattr(module, "labels", None), LabelFactory):
+            check_outcomes(module.outcomes, module.labels)
         if not isinstance(self.reward, Normalised) or self.reward.normalised:
             return
         data = cast(Any, self.trainer).datamodule
@@ -124,3 +130,29 @@ class RewardTraining(lightning.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def check_outcomes(outcomes: Mapping[str, int], labels: LabelFactory) -> None:
+    """Refuse training episodes that have no target at all, and say what successes alone cannot teach.
+
+    Args:
+        outcomes: Training episodes by outcome, as `EpisodeData` counts them.
+        labels: What makes targets of them.
+
+    Raises:
+        ValueError: If no episode is a success, and no target can be had without one.
+    """
+    told = ", ".join(f"{count} {name}" for name, count in outcomes.items())
+    succeeded = outcomes.get("success", 0) + (outcomes.get("unknown", 0) if labels.assume_success else 0)
+    if not succeeded and not outcomes.get("labelled", 0) and labels.progress == "linear":
+        raise ValueError(
+            f"no training episode is a success ({told or 'there is none'}): progress has no target and success never "
+            "comes; add successes, record progress or success per observation, or, if the unlabelled ones are "
+            "demonstrations, set assume_success"
+        )
+    if succeeded and not labels.assume_success and set(outcomes) <= {"success"}:
+        warnings.warn(
+            f"all {succeeded} training episodes are successes: a success head sees no failed ending, so what it says "
+            "of failures is a guess; add failures, or leave success out of the heads (predicts)",
+            stacklevel=2,
+        )

@@ -14,7 +14,7 @@ from ..core.interfaces import RewardModel
 from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
 from ..datasets.features import FeatureCache
 from ..datasets.reader import EpisodeReader
-from ..datasets.splits import Kin, choose_split
+from ..datasets.splits import Kin, in_split
 from .controls import InstructionMatrix, OtherTasks, ask, describe_figures, judge, with_constant
 from .evaluation import Evaluation, evaluate
 from .readings import Judged
@@ -129,7 +129,9 @@ class _Work:
         bad: dict[int, BadEpisodeError] = {}
         usable, others, same = _survey(reader, bad, self.seed)
         places = (
-            _in_split(dataset, usable, self.split) if only is None else [p for p, kin in usable if kin.index in only]
+            [usable[i][0] for i in in_split([kin for _, kin in usable], self.split, dataset.name)]
+            if only is None
+            else [p for p, kin in usable if kin.index in only]
         )
         matrix = _choose_matrix(reader, places, others, same, self.confusion, self.seed)
         judged: list[Judged] = []
@@ -206,20 +208,6 @@ def _choose_matrix(
     return InstructionMatrix(
         instructions={task: others.instructions[task] for task in tasks}, episodes=frozenset(chosen)
     )
-
-
-def _in_split(dataset: EpisodeDataset, usable: Sequence[tuple[int, Kin]], split: str) -> list[int]:
-    if not split:
-        return [place for place, _ in usable]
-    recorded = sorted({kin.split for _, kin in usable if kin.split})
-    if recorded or split not in ("train", "val"):
-        chosen = [place for place, kin in usable if kin.split == split]
-        if not chosen:
-            has = f"it has {', '.join(recorded)}" if recorded else "no split is recorded: expected train or val"
-            raise ValueError(f"{dataset.name} has no episode of the split {split!r}: {has}")
-        return chosen
-    train, val = choose_split([kin for _, kin in usable], "train", "val", 0.1)
-    return [usable[i][0] for i in (train if split == "train" else val)]
 
 
 def _groups(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:

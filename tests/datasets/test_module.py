@@ -12,7 +12,7 @@ from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
-from guerdon.datasets.splits import Kin, choose_split
+from guerdon.datasets.splits import VAL_FRACTION, Kin, choose_split, in_split
 
 
 @pytest.fixture
@@ -228,3 +228,26 @@ def test_windows_meet_the_end_of_an_episode(written):
     ends = torch.cat([b.end for b in data.train_dataloader()])
     assert float((ends == End.SUCCESS).float().mean()) > 0.2
     assert len(ends) == 60
+
+
+def test_a_data_set_that_names_only_its_training_split_still_has_something_to_validate_on():
+    kin = [Kin(index=i, split="train", context=str(i // 2)) for i in range(20)]
+    train, val = choose_split(kin, "train", "val", 0.2)
+    assert len(val) == 4 and sorted(train + val) == list(range(20))
+    assert not {kin[i].context for i in train} & {kin[i].context for i in val}
+    assert choose_split(kin, "train", "val", 0.0) == (list(range(20)), [])
+    with_test = [*kin, Kin(index=99, split="test")]
+    assert choose_split(with_test, "train", "val", 0.2) == (train, val)  # the test split is left alone
+
+
+def test_a_split_by_name_is_the_one_training_made():
+    kin = [Kin(index=i, split="train", context=str(i)) for i in range(20)]
+    train, val = choose_split(kin, "train", "val", VAL_FRACTION)
+    assert in_split(kin, "train", "set") == train and in_split(kin, "val", "set") == val and len(val) == 2
+    assert in_split(kin, "", "set") == list(range(20))
+    both = [*kin, Kin(index=20, split="val"), Kin(index=21, split="test")]
+    assert in_split(both, "train", "set") == list(range(20)) and in_split(both, "val", "set") == [20]
+    with pytest.raises(ValueError, match=r"set has no usable episode of the split 'odd': it has test, train, val"):
+        in_split(both, "odd", "set")
+    with pytest.raises(ValueError, match="it has eval"):
+        in_split([Kin(index=0, split="eval")], "val", "set")

@@ -12,7 +12,7 @@ from guerdon.datasets.episodes import ArrayFrames, Episode
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
-from guerdon.rewards.fit import RewardTraining
+from guerdon.rewards.fit import RewardTraining, check_outcomes
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.rewards.success import SuccessReward
@@ -160,3 +160,32 @@ def test_a_frozen_clip_encoder_is_embedded_once_and_travels_by_name(data_path, t
     without = score_dataset(str(tmp_path / "model"), data_path, tmp_path / "b", **quiet)
     one, other = (read_scores(r.path).episodes[0].progress for r in (with_cache, without))
     assert np.allclose(one, other, atol=5e-3)  # half precision in the cache
+
+
+def test_failures_alone_are_refused_and_successes_alone_are_told():
+    with pytest.raises(ValueError, match=r"no training episode is a success \(7 failure, 2 partial\)"):
+        check_outcomes({"failure": 7, "partial": 2}, LabelFactory())
+    with pytest.raises(ValueError, match="set assume_success"):
+        check_outcomes({"unknown": 3}, LabelFactory())
+    with pytest.warns(UserWarning, match="all 4 training episodes are successes"):
+        check_outcomes({"success": 4}, LabelFactory())
+    for outcomes, labels in (
+        ({"success": 4, "failure": 1}, LabelFactory()),
+        ({"unknown": 3}, LabelFactory(assume_success=True)),
+        ({"failure": 3, "labelled": 1}, LabelFactory()),
+        ({"failure": 3}, LabelFactory(progress="return_to_go", horizon=9)),
+    ):
+        check_outcomes(outcomes, labels)
+
+
+def test_training_on_failures_alone_stops_before_the_first_update(tmp_path):
+    with LeRobotWriter(tmp_path / "failed", fps=10) as writer:
+        for index in range(3):
+            state = np.zeros((5, 2), np.float32)
+            writer.add(Episode(index=index, state=state, actions=np.zeros((4, 1), np.float32), success=0.0))
+    module = RewardTraining(ProgressReward(state_size=2, width=8, layers=0))
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    with pytest.raises(ValueError, match=r"no training episode is a success \(3 failure\)"):
+        trainer.fit(module, datamodule=EpisodeData(str(tmp_path / "failed"), val_fraction=0.0))

@@ -142,7 +142,7 @@ def test_a_video_that_breaks_while_decoding_leaves_the_others_alone():
 def test_splits_by_name_or_by_the_rule_of_training():
     named = Memory([episode(i, success=float(i % 2), split="val" if i < 2 else "train") for i in range(6)])
     assert evaluate_dataset(Seen(), named, split="val").counts["episodes"] == 2
-    with pytest.raises(ValueError, match="no episode of the split 'test': it has train, val"):
+    with pytest.raises(ValueError, match="no usable episode of the split 'test': it has train, val"):
         evaluate_dataset(Seen(), named, split="test")
     nameless = Memory([episode(i, success=float(i % 2)) for i in range(20)])
     counts = [evaluate_dataset(Seen(), nameless, split=s).counts["episodes"] for s in ("train", "val")]
