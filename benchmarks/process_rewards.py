@@ -19,6 +19,7 @@ from typing import Any
 import lightning
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from guerdon import __version__
 from guerdon.backbones.language import HashedText
@@ -47,14 +48,16 @@ TASKS = (
 UNSEEN = ("drawer-close-v3", "window-close-v3")
 """Never trained on, and a hard pair: the scenes of two training tasks, asked to be undone."""
 TRAIN, EVAL, HORIZON = 48, 24, 120
-CAMERA = "corner2"
+EPOCHS = {"states": 30, "pixels": 40}
+CAMERA, FRAME = "corner2", 96
 AIMS = {
-    "success_auroc": 0.95,
-    "value_order_correlation": 0.9,
-    "reversed": -0.5,
-    "instruction_auroc": 0.9,
-    "calibration_error": 0.1,
+    "success AUROC": "≥ 0.95",
+    "value order of successes": "≥ 0.9",
+    "… played backwards": "≤ −0.5",
+    "right > wrong instruction, AUROC": "≥ 0.9",
+    "dense calibration error": "≤ 0.10",
 }
+"""What is hoped for on held-out contexts."""
 
 
 def collect(runs: Path) -> None:
@@ -71,14 +74,14 @@ def model(inputs: str) -> ProgressReward:
     text = HashedText(width=64)
     if inputs == "states":
         return ProgressReward(state_size=39, text=text, width=128, layers=1, success_weight=1.0)
-    encoder = ConvEncoder(width=64, channels=(16, 32, 64, 64), size=64)
+    encoder = ConvEncoder(width=64, channels=(16, 32, 64, 64), size=FRAME)
     return ProgressReward(
         cameras=(CAMERA,),
         encoder=encoder,
         text=text,
         width=128,
         layers=1,
-        frame_size=64,
+        frame_size=FRAME,
         frames_every=2,
         success_weight=1.0,
     )
@@ -93,7 +96,7 @@ def data(inputs: str, runs: Path, seed: int) -> EpisodeData:
     return EpisodeData(
         paths,
         cameras=(CAMERA,),
-        frame_size=64,
+        frame_size=FRAME,
         frame_count=20,
         cache=str(runs / "frames"),
         batch_size=32,
@@ -145,26 +148,67 @@ def judge(inputs: str, seed: int, runs: Path, folder: Path) -> dict[str, Any]:
     return found
 
 
+def headline(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each figure with its interval and beside it what its control says."""
+    figures = evaluation["figures"]
+    model, clock, backwards = figures["model"], figures["clock"], figures["reversed"]
+    pairs = {
+        "success AUROC": (model["success_auroc"], clock["success_auroc"]),
+        "value order of successes": (model["value_order_correlation"], clock["value_order_correlation"]),
+        "… of failures": (model["value_order_failures"], clock["value_order_failures"]),
+        "… played backwards": (backwards["value_order_correlation"], clock["value_order_correlation"]),
+        "right > wrong instruction, AUROC": (model["instruction_auroc"], clock["instruction_auroc"]),
+        "dense calibration error": (model["calibration_error"], figures["constant"]["calibration_error"]),
+        "false positives at ½": (model["false_positive_rate"], figures["constant"]["false_positive_rate"]),
+        "progress error": (model["progress_error"], figures["constant"]["progress_error"]),
+        "quality order, Kendall τ-b": (model["quality_ranking"], clock["quality_ranking"]),
+    }
+    kept = ("value", "low", "high", "n", "n_undefined")
+    return {name: {**{k: one[k] for k in kept}, "control": control["value"]} for name, (one, control) in pairs.items()}
+
+
+def show(results: dict[str, Any], inputs: str) -> Table:
+    """Means over seeds, and the widest interval of any seed."""
+    runs = [run for run in results.values() if run["inputs"] == inputs]
+    parts = list(runs[0]["judged"])
+    table = Table("figure", "hoped for", *parts, "control", title=f"{inputs}, {len(runs)} seeds")
+    for name in runs[0]["judged"][parts[0]]:
+        cells: list[str] = []
+        for part in parts:
+            found = [run["judged"][part][name] for run in runs]
+            values = [f["value"] for f in found if f["value"] is not None]
+            lows, highs = ([f[k] for f in found if f[k] is not None] for k in ("low", "high"))
+            cells.append(f"{sum(values) / len(values):.3f} ({min(lows):.2f}…{max(highs):.2f})" if values else "–")
+        control = runs[0]["judged"][parts[0]][name]["control"]
+        table.add_row(name, AIMS.get(name, ""), *cells, "–" if control is None else f"{control:.2f}")
+    return table
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/process_rewards"))
-    parser.add_argument("--inputs", choices=("states", "pixels"), action="append")
+    parser.add_argument("--inputs", choices=tuple(EPOCHS), action="append")
     parser.add_argument("--seed", type=int, action="append")
-    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "process_rewards.json")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     collect(options.runs)
     results: dict[str, Any] = {}
-    for inputs in options.inputs or ["states", "pixels"]:
+    wanted = options.inputs or list(EPOCHS)
+    for inputs in wanted:
         for seed in options.seed or [0, 1, 2]:
-            folder, seconds = fit(inputs, seed, options.runs, options.epochs)
+            folder, seconds = fit(inputs, seed, options.runs, EPOCHS[inputs])
             kept = folder / "judged.json"
             if not kept.exists():
                 kept.write_text(json.dumps(judge(inputs, seed, options.runs, folder)))
-            results[f"{inputs} {seed}"] = {"seconds": seconds, **json.loads(kept.read_text())}
+            judged = {part: headline(evaluation) for part, evaluation in json.loads(kept.read_text()).items()}
+            results[f"{inputs} {seed}"] = {"inputs": inputs, "seed": seed, "seconds": seconds, "judged": judged}
+    for inputs in wanted:
+        Console(width=180).print(show(results, inputs))
+    Console().print("mean over seeds (smallest lower … largest upper bound of their 95 % intervals over episodes)")
+    options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":
