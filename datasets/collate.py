@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.batch import TERMINATING, End, Labelled, Sampled, TrajectoryBatch, terminated_from
-from .episodes import BadEpisodeError, Column, Episode
+from .episodes import BadEpisodeError, Column, Episode, blamed_on
 from .stages import FRACTION, STAGE, stage_fraction
 
 
@@ -251,7 +251,8 @@ def _sampled(
         places = choose_frames(step, window.offset, window.steps, choice.count, choice.every)
         if not len(places):
             raise BadEpisodeError(window.episode.index, "video", f"{what} has no frame for the window")
-        taken.append(read(window, places))
+        with blamed_on(window.episode.index):
+            taken.append(read(window, places))
         # the frame held at the window's start was recorded before it
         index.append(np.maximum(step[places] - window.offset, 0))
     shapes = {values.shape[1:] for values in taken if values is not None}

@@ -1,7 +1,8 @@
 """The storage-level episode: what every reader gives and every writer takes, before padding and batching."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -24,6 +25,21 @@ class BadEpisodeError(ValueError):
     def __reduce__(self) -> tuple[type["BadEpisodeError"], tuple[int, str, str]]:
         """Survive the way back from a loader's worker process."""
         return BadEpisodeError, (self.index, self.status, self.reason)
+
+
+@contextmanager
+def blamed_on(index: int) -> Generator[None]:
+    """Let errors name an episode by the number it has here, which a recording does not know.
+
+    Joining data sets, or splitting episodes where the task changes, gives them other numbers. Who leaves bad episodes
+    out by their numbers would leave out another one.
+    """
+    try:
+        yield
+    except BadEpisodeError as error:
+        if error.index == index:
+            raise
+        raise BadEpisodeError(index, error.status, error.reason) from error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 from ..backbones.vision import VisionEncoder
 from ..core.batch import TrajectoryBatch
 from .collate import FeatureReader, Window, collate
-from .episodes import BadEpisodeError, Episode, EpisodeDataset, FrameSource
+from .episodes import BadEpisodeError, Episode, EpisodeDataset, FrameSource, blamed_on
 from .features import CachedFrames, FeatureCache, FeatureSource, revision_of
 
 _KEPT_BYTES = 1 << 30  # states and actions held in memory; what does not fit is read again
@@ -75,10 +75,11 @@ class EpisodeReader:
         if self.cache is None:
             return
         for camera in present:
-            if self.encoder is not None:
-                self._features(episode, camera, revision_of(self.encoder)).fill()
-            elif self.frame_size is not None:
-                self._frames(episode, camera).fill()
+            with blamed_on(episode.index):
+                if self.encoder is not None:
+                    self._features(episode, camera, revision_of(self.encoder)).fill()
+                elif self.frame_size is not None:
+                    self._frames(episode, camera).fill()
 
     def features(self, episode: Episode) -> Mapping[str, FeatureReader]:
         """Cached features by ``"<encoder.name>/<camera>"``, computed as they are read; none without an encoder.
@@ -137,7 +138,8 @@ class EpisodeReader:
         assert self.cache is not None and self.encoder is not None
         opened, key = self._open.setdefault(episode, {}), (camera, revision)
         if key not in opened:
-            opened[key] = self.cache.features(episode, camera, self.encoder, self.frame_size, compute=False)
+            with blamed_on(episode.index):
+                opened[key] = self.cache.features(episode, camera, self.encoder, self.frame_size, compute=False)
         source = opened[key]
         assert isinstance(source, FeatureSource)
         return source
@@ -146,7 +148,8 @@ class EpisodeReader:
         assert self.cache is not None and self.frame_size is not None
         opened, key = self._open.setdefault(episode, {}), (camera, "")
         if key not in opened:
-            opened[key] = self.cache.frames(episode, camera, self.frame_size, compute=False)
+            with blamed_on(episode.index):
+                opened[key] = self.cache.frames(episode, camera, self.frame_size, compute=False)
         source = opened[key]
         assert isinstance(source, CachedFrames)
         return source

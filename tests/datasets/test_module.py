@@ -251,3 +251,23 @@ def test_a_split_by_name_is_the_one_training_made():
         in_split(both, "odd", "set")
     with pytest.raises(ValueError, match="it has eval"):
         in_split([Kin(index=0, split="eval")], "val", "set")
+
+
+def test_a_broken_video_is_left_out_under_its_number_in_the_joined_set(tmp_path, make_episode):
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        with LeRobotWriter(path, fps=10) as writer:
+            for i in range(2):
+                writer.add(make_episode(i, 6))
+    for video in paths[1].rglob("*.mp4"):  # its second half is gone, and what it says of itself with it
+        video.write_bytes(video.read_bytes()[:200])
+    data = EpisodeData([str(p) for p in paths], cameras=["front"], val_fraction=0.0, batch_size=4)
+    data.setup("fit")
+    with pytest.warns(UserWarning, match="left out from now on"):
+        (batch,) = list(data.train_dataloader())
+    # a video knows the number 0 or 1 it has in its own set: leaving those out would leave out the good ones, for ever
+    assert set(batch.episode.tolist()) <= {0, 1} and len(batch) == 4
+    cached = EpisodeData([str(p) for p in paths], cameras=["front"], frame_size=16, cache=str(tmp_path / "kept"))
+    with pytest.warns(UserWarning, match="2 of 4 episodes"):
+        cached.setup("fit")
+    assert [error.index for error in cached.bad] == [2**32, 2**32 + 1]
