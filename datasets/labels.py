@@ -96,7 +96,8 @@ def with_success_targets(
     """Add ``labels["success"]`` (B, T+1): 1 at the last observation of a success and 0 before, 0 all along a failure.
 
     Recorded flags win wherever they are valid. Episodes of unknown outcome stay invalid, and so do partial successes
-    unless ``partial``. Where the last observation was never made, the one before it counts as the last.
+    unless ``partial``. Where the last observation was never made, the one before it counts as the last. A window that
+    stops short of the end does not show which of the two is so: there the observation this depends on stays invalid.
 
     Args:
         batch: Rows of whole episodes or windows.
@@ -110,10 +111,13 @@ def with_success_targets(
     if tail < 1:
         raise ValueError(f"tail is {tail}: expected at least one observation of a success to count as done")
     succeeded = _succeeded(batch, assume_success)
-    done = (_place(batch) > (_last_place(batch) - tail)[:, None]) & succeeded[:, None]
+    place = _place(batch)
+    done = (place > (_last_place(batch) - tail)[:, None]) & succeeded[:, None]
     known = succeeded | (batch.success_known & (batch.success <= 0))
     known = known | _partial(batch) if partial else known
-    return _with_target(batch, "success", done.float(), known[:, None])
+    cut = succeeded & (batch.offset + batch.steps < batch.length)
+    unsure = cut[:, None] & (place == (batch.length - tail)[:, None])
+    return _with_target(batch, "success", done.float(), known[:, None] & ~unsure)
 
 
 def with_remaining_targets(batch: TrajectoryBatch, assume_success: bool = False) -> TrajectoryBatch:
@@ -125,7 +129,7 @@ def with_remaining_targets(batch: TrajectoryBatch, assume_success: bool = False)
 
 
 def with_return_targets(
-    batch: TrajectoryBatch, horizon: int, failure_cost: float | int | None = None
+    batch: TrajectoryBatch, horizon: int, failure_cost: float | int | None = None, assume_success: bool = False
 ) -> TrajectoryBatch:
     """Add ``labels["return_to_go"]`` (B, T+1) in [−1, 0]: −1 for each step left, −``failure_cost`` at a failed end.
 
@@ -136,6 +140,7 @@ def with_return_targets(
         batch: Rows of whole episodes or windows.
         horizon: Steps that count as −1: the length of the longest episode of the task.
         failure_cost: In steps; None takes the horizon, which makes every observation of a failure −1.
+        assume_success: Take episodes of unknown outcome for successes.
 
     Raises:
         ValueError: If the horizon is below 1 or the cost negative.
@@ -145,7 +150,7 @@ def with_return_targets(
         raise ValueError(f"horizon {horizon}, failure_cost {cost}: expected at least 1 and at least 0")
     failed = batch.success_known & (batch.success <= 0)
     left = (batch.length[:, None] - _place(batch)).clamp(min=0) + torch.where(failed, cost, 0.0)[:, None]
-    known = (failed | _succeeded(batch, False))[:, None] & batch.observed & (batch.steps > 0)[:, None]
+    known = (failed | _succeeded(batch, assume_success))[:, None] & batch.observed & (batch.steps > 0)[:, None]
     label = Labelled(values=torch.where(known, (-left / horizon).clamp(min=-1), 0.0), valid=known)
     return replace(batch, labels={**batch.labels, "return_to_go": label})
 
@@ -295,7 +300,7 @@ class LabelFactory:
             batch = with_stage_targets(_with_unknown_stages(batch), self.stages)
         elif self.progress == "return_to_go":
             assert self.horizon is not None
-            batch = with_return_targets(batch, self.horizon)
+            batch = with_return_targets(batch, self.horizon, assume_success=self.assume_success)
             told = batch.labels["return_to_go"]
             batch = _with_target(batch, "progress", 1 + told.values, told.valid)
         else:

@@ -63,12 +63,14 @@ def reorder(batch: TrajectoryBatch, time_map: Int[Tensor, "B Tp1"]) -> Trajector
     """Re-index time: observation j of the result is observation ``time_map[:, j]`` of the batch.
 
     State, labels and tracks follow the observation visited. A frame (or feature) shows up where its observation is
-    visited, or passed on the way ahead; the start takes the frame held there. An action is kept where a step still
-    leads from one observation to the next, and is 0 elsewhere: no action leads backwards in time, so such a step is no
-    decision either, and columns per step are invalid on it. A reordered row ends with a cut, its outcome is unknown,
-    ``behaviour`` is dropped, and ``offset`` and ``length`` go on saying where it came from. ``weight`` stays with the
-    stretch of the recording a step covers in either direction, so reordered rows do count in the losses of reward
-    models.
+    visited, or passed on the way ahead; the start takes the frame held there. While time stands still a camera goes on
+    showing the frame held, where it had a frame in the row as it was.
+
+    An action is kept where a step still leads from one observation to the next, and is 0 elsewhere: no action leads
+    backwards in time, so such a step is no decision either, and columns per step are invalid on it. A reordered row
+    ends with a cut, its outcome is unknown, ``behaviour`` is dropped, and ``offset`` and ``length`` go on saying where
+    it came from. ``weight`` stays with the stretch of the recording a step covers in either direction, so reordered
+    rows do count in the losses of reward models.
 
     Args:
         batch: Rows to re-index.
@@ -150,7 +152,10 @@ def _visit(sampled: Sampled, time_map: Tensor) -> Sampled:
         if len(known):
             # at its own observation; or, where time jumps ahead over it, as soon as it would have been seen
             overtaken = (held[1:] != held[:-1]) & (visited[1:] > visited[:-1])
-            shown[1:] &= (known[held[1:].clamp(min=0)] == visited[1:]) | overtaken
+            moving = (known[held[1:].clamp(min=0)] == visited[1:]) | overtaken
+            # at the camera's own pace: a thinned-out camera neither falls silent nor shows every observation
+            ticking = torch.isin(torch.arange(1, len(visited), device=known.device), known)
+            shown[1:] &= torch.where(visited[1:] == visited[:-1], ticking, moving)
         places.append(held[shown])
         steps.append(shown.nonzero().flatten())
     longest = max(len(s) for s in steps)

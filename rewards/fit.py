@@ -144,11 +144,12 @@ def check_outcomes(outcomes: Mapping[str, int], labels: LabelFactory) -> None:
     """
     told = ", ".join(f"{count} {name}" for name, count in outcomes.items())
     succeeded = outcomes.get("success", 0) + (outcomes.get("unknown", 0) if labels.assume_success else 0)
-    if not succeeded and not outcomes.get("labelled", 0) and labels.progress == "linear":
+    targets = succeeded + outcomes.get("labelled", 0) + (outcomes.get("partial", 0) if labels.partial_success else 0)
+    if not targets and labels.progress == "linear":
         raise ValueError(
             f"no training episode is a success ({told or 'there is none'}): progress has no target and success never "
-            "comes; add successes, record progress or success per observation, or, if the unlabelled ones are "
-            "demonstrations, set assume_success"
+            "comes; add successes, record progress or success per observation, set partial_success to learn from "
+            "partial ones, or, if the unlabelled ones are demonstrations, set assume_success"
         )
     if succeeded and not labels.assume_success and set(outcomes) <= {"success"}:
         warnings.warn(

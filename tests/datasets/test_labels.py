@@ -93,6 +93,30 @@ def test_success_targets():
         with_success_targets(batch, tail=0)
 
 
+@pytest.mark.parametrize("observed", [True, False])
+@pytest.mark.parametrize("tail", [1, 2])
+def test_every_window_says_the_same_of_an_observation_or_nothing(observed, tail):
+    episode = Episode(
+        index=0,
+        state=np.zeros((7, 1), np.float32),
+        actions=np.zeros((6, 1), np.float32),
+        success=1.0,
+        end=End.SUCCESS,
+        last_observed=observed,
+    )
+    whole = with_success_targets(collate([episode]), tail).labels["success"]
+    # the windows of one row each: the one that ends at the last observation made does not know that it is the last
+    for offset in range(6):
+        for steps in range(1, 7 - offset):
+            window = collate([Window(episode=episode, offset=offset, steps=steps)])
+            label = with_success_targets(window, tail).labels["success"]
+            there = slice(offset, offset + steps + 1)
+            both = label.valid[0] & whole.valid[0, there]
+            assert torch.equal(label.values[0][both], whole.values[0, there][both]), (offset, steps)
+            hidden = int((whole.valid[0, there] & ~label.valid[0]).sum())
+            assert hidden == (offset + steps < 6 and offset <= 6 - tail <= offset + steps)
+
+
 def same(one, other):
     for f in fields(one):
         a, b = getattr(one, f.name), getattr(other, f.name)
@@ -187,6 +211,15 @@ def test_returns_to_go_by_hand():
     progress = factory.targets(batch).labels["progress"]
     assert progress.values[0].tolist() == pytest.approx([0.7, 0.8, 0.9, 1]) and progress.values[1].tolist() == [0] * 4
     assert progress.valid.any(1).tolist() == [True, True, False]
+
+
+def test_a_factory_takes_unlabelled_demonstrations_for_successes_in_every_target():
+    batch = rows([3, 3], [End.TAKEOVER, End.FAILURE])
+    told = LabelFactory(progress="return_to_go", horizon=6, assume_success=True).targets(batch).labels["progress"]
+    assert told.values[0].tolist() == pytest.approx([3 / 6, 4 / 6, 5 / 6, 1]) and bool(told.valid.all())  # 1 − left / 6
+    assert told.values[1].tolist() == [0] * 4  # a failure costs the horizon: −1 all along
+    plain = LabelFactory(progress="return_to_go", horizon=6).targets(batch).labels["progress"]
+    assert plain.valid.tolist() == [[False] * 4, [True] * 4]
 
 
 def test_stage_targets_by_hand_and_through_a_window():

@@ -141,14 +141,17 @@ def wrist(pixels, step):
 def test_standing_still_repeats_the_frame_and_stops_progress():
     frames = {
         "wrist": Sampled(
-            values=torch.tensor([7, 9], dtype=torch.uint8).view(1, 2, 1, 1, 1), step=torch.tensor([[0, 2]])
+            values=torch.tensor([7, 8, 9], dtype=torch.uint8).view(1, 3, 1, 1, 1), step=torch.tensor([[0, 2, 4]])
         )
     }
     batch = with_progress_targets(rows([4], [End.SUCCESS], frames=frames))
+    for last, progress in ((2, [0, 0.25, 0.5, 0.5, 0.5]), (3, [0, 0.25, 0.5, 0.75, 0.75])):
+        new = reorder(batch, stall_map(torch.tensor([5]), torch.tensor([last]), 5))
+        assert new.labels["progress"].values.tolist() == [progress]
+        # at 4 the camera shows what it showed at 2, also where time stopped between two of its frames
+        assert new.frames["wrist"].step.tolist() == [[0, 2, 4]]
+        assert new.frames["wrist"].values.flatten().tolist() == [7, 8, 8]
     new = reorder(batch, stall_map(torch.tensor([5]), torch.tensor([2]), 5))
-    assert new.labels["progress"].values.tolist() == [[0, 0.25, 0.5, 0.5, 0.5]]
-    assert new.frames["wrist"].step.tolist() == [[0, 2, 3, 4]]
-    assert new.frames["wrist"].values.flatten().tolist() == [7, 9, 9, 9]
     assert new.actions.flatten().tolist() == [100, 101, 0, 0] and new.decision_step.tolist() == [[0, 1, -1, -1]]
 
 

@@ -174,6 +174,7 @@ def test_failures_alone_are_refused_and_successes_alone_are_told():
         ({"unknown": 3}, LabelFactory(assume_success=True)),
         ({"failure": 3, "labelled": 1}, LabelFactory()),
         ({"failure": 3}, LabelFactory(progress="return_to_go", horizon=9)),
+        ({"failure": 7, "partial": 2}, LabelFactory(partial_success=True)),  # a target at the end of each partial one
     ):
         check_outcomes(outcomes, labels)
 
