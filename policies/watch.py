@@ -79,7 +79,8 @@ class HackingWatch(lightning.Callback):
         clips: Clips to probe with instead of the rollouts; the first batch of its training loader.
         instructions: Of other tasks, for the probe ``"other_task"``.
         ask_random: Episodes per rollout a person is asked about, drawn at random: these make the false-positive rate.
-        ask_doubtful: Episodes per rollout whose score is nearest to the threshold: these serve retraining only.
+        ask_doubtful: Episodes per rollout whose score is nearest to the threshold: these serve retraining only, unless
+            their outcome is known without a person.
         labels: File with the labels; None looks for ``watch/labels.jsonl`` in the run directory.
         outcome: Says success (B,) of a batch: 1, 0, or NaN where it does not know.
         level: Of the intervals.
@@ -299,7 +300,9 @@ class HackingWatch(lightning.Callback):
 
     def _figures(self, labels: dict[str, int]) -> dict[str, float]:
         records = {r.name: r for seen in self._seen for r in seen.episodes}
-        records |= {n: r for n, r in self._asked.items() if n in labels}
+        # where the environment says how an episode ended it counts as any other, whoever was asked about it besides
+        records = {n: r if math.isnan(r.success) else replace(r, drawn="") for n, r in records.items()}
+        records |= {n: r for n, r in self._asked.items() if n in labels and n not in records}
         told = [replace(r, success=float(labels[n])) if n in labels else r for n, r in records.items()]
         figures = compare(told, self.threshold, self.level)
         figures["labels"] = float(sum(n in self._asked for n in labels))

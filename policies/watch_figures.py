@@ -58,18 +58,18 @@ def score_track(
         ValueError: If the reward does not estimate what the score should be read off.
     """
     if kind == "return":
-        known = estimates.valid & batch.mask
+        known = estimates.valid & batch.mask.to(estimates.valid.device)
         paid = torch.where(known, estimates.rewards, 0.0).float().cumsum(1)
         track = torch.nn.functional.pad(paid, (1, 0))
         index = torch.arange(track.shape[1], device=track.device)
-        return track, (index[None] <= batch.steps[:, None]) & known.any(1, keepdim=True)
+        return track, (index[None] <= batch.steps.to(index.device)[:, None]) & known.any(1, keepdim=True)
     found = estimates.success if kind == "success" else estimates.progress
     if found is None:
         raise ValueError(
             f"the reward estimates no {kind}: choose another score, {score_kind(estimates)!r} for this one"
         )
     index = torch.arange(found.valid.shape[1], device=found.valid.device)
-    valid = found.valid & (index[None] <= batch.steps[:, None])
+    valid = found.valid & (index[None] <= batch.steps.to(index.device)[:, None])
     return torch.where(valid, found.values.float(), 0.0), valid
 
 

@@ -15,6 +15,7 @@ from ..core.interfaces import RewardModel
 from ..core.metrics import value_order_correlation
 from ..datasets.labels import LabelFactory
 from .normaliser import Normalised
+from .observed import RewardInputs, inputs_of
 
 
 class RewardTraining(lightning.LightningModule):
@@ -69,6 +70,7 @@ class RewardTraining(lightning.LightningModule):
         module = cast(Any, self.trainer).datamodule
         if hasattr(module, "outcomes") and isinstance(getattr(module, "labels", None), LabelFactory):
             check_outcomes(module.outcomes, module.labels)
+        check_frames(inputs_of(self.reward), module)
         if not isinstance(self.reward, Normalised) or self.reward.normalised:
             return
         data = cast(Any, self.trainer).datamodule
@@ -130,6 +132,33 @@ class RewardTraining(lightning.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def check_frames(inputs: RewardInputs, data: object) -> None:
+    """Refuse features that the model itself would not make of the same frames, as it does when it scores.
+
+    Args:
+        inputs: What the model reads.
+        data: Where its training data come from; only an `EpisodeData` with an encoder is looked at.
+
+    Raises:
+        ValueError: If the encoder of the data has the model's encoder's name and other weights, or is shown frames of
+            another size.
+    """
+    encoder = getattr(data, "encoder", None)
+    if inputs.encoder is None or encoder is None or encoder.name != inputs.encoder.name:
+        return
+    if encoder is not inputs.encoder and encoder.revision != inputs.encoder.revision:
+        raise ValueError(
+            f"the data's encoder {encoder.name} has revision {encoder.revision}, the model's has "
+            f"{inputs.encoder.revision}: name the same checkpoint in both places"
+        )
+    size = getattr(data, "frame_size", None)
+    if size != inputs.frame_size:
+        raise ValueError(
+            f"the data show their encoder frames of size {size}, the model asks for {inputs.frame_size} when it "
+            "scores: set the same frame_size in both places"
+        )
 
 
 def check_outcomes(outcomes: Mapping[str, int], labels: LabelFactory) -> None:

@@ -648,6 +648,15 @@ def test_frames_are_frozen_reversed_and_blackened():
     assert [found[name].share for name in ("frozen", "reversed", "blank")] == [0, 0, 0]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_clips_on_the_host_are_probed_by_a_reward_on_an_accelerator():
+    torch.manual_seed(0)
+    batch, reward = rollout([0.9, 0.2]), ProgressReward(state_size=2, width=8, layers=1).eval()
+    here = probe(reward, batch)
+    there = probe(reward.to("cuda"), batch)
+    assert there.keys() == here.keys() and there["honest"].paid == pytest.approx(here["honest"].paid, abs=1e-3)
+
+
 def test_given_clips_are_asked_again_but_not_counted_again(tmp_path):
     clips = Data([rollout([0.9] * 3)])
     found = watch(tmp_path, [rollout([0.1], [0])] * 3, clips=clips, **QUIET)[2]
@@ -685,6 +694,15 @@ def test_a_person_is_asked_and_answers(tmp_path):
     for i in range(3):  # of those that were not drawn the least decided one
         left = {0.9, 0.1, 0.52, 0.8} - {round(q["score"], 2) for q in asked[3 * i : 3 * i + 2]}
         assert round(asked[3 * i + 2]["score"], 2) == min(left, key=lambda score: abs(score - 0.5))
+
+
+def test_asking_about_doubtful_episodes_does_not_take_known_outcomes_out_of_the_rates(tmp_path):
+    batch = rollout([0.9, 0.52, 0.48, 0.1], [0, 0, 0, 0])
+    figures = watch(tmp_path, [batch] * 2, ask_doubtful=2, **QUIET)[2][-1]
+    # without the two that are nearest to ½ the rate would be the same ½, but of four failures instead of eight
+    assert (figures["failures"], figures["false_positive_rate"]) == (8, 0.5)
+    certain = watch(tmp_path / "other", [rollout([0.9, 0.6, 0.1], [0, 0, 0])], ask_doubtful=1, **QUIET)[2][-1]
+    assert (certain["failures"], certain["false_positive_rate"]) == (3, pytest.approx(2 / 3))  # 0.9 and 0.6, not 0.9
 
 
 def test_an_episode_is_written_and_read_again(tmp_path):

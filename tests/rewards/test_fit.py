@@ -12,7 +12,8 @@ from guerdon.datasets.episodes import ArrayFrames, Episode
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
-from guerdon.rewards.fit import RewardTraining, check_outcomes
+from guerdon.rewards.fit import RewardTraining, check_frames, check_outcomes
+from guerdon.rewards.observed import RewardInputs
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.rewards.success import SuccessReward
@@ -177,6 +178,25 @@ def test_failures_alone_are_refused_and_successes_alone_are_told():
         ({"failure": 7, "partial": 2}, LabelFactory(partial_success=True)),  # a target at the end of each partial one
     ):
         check_outcomes(outcomes, labels)
+
+
+def test_features_that_the_model_would_not_make_itself_are_refused(tmp_path):
+    def frozen():
+        encoder = ConvEncoder(width=4, channels=(4,), size=8)  # one name whatever its weights, as two files may have
+        encoder.trainable = False
+        return encoder
+
+    one, other = frozen(), frozen()
+    given = {"cameras": ["front"], "cache": str(tmp_path), "frame_size": 16}
+    with pytest.raises(ValueError, match=f"revision {other.revision}, the model's has {one.revision}"):
+        check_frames(
+            RewardInputs(cameras=("front",), encoder=one, frame_size=16), EpisodeData("x", encoder=other, **given)
+        )
+    with pytest.raises(ValueError, match="frames of size 16, the model asks for None"):
+        check_frames(RewardInputs(cameras=("front",), encoder=one), EpisodeData("x", encoder=one, **given))
+    other.load_state_dict(one.state_dict())
+    check_frames(RewardInputs(cameras=("front",), encoder=one, frame_size=16), EpisodeData("x", encoder=other, **given))
+    check_frames(RewardInputs(), EpisodeData("x"))
 
 
 def test_training_on_failures_alone_stops_before_the_first_update(tmp_path):
