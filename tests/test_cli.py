@@ -269,15 +269,24 @@ def test_checkpoints_of_another_shape_are_refused(here, capsys):
 def test_ctrl_c_keeps_a_checkpoint_that_can_be_resumed(here, tmp_path):
     command = ["fit", "--config", str(here / "tiny.yaml"), "--out", "run"]
     arguments = [*command, "--trainer.max_epochs", "100000", "--trainer.enable_checkpointing", "false"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "guerdon.cli", *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    code = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job may have it ignored
+        "from guerdon.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
     )
-    deadline = time.time() + 60
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.time() + 120
     metrics = tmp_path / "run/logs/version_0/metrics.csv"
     while not metrics.is_file() and time.time() < deadline and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     kept = tmp_path / "run/checkpoints/interrupted.ckpt"
     assert kept.is_file() and "Traceback" not in said

@@ -215,6 +215,7 @@ def test_without_a_backend_states_are_recorded_and_it_is_said(tmp_path):
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path):
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job may ignore it
         "from guerdon.envs.collect import collect_dataset\n"
         f"collect_dataset('mujoco/reach', {str(tmp_path / 'a')!r}, 100000, frames=False)\n"
     )
@@ -224,7 +225,10 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path):
         time.sleep(0.05)
     assert list(tmp_path.iterdir())
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    try:
+        _, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode != 0 and b"KeyboardInterrupt" in error
     assert not list(tmp_path.iterdir())
 
