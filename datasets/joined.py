@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from .episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
+from .splits import Kin
 
 _APART = 1 << 32  # groups and tasks of different data sets never meet below this
 
@@ -48,6 +49,22 @@ class JoinedDatasets:
 
     def _index(self, which: int, index: int) -> int:
         return index if len(self.datasets) == 1 else which * _APART + index
+
+    def kin(self, place: int, episode: Episode) -> tuple[int, Kin]:
+        """Which data set the episode at a place is from, and what it may share with others there, as it is named there.
+
+        Args:
+            place: Of the episode.
+            episode: As it was read here.
+        """
+        which, inner = self._find(place)
+        apart = which * _APART
+        return which, Kin(
+            index=episode.index - apart,
+            split=self.datasets[which].summary(inner).split,
+            context=episode.context.removeprefix(f"{which}:") if which else episode.context,
+            group=None if episode.group is None else episode.group - apart,
+        )
 
     def summary(self, place: int) -> EpisodeSummary:
         """What is known of an episode without reading it."""

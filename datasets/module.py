@@ -20,7 +20,7 @@ from .joined import JoinedDatasets
 from .labels import LabelFactory
 from .opening import open_dataset
 from .reader import EpisodeReader
-from .splits import VAL_FRACTION, Kin, choose_split
+from .splits import VAL_FRACTION, Kin, split_each
 from .stages import STAGE
 
 _TRAIN, _VAL = 0, 1
@@ -34,7 +34,7 @@ class EpisodeData(lightning.LightningDataModule):
     broken later is named then, and another episode takes its place.
 
     Args:
-        path: Folder of a data set, or several.
+        path: Folder of a data set, or several, each of which is split by itself.
         cameras: Cameras to load.
         frame_count: At most this many frames of a camera in a row, evenly spaced; None takes all.
         frame_size: Scale frames so that the shorter side is this many pixels; None keeps the recorded size.
@@ -120,7 +120,7 @@ class EpisodeData(lightning.LightningDataModule):
             raise ValueError(f"{dataset.name} has no camera {', '.join(map(repr, missing))}: it has {held}")
         cache = None if self.cache is None else FeatureCache(self.cache)
         reader = EpisodeReader(dataset, self.cameras, self.frame_size, self.encoder, cache)
-        kin, usable = self._go_through(reader)
+        usable = self._go_through(reader)
         if not usable:
             raise ValueError(f"no episode of {dataset.name} can be used: {self._reasons()}")
         if self.bad:
@@ -134,15 +134,19 @@ class EpisodeData(lightning.LightningDataModule):
                 f"{dataset.name}: progress by stages was asked for, and no episode holds a stage per observation "
                 '(labels["stage"]): record it, or take the linear target'
             )
-        train, val = choose_split(kin, self.train_split, self.val_split, self.val_fraction)
+        sets: list[list[Kin]] = [[] for _ in self.paths]
+        for place in usable:
+            which, kin = dataset.kin(place, reader(place))
+            sets[which].append(kin)
+        train, val = split_each([s for s in sets if s], self.train_split, self.val_split, self.val_fraction)
         self.places = {"train": [usable[i] for i in train], "val": [usable[i] for i in val]}
         self.outcomes = Counter(_outcome(reader(place)) for place in self.places["train"])
         if not val and stage == "validate":
             raise ValueError(f"{dataset.name} has no episode to validate on: check val_split and val_fraction")
         self._reader = reader
 
-    def _go_through(self, reader: EpisodeReader) -> tuple[list[Kin], list[int]]:
-        kin: list[Kin] = []
+    def _go_through(self, reader: EpisodeReader) -> list[int]:
+        """Places of the episodes that can be used."""
         usable: list[int] = []
         self.bad, self._staged = [], False
         places = range(len(reader.dataset))
@@ -157,13 +161,11 @@ class EpisodeData(lightning.LightningDataModule):
             except BadEpisodeError as error:
                 self.bad.append(error)
                 continue
-            split = reader.dataset.summary(place).split
             self._staged |= STAGE in episode.labels and bool(episode.labels[STAGE].valid.any())
-            kin.append(Kin(index=episode.index, split=split, context=episode.context, group=episode.group))
             usable.append(place)
         if self.encoder is not None:
             self.encoder.to("cpu")
-        return kin, usable
+        return usable
 
     def _reasons(self) -> str:
         named = "; ".join(f"episode {e.index} ({e.status}): {e.reason}" for e in self.bad[:10])

@@ -47,6 +47,44 @@ def choose_split(
     return _hold_out(episodes, val_fraction)
 
 
+def split_each(
+    sets: Sequence[Sequence[Kin]], train_split: str, val_split: str, val_fraction: float
+) -> tuple[list[int], list[int]]:
+    """Places, counted through all data sets, of the training and of the validation episodes; each set splits by itself.
+
+    What is held out of a set is thus the same whether it is used alone or beside others: whoever judges a model by
+    the ``"val"`` of one of them meets no episode that it was trained on. Beside others, a set that records splits but
+    no training one only validates.
+
+    Args:
+        sets: The episodes of each data set, with the names and numbers they have there.
+        train_split: See `choose_split`.
+        val_split: See `choose_split`.
+        val_fraction: See `choose_split`.
+
+    Raises:
+        ValueError: As `choose_split`; for several sets, if there is nothing to train on in any of them.
+    """
+    if len(sets) == 1:
+        return choose_split(sets[0], train_split, val_split, val_fraction)
+    train: list[int] = []
+    val: list[int] = []
+    start = 0
+    for episodes in sets:
+        recorded = {e.split for e in episodes if e.split}
+        if recorded and train_split not in recorded:
+            chosen = ([], [i for i, e in enumerate(episodes) if e.split == val_split])
+        else:
+            chosen = choose_split(episodes, train_split, val_split, val_fraction)
+        train += [start + i for i in chosen[0]]
+        val += [start + i for i in chosen[1]]
+        start += len(episodes)
+    if not train:
+        held = ", ".join(sorted({e.split for episodes in sets for e in episodes if e.split})) or "none"
+        raise ValueError(f"no episode of the split {train_split!r} in any data set: they have {held}; set train_split")
+    return train, val
+
+
 def in_split(episodes: Sequence[Kin], split: str, name: str) -> list[int]:
     """Places of the episodes of a split; empty takes all.
 

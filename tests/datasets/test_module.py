@@ -220,6 +220,25 @@ def test_several_data_sets_are_one(written, make_episode):
         JoinedDatasets([])
 
 
+def test_each_of_several_data_sets_is_split_as_it_would_be_alone(written):
+    recorded = written("recorded", 6, split=lambda i: "train" if i < 4 else "val")
+    plain = written("plain", 12, group=lambda i: i)
+    judged = written("judged", 3, split=lambda i: "val")
+    data = EpisodeData([str(p) for p in (recorded, plain, judged)])
+    data.setup("fit")
+    alone = EpisodeData(str(plain))
+    alone.setup("fit")
+    # 0 … 5 as recorded; 6 … 17 as alone, where nothing was recorded; 18 … 20 have nothing to train on
+    assert data.places["train"] == [0, 1, 2, 3, *(6 + p for p in alone.places["train"])]
+    assert data.places["val"] == [4, 5, *(6 + p for p in alone.places["val"]), 18, 19, 20] and alone.places["val"]
+    kin = [
+        Kin(index=e.index, context=e.context, group=e.group) for e in map(open_dataset(plain).__getitem__, range(12))
+    ]
+    assert in_split(kin, "val", "plain") == alone.places["val"]  # what calibrate and evaluate take
+    with pytest.raises(ValueError, match="no episode of the split 'train' in any data set: they have val"):
+        EpisodeData([str(judged), str(written("other", 2, split=lambda i: "val"))]).setup("fit")
+
+
 def test_windows_meet_the_end_of_an_episode(written):
     """Of 60 windows of 3 steps a fair share reaches the end: success would hardly ever be seen otherwise."""
     data = EpisodeData(
