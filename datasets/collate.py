@@ -69,11 +69,14 @@ def choose_frames(step: np.ndarray, offset: int, steps: int, count: int | None =
         offset: First observation of the window.
         steps: Steps of the window.
         count: Keep at most this many, evenly spaced from the first to the last; None keeps all.
-        every: Of those recorded keep every how many, from the first on, before ``count`` thins them out.
+        every: Of those recorded keep every how many, from the first on, and the last one, which shows how it ended;
+            before ``count`` thins them out.
     """
     last = int(np.searchsorted(step, offset + steps, side="right"))
     first = max(int(np.searchsorted(step, offset, side="right")) - 1, 0)
     places = np.arange(first, last, every)
+    if len(places) and places[-1] != last - 1:
+        places = np.append(places, last - 1)
     if count is not None and len(places) > count:
         places = places[np.unique(np.linspace(0, len(places) - 1, count).round().astype(int))]
     return places

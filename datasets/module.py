@@ -120,7 +120,7 @@ class EpisodeData(lightning.LightningDataModule):
             raise ValueError(f"{dataset.name} has no camera {', '.join(map(repr, missing))}: it has {held}")
         cache = None if self.cache is None else FeatureCache(self.cache)
         reader = EpisodeReader(dataset, self.cameras, self.frame_size, self.encoder, cache)
-        usable = self._go_through(reader)
+        sets, usable = self._go_through(reader, dataset)
         if not usable:
             raise ValueError(f"no episode of {dataset.name} can be used: {self._reasons()}")
         if self.bad:
@@ -134,10 +134,6 @@ class EpisodeData(lightning.LightningDataModule):
                 f"{dataset.name}: progress by stages was asked for, and no episode holds a stage per observation "
                 '(labels["stage"]): record it, or take the linear target'
             )
-        sets: list[list[Kin]] = [[] for _ in self.paths]
-        for place in usable:
-            which, kin = dataset.kin(place, reader(place))
-            sets[which].append(kin)
         train, val = split_each([s for s in sets if s], self.train_split, self.val_split, self.val_fraction)
         self.places = {"train": [usable[i] for i in train], "val": [usable[i] for i in val]}
         self.outcomes = Counter(_outcome(reader(place)) for place in self.places["train"])
@@ -145,8 +141,9 @@ class EpisodeData(lightning.LightningDataModule):
             raise ValueError(f"{dataset.name} has no episode to validate on: check val_split and val_fraction")
         self._reader = reader
 
-    def _go_through(self, reader: EpisodeReader) -> list[int]:
-        """Places of the episodes that can be used."""
+    def _go_through(self, reader: EpisodeReader, dataset: JoinedDatasets) -> tuple[list[list[Kin]], list[int]]:
+        """The episodes of each data set that can be used, and the places of all of them."""
+        sets: list[list[Kin]] = [[] for _ in self.paths]
         usable: list[int] = []
         self.bad, self._staged = [], False
         places = range(len(reader.dataset))
@@ -162,10 +159,12 @@ class EpisodeData(lightning.LightningDataModule):
                 self.bad.append(error)
                 continue
             self._staged |= STAGE in episode.labels and bool(episode.labels[STAGE].valid.any())
+            which, kin = dataset.kin(place, episode)
+            sets[which].append(kin)
             usable.append(place)
         if self.encoder is not None:
             self.encoder.to("cpu")
-        return usable
+        return sets, usable
 
     def _reasons(self) -> str:
         named = "; ".join(f"episode {e.index} ({e.status}): {e.reason}" for e in self.bad[:10])

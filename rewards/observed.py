@@ -28,7 +28,7 @@ class RewardInputs:
     frame_size: int | None = None
     """Shorter side of the frames, in pixels; None = as recorded."""
     frames_every: int = 1
-    """Every how many recorded frames of a camera one is evaluated when scoring."""
+    """Every how many recorded frames of a camera one is evaluated when scoring; the last always is."""
     encoder: VisionEncoder | None = None
     """Frozen encoder whose features may come from a cache, under ``features["<encoder.name>/<camera>"]``."""
     instruction: bool = False
@@ -101,7 +101,7 @@ class ObservedReward(RewardModel):
         positions: Tell the transformer the time, which makes it easy to read progress off a clock.
         fusion: Mean or sum of the cameras' projections.
         frame_size: Shorter side of the frames, in pixels; None as recorded.
-        frames_every: Every how many recorded frames one is evaluated when scoring.
+        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
         since_start: Also show how a camera's features changed since the row's first frame, so that what a scene looked
             like before need not be learned by heart.
 

@@ -31,7 +31,7 @@ class ProgressReward(ObservedReward):
         positions: Tell the transformer the time, which makes it easy to read progress off a clock.
         fusion: Mean or sum of the cameras' projections.
         frame_size: Shorter side of the frames, in pixels; None as recorded.
-        frames_every: Every how many recorded frames one is evaluated when scoring.
+        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
         since_start: Also show how a camera's features changed since the row's first frame.
         predicts: Which heads it has, of progress, success, preference and remaining; see `Heads`.
         bins: Centres on [0, 1], at least 2.

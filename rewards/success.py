@@ -27,7 +27,7 @@ class SuccessReward(ObservedReward):
         positions: Tell the transformer the time.
         fusion: Mean or sum of the cameras' projections.
         frame_size: Shorter side of the frames, in pixels; None as recorded.
-        frames_every: Every how many recorded frames one is evaluated when scoring.
+        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
         since_start: Also show how a camera's features changed since the row's first frame.
         threshold: Probability from which on an observation counts as done.
         patience: How many observations in a row must count as done: one flicker pays nothing. Observation 0 pays

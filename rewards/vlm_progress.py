@@ -42,7 +42,7 @@ class VlmProgressReward(RewardModel):
         vlm: The model; with ``lora_rank`` 0 the heads alone are trained.
         cameras: Cameras to look through; at a moment when one of them has a frame each shows its last one.
         frame_size: Shorter side of the frames, in pixels; None as recorded. The model's processor scales them again.
-        frames_every: Every how many recorded frames one is evaluated when scoring.
+        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
         max_frames: Moments shown in one pass.
         context_frames: Of these, moments shown again in a later window; less than ``max_frames``.
         micro_batch: Windows that are read together.
