@@ -271,7 +271,8 @@ class HackingWatch(lightning.Callback):
         else:
             said = torch.where(batch.success_known, batch.success.float(), torch.nan).cpu()
             withheld = getattr(cast(Any, trainer).datamodule, "outcomes", None)
-            if withheld is not None and len(withheld) == len(batch) and bool(said.isnan().all()):
+            # a list, one entry a row: other data keep other things under this name
+            if isinstance(withheld, list) and len(withheld) == len(batch) and bool(said.isnan().all()):
                 said = torch.tensor(withheld)
         return torch.where(said.isnan(), said, (said >= 0.5).float())
 

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -754,6 +755,21 @@ def test_a_label_that_is_being_written_waits_and_the_last_word_counts(tmp_path):
     assert read_labels(path) == {}
     path.write_text('{"episode": "a", "success": 1}\n{"episode": "a", "success": 0}\n\n{"episode": "b", "suc')
     assert read_labels(path) == {"a": 0}
+
+
+def test_logged_data_that_count_outcomes_withhold_none(tmp_path):
+    class Logged(lightning.LightningDataModule):
+        def __init__(self):
+            super().__init__()
+            self.outcomes = Counter({"unknown": 1})  # what EpisodeData counts: one kind, and a batch of one row
+
+        def train_dataloader(self):
+            return Loader([rollout([0.9])])
+
+    with pytest.warns(HackingWarning, match="no outcome is known"):
+        trainer(tmp_path, HackingWatch(**QUIET)).fit(module(Told()), datamodule=Logged())
+    (said,) = lines(tmp_path)
+    assert (said["episodes"], said["outcome_known"]) == (1, 0)
 
 
 def test_somebody_may_say_the_outcome(tmp_path):
