@@ -48,8 +48,8 @@ def stack_rows(rows: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
         state=torch.cat([padded(row.state, longest + 1) for row in single]),
         actions=torch.cat([padded(row.actions, longest) for row in single]),
         mask=torch.arange(longest)[None] < torch.cat([row.steps for row in single])[:, None],
-        frames={name: sampled(name, "frames") for name in single[0].frames},
-        features={name: sampled(name, "features") for name in single[0].features},
+        frames={n: sampled(n, "frames") for n in dict.fromkeys(name for row in single for name in row.frames)},
+        features={n: sampled(n, "features") for n in dict.fromkeys(name for row in single for name in row.features)},
         instructions=tuple(text for row in single for text in row.instructions),
         last_observed=torch.cat([row.last_observed for row in single]),
     )

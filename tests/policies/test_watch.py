@@ -728,6 +728,11 @@ def test_rows_of_different_length_are_stacked():
     assert both.mask.tolist() == [[True] * 2 + [False] * 3, [True] * 5]
     assert both.state[0, :3, 0].tolist() == pytest.approx([0, 0.2, 0.4])
     assert not both.state[0, 3:].any()
+    seen = {"wrist": Sampled(values=torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8), step=torch.zeros(1, 1).long())}
+    blind, sighted = rollout([0.4]), replace(rollout([0.4]), frames=seen)
+    for rows in ([blind, sighted], [sighted, blind]):  # in either order: no camera may get lost in silence
+        with pytest.raises(ValueError, match="some hold frames of 'wrist', some do not"):
+            stack_rows(rows)
 
 
 @pytest.mark.parametrize(
