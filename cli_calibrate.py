@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .core.hub import component_hash
 from .datasets.opening import open_dataset
+from .datasets.splits import VAL_FRACTION
 from .rewards.calibration import calibrate
 from .rewards.calibration_report import CalibrationReport, Estimate
 from .rewards.opening import open_reward_model
@@ -31,6 +33,9 @@ def run(options: argparse.Namespace) -> int:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(f"{out} exists already: name a folder that is not there yet")
     reward, said = open_reward_model(options.model, device=options.device, trust=options.trust)
+    told = unseen_warning(Path(options.model), options.split)
+    if told is not None:
+        Console(stderr=True).print(told, style="yellow", markup=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "calibrated on ", UserWarning)  # it is among the notes below
         calibrated, report = calibrate(
@@ -54,6 +59,27 @@ def run(options: argparse.Namespace) -> int:
     print_calibration(report, Console(width=None if sys.stdout.isatty() else 150))
     print(out)
     return 0
+
+
+def unseen_warning(model: Path, split: str) -> str | None:
+    """A warning where the run that left the model held out another part of its data than ``split`` would take.
+
+    ``"val"`` means what training holds out by default; the configuration beside the model says what this one did.
+    """
+    config = (model if (model / "config.yaml").is_file() else model.parent) / "config.yaml"
+    if split != "val" or not config.is_file():
+        return None
+    with config.open() as file:
+        data = (yaml.safe_load(file) or {}).get("data") or {}
+    arguments = data.get("init_args", data) if isinstance(data, dict) else {}
+    fraction = arguments.get("val_fraction", VAL_FRACTION)
+    if fraction == VAL_FRACTION:
+        return None
+    return (
+        f"warning: this model was trained with val_fraction {fraction}; where its data record no validation split, "
+        f"--split val takes {VAL_FRACTION}, some of which it may have been trained on: use data it never saw, with "
+        "--split ''"
+    )
 
 
 def print_calibration(report: CalibrationReport, console: Console) -> None:

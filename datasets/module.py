@@ -136,6 +136,13 @@ class EpisodeData(lightning.LightningDataModule):
             )
         train, val = split_each([s for s in sets if s], self.train_split, self.val_split, self.val_fraction)
         self.places = {"train": [usable[i] for i in train], "val": [usable[i] for i in val]}
+        unnamed = sum(not kin.split for kins in sets if any(k.split for k in kins) for kin in kins)
+        if unnamed:
+            warnings.warn(
+                f"{unnamed} episodes of {dataset.name} have no split, while others have one: they are neither trained "
+                "nor validated on; record a split for them",
+                stacklevel=2,
+            )
         self.outcomes = Counter(_outcome(reader(place)) for place in self.places["train"])
         if not val and stage == "validate":
             raise ValueError(f"{dataset.name} has no episode to validate on: check val_split and val_fraction")
@@ -154,6 +161,7 @@ class EpisodeData(lightning.LightningDataModule):
         for place in shown:
             try:
                 episode = reader(place)
+                _check_targets(episode)
                 reader.prepare(episode)
             except BadEpisodeError as error:
                 self.bad.append(error)
@@ -218,6 +226,20 @@ class EpisodeData(lightning.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
+
+
+def _check_targets(episode: Episode) -> None:
+    """Recorded targets must be numbers in [0, 1] where they are valid; better said now than in the middle of a run."""
+    for name in ("progress", "success"):
+        column = episode.labels.get(name)
+        if column is None:
+            continue
+        known = column.values[column.valid]
+        wrong = known[~((known >= 0) & (known <= 1))]
+        if len(wrong):
+            raise BadEpisodeError(
+                episode.index, "label", f"recorded {name} is {float(wrong[0])}: expected a number in [0, 1]"
+            )
 
 
 def _outcome(episode: Episode) -> str:

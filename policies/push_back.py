@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.batch import Labelled, TrajectoryBatch
 from ..core.interfaces import RewardModel
+from ..rewards.calibration import Calibrated
 from .spot_labels import as_failures
 
 
@@ -72,9 +73,14 @@ class PushBack(Retrain):
         """Train a copy and return its weights.
 
         Raises:
-            ValueError: If nothing in the reward can be trained.
+            ValueError: If nothing in the reward can be trained, or it is calibrated.
             FloatingPointError: If the loss stops being a number.
         """
+        if any(isinstance(part, Calibrated) for part in reward.modules()):
+            raise ValueError(
+                "a calibrated reward cannot be pushed back: its map and its limits were fitted to the old weights; "
+                "watch the reward inside, and calibrate again after training"
+            )
         copied = copy.deepcopy(reward)
         learner = trainable_part(copied)
         trained = unfrozen_parameters(learner)

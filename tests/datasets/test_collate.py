@@ -273,7 +273,9 @@ def test_chosen_frames_are_exactly_what_a_window_can_show(data):
     shown = {max((i for i, s in enumerate(step) if s <= j), default=None) for j in range(offset, offset + length + 1)}
     assert places.tolist() == sorted(shown - {None})
     every = data.draw(st.integers(1, 3))
-    assert choose_frames(step, offset, length, every=every).tolist() == sorted({*places.tolist()[::every], *places.tolist()[-1:]})
+    assert choose_frames(step, offset, length, every=every).tolist() == sorted(
+        {*places.tolist()[::every], *places.tolist()[-1:]}
+    )
     count = data.draw(st.integers(1, 4))
     fewer = choose_frames(step, offset, length, count)
     assert len(fewer) == min(count, len(places))

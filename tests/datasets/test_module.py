@@ -6,7 +6,7 @@ import torch
 
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End
-from guerdon.datasets.episodes import BadEpisodeError
+from guerdon.datasets.episodes import BadEpisodeError, Column, Episode
 from guerdon.datasets.joined import JoinedDatasets
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.lerobot_writer import LeRobotWriter
@@ -290,3 +290,22 @@ def test_a_broken_video_is_left_out_under_its_number_in_the_joined_set(tmp_path,
     with pytest.warns(UserWarning, match="2 of 4 episodes"):
         cached.setup("fit")
     assert [error.index for error in cached.bad] == [2**32, 2**32 + 1]
+
+
+def test_a_recorded_target_that_is_no_share_is_named_before_training(tmp_path):
+    with LeRobotWriter(tmp_path / "odd", fps=10) as writer:
+        for index in range(3):
+            progress = np.linspace(0, 1 if index else 100, 5).astype(np.float32)
+            labels = {"progress": Column.known(progress)}
+            state = np.zeros((5, 2), np.float32)
+            writer.add(Episode(index=index, state=state, actions=np.zeros((4, 1), np.float32), labels=labels))
+    data = EpisodeData(str(tmp_path / "odd"), val_fraction=0.0)
+    with pytest.warns(UserWarning, match=r"episode 0 \(label\): recorded progress is 25.0"):
+        data.setup("fit")
+    assert len(data.places["train"]) == 2 and data.outcomes == {"labelled": 2}
+
+
+def test_episodes_without_a_split_beside_others_are_not_dropped_in_silence(written):
+    path = written(split=lambda i: ("train", "val", "")[i % 3])
+    with pytest.warns(UserWarning, match="have no split, while others have one"):
+        EpisodeData(str(path)).setup("fit")

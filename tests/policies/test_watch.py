@@ -36,6 +36,7 @@ from guerdon.policies.spot_labels import load_episode, read_labels, save_episode
 from guerdon.policies.watch import HackingWarning, HackingWatch
 from guerdon.policies.watch_figures import EpisodeRecord, compare, wilson_interval
 from guerdon.policies.workers import RolloutData
+from guerdon.rewards.calibration import Calibrated
 from guerdon.rewards.observed import RewardInputs
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.shaping import FirstHit
@@ -923,3 +924,8 @@ def test_there_must_be_something_to_push():
         PushBack(Data([]))(reward, hacked(0))
     with pytest.raises(ValueError, match="steps 0"):
         PushBack(Data([]), steps=0)
+
+
+def test_a_calibrated_reward_is_not_pushed_back():
+    with pytest.raises(ValueError, match="were fitted to the old weights"):
+        PushBack(Data([MIXED]))(Calibrated(trained(recordings(0), steps=1), method="platt"), hacked(0))

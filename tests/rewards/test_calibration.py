@@ -14,6 +14,7 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from guerdon.cli import main
+from guerdon.cli_calibrate import unseen_warning
 from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import RewardModel
@@ -611,3 +612,16 @@ def test_isotonic_agrees_with_scikit_learn_between_its_knots():
     reference = IsotonicRegression(out_of_bounds="clip").fit(probability, label)
     grid = np.linspace(0, 1, 301)
     assert np.allclose(fit_curve(probability, label, "isotonic")(grid), reference.predict(grid))
+
+
+def test_a_model_that_held_out_something_else_is_named(tmp_path):
+    def told(text, split="val"):
+        (tmp_path / "config.yaml").write_text(text)
+        return unseen_warning(tmp_path / "model", split)
+
+    (tmp_path / "model").mkdir()
+    assert unseen_warning(tmp_path / "model", "val") is None  # no run beside it
+    assert "trained with val_fraction 0.0" in (told("data: {init_args: {val_fraction: 0.0}}") or "")
+    assert told("data: {init_args: {val_fraction: 0.0}}", split="held_out") is None
+    assert told("data: {init_args: {val_fraction: 0.1}}") is None and told("data: {init_args: {}}") is None
+    assert unseen_warning(tmp_path, "val") is None  # the run directory itself
