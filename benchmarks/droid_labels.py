@@ -99,11 +99,12 @@ def judge(folder: Path, data: Path, runs: Path) -> dict[str, Any]:
     return json.loads(kept.read_text())
 
 
-def headline(judged: dict[str, Any]) -> dict[str, float]:
-    """The four figures of one split."""
+def headline(judged: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The four figures of one split, each with its interval over clips."""
     figures = judged["figures"]
-    order = {name: figures[name]["value_order_correlation"]["value"] for name in ("model", "reversed", "shuffled")}
-    return {**order, "right > wrong": figures["model"]["instruction_accuracy"]["value"]}
+    order = {name: figures[name]["value_order_correlation"] for name in ("model", "reversed", "shuffled")}
+    found = {**order, "right > wrong": figures["model"]["instruction_accuracy"]}
+    return {name: {k: figure[k] for k in ("value", "low", "high", "n")} for name, figure in found.items()}
 
 
 def _over_seeds(values: list[float]) -> str:
@@ -130,8 +131,8 @@ def main() -> None:
         judged = [judge(folder, options.data, options.runs) for folder in folders]
         for split in SPLITS:
             runs = [headline(one[split]) for one in judged]
-            results.setdefault(arm, {})[split] = {"seeds": seeds, "per_seed": runs, "whole": [j[split] for j in judged]}
-            table.add_row(arm, split, *(_over_seeds([run[name] for run in runs]) for name in runs[0]))
+            results.setdefault(arm, {})[split] = {"seeds": seeds, "per_seed": runs}
+            table.add_row(arm, split, *(_over_seeds([run[name]["value"] for run in runs]) for name in runs[0]))
     Console(width=120).print(table)
     Console().print("mean (smallest … largest) over seeds; intervals over clips are in the JSON")
     options.out.write_text(json.dumps(results, indent=1))
