@@ -33,12 +33,16 @@ def batch(rewards, valid=None, end=End.SUCCESS):
 @quick
 @given(given=trajectory_batches(state_size=2))
 def test_every_promise_is_kept(given):
+    torch.manual_seed(0)
     model = ProgressReward(state_size=2, width=8, layers=1)
     for combined in (Scale(model, -2.0), Clip(model, -0.1, 0.1), Sum([model, RecordedReward()], [1.0, 0.5])):
         check_reward_model(combined, given)
     scored = model(given)
     if len(scored.rewards[scored.valid].unique()) > 1:
-        check_reward_model(Normalise(model).fit([given]), given)
+        # dividing by a small deviation enlarges the rounding of the model inside by as much
+        normalised = Normalise(model).fit([given])
+        spread = float(scored.rewards[scored.valid].std(correction=0))
+        check_reward_model(normalised, given, tolerance=max(1e-4, 2e-6 / spread))
 
 
 def test_by_hand():
