@@ -125,9 +125,10 @@ def _figures(evaluation: Evaluation, keys: Mapping[str, str]) -> Table:
         figure: Figure = getattr(model, key)
         controls = [_number(getattr(evaluation.figures[name], key)) for name in CONTROLS]
         count = f"{figure.n}" + (f" ({figure.n_undefined} undef.)" if figure.n_undefined else "")
-        table.add_row(
-            Text(name_of(key, figure, evaluation.threshold)), Text(_cell(figure), style="bold"), *controls, count
-        )
+        words = name_of(key, figure, evaluation.threshold)
+        if key == "value_order_correlation" and not evaluation.counts["successes"] and figure.n:
+            words = "value order, unlabelled"  # of episodes that nobody called successes
+        table.add_row(Text(words), Text(_cell(figure), style="bold"), *controls, count)
     return table
 
 

@@ -285,6 +285,13 @@ def test_the_printed_table_holds_figures_controls_and_reasons():
     assert all(name in found.figures for name in CONTROLS)
 
 
+def test_episodes_that_nobody_called_successes_are_not_printed_as_such():
+    for success, words in (([1, 0], "value order, successes"), ([None, None], "value order, unlabelled")):
+        text = io.StringIO()
+        print_evaluation(run(Scripted("perfect"), episodes(success)), Console(file=text, width=140))
+        assert words in text.getvalue() and text.getvalue().count("value order, s") == (words[-3:] == "ses")
+
+
 # --- figures beyond the headline ------------------------------------------------------------------------------------
 
 
