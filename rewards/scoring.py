@@ -170,6 +170,9 @@ def run_metadata(model: RewardModel, dataset: EpisodeDataset, part_size: int) ->
     for place in range(len(dataset)):
         summary = dataset.summary(place)
         identity.update(f"{summary.index} {summary.steps} {summary.instruction}\n".encode())
+    for file in _recording(path):  # one made again may have the same episodes and lengths; its files are not the same
+        state = file.stat()
+        identity.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
     inputs = inputs_of(model)
     settings = {"part_size": part_size, "frames_every": inputs.frames_every, "frame_size": inputs.frame_size}
     settings |= {"cameras": list(inputs.cameras), "episodes": len(dataset)}
@@ -183,6 +186,15 @@ def run_metadata(model: RewardModel, dataset: EpisodeDataset, part_size: int) ->
         "version": __version__,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _recording(path: Path) -> list[Path]:
+    """The files of a data set, without what else may lie in its folder (scores, a cache)."""
+    if (path / "meta").is_dir():
+        found = [f for name in ("meta", "data", "videos") for f in (path / name).rglob("*")]
+    else:
+        found = [*path.glob("*.jsonl"), *path.rglob("*.mp4")] if path.is_dir() else []
+    return sorted(f for f in found if f.is_file())
 
 
 def _begin(folder: Path, metadata: Mapping[str, str], overwrite: bool) -> ScoringReport | None:

@@ -1,7 +1,9 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -271,3 +273,19 @@ def test_a_killed_run_goes_on(data, tmp_path):
     report = score(model, data, tmp_path / "out", part_size=2)
     assert report.resumed == 4 and len(read_scores(report.path).episodes) == 7
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.parquet"]
+
+
+def test_a_recording_made_again_is_not_taken_for_the_one_that_was_scored(data, tmp_path):
+    model = ProgressReward(state_size=3, width=8, layers=0)
+    assert score(model, data, tmp_path / "out").resumed == 0
+    assert score(model, data, tmp_path / "out").resumed == 7
+    score(model, data, data / "scores")
+    assert score(model, data, data / "scores").resumed == 7  # scores beside the recording are none of it
+    shutil.rmtree(data)
+    with LeRobotWriter(data, fps=10) as writer:
+        for i in range(7):
+            again = episode(i, 4 + i % 3)
+            writer.add(replace(again, state=again.state + 1))
+    with pytest.raises(ValueError, match=r"holds scores of another run \(episodes: "):
+        score(model, data, tmp_path / "out")
+    assert score(model, data, tmp_path / "out", overwrite=True).resumed == 0
