@@ -11,6 +11,11 @@ from .splits import Kin
 _APART = 1 << 32  # groups and tasks of different data sets never meet below this
 
 
+def joined(dataset: EpisodeDataset) -> "JoinedDatasets":
+    """The data set itself where it is several already, else as the only one of a joint set."""
+    return dataset if isinstance(dataset, JoinedDatasets) else JoinedDatasets([dataset])
+
+
 class JoinedDatasets:
     """Episodes of several data sets one after the other; episodes, tasks and groups are renumbered so as not to clash.
 
@@ -80,12 +85,12 @@ class JoinedDatasets:
             BadEpisodeError: If it cannot be used.
         """
         which, inner = self._find(place)
+        if not which:
+            return self.datasets[0][inner]
         try:
             episode = self.datasets[which][inner]
         except BadEpisodeError as error:
             raise BadEpisodeError(self._index(which, error.index), error.status, error.reason) from error
-        if not which:
-            return episode
         return replace(
             episode,
             index=self._index(which, episode.index),

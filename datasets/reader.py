@@ -1,6 +1,6 @@
 """Reads the episodes of a data set for a model: by place, the small ones kept, frames or features from the cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -64,6 +64,16 @@ class EpisodeReader:
             self._kept[place] = episode
             self._bytes += size
         return episode
+
+    def usable(self, bad: dict[int, BadEpisodeError]) -> Iterator[tuple[int, Episode]]:
+        """Every episode that can be read, with its place; the others are put into ``bad`` under their number."""
+        for place in range(len(self.dataset)):
+            try:
+                episode = self(place)
+            except BadEpisodeError as error:
+                bad[error.index] = error
+                continue
+            yield place, episode
 
     def prepare(self, episode: Episode) -> None:
         """Fill the cache for an episode, so that what cannot be used shows now.

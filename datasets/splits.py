@@ -110,6 +110,34 @@ def in_split(episodes: Sequence[Kin], split: str, name: str) -> list[int]:
     return chosen
 
 
+def in_split_each(sets: Sequence[Sequence[Kin]], split: str, name: str) -> list[int]:
+    """Places, counted through all data sets, of the episodes of a split; each set splits by itself, as in `split_each`.
+
+    Args:
+        sets: The episodes of each data set, with the names and numbers they have there.
+        split: Name of the split; empty takes all.
+        name: Of all sets together, for the message.
+
+    Raises:
+        ValueError: As `in_split`; for several sets, if none of them has such a split.
+    """
+    found: list[int] = []
+    refused: list[ValueError] = []
+    start = 0
+    for episodes in sets:
+        try:
+            found += [start + i for i in in_split(episodes, split, name)]
+        except ValueError as error:
+            refused.append(error)
+        start += len(episodes)
+    if refused and not found:
+        if len(sets) == 1:
+            raise refused[0]
+        held = ", ".join(sorted({e.split for episodes in sets for e in episodes if e.split}))
+        raise ValueError(f"{name} has no usable episode of the split {split!r}: it has {held}")
+    return found
+
+
 def _hold_out(episodes: Sequence[Kin], val_fraction: float) -> tuple[list[int], list[int]]:
     found = families(episodes)
     ordered = sorted(found, key=lambda name: hashlib.sha256(name.encode()).hexdigest())

@@ -1,7 +1,7 @@
 """What a calibration is fitted on: what a model says of every labelled observation of a split, and what was true."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,13 +14,13 @@ from torch.nn.functional import pad
 
 from ..core.batch import Labelled, TrajectoryBatch
 from ..core.interfaces import RewardModel
-from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
+from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
+from ..datasets.joined import joined
 from ..datasets.labels import with_progress_targets, with_success_targets
-from ..datasets.reader import EpisodeReader
-from ..datasets.splits import Kin, families, in_split
+from ..datasets.splits import Kin, families, in_split_each
 from .controls import ask
-from .scoring import model_reader, read_for
+from .scoring import model_reader, read_usable
 
 Doubt = Literal["spread", "confidence"]
 
@@ -82,9 +82,16 @@ def collect(
     Raises:
         ValueError: If there is no such split, or the model estimates no success or gives a number where it is none.
     """
+    dataset = joined(dataset)
     reader = model_reader(reward, dataset, None if cache is None else FeatureCache(cache))
     bad = {} if bad is None else bad
-    chosen = _in_split(reader, split, bad)
+    usable: list[tuple[int, Kin]] = []  # as they are named here: families of two data sets must not meet
+    sets: list[list[Kin]] = [[] for _ in dataset.datasets]
+    for place, episode in reader.usable(bad):
+        which, kin = dataset.kin(place, episode)
+        sets[which].append(kin)
+        usable.append((place, replace(kin, index=episode.index, context=episode.context, group=episode.group)))
+    chosen = [usable[i] for i in in_split_each(sets, split, dataset.name)]
     family = {
         place: number
         for number, members in enumerate(families([kin for _, kin in chosen]).values())
@@ -95,42 +102,13 @@ def collect(
     places = sorted((place for place, _ in chosen), key=lambda p: (reader(p).steps, p))
     with Progress(console=console, disable=console is None, transient=True) as bar:
         task = bar.add_task("calibrating", total=len(places))
-        for batch in _batches(reader, reward, places, batch_size, bad):
-            rows.append(_rows(reward, batch, number))
-            bar.advance(task, len(batch))
+        for start in range(0, len(places), batch_size):
+            group = places[start : start + batch_size]
+            batch, _ = read_usable(reader, reward, group, bad)
+            if batch is not None:
+                rows.append(_rows(reward, batch, number))
+            bar.advance(task, len(group))
     return _joined(rows)
-
-
-def _in_split(reader: EpisodeReader, split: str, bad: dict[int, BadEpisodeError]) -> list[tuple[int, Kin]]:
-    usable: list[tuple[int, Kin]] = []
-    for place in range(len(reader.dataset)):
-        try:
-            episode = reader(place)
-        except BadEpisodeError as error:
-            bad[error.index] = error
-            continue
-        recorded = reader.dataset.summary(place).split
-        usable.append((place, Kin(index=episode.index, split=recorded, context=episode.context, group=episode.group)))
-    return [usable[i] for i in in_split([kin for _, kin in usable], split, reader.dataset.name)]
-
-
-def _batches(
-    reader: EpisodeReader, reward: RewardModel, places: Sequence[int], size: int, bad: dict[int, BadEpisodeError]
-) -> Iterator[TrajectoryBatch]:
-    """Batches of whole episodes, without those whose video turns out to be broken."""
-    for start in range(0, len(places), size):
-        episodes: list[Episode] = [reader(place) for place in places[start : start + size]]
-        while episodes:
-            try:
-                batch = read_for(reader, reward, episodes)
-            except BadEpisodeError as error:
-                left = [e for e in episodes if e.index != error.index]
-                if len(left) == len(episodes):
-                    raise
-                bad[error.index], episodes = error, left
-                continue
-            yield batch
-            break
 
 
 def _rows(reward: RewardModel, batch: TrajectoryBatch, family: Mapping[int, int]) -> CalibrationData:

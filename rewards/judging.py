@@ -1,6 +1,6 @@
 """Judges a reward model on a data set: reads every episode once, asks the model and its controls, computes figures."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,16 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from ..core.batch import TrajectoryBatch
 from ..core.interfaces import RewardModel
-from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
+from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
+from ..datasets.joined import JoinedDatasets, joined
 from ..datasets.reader import EpisodeReader
-from ..datasets.splits import Kin, in_split
+from ..datasets.splits import Kin, in_split_each
 from .controls import InstructionMatrix, OtherTasks, ask, describe_figures, judge, with_constant
 from .evaluation import Evaluation, evaluate
 from .readings import Judged
-from .scoring import model_reader, read_for
+from .scoring import model_reader, read_usable
 
 CONFUSION = 5
 """Episodes of each task that are asked every instruction, unless told otherwise."""
@@ -124,22 +124,21 @@ class _Work:
 
     def judge(self, reward: RewardModel, what: str = "judging", only: Collection[int] | None = None) -> _Found:
         """Ask a model about the episodes of the split that it can read, or about those of them with given numbers."""
-        dataset = self.dataset
+        dataset = joined(self.dataset)
         reader = model_reader(reward, dataset, None if self.cache is None else FeatureCache(self.cache))
         bad: dict[int, BadEpisodeError] = {}
-        usable, others, same = _survey(reader, bad, self.seed)
-        places = (
-            [usable[i][0] for i in in_split([kin for _, kin in usable], self.split, dataset.name)]
-            if only is None
-            else [p for p, kin in usable if kin.index in only]
-        )
+        usable, sets, others, same = _survey(reader, dataset, bad, self.seed)
+        if only is None:
+            places = [usable[i][0] for i in in_split_each(sets, self.split, dataset.name)]
+        else:
+            places = [place for place, index in usable if index in only]
         matrix = _choose_matrix(reader, places, others, same, self.confusion, self.seed)
         judged: list[Judged] = []
         conventions: dict[str, str] = {}
         with Progress(console=self.console, disable=self.console is None, transient=True) as progress:
             bar = progress.add_task(what, total=len(places))
             for group in _groups(sorted(places, key=lambda p: (reader(p).steps, p)), self.batch_size):
-                batch, episodes = _load(reader, reward, group, bad)
+                batch, episodes = read_usable(reader, reward, group, bad)
                 if batch is not None:
                     qualities = [e.quality for e in episodes]
                     found = judge(reward, batch, others, qualities, self.seed, matrix)
@@ -160,25 +159,25 @@ def _merged(judged: Judged, same: Mapping[int, int]) -> dict[int, float]:
 
 
 def _survey(
-    reader: EpisodeReader, bad: dict[int, BadEpisodeError], seed: int
-) -> tuple[list[tuple[int, Kin]], OtherTasks, dict[int, int]]:
-    """Places of the episodes that can be used, the instructions of all tasks, and tasks that are the same in words."""
-    usable: list[tuple[int, Kin]] = []
+    reader: EpisodeReader, dataset: JoinedDatasets, bad: dict[int, BadEpisodeError], seed: int
+) -> tuple[list[tuple[int, int]], list[list[Kin]], OtherTasks, dict[int, int]]:
+    """Survey the episodes.
+
+    Place and number of those that can be used, what they share in each data set, the instructions of all tasks, and
+    tasks that are the same in words.
+    """
+    usable: list[tuple[int, int]] = []
+    sets: list[list[Kin]] = [[] for _ in dataset.datasets]
     instructions: dict[int, str] = {}
-    for place in range(len(reader.dataset)):
-        try:
-            episode = reader(place)
-        except BadEpisodeError as error:
-            bad[error.index] = error
-            continue
+    for place, episode in reader.usable(bad):
         instructions.setdefault(episode.task, episode.instruction)
-        split = reader.dataset.summary(place).split
-        kin = Kin(index=episode.index, split=split, context=episode.context, group=episode.group)
-        usable.append((place, kin))
+        which, kin = dataset.kin(place, episode)
+        sets[which].append(kin)
+        usable.append((place, episode.index))
     # data sets joined into one number their tasks apart, though they may hold the same one
     by_text: dict[str, int] = {}
     same = {task: by_text.setdefault(text, task) if text else task for task, text in instructions.items()}
-    return usable, OtherTasks(instructions=instructions, seed=seed), same
+    return usable, sets, OtherTasks(instructions=instructions, seed=seed), same
 
 
 def _choose_matrix(
@@ -212,19 +211,3 @@ def _choose_matrix(
 
 def _groups(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (places[start : start + size] for start in range(0, len(places), size))
-
-
-def _load(
-    reader: EpisodeReader, reward: RewardModel, places: Iterable[int], bad: dict[int, BadEpisodeError]
-) -> tuple[TrajectoryBatch | None, list[Episode]]:
-    """A batch without the episodes whose video turns out to be broken; None where none is left."""
-    episodes = [reader(place) for place in places]
-    while episodes:
-        try:
-            return read_for(reader, reward, episodes), episodes
-        except BadEpisodeError as error:
-            left = [e for e in episodes if e.index != error.index]
-            if len(left) == len(episodes):
-                raise
-            bad[error.index], episodes = error, left
-    return None, []

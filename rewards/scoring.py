@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,6 +77,29 @@ def read_for(reader: EpisodeReader, model: RewardModel, episodes: Sequence[Episo
         BadEpisodeError: If a video cannot be decoded.
     """
     return reader.batch([Window(episode=e) for e in episodes], None, inputs_of(model).frames_every)
+
+
+def read_usable(
+    reader: EpisodeReader, model: RewardModel, places: Iterable[int], bad: dict[int, BadEpisodeError]
+) -> tuple[TrajectoryBatch | None, list[Episode]]:
+    """A batch of the episodes at some places without those whose video turns out to be broken; None without any left.
+
+    Args:
+        reader: Made by `model_reader`.
+        model: Who reads them.
+        places: Of episodes that could be read.
+        bad: The broken ones are put in here, under their number.
+    """
+    episodes = [reader(place) for place in places]
+    while episodes:
+        try:
+            return read_for(reader, model, episodes), episodes
+        except BadEpisodeError as error:
+            left = [e for e in episodes if e.index != error.index]
+            if len(left) == len(episodes):
+                raise
+            bad[error.index], episodes = error, left
+    return None, []
 
 
 def score_dataset(

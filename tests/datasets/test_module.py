@@ -12,7 +12,7 @@ from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
-from guerdon.datasets.splits import VAL_FRACTION, Kin, choose_split, in_split
+from guerdon.datasets.splits import VAL_FRACTION, Kin, choose_split, in_split, in_split_each
 
 
 @pytest.fixture
@@ -235,6 +235,15 @@ def test_each_of_several_data_sets_is_split_as_it_would_be_alone(written):
         Kin(index=e.index, context=e.context, group=e.group) for e in map(open_dataset(plain).__getitem__, range(12))
     ]
     assert in_split(kin, "val", "plain") == alone.places["val"]  # what calibrate and evaluate take
+    joint = JoinedDatasets([open_dataset(path) for path in (recorded, plain, judged)])
+    sets: list[list[Kin]] = [[], [], []]
+    for place in range(len(joint)):
+        which, named = joint.kin(place, joint[place])
+        sets[which].append(named)
+    assert in_split_each(sets, "val", "all") == data.places["val"]  # … of several data sets too
+    assert in_split_each(sets, "train", "all") == data.places["train"]
+    with pytest.raises(ValueError, match=r"all has no usable episode of the split 'odd': it has train, val"):
+        in_split_each(sets, "odd", "all")
     with pytest.raises(ValueError, match="no episode of the split 'train' in any data set: they have val"):
         EpisodeData([str(judged), str(written("other", 2, split=lambda i: "val"))]).setup("fit")
 

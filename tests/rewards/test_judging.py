@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from guerdon.core.interfaces import RewardModel
 from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Episode, EpisodeSummary, FrameSource
 from guerdon.datasets.joined import JoinedDatasets
 from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.rewards.calibration_data import collect
 from guerdon.rewards.evaluation import MODEL
 from guerdon.rewards.judging import evaluate_dataset
 from guerdon.rewards.observed import RewardInputs
@@ -226,6 +228,33 @@ def test_the_same_task_of_two_data_sets_is_one_task():
     assert found.counts["tasks"] == 2 and [t.episodes for t in found.tasks] == [4, 4]
     assert found.confusion is not None and found.confusion.instructions == TASKS[:2]
     assert found.figures[MODEL].instruction_accuracy.value == 1.0
+
+
+def test_the_val_of_several_data_sets_is_the_val_of_each():
+    """What training held out: splitting the joint set anew would judge on episodes that were trained on."""
+
+    def part(start):
+        return Memory([episode(start + i, i % 2) for i in range(12)])
+
+    def judged(dataset):
+        return evaluate_dataset(Seen(), dataset, split="val", confusion=0).counts["episodes"]
+
+    parts = [part(0), part(20), part(40)]
+    assert judged(JoinedDatasets(parts)) == sum(judged(p) for p in parts) == 3
+
+    def seen(dataset):
+        return set(np.unique(collect(Sure(), dataset, "val").episode).tolist())
+
+    alone = [{(which << 32) + index for index in seen(p)} for which, p in enumerate(parts)]
+    assert seen(JoinedDatasets(parts)) == set.union(*alone)
+
+
+class Sure(Seen):
+    """Also says that it is a success where progress is complete."""
+
+    def forward(self, batch):
+        told = super().forward(batch)
+        return replace(told, success=told.progress)
 
 
 class Timid(Seen):
