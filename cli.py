@@ -260,10 +260,10 @@ def _score(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
-    import json
 
     from rich.console import Console
 
+    from .core.files import write_json
     from .datasets.joined import JoinedDatasets
     from .datasets.opening import open_dataset
     from .rewards.evaluation_table import print_evaluation
@@ -295,11 +295,7 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     # a pipe has no width: give tables the room they need rather than fold them at 80 columns
     print_evaluation(evaluation, Console(width=None if sys.stdout.isatty() else 100))
     if options.json is not None:
-        text = json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        fresh = options.json.with_name(f".{options.json.name}.{os.getpid()}.part")
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, options.json)
+        write_json(options.json, evaluation.to_json())
     return 0
 
 

@@ -1,20 +1,17 @@
 """The ``calibrate`` command: fits a calibration on a held-out split and saves it with the model as one component."""
 
 import argparse
-import json
 import math
-import os
 import sys
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .core.files import write_json
 from .core.hub import component_hash
 from .datasets.opening import open_dataset
 from .datasets.splits import VAL_FRACTION
@@ -54,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     calibrated.save_pretrained(out)
     if options.json is not None:
         saved = {"path": str(out), "hash": component_hash(out)}
-        _write(options.json, report.to_json() | {"model": said, "calibrated": saved})
+        write_json(options.json, report.to_json() | {"model": said, "calibrated": saved})
     # a pipe has no width: give tables the room they need rather than fold them at 80 columns
     print_calibration(report, Console(width=None if sys.stdout.isatty() else 150))
     print(out)
@@ -124,11 +121,3 @@ def _shown(estimate: Estimate) -> str:
         return "–"
     interval = "" if math.isnan(estimate.low) else f" [{estimate.low:.3f}, {estimate.high:.3f}]"
     return f"{estimate.value:.3f}{interval}"
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    fresh = file.with_name(f".{file.name}.{os.getpid()}.part")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, file)

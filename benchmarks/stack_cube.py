@@ -26,6 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 from guerdon.core.batch import End
+from guerdon.core.intervals import percentile_interval
 from guerdon.core.metrics import bootstrap_interval, success_auroc, value_order_correlation
 from guerdon.datasets.collate import collate
 from guerdon.datasets.episodes import Column, Episode
@@ -160,12 +161,9 @@ def judge(model: ProgressReward, episode: Episode, shares: list[float]) -> dict[
 
 def _auroc(scores: np.ndarray, labels: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
     """AUROC with a bootstrap interval over episodes; draws of one class only are left out."""
-    generator, values = np.random.default_rng(0), []
-    for _ in range(draws):
-        chosen = generator.integers(len(scores), size=len(scores))
-        if 0 < labels[chosen].sum() < len(chosen):
-            values.append(success_auroc(scores[chosen], labels[chosen]))
-    return (success_auroc(scores, labels), *np.percentile(values, [2.5, 97.5]).tolist())
+    chosen = np.random.default_rng(0).integers(len(scores), size=(draws, len(scores)))
+    drawn = np.array([success_auroc(scores[row], labels[row]) for row in chosen])
+    return (success_auroc(scores, labels), *percentile_interval(drawn))
 
 
 def summary(logs: list[Log], found: list[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:

@@ -406,6 +406,11 @@ class TrajectoryBatch(Record):
         return index[None] <= (self.steps - (~self.last_observed).long())[:, None]
 
     @property
+    def made(self) -> Bool[Tensor, "B Tp1"]:
+        """True on the observations that were really made in rows with a step: what targets and estimates are of."""
+        return self.observed & (self.steps > 0)[:, None]
+
+    @property
     def decision_mask(self) -> Bool[Tensor, "B N"]:
         """True on real decisions."""
         return self.decision_step >= 0

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float
@@ -196,6 +197,29 @@ def cluster_weights(clusters: Numbers, samples: int, seed: int = 0) -> Float[np.
     flat = (drawn + count * np.arange(samples)[:, None]).ravel()
     times = np.bincount(flat, minlength=samples * count).reshape(samples, count)
     return times[:, index].astype(np.float32)
+
+
+def wilson_interval(hits: int, count: int, level: float | int = 0.95) -> tuple[float, float]:
+    """Interval of a proportion that stays inside [0, 1] and holds for few trials too (Wilson 1927).
+
+    (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n) with p = hits / n and z the (1 + level)/2 quantile of the normal
+    distribution. Trials count as independent.
+
+    Returns:
+        (low, high); NaN twice without a trial.
+
+    Raises:
+        ValueError: If the level is outside (0, 1), or there are more hits than trials.
+    """
+    if not 0 < level < 1 or not 0 <= hits <= count:
+        raise ValueError(f"expected a level in (0, 1) and 0 … count hits, got {level} and {hits} of {count}")
+    if not count:
+        return math.nan, math.nan
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, extra = hits / count, z * z / count
+    centre, half = share + extra / 2, z * math.sqrt(share * (1 - share) / count + extra / (4 * count))
+    low, high = (centre - half) / (1 + extra), (centre + half) / (1 + extra)
+    return max(0.0, low) if hits else 0.0, min(1.0, high) if hits < count else 1.0
 
 
 def _check_settings(level: float | int, samples: int) -> None:

@@ -1,6 +1,5 @@
 """Draws training samples as a picture a person can check: what is shown, what was asked for, and the targets."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core.batch import Labelled, TrajectoryBatch
+from ..core.files import replacing
 from .labels import KINDS
 
 _SHOWN, _TRACES = 8, 6  # frames of a strip; numbers of a state
@@ -39,13 +39,8 @@ def draw_sheet(samples: Sequence[TrajectoryBatch], path: str | Path, columns: in
         above.set_title(_title(sample), fontsize=9, loc="left")
         _show(above, sample)
         _targets(below, sample)
-    target = Path(path)
-    fresh = target.with_name(f".{target.name}.part")
-    try:
+    with replacing(Path(path)) as fresh:
         figure.savefig(fresh, dpi=90, format="png")
-        os.replace(fresh, target)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def describe(sample: TrajectoryBatch) -> str:

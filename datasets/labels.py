@@ -123,7 +123,7 @@ def with_success_targets(
 def with_remaining_targets(batch: TrajectoryBatch, assume_success: bool = False) -> TrajectoryBatch:
     """Add ``labels["remaining"]`` (B, T+1): control steps until an episode succeeds; unknown where it did not."""
     left = (batch.length[:, None] - _place(batch)).clamp(min=0).float()
-    known = _succeeded(batch, assume_success)[:, None] & batch.observed & (batch.steps > 0)[:, None]
+    known = _succeeded(batch, assume_success)[:, None] & batch.made
     label = Labelled(values=torch.where(known, left, 0.0), valid=known)
     return replace(batch, labels={**batch.labels, "remaining": label})
 
@@ -150,7 +150,7 @@ def with_return_targets(
         raise ValueError(f"horizon {horizon}, failure_cost {cost}: expected at least 1 and at least 0")
     failed = batch.success_known & (batch.success <= 0)
     left = (batch.length[:, None] - _place(batch)).clamp(min=0) + torch.where(failed, cost, 0.0)[:, None]
-    known = (failed | _succeeded(batch, assume_success))[:, None] & batch.observed & (batch.steps > 0)[:, None]
+    known = (failed | _succeeded(batch, assume_success))[:, None] & batch.made
     label = Labelled(values=torch.where(known, (-left / horizon).clamp(min=-1), 0.0), valid=known)
     return replace(batch, labels={**batch.labels, "return_to_go": label})
 
@@ -210,7 +210,7 @@ def _partial(batch: TrajectoryBatch) -> Bool[Tensor, " B"]:
 
 
 def _with_target(batch: TrajectoryBatch, name: str, values: Tensor, known: Tensor) -> TrajectoryBatch:
-    real = batch.observed & (batch.steps > 0)[:, None]
+    real = batch.made
     valid = real & known
     stored = batch.labels.get(name)
     if stored is not None:

@@ -93,7 +93,6 @@ class EpisodeData(lightning.LightningDataModule):
         self.seed, self.num_workers = seed, num_workers
         self.bad: list[BadEpisodeError] = []
         self._reader: EpisodeReader | None = None
-        self._staged = False
         self.outcomes: Counter[str] = Counter()
         """Training episodes by outcome: success, failure, partial, unknown, or labelled by observation."""
         self.places: dict[str, list[int]] = {}
@@ -120,7 +119,7 @@ class EpisodeData(lightning.LightningDataModule):
             raise ValueError(f"{dataset.name} has no camera {', '.join(map(repr, missing))}: it has {held}")
         cache = None if self.cache is None else FeatureCache(self.cache)
         reader = EpisodeReader(dataset, self.cameras, self.frame_size, self.encoder, cache)
-        sets, usable = self._go_through(reader, dataset)
+        sets, usable, outcomes, staged = self._go_through(reader, dataset)
         if not usable:
             raise ValueError(f"no episode of {dataset.name} can be used: {self._reasons()}")
         if self.bad:
@@ -129,7 +128,7 @@ class EpisodeData(lightning.LightningDataModule):
                 f"{self._reasons()}",
                 stacklevel=2,
             )
-        if getattr(self.labels, "progress", "") == "stages" and not self._staged:
+        if getattr(self.labels, "progress", "") == "stages" and not staged:
             raise ValueError(
                 f"{dataset.name}: progress by stages was asked for, and no episode holds a stage per observation "
                 '(labels["stage"]): record it, or take the linear target'
@@ -143,16 +142,20 @@ class EpisodeData(lightning.LightningDataModule):
                 "nor validated on; record a split for them",
                 stacklevel=2,
             )
-        self.outcomes = Counter(_outcome(reader(place)) for place in self.places["train"])
+        self.outcomes = Counter(outcomes[i] for i in train)
         if not val and stage == "validate":
             raise ValueError(f"{dataset.name} has no episode to validate on: check val_split and val_fraction")
         self._reader = reader
 
-    def _go_through(self, reader: EpisodeReader, dataset: JoinedDatasets) -> tuple[list[list[Kin]], list[int]]:
-        """The episodes of each data set that can be used, and the places of all of them."""
+    def _go_through(
+        self, reader: EpisodeReader, dataset: JoinedDatasets
+    ) -> tuple[list[list[Kin]], list[int], list[str], bool]:
+        """The episodes of each data set that can be used; place and outcome of all; whether any holds stages."""
         sets: list[list[Kin]] = [[] for _ in self.paths]
         usable: list[int] = []
-        self.bad, self._staged = [], False
+        outcomes: list[str] = []
+        staged = False
+        self.bad = []
         places = range(len(reader.dataset))
         shown = track(places, description="embedding", transient=True) if reader.cache is not None else places
         device = getattr(getattr(cast(Any, self.trainer), "strategy", None), "root_device", torch.device("cpu"))
@@ -166,13 +169,14 @@ class EpisodeData(lightning.LightningDataModule):
             except BadEpisodeError as error:
                 self.bad.append(error)
                 continue
-            self._staged |= STAGE in episode.labels and bool(episode.labels[STAGE].valid.any())
+            staged |= STAGE in episode.labels and bool(episode.labels[STAGE].valid.any())
             which, kin = dataset.kin(place, episode)
             sets[which].append(kin)
             usable.append(place)
+            outcomes.append(_outcome(episode))
         if self.encoder is not None:
             self.encoder.to("cpu")
-        return sets, usable
+        return sets, usable, outcomes, staged
 
     def _reasons(self) -> str:
         named = "; ".join(f"episode {e.index} ({e.status}): {e.reason}" for e in self.bad[:10])

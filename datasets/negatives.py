@@ -191,7 +191,7 @@ def with_instruction_of(batch: TrajectoryBatch, donor: Int[Tensor, " B"]) -> Tra
     chosen = donor >= 0
     if not bool(chosen.any()):
         return batch
-    row = torch.where(chosen, donor, torch.arange(len(batch), device=donor.device))
+    row = _rows(donor)
     return _for_another_task(batch, chosen, tuple(batch.instructions[i] for i in row.tolist()), batch.task[row])
 
 
@@ -220,18 +220,21 @@ def with_video_of(batch: TrajectoryBatch, donor: Int[Tensor, " B"]) -> Trajector
     chosen = donor >= 0
     if not bool(chosen.any()):
         return batch
-    row = torch.where(chosen, donor, torch.arange(len(batch), device=donor.device))
-    return _for_another_task(batch[row], chosen, batch.instructions, batch.task)
+    return _for_another_task(batch[_rows(donor)], chosen, batch.instructions, batch.task)
+
+
+def _rows(donor: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """The donor of every row, or the row itself where there is none."""
+    return torch.where(donor >= 0, donor, torch.arange(len(donor), device=donor.device))
 
 
 def _for_another_task(
     batch: TrajectoryBatch, chosen: Bool[Tensor, " B"], instructions: tuple[str, ...], task: Int[Tensor, " B"]
 ) -> TrajectoryBatch:
     """Chosen rows with instructions for which nothing was achieved in them."""
-    made = batch.observed & (batch.steps > 0)[:, None]
     labels: dict[str, Labelled] = {}
     for name, label in batch.labels.items():
-        nothing = made if name in ("progress", "success") else torch.zeros_like(label.valid)
+        nothing = batch.made if name in ("progress", "success") else torch.zeros_like(label.valid)
         off = chosen.view(-1, *(1,) * (label.values.ndim - 1))
         zero = torch.zeros((), dtype=label.values.dtype, device=label.values.device)
         labels[name] = Labelled(

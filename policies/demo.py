@@ -2,8 +2,6 @@
 
 import json
 import logging
-import math
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..core import intervals
+from ..core.files import replacing
 from ..core.hub import load_component
 from ..core.interfaces import RewardModel
 from ..critics.value import ValueCritic
@@ -122,9 +122,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.part")
-    fresh.write_text(text)
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        fresh.write_text(text)
 
 
 class _Bar(lightning.Callback):
@@ -355,18 +354,15 @@ def _fit(trainer: lightning.Trainer, module: lightning.LightningModule, data: li
         trainer.fit(module, datamodule=data)
 
 
-def wilson_interval(won: int, played: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a success rate (Wilson 1927), which stays inside [0, 1] at both ends.
+def wilson_interval(won: int, played: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a success rate; see `guerdon.core.intervals.wilson_interval`.
 
     Raises:
         ValueError: If nothing was played or more was won than played.
     """
     if not 0 <= won <= played or played == 0:
         raise ValueError(f"expected 0 <= won <= played with at least one episode, got {won} of {played}")
-    rate = won / played
-    centre = (rate + z * z / (2 * played)) / (1 + z * z / played)
-    half = z / (1 + z * z / played) * math.sqrt(rate * (1 - rate) / played + z * z / (4 * played * played))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return intervals.wilson_interval(won, played)
 
 
 def draw_curves(path: Path, task: str, start: float, curves: dict[str, list[tuple[int, float]]]) -> None:
@@ -380,9 +376,8 @@ def draw_curves(path: Path, task: str, start: float, curves: dict[str, list[tupl
             axes.plot(steps, success, marker="o", label=name)
     axes.set(xlabel="environment steps", ylabel="success on held-out starts", ylim=(0, 1.03), title=task)
     axes.legend()
-    fresh = path.with_name(f".{path.name}.part")
-    figure.savefig(fresh, dpi=120, format="png")
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        figure.savefig(fresh, dpi=120, format="png")
 
 
 __all__ = ["QUICK", "Size", "draw_curves", "run", "wilson_interval"]

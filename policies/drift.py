@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -18,6 +17,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from ..core.batch import TrajectoryBatch
+from ..core.files import replacing
 from ..core.interfaces import RewardModel
 from ..rewards.observed import ObservedReward, inputs_of
 
@@ -79,13 +79,12 @@ class TrainingFeatures:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.part")
         tensors = {"mean": self.mean, "scale": self.scale, "precision": self.precision}
         said = {"kind": self.kind, "threshold": self.threshold, "quantile": self.quantile, "weights": self.weights}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, fresh, metadata={"training": json.dumps(said)})
-        os.replace(fresh, target)
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as fresh:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, fresh, metadata={"training": json.dumps(said)})
 
     @staticmethod
     def load(path: str | Path) -> "TrainingFeatures":

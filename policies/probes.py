@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..core.batch import Sampled, TrajectoryBatch
 from ..core.interfaces import RewardModel
+from ..core.intervals import wilson_interval
 from ..datasets.negatives import reorder, reverse_map, stall_map
 from ..rewards.observed import ObservedReward, inputs_of
-from .watch_figures import Score, best_and_last, score_kind, score_track, wilson_interval
+from .watch_figures import Score, best_and_last, score_kind, score_track
 
 PROBES = ("frozen", "reversed", "other_task", "blank")
 

@@ -1,7 +1,6 @@
 """Episodes a person is asked about: what is written for them, and the labels they write back."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.batch import End, Labelled, Sampled, TrajectoryBatch
+from ..core.files import replacing
 
 QUESTIONS, LABELS, EPISODES = "to_label.jsonl", "labels.jsonl", "episodes"
 _SHOWN = 8  # frames of a camera in the picture
@@ -84,11 +84,9 @@ def save_episode(row: TrajectoryBatch, folder: Path, name: str) -> None:
     for kind in ("frames", "features"):
         for key, sampled in cast(Mapping[str, Sampled], getattr(row, kind)).items():
             tensors |= {f"{kind}.values.{key}": sampled.values, f"{kind}.step.{key}": sampled.step}
-    fresh = folder / f".{name}.safetensors.part"
-    save_file(
-        {k: v.contiguous().clone() for k, v in tensors.items()}, fresh, metadata={"instruction": row.instructions[0]}
-    )
-    os.replace(fresh, folder / f"{name}.safetensors")
+    said = {"instruction": row.instructions[0]}
+    with replacing(folder / f"{name}.safetensors") as fresh:
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, fresh, metadata=said)
     _picture(row, folder / f"{name}.png")
 
 
@@ -141,9 +139,8 @@ def _picture(row: TrajectoryBatch, path: Path) -> None:
         axes.plot(row.state[0].numpy())
         axes.set_xlabel("observation")
         axes.set_ylabel("state")
-    fresh = path.with_name(f".{path.stem}.part.png")
-    figure.savefig(fresh, dpi=80)
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        figure.savefig(fresh, dpi=80)
 
 
 def write_questions(path: Path, questions: Sequence[Mapping[str, Any]]) -> None:
@@ -183,10 +180,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Replace a JSON-lines file in one go."""
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.part")
-    fresh.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
-    os.replace(fresh, path)
+    with replacing(path) as fresh:
+        fresh.write_text(text)
 
 
 def read_labels(path: str | Path) -> dict[str, int]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import torch
@@ -11,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.batch import RewardEstimates, TrajectoryBatch
+from ..core.intervals import wilson_interval
 from ..core.metrics import kendall_tau, success_auroc
 
 Score = Literal["success", "progress", "return"]
@@ -82,29 +82,6 @@ def best_and_last(
     place = torch.where(valid, torch.arange(track.shape[1], device=track.device), -1).max(1).values
     last = track.gather(1, place.clamp(min=0)[:, None]).squeeze(1)
     return torch.where(some, best, torch.nan), torch.where(some, last, torch.nan)
-
-
-def wilson_interval(hits: int, count: int, level: float | int = 0.95) -> tuple[float, float]:
-    """Interval of a proportion that stays inside [0, 1] and holds for few trials too (Wilson 1927).
-
-    (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n) with p = hits / n and z the (1 + level)/2 quantile of the normal
-    distribution. Trials count as independent.
-
-    Returns:
-        (low, high); NaN twice without a trial.
-
-    Raises:
-        ValueError: If the level is outside (0, 1), or there are more hits than trials.
-    """
-    if not 0 < level < 1 or not 0 <= hits <= count:
-        raise ValueError(f"expected a level in (0, 1) and 0 … count hits, got {level} and {hits} of {count}")
-    if not count:
-        return math.nan, math.nan
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, extra = hits / count, z * z / count
-    centre, half = share + extra / 2, z * math.sqrt(share * (1 - share) / count + extra / (4 * count))
-    low, high = (centre - half) / (1 + extra), (centre + half) / (1 + extra)
-    return max(0.0, low) if hits else 0.0, min(1.0, high) if hits < count else 1.0
 
 
 def compare(records: Sequence[EpisodeRecord], threshold: float | int, level: float | int = 0.95) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """How well probabilities are calibrated, before and after, judged on episodes that the map was not fitted on."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..core.intervals import cluster_weights, percentile_interval
 from ..core.metrics import expected_calibration_error, mean_absolute_error, reliability_curve
 from .calibration_curves import Curve, Method, fit_curve, fit_isotonic
 from .calibration_data import CalibrationData, Doubt
+from .figures import without_nan
 
 FEW = 5
 """Fewer episodes than this of either outcome, and a calibration is little more than a guess."""
@@ -107,20 +108,8 @@ class CalibrationReport:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-able values; NaN becomes null, because JSON has none."""
-        found: dict[str, Any] = _plain(asdict(self))
+        found: dict[str, Any] = without_nan(asdict(self))
         return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        entries: Mapping[Any, Any] = value
-        return {str(name): _plain(entry) for name, entry in entries.items()}
-    if isinstance(value, list | tuple):
-        items: Sequence[Any] = value
-        return [_plain(item) for item in items]
-    return value
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

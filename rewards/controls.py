@@ -208,7 +208,7 @@ def ask(reward: RewardModel, batch: TrajectoryBatch) -> RewardEstimates:
 
 
 def _made(batch: TrajectoryBatch, row: int) -> np.ndarray:
-    return (batch.observed[row] & (batch.steps[row] > 0)).numpy()
+    return batch.made[row].numpy()
 
 
 def _evaluated(batch: TrajectoryBatch, row: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from ..core.batch import Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ..core.hub import is_component
 from ..core.interfaces import RewardModel
 from .normaliser import Normalised
-from .observed import RewardInputs, inputs_of
+from .observed import RewardInputs, encode_frames, inputs_of
 
 Aggregate = Literal["mean", "lower", "worst"]
 Bound = Literal["total", "step"]
@@ -253,12 +253,8 @@ def with_features(batch: TrajectoryBatch, inputs: RewardInputs) -> TrajectoryBat
     found: dict[str, Sampled] = {}
     for camera in inputs.cameras:
         name, frames = f"{inputs.encoder.name}/{camera}", batch.frames.get(camera)
-        if name in batch.features or frames is None:
-            continue
-        encoded = inputs.encoder.encode(frames.values[frames.mask]).float()
-        mask = frames.mask.to(encoded.device)
-        values = encoded.new_zeros(*mask.shape, encoded.shape[-1]).masked_scatter(mask[..., None], encoded)
-        found[name] = Sampled(values=values, step=frames.step.to(encoded.device))
+        if name not in batch.features and frames is not None:
+            found[name] = encode_frames(inputs.encoder, frames)
     return replace(batch, features={**batch.features, **found}) if found else batch
 
 

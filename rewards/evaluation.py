@@ -15,7 +15,7 @@ from ..core.metrics import instruction_confusion, reliability_curve
 from .comparison import Comparison, compare
 from .evaluation_notes import notes_of
 from .figure_rules import BINS, calibration_pair
-from .figures import Figure, Figures, Resampling, all_figures, by_task, mean_figure
+from .figures import Figure, Figures, Resampling, all_figures, by_task, mean_figure, without_nan
 from .readings import CONTROLS, MODEL, Basis, Judged, Reading, basis_of
 
 __all__ = [
@@ -105,20 +105,8 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-able values; NaN becomes null, because JSON has none."""
-        found: dict[str, Any] = _null(asdict(self))
+        found: dict[str, Any] = without_nan(asdict(self))
         return found
-
-
-def _null(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        entries: dict[Any, Any] = value
-        return {str(k): _null(v) for k, v in entries.items()}
-    if isinstance(value, list | tuple):
-        items: Sequence[Any] = value
-        return [_null(v) for v in items]
-    return value
 
 
 def evaluate(

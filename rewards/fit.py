@@ -67,13 +67,12 @@ class RewardTraining(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Check that there is something to learn; fit the normaliser, where every process takes the first one's."""
-        module = cast(Any, self.trainer).datamodule
-        if hasattr(module, "outcomes") and isinstance(getattr(module, "labels", None), LabelFactory):
-            check_outcomes(module.outcomes, module.labels)
-        check_frames(inputs_of(self.reward), module)
+        data = cast(Any, self.trainer).datamodule
+        if hasattr(data, "outcomes") and isinstance(getattr(data, "labels", None), LabelFactory):
+            check_outcomes(data.outcomes, data.labels)
+        check_frames(inputs_of(self.reward), data)
         if not isinstance(self.reward, Normalised) or self.reward.normalised:
             return
-        data = cast(Any, self.trainer).datamodule
         if hasattr(data, "state_batches"):  # without decoding a frame
             self.reward.fit_normaliser(data.state_batches())
         else:

@@ -78,6 +78,7 @@ class Heads(nn.Module):
             distributions of Φ, as if errors at both ends were independent; they are not, so it ranks steps rather than
             bounds them. A score of preferences alone has none.
         """
+        batch = tokens.beside(batch)
         place, valid = tokens.held(batch)
         known = batch.mask & valid[:, 1:] & valid[:, :-1]
 
@@ -127,6 +128,7 @@ class Heads(nn.Module):
             ValueError: If the batch holds none of the labels these heads learn from.
         """
         self._check_labels(batch)
+        batch = tokens.beside(batch)
         weight = tokens.weight(batch)
         total = 0.0 * torch.stack([self._read(name, tokens).sum() for name in self.of]).sum()
         parts: dict[str, Tensor] = {}

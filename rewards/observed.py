@@ -54,11 +54,15 @@ class Tokens:
         """True on real tokens."""
         return self.step >= 0
 
+    def beside(self, batch: TrajectoryBatch) -> TrajectoryBatch:
+        """The batch on the device of the tokens."""
+        return batch if batch.mask.device == self.step.device else batch.to(self.step.device)
+
     def held(self, batch: TrajectoryBatch) -> tuple[Int[Tensor, "B Tp1"], Bool[Tensor, "B Tp1"]]:
         """Token held at every observation, and whether there is one and the observation was made."""
         index = torch.arange(batch.mask.shape[1] + 1, device=self.step.device).expand(len(batch), -1)
         token = _last_at_or_before(self.step, index.contiguous())
-        return token.clamp(min=0), (token >= 0) & batch.observed & (batch.steps > 0)[:, None]
+        return token.clamp(min=0), (token >= 0) & batch.made
 
     def at(self, label: Labelled) -> Labelled:
         """A label per observation at the tokens' observations; invalid on padding."""
@@ -191,7 +195,7 @@ class ObservedReward(RewardModel):
         count, mean, square = 0, torch.zeros(self.state_size).double(), torch.zeros(self.state_size).double()
         for batch in batches:
             self._check_state(batch)
-            seen = batch.state[batch.observed & (batch.steps > 0)[:, None]].double().cpu()
+            seen = batch.state[batch.made].double().cpu()
             if not len(seen):
                 continue
             # Chan et al. (1983): merge means and sums of squares, so that large offsets cost no digits
@@ -222,9 +226,8 @@ class ObservedReward(RewardModel):
         """
         device = self.norm.weight.device
         batch = batch if batch.mask.device == device else batch.to(device)
-        made = batch.observed & (batch.steps > 0)[:, None]
         seen = {c: self._seen(batch, c) for c in self.cameras}
-        step = self._steps(made, [s.step for s in seen.values() if s is not None])
+        step = self._steps(batch.made, [s.step for s in seen.values() if s is not None])
         stream = torch.zeros(*step.shape, self.width, device=device)
         if self.state_size:
             self._check_state(batch)
@@ -261,14 +264,7 @@ class ObservedReward(RewardModel):
             values = values.mean(2) if values.ndim == 4 else values
             return Sampled(values=values, step=stored.step.to(device))
         frames = batch.frames.get(camera)
-        if frames is None:
-            return None
-        shown = frames.values[frames.mask]
-        grad = self.encoder.trainable and torch.is_grad_enabled()
-        encoded = (self.encoder(shown) if grad else self.encoder.encode(shown)).float()
-        mask = frames.mask.to(device)
-        values = encoded.new_zeros(*mask.shape, encoded.shape[-1]).masked_scatter(mask[..., None], encoded)
-        return Sampled(values=values, step=frames.step.to(device))
+        return None if frames is None else encode_frames(self.encoder, frames)
 
     def _steps(self, made: Bool[Tensor, "B Tp1"], steps: list[Tensor]) -> Int[Tensor, "B K"]:
         """Observations to evaluate, ascending, −1 padded; at least one column."""
@@ -306,6 +302,16 @@ class ObservedReward(RewardModel):
             total = total + torch.where(known, taken, 0.0)
             count = count + known
         return total / count.clamp(min=1) if self.fusion == "mean" else total
+
+
+def encode_frames(encoder: VisionEncoder, frames: Sampled) -> Sampled:
+    """Features (B, F, E) of the frames that are there, on the encoder's device; a trained encoder gets its gradient."""
+    shown = frames.values[frames.mask]
+    grad = encoder.trainable and torch.is_grad_enabled()
+    encoded = (encoder(shown) if grad else encoder.encode(shown)).float()
+    mask = frames.mask.to(encoded.device)
+    values = encoded.new_zeros(*mask.shape, encoded.shape[-1]).masked_scatter(mask[..., None], encoded)
+    return Sampled(values=values, step=frames.step.to(encoded.device))
 
 
 def balanced_bernoulli(

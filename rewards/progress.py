@@ -8,7 +8,7 @@ from ..backbones.language import TextEncoder
 from ..backbones.vision import VisionEncoder
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from .heads import Heads
-from .observed import ObservedReward, Tokens
+from .observed import ObservedReward
 
 
 class ProgressReward(ObservedReward):
@@ -93,8 +93,7 @@ class ProgressReward(ObservedReward):
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
         """Estimate progress and success at every observation and reward their change; see `Heads.estimates`."""
-        tokens = self.look(batch)
-        return self.head.estimates(tokens, _beside(batch, tokens))
+        return self.head.estimates(self.look(batch), batch)
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
         """The loss of every head and their weighted sum; see `Heads.loss`.
@@ -102,10 +101,4 @@ class ProgressReward(ObservedReward):
         Raises:
             ValueError: If the batch holds none of the labels the heads learn from.
         """
-        tokens = self.look(batch)
-        return self.head.loss(tokens, _beside(batch, tokens))
-
-
-def _beside(batch: TrajectoryBatch, tokens: Tokens) -> TrajectoryBatch:
-    """The batch on the device of the tokens."""
-    return batch if batch.mask.device == tokens.step.device else batch.to(tokens.step.device)
+        return self.head.loss(self.look(batch), batch)

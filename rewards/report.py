@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..core.files import replacing
 from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
 from ..datasets.opening import open_dataset
 from .report_figures import read_evaluation
@@ -53,13 +53,11 @@ def write_report(scores: str | Path, out: str | Path, episodes: int = 3, evaluat
                 f"{evaluation} is about model {judged}, {scores} holds scores of model {scored}: evaluate that model"
             )
     text = render(build(found.episodes, found.metadata, found.bad, episodes, figures))
-    fresh = page.with_name(f".{page.name}.{os.getpid()}.part")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, page)
+        with replacing(page) as fresh:
+            fresh.write_text(text, encoding="utf-8")
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise OSError(f"cannot write {page}: {error.strerror or error}; choose another --out") from error
     return page
 

@@ -1,7 +1,6 @@
 """Scores on disk: one parquet row per recorded observation, written atomically, read back as episodes."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Float
 
 from ..core.batch import Labelled, RewardEstimates
+from ..core.files import replacing
 from ..datasets.episodes import BadEpisodeError, Episode
 
 SCORES, PARTS = "scores.parquet", "parts"
@@ -201,27 +201,18 @@ def bad_rows(error: BadEpisodeError, steps: int) -> Table:
 
 def write_part(table: Table, file: Path) -> None:
     """Write a part; it is there whole or not at all."""
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with replacing(file) as fresh:
         pq.write_table(table, fresh)
-        os.replace(fresh, file)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def join_parts(files: Sequence[Path], target: Path, metadata: Mapping[str, str]) -> tuple[BadEpisodeError, ...]:
     """Write the parts to one file, a part in memory at a time; returns the episodes that could not be scored."""
-    fresh = target.with_name(f".{target.name}.{os.getpid()}")
     bad: list[BadEpisodeError] = []
-    try:
-        with pq.ParquetWriter(fresh, SCHEMA.with_metadata(dict(metadata))) as writer:
-            for file in files:
-                table = pq.read_table(file)
-                bad += bad_episodes(table)
-                writer.write_table(table.replace_schema_metadata(dict(metadata)))
-        os.replace(fresh, target)
-    finally:
-        fresh.unlink(missing_ok=True)
+    with replacing(target) as fresh, pq.ParquetWriter(fresh, SCHEMA.with_metadata(dict(metadata))) as writer:
+        for file in files:
+            table = pq.read_table(file)
+            bad += bad_episodes(table)
+            writer.write_table(table.replace_schema_metadata(dict(metadata)))
     return tuple(bad)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import __version__
 from ..core.batch import TrajectoryBatch
+from ..core.files import replacing
 from ..core.hub import class_path, component_hash, describe
 from ..core.interfaces import RewardModel
 from ..datasets.collate import Window
@@ -241,9 +241,8 @@ def _begin(folder: Path, metadata: Mapping[str, str], overwrite: bool) -> Scorin
         for file in (folder / PARTS).glob("part-*.parquet"):
             file.unlink()  # of a run nobody can name
     (folder / PARTS).mkdir(exist_ok=True)
-    fresh = run.with_name(f".{RUN}.{os.getpid()}")
-    fresh.write_text(json.dumps(dict(metadata), indent=2))
-    os.replace(fresh, run)
+    with replacing(run) as fresh:
+        fresh.write_text(json.dumps(dict(metadata), indent=2))
     return None
 
 

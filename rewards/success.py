@@ -81,7 +81,7 @@ class SuccessReward(ObservedReward):
             ``terms`` holds the probability at the observation each step leads to, ``std`` the spread of that outcome.
         """
         tokens = self.look(batch)
-        batch = batch if batch.mask.device == tokens.step.device else batch.to(tokens.step.device)
+        batch = tokens.beside(batch)
         place, valid = tokens.held(batch)
         chance = self.head(tokens.hidden).squeeze(-1).float().sigmoid()
         success = torch.where(valid, chance.gather(1, place), 0.0)
@@ -104,7 +104,7 @@ class SuccessReward(ObservedReward):
         """
         required_label(batch, ("success",), type(self).__name__)
         tokens = self.look(batch)
-        batch = batch if batch.mask.device == tokens.step.device else batch.to(tokens.step.device)
+        batch = tokens.beside(batch)
         logit: Float[Tensor, "B K"] = self.head(tokens.hidden).squeeze(-1).float()
         target = tokens.at(batch.labels["success"])
         loss, counts = balanced_bernoulli(logit, target, tokens.weight(batch))

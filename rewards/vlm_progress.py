@@ -122,8 +122,7 @@ class VlmProgressReward(RewardModel):
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
         """Estimate progress and success at every observation and reward their change; see `Heads.estimates`."""
-        tokens = self.look(batch)
-        return self.head.estimates(tokens, batch.to(tokens.step.device))
+        return self.head.estimates(self.look(batch), batch)
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
         """The loss of every head and their weighted sum; see `Heads.loss`.
@@ -131,8 +130,7 @@ class VlmProgressReward(RewardModel):
         Raises:
             ValueError: If the batch holds none of the labels the heads learn from.
         """
-        tokens = self.look(batch)
-        return self.head.loss(tokens, batch.to(tokens.step.device))
+        return self.head.loss(self.look(batch), batch)
 
     def look(self, batch: TrajectoryBatch) -> Tokens:
         """Read the frames of a batch; a row without any gets no token.
@@ -177,7 +175,7 @@ class VlmProgressReward(RewardModel):
         if not cameras:
             names = ", ".join(self.cameras)
             raise ValueError(f"{type(self).__name__} looks through {names}: the trajectories hold no frame of these")
-        made = (batch.observed & (batch.steps > 0)[:, None]).cpu()
+        made = batch.made.cpu()
         return [self._row(cameras, made[row], row) for row in range(len(batch))]
 
     def _row(self, cameras: dict[str, Sampled], made: Bool[Tensor, " Tp1"], row: int) -> list[_Moment]:
