@@ -1,0 +1,212 @@
+"""Plans as strict JSON: what comes from a language model or a file is checked before it becomes a `TaskPlan`."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Annotated, Any, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from ..core.interfaces import TaskPlan, TaskStage
+
+MAX_STAGES = 12
+"""Stages of a plan, at most, unless a caller says otherwise."""
+MAX_NAME, MAX_SENTENCE, MAX_KEYPOINTS, MAX_TEXT = 40, 300, 16, 20_000
+"""Characters of a name, characters of a sentence, keypoints of a stage, characters of a whole answer."""
+_NAME = re.compile(r"[^\W_](?:[\w \-]*[^\W_])?")
+_FENCED = re.compile(r"```(?:json|JSON)?[ \t\r]*\n(.*)\n[ \t]*```", re.S)
+_SHAPE = '{"stages": [{"name": …, "description": …, "completion": …, "keypoints": […]}, …]}'
+
+
+def _plain(text: str) -> str:
+    if len(text) > MAX_NAME or not _NAME.fullmatch(text):
+        raise ValueError(
+            f"expected a name of 1 to {MAX_NAME} letters, digits, spaces, _ or -, with a letter or digit at both ends"
+        )
+    return text
+
+
+def _sentence(text: str) -> str:
+    if len(text) > MAX_SENTENCE:
+        raise ValueError(f"expected at most {MAX_SENTENCE} characters, got {len(text)}")
+    if any(unicodedata.category(letter)[0] == "C" for letter in text):
+        raise ValueError("expected text without line breaks and control characters")
+    return text
+
+
+def _distinct(names: list[str]) -> list[str]:
+    if len({name.casefold() for name in names}) < len(names):
+        raise ValueError("expected distinct names")
+    return names
+
+
+Name = Annotated[str, AfterValidator(_plain)]
+Sentence = Annotated[str, AfterValidator(_sentence)]
+
+
+class StageSchema(BaseModel):
+    """One stage as it stands in JSON."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: Annotated[Name, Field(description="a few plain words, different from those of the other stages")]
+    description: Annotated[Sentence, Field(description="what is done in this stage")] = ""
+    completion: Annotated[Sentence, Field(description="what can be seen once the stage is complete")] = ""
+    keypoints: Annotated[
+        list[Name],
+        Field(max_length=MAX_KEYPOINTS, description="objects or parts that matter"),
+        AfterValidator(_distinct),
+    ] = []
+
+
+class PlanSchema(BaseModel):
+    """A plan as it stands in JSON."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    stages: Annotated[list[StageSchema], Field(min_length=1, description="in the order in which they are done")]
+
+
+PLAN_SCHEMA: dict[str, Any] = PlanSchema.model_json_schema()
+"""JSON schema of a plan, for prompts and for endpoints that constrain their answers; names are checked further."""
+
+
+def parse_plan(text: str, instruction: str, max_stages: int = MAX_STAGES) -> TaskPlan:
+    """Read a plan from an answer: one JSON object, alone or in one ```json fence, and nothing else.
+
+    Args:
+        text: The answer.
+        instruction: What the plan is for.
+        max_stages: Most stages allowed, at least 1.
+
+    Raises:
+        ValueError: In one line that says what was expected and what came, fit to be shown to whoever answered.
+    """
+    stripped = text.strip()
+    if len(stripped) > MAX_TEXT:
+        raise ValueError(f"expected a plan of at most {MAX_TEXT} characters, got {len(stripped)}")
+    fenced = _FENCED.fullmatch(stripped)
+    body = fenced[1].strip() if fenced else stripped
+    if not body.startswith("{"):
+        raise ValueError(f"expected one JSON object {_SHAPE} and nothing else, got {_short(stripped)}")
+    try:
+        # whole numbers as floats: no field takes a number, and thousands of digits would be an error of another kind
+        value = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=float)
+    except json.JSONDecodeError as error:
+        what = "text after the object" if error.msg == "Extra data" else f"no valid JSON ({error.msg})"
+        raise ValueError(
+            f"expected one complete JSON object {_SHAPE} and nothing else, got {what} at line {error.lineno}, column "
+            f"{error.colno}: {_short(body[error.pos :] or 'the end')}"
+        ) from None
+    except RecursionError:
+        raise ValueError(f"expected a JSON object of the form {_SHAPE}, got one nested far too deeply") from None
+    return check_plan(value, instruction, max_stages)
+
+
+def check_plan(value: Any, instruction: str, max_stages: int = MAX_STAGES) -> TaskPlan:
+    """Turn parsed JSON into a plan.
+
+    Args:
+        value: ``{"stages": [{"name", "description", "completion", "keypoints"}, …]}``; of a stage only the name must be
+            there.
+        instruction: What the plan is for.
+        max_stages: Most stages allowed, at least 1.
+
+    Raises:
+        ValueError: In one line that says what was expected and what came.
+    """
+    if max_stages < 1:
+        raise ValueError(f"max_stages is {max_stages}: expected at least 1")
+    if isinstance(value, dict):
+        stages = cast(dict[str, Any], value).get("stages")
+        if isinstance(stages, list) and len(cast(list[Any], stages)) > max_stages:
+            raise ValueError(f"stages: expected 1 to {max_stages}, got {len(cast(list[Any], stages))}")
+    try:
+        plan = PlanSchema.model_validate(value)
+    except ValidationError as error:
+        raise ValueError(_first_line(error)) from None
+    names = [stage.name.casefold() for stage in plan.stages]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ValueError(f"stages: expected a different name for each, got {twice!r} twice")
+    return TaskPlan(
+        instruction=instruction,
+        stages=tuple(
+            TaskStage(name=s.name, description=s.description, completion=s.completion, keypoints=tuple(s.keypoints))
+            for s in plan.stages
+        ),
+    )
+
+
+def plan_to_json(plan: TaskPlan) -> str:
+    """Write a plan's stages as JSON that `parse_plan` reads back, on one line.
+
+    Raises:
+        ValueError: If the plan is not one that could be read back (a name in other than plain words, no stage).
+    """
+    value = plan_to_value(plan)
+    check_plan(value, plan.instruction, max(1, len(plan.stages)))
+    return json.dumps(value, ensure_ascii=False)
+
+
+def plan_to_value(plan: TaskPlan) -> dict[str, Any]:
+    """A plan's stages as the value that `check_plan` takes."""
+    return {
+        "stages": [
+            {
+                "name": stage.name,
+                "description": stage.description,
+                "completion": stage.completion,
+                "keypoints": list(stage.keypoints),
+            }
+            for stage in plan.stages
+        ]
+    }
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, entry in pairs:
+        if key in value:
+            raise ValueError(f"expected every key once in an object, got {_short(key)} twice")
+        value[key] = entry
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"expected JSON, which has no number {name}")
+
+
+def _first_line(error: ValidationError) -> str:
+    """The first thing wrong, as ``place: expected …, got …``."""
+    first = error.errors(include_url=False)[0]
+    place = ""
+    for part in first["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    if first["type"] == "extra_forbidden":
+        known = "name, description, completion, keypoints" if "." in place else "stages"
+        return f"expected no other keys than {known}, got {_short(place)}"
+    if first["type"] == "missing":
+        return f"{place}: expected this key to be there, got none"
+    message = first["msg"].removeprefix("Value error, ")
+    came = "" if ", got " in message else f", got {_short(first['input'])}"
+    return f"{place or 'plan'}: {message}{came}"
+
+
+def _short(value: Any, length: int = 80) -> str:
+    """A value on one line, cut to a length."""
+    text = repr(value) if not isinstance(value, str) else repr(value[: length + 1])
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+__all__ = [
+    "MAX_STAGES",
+    "PLAN_SCHEMA",
+    "PlanSchema",
+    "StageSchema",
+    "check_plan",
+    "parse_plan",
+    "plan_to_json",
+    "plan_to_value",
+]
