@@ -1,24 +1,25 @@
 """Any Hugging Face vision-language model, frozen or with LoRA; apart from the others as transformers imports slowly."""
 
-import warnings
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from ..core.interfaces import Component
+from .chat import Prompt, Reply
 from .revision import weights_revision
+from .vlm_answers import answers_after, read_on, read_prompts
+from .vlm_opening import add_lora, freeze, open_vlm
+from .vlm_prompts import PromptReader
 
 V = TypeVar("V", bound="VLM")
-Prompt = Sequence[str | Tensor]
-"""Texts and pictures in the order they are read; a picture is uint8 (3, H, W), RGB."""
 
 _LEAK = 0.05  # of the change a later picture makes at its own place; what a causal model leaks is rounding
 
@@ -59,6 +60,7 @@ class VLM(Component):
         max_tokens: Longest prompt; None takes what the model was made for.
         gradient_checkpointing: Keep only the inputs of the language model's layers for the backward pass: less memory,
             about a third more time.
+        batch_size: Prompts that are answered in one pass.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, or it lacks a part.
@@ -80,6 +82,7 @@ class VLM(Component):
         image_options: dict[str, Any] | None = None,
         max_tokens: int | None = None,
         gradient_checkpointing: bool = False,
+        batch_size: int = 8,
     ) -> None:
         super().__init__()
         if lora_rank < 0 or not 0 <= lora_dropout < 1 or (lora_alpha is not None and lora_alpha <= 0):
@@ -87,13 +90,16 @@ class VLM(Component):
                 f"lora_rank {lora_rank}, lora_alpha {lora_alpha}, lora_dropout {lora_dropout}: expected a rank of at "
                 "least 0, a positive alpha and a dropout in [0, 1)"
             )
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+        self.batch_size = batch_size
         self.name, self._dtype = name, torch.float32 if dtype == "float32" else torch.bfloat16
-        self.model, self.processor, commit = _open(name, revision, download, self._dtype)
+        self.model, self.processor, commit = open_vlm(name, revision, download, self._dtype)
         self.fingerprint = weights_revision(self.model)
         if fingerprint is not None and fingerprint != self.fingerprint:
             raise ValueError(f"{name} holds weights {self.fingerprint}, expected {fingerprint}: these are others")
         self.init_args |= {"revision": commit, "fingerprint": self.fingerprint, "download": False}
-        _freeze(self.model)
+        freeze(self.model)
         language = self.model.config.get_text_config()
         self.width = int(language.hidden_size)
         """D of the hidden states."""
@@ -108,31 +114,15 @@ class VLM(Component):
         if lora_rank:
             alpha = 2 * lora_rank if lora_alpha is None else lora_alpha
             config = LoraConfig(r=lora_rank, lora_alpha=alpha, lora_dropout=lora_dropout)
-            _add_lora(self._decoder(), config, lora_targets)
+            add_lora(self._decoder(), config, lora_targets)
         self.trained = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
         """Names of the weights of the low-rank updates."""
         self.register_state_dict_post_hook(_leave_out_frozen)
         self.register_load_state_dict_post_hook(_expect_no_frozen)
-        self._prepare_reading(image_options)
+        image_token = getattr(self.model.config, "image_token_id", None)
+        self.reader = PromptReader(name, self.processor, image_token, image_options, self.max_tokens)
         self._causal = False
         self.eval()
-
-    def _prepare_reading(self, image_options: dict[str, Any] | None) -> None:
-        tokeniser = self.processor.tokenizer
-        if tokeniser.pad_token is None:
-            tokeniser.pad_token = tokeniser.eos_token
-        pictures = self.processor.image_processor
-        self._image_options: dict[str, Any] = {}
-        if getattr(pictures, "do_image_splitting", False):
-            side = dict(pictures.max_image_size)["longest_edge"]  # else every frame is scaled up to be cut
-            self._image_options = {"do_image_splitting": False, "size": {"longest_edge": side}}
-        self._image_options |= image_options or {}
-        self._image_token = int(getattr(self.model.config, "image_token_id", None) or self.processor.image_token_id)
-        self._opening, self._picture = _layout(self.processor)
-        starts = tokeniser.bos_token is not None and self._opening.startswith(tokeniser.bos_token)
-        self._add_special_tokens = not starts  # a template that writes the first token itself must not get a second
-        added = cast(Mapping[str, int], tokeniser.get_added_vocab())
-        self._reserved = sorted({*added, *tokeniser.all_special_tokens, self.processor.image_token}, key=len)
 
     def train(self: V, mode: bool = True) -> V:
         """Switch mode; the frozen model stays in evaluation mode, where nothing in it needs the other."""
@@ -153,19 +143,23 @@ class VLM(Component):
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text."""
-        return len(self.processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return len(self.reader.tokens(text))
 
     def shorten(self, text: str, max_tokens: int) -> str:
         """The text, cut after so many tokens; a cut is told in a warning."""
-        tokeniser = self.processor.tokenizer
-        tokens = tokeniser(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if len(tokens) <= max_tokens:
-            return text
-        warnings.warn(
-            f"{max_tokens} of {len(tokens)} tokens are read; the end of this instruction is ignored: {text!r}",
-            stacklevel=2,
-        )
-        return str(tokeniser.decode(tokens[:max_tokens], skip_special_tokens=True))
+        return self.reader.shorten(text, max_tokens)
+
+    @contextmanager
+    def without_lora(self) -> Generator[None]:
+        """Inside the block the model is the published one: a reference for what was trained, without a second copy."""
+        layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        try:
+            for layer in layers:
+                layer.enable_adapters(False)
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
 
     def hidden_states(self, prompts: Sequence[Prompt]) -> TokenStates:
         """Read M prompts, each with a picture at least, in one pass; gradients reach the low-rank updates.
@@ -192,8 +186,8 @@ class VLM(Component):
             ValueError: If the model's tokens do not show where these parts end; see also `hidden_states`.
         """
         states = self.hidden_states(prompts)
-        last = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"][-1]
-        after_picture = (states.tokens == self._image_token).cumsum(1) > 0
+        last = self.reader.tokens(text)[-1]
+        after_picture = (states.tokens == self.reader.image_token).cumsum(1) > 0
         found = (states.tokens == last) & after_picture & states.mask
         wanted = [sum(isinstance(part, str) and part == text for part in prompt) for prompt in prompts]
         if found.sum(1).tolist() != wanted:
@@ -202,6 +196,103 @@ class VLM(Component):
                 "choose a text whose last sign stands nowhere else between the pictures"
             )
         return states.hidden[found].float()
+
+    @torch.no_grad()
+    def reply(self, prompts: Sequence[Prompt], max_new_tokens: int = 512) -> list[Reply]:
+        """The most likely answer to each prompt, token by token; see `guerdon.backbones.chat.Chat`.
+
+        An answer that is cut after ``max_new_tokens`` says so.
+
+        Raises:
+            TypeError: If a picture is not uint8.
+            ValueError: As `hidden_states`.
+        """
+        settings = copy.deepcopy(self.model.generation_config)
+        settings.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, min_p=None)
+        settings.update(
+            max_new_tokens=max_new_tokens, max_length=None, pad_token_id=self.processor.tokenizer.pad_token_id
+        )
+        ends = settings.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        replies: list[Reply] = []
+        for inputs in self._batches(prompts):
+            made = self.model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
+            for tokens in made.tolist():
+                text = str(self.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+                cut = len(tokens) == max_new_tokens and not ends & set(tokens)
+                replies.append(Reply(text=text, problem=f"cut after {max_new_tokens} tokens" if cut else ""))
+        return replies
+
+    @torch.no_grad()
+    def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
+        """Log-probability that the answer to each prompt begins with each text; see `guerdon.backbones.chat.Chat`.
+
+        A prompt is read once for all answers.
+
+        Raises:
+            TypeError: If a picture is not uint8.
+            ValueError: As `hidden_states`, or if an answer is empty.
+        """
+        tokens = [self.reader.answer_tokens(answer) for answer in answers]
+        found = [
+            answers_after(self.model, read_prompts(self.model, inputs), tokens) for inputs in self._batches(prompts)
+        ]
+        return torch.cat(found) if found else torch.zeros(0, len(tokens))
+
+    @torch.no_grad()
+    def answer_log_probs_along(
+        self, parts: Sequence[Prompt], question: str, answers: Sequence[str]
+    ) -> Float[Tensor, "N K"]:
+        """Log-probability of each answer after each prefix of a growing prompt, reading every part once.
+
+        Row n is what `answer_log_probs` gives for ``[*parts[0], …, *parts[n], question]``. That reads 1 + … + N parts;
+        here the keys and values of the first n parts stay, and only question and answers are read again.
+
+        Args:
+            parts: N pieces that each hold one picture, at the end.
+            question: Text behind every prefix.
+            answers: K texts.
+
+        Raises:
+            TypeError: If a picture is not uint8.
+            ValueError: As `answer_log_probs`, or if a part does not end with its only picture, or the tokens do not
+                show where a picture ends.
+        """
+        for part in parts:
+            if not part or not isinstance(part[-1], Tensor) or sum(isinstance(p, Tensor) for p in part) != 1:
+                raise ValueError("a part of a growing prompt must end with a picture, its only one")
+        tokens = [self.reader.answer_tokens(answer) for answer in answers]
+        if not parts:
+            return torch.zeros(0, len(tokens))
+        asked, behind = self._after_picture(parts[-1][-1], question)
+        inputs = self._inputs([[p for part in parts for p in part]])
+        shown = (inputs["input_ids"][0] == self.reader.image_token).int()
+        ends = (shown.diff(append=shown.new_zeros(1)) < 0).nonzero().flatten() + 1 + behind
+        if len(ends) != len(parts):
+            raise ValueError(
+                f"{self.name}: expected the tokens of {len(parts)} pictures one after another, found {len(ends)} runs: "
+                "this model's pictures cannot be told apart; use answer_log_probs"
+            )
+        reading = read_prompts(self.model, inputs)
+        found: list[Tensor] = []
+        for end in reversed(ends.tolist()):  # the longest first: what it adds is cut off again
+            reading.cut(end)
+            read_on(self.model, reading, asked)
+            found.append(answers_after(self.model, reading, tokens))
+        return torch.cat(found[::-1])
+
+    def _after_picture(self, picture: str | Tensor, question: str) -> tuple[Int[Tensor, "1 n"], int]:
+        """Tokens of a question behind a picture and of the begin of an answer; how many tokens end the picture."""
+        lone, asked = (self._inputs([[picture, text]], answering=True)["input_ids"][0] for text in ("", question))
+        last = int((lone == self.reader.image_token).nonzero()[-1])
+        behind = len(lone) - last - 1 - len(self.reader.tokens(self.reader.closing))
+        if behind < 0 or not torch.equal(lone[: last + 1 + behind], asked[: last + 1 + behind]):
+            raise ValueError(f"{self.name}: cannot tell where a picture ends and {question!r} begins")
+        return asked[None, last + 1 + behind :], behind
+
+    def _batches(self, prompts: Sequence[Prompt]) -> Generator[dict[str, Tensor]]:
+        for start in range(0, len(prompts), self.batch_size):
+            yield self._inputs(prompts[start : start + self.batch_size], answering=True)
 
     def check_causal(self) -> None:
         """Make sure, once, that what is read at one place says nothing about later pictures.
@@ -236,127 +327,9 @@ class VLM(Component):
             )
         self._causal = True
 
-    def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-        pictures = [[part for part in prompt if isinstance(part, Tensor)] for prompt in prompts]
-        for picture in (p for row in pictures for p in row):
-            if picture.dtype != torch.uint8:
-                raise TypeError(f"a picture is {picture.dtype}: expected uint8 RGB in 0…255, channels first")
-            if picture.ndim != 3 or picture.shape[0] != 3 or 0 in picture.shape:
-                raise ValueError(f"a picture has shape {tuple(picture.shape)}: expected (3, H, W), RGB, channels first")
-        if not all(pictures):
-            raise ValueError("a prompt has no picture: expected one at least")
-        try:
-            read: Any = self.processor(
-                text=[self._text(prompt) for prompt in prompts],
-                images=pictures,
-                return_tensors="pt",
-                text_kwargs={
-                    "padding": True,
-                    "padding_side": "right",
-                    "add_special_tokens": self._add_special_tokens,
-                    "verbose": False,
-                },
-                images_kwargs=self._image_options,
-            )
-        except (ValueError, RuntimeError, TypeError) as error:
-            sizes = sorted({tuple(p.shape[1:]) for row in pictures for p in row})
-            raise ValueError(f"{self.name} cannot read pictures of height and width {sizes}: {error}") from error
-        length = int(read["attention_mask"].sum(1).max())
-        if length > self.max_tokens:
-            most = max(len(row) for row in pictures)
-            raise ValueError(
-                f"a prompt of {length} tokens with up to {most} pictures is longer than the {self.max_tokens} that "
-                f"{self.name} reads: show fewer frames at a time (max_frames), smaller ones (frame_size), or make the "
-                "image processor give fewer tokens (image_options)"
-            )
-        tensors = {k: v for k, v in read.items() if isinstance(v, Tensor)}
+    def _inputs(self, prompts: Sequence[Prompt], answering: bool = False) -> dict[str, Tensor]:
+        tensors = self.reader.read(prompts, answering)
         return {k: v.to(self.device, self._dtype if v.is_floating_point() else None) for k, v in tensors.items()}
-
-    def _text(self, prompt: Prompt) -> str:
-        for part in prompt:
-            held = [token for token in self._reserved if token in part] if isinstance(part, str) else []
-            if held:
-                raise ValueError(f"{part!r} holds {held[-1]!r}, a token of {self.name} with a meaning of its own")
-        return self._opening + "".join(part if isinstance(part, str) else self._picture for part in prompt)
-
-
-def _open(name: str, revision: str | None, download: bool, dtype: torch.dtype) -> tuple[Any, Any, str | None]:
-    """Model, processor, and the commit of a repository."""
-    folder = Path(name).is_dir()
-    if folder and revision is not None:
-        raise ValueError(f"{name} is a folder, which has no revision {revision}: leave it out")
-    if not folder and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"there is no folder {name}: {_WHERE}")
-    where: dict[str, Any] = {"local_files_only": folder or not download, "trust_remote_code": False}
-    where |= {} if revision is None else {"revision": revision}
-    try:
-        config: Any = AutoConfig.from_pretrained(name, **where)
-        if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            raise ValueError(
-                f"{name} is a {config.model_type} model, which does not read pictures and write text: expected one "
-                "that transformers opens with AutoModelForImageTextToText, such as Qwen/Qwen2.5-VL-3B-Instruct"
-            )
-        processor: Any = AutoProcessor.from_pretrained(name, **where)
-        opened: Any = AutoModelForImageTextToText.from_pretrained(
-            name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
-        )
-    except OSError as error:
-        told = " ".join(str(error).split())
-        raise FileNotFoundError(f"cannot open the vision-language model {name!r}: {told}; {_WHERE}") from error
-    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
-        raise ValueError(f"{name} holds no processor of pictures and texts: copy the whole checkpoint")
-    if not getattr(processor, "image_token", None):
-        raise ValueError(f"{name} has no token that stands for a picture in a text: take another model")
-    if not processor.chat_template:
-        raise ValueError(f"{name} has no chat template: take a checkpoint that was tuned on instructions")
-    model, report = opened
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{name} lacks {len(missing)} weights, first {missing[0]!r}: the copy did not finish?")
-    return model, processor, None if folder else getattr(model.config, "_commit_hash", None) or revision
-
-
-_WHERE = (
-    "expected a folder with config, safetensors and processor (if it was moved, change 'name' where it is written: in "
-    "the YAML, or in component.json), or a repository in the local cache (nothing is downloaded unless download=True)"
-)
-
-
-def _freeze(model: Any) -> None:
-    model.eval().requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - to pyright modules hold tensors only
-
-
-def _add_lora(decoder: Any, config: LoraConfig, targets: str | list[str]) -> None:
-    linear = [n for n, m in decoder.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")]
-    kinds = {n.rpartition(".")[2] for n in linear}
-    wanted = kinds if targets == "all-linear" else {targets} if isinstance(targets, str) else set(targets)
-    if not wanted or not wanted <= kinds:
-        raise ValueError(f"lora_targets {targets!r}: expected 'all-linear' or some of {sorted(kinds)}")
-    config.target_modules = [n for n in linear if n.rpartition(".")[2] in wanted]
-    inject_adapter_in_model(config, decoder)
-    for parameter in decoder.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # small updates vanish in bfloat16
-
-
-def _layout(processor: Any) -> tuple[str, str]:
-    """What stands before the first part of a prompt, and what stands for a picture, according to the chat template."""
-    first, last = "FIRSTPART", "LASTPART"
-    text, picture = [{"type": "text", "text": first}], [{"type": "image"}]
-
-    def render(content: list[dict[str, str]]) -> str:
-        return str(processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
-
-    opening, _, rest = render([*text, *picture, {"type": "text", "text": last}]).partition(first)
-    between, found, _ = rest.partition(last)
-    if found and processor.image_token in between:
-        return opening, between
-    # some templates move pictures to the front, where order is lost: their token alone is put in its place
-    return render(text).partition(first)[0], str(processor.image_token)
 
 
 def _leave_out_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -74,7 +74,7 @@ def test_the_prompt_is_read_in_order_with_every_picture_in_its_place(folder):
     vlm = VLM(str(folder))
     states = vlm.hidden_states([["Look", pictures(1)[0], "one:", pictures(1)[0], "two:"]])
     text = vlm.processor.tokenizer.decode(states.tokens[0])
-    kinds = (states.tokens[0] == vlm._image_token).int()
+    kinds = (states.tokens[0] == vlm.reader.image_token).int()
     assert int(kinds.diff(prepend=torch.zeros(1)).clamp(min=0).sum()) == 2  # two runs: no picture is cut into tiles
     assert int(kinds.sum()) == 8  # 16 × 16 pixels are 2 × 2 tokens, of both architectures
     assert text.index("Look") < text.index("one:") < text.index("two:") and text.endswith("two:")
@@ -132,7 +132,7 @@ def test_a_template_that_puts_pictures_first_is_got_round(copied):
     (copied / "chat_template.jinja").write_text(template)
     vlm = VLM(str(copied))
     vlm.check_causal()
-    assert vlm._text(["Look", pictures(1)[0], "one:"]) == "User:Look<image>one:"
+    assert vlm.reader._text(["Look", pictures(1)[0], "one:"]) == "User:Look<image>one:"
 
 
 def test_nothing_is_trained_without_lora_and_nothing_saved(folder, tmp_path):
@@ -302,7 +302,7 @@ def test_a_large_picture_is_scaled_by_the_processor(folders):
     large = ["Look", *pictures(1, size=200)]
     for options, wanted in ((None, 16), ({"size": {"shortest_edge": 64, "longest_edge": 256}}, 4)):
         vlm = VLM(str(folders["qwen2_5_vl"]), image_options=options)
-        assert int((vlm.hidden_states([large]).tokens == vlm._image_token).sum()) == wanted
+        assert int((vlm.hidden_states([large]).tokens == vlm.reader.image_token).sum()) == wanted
 
 
 def test_an_instruction_is_cut_with_a_warning(folder):

@@ -1,0 +1,47 @@
+"""What reads pictures and writes text, wherever it runs: a model in this process, an endpoint, or recorded answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+Prompt = Sequence[str | Tensor]
+"""Texts and pictures in the order they are read; a picture is uint8 (3, H, W), RGB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What came back for one prompt."""
+
+    text: str | None
+    """None where nothing usable came; ``problem`` then says why."""
+    problem: str = ""
+    """Empty where all is well. With a text: why it may be incomplete, such as ``"cut after 256 tokens"``."""
+
+
+@runtime_checkable  # the tests' shape checks ask isinstance
+class Chat(Protocol):
+    """Answers prompts one by one, each in a conversation of its own.
+
+    An implementation is a `guerdon.core.interfaces.Component`, so that whatever holds one can be saved.
+    """
+
+    name: str
+    """Folder, repository or model name: said in errors and kept with what is made from answers."""
+
+    def reply(self, prompts: Sequence[Prompt], max_new_tokens: int = 512) -> list[Reply]:
+        """The most likely answer to each of M prompts; what failed is a `Reply` without a text, never an exception.
+
+        Wrong input, such as a picture of another shape, does raise.
+        """
+        ...
+
+    def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
+        """Log-probability that the answer to each of M prompts begins with each of K texts, in float32.
+
+        A text of several tokens has the sum over its tokens. NaN where it is unknown: the endpoint failed, or does not
+        tell; never a number in its place.
+        """
+        ...

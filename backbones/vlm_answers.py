@@ -1,0 +1,91 @@
+"""How likely a vision-language model finds each of several answers; what it read of a prompt is kept for the next."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+
+
+@dataclass(kw_only=True)
+class Reading:
+    """M prompts that were read, and are read on from here: keys and values of all layers, changed in place."""
+
+    cache: Any
+    mask: Bool[Tensor, "M L"]
+    """False on what was padded, always before a prompt."""
+    positions: Int[Tensor, "*R M L"]
+    """Place of every token; with R rows where a model counts time, height and width apart."""
+    logits: Float[Tensor, "M V"]
+    """Of what comes next."""
+
+    def cut(self, length: int) -> None:
+        """Forget what was read after the first ``length`` places; ``logits`` are then those of something else."""
+        if surplus := self.mask.shape[1] - length:
+            self.cache.crop(-surplus)  # a positive number means another thing in every version of transformers
+        self.mask, self.positions = self.mask[:, :length], self.positions[..., :length]
+
+
+def read_prompts(model: Any, inputs: Mapping[str, Tensor]) -> Reading:
+    """Read M prompts that end at the same place, padded before."""
+    cache, mask = DynamicCache(), inputs["attention_mask"].bool()
+    positions = _positions(model, inputs)
+    rest = {k: v for k, v in inputs.items() if k != "mm_token_type_ids"}
+    out = model(**rest, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return Reading(cache=cache, mask=mask, positions=positions, logits=out.logits[:, -1].float())
+
+
+def read_on(model: Any, reading: Reading, tokens: Int[Tensor, "M n"]) -> Float[Tensor, "M n V"]:
+    """Read n more tokens behind every prompt; logits of what comes after each of them."""
+    count = tokens.shape[1]
+    after = reading.positions.amax(-1, keepdim=True) + 1
+    if after.ndim == 3:  # text goes on behind the largest of time, height and width
+        after = after.amax(0, keepdim=True)
+    positions = (after + torch.arange(count, device=tokens.device)).expand(*reading.positions.shape[:-1], count)
+    reading.positions = torch.cat([reading.positions, positions], -1)
+    reading.mask = torch.cat([reading.mask, reading.mask.new_ones(len(tokens), count)], 1)
+    out = model(
+        input_ids=tokens,
+        attention_mask=reading.mask.long(),
+        position_ids=positions,
+        past_key_values=reading.cache,
+        use_cache=True,
+    )
+    logits = out.logits.float()
+    reading.logits = logits[:, -1]
+    return logits
+
+
+def answers_after(model: Any, reading: Reading, answers: Sequence[Sequence[int]]) -> Float[Tensor, "M K"]:
+    """Sum of the log-probabilities of each answer's tokens behind each prompt; ``reading`` is left as it came."""
+    length, first = reading.mask.shape[1], reading.logits
+    start = first.log_softmax(-1)
+    found: list[Tensor] = []
+    for answer in answers:
+        total = start[:, answer[0]]
+        if len(answer) > 1:
+            tokens = torch.tensor(answer, device=start.device).expand(len(start), -1)
+            after = read_on(model, reading, tokens[:, :-1]).log_softmax(-1)
+            total = total + after.gather(2, tokens[:, 1:, None]).sum((1, 2))
+            reading.cut(length)
+        found.append(total)
+    reading.logits = first
+    return torch.stack(found, 1)
+
+
+def _positions(model: Any, inputs: Mapping[str, Tensor]) -> Int[Tensor, "*R M L"]:
+    """Place of every token of a prompt, as the model itself would count."""
+    mask = inputs["attention_mask"]
+    rope = getattr(model.base_model, "get_rope_index", None)
+    if rope is None or "mm_token_type_ids" not in inputs:
+        return (mask.cumsum(-1) - 1).clamp(min=0)
+    positions, _ = rope(
+        inputs["input_ids"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+        image_grid_thw=inputs["image_grid_thw"],
+        attention_mask=mask,
+    )
+    return positions

@@ -1,0 +1,84 @@
+"""Opens published vision-language models without running their code, and puts low-rank updates into them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+
+def open_vlm(name: str, revision: str | None, download: bool, dtype: torch.dtype) -> tuple[Any, Any, str | None]:
+    """Model, processor, and the commit of a repository; see `guerdon.backbones.vlm.VLM`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or repository, or it lacks a part.
+        ValueError: If the checkpoint reads no pictures, or has no chat template.
+    """
+    folder = Path(name).is_dir()
+    if folder and revision is not None:
+        raise ValueError(f"{name} is a folder, which has no revision {revision}: leave it out")
+    if not folder and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"there is no folder {name}: {_WHERE}")
+    where: dict[str, Any] = {"local_files_only": folder or not download, "trust_remote_code": False}
+    where |= {} if revision is None else {"revision": revision}
+    try:
+        config: Any = AutoConfig.from_pretrained(name, **where)
+        if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            raise ValueError(
+                f"{name} is a {config.model_type} model, which does not read pictures and write text: expected one "
+                "that transformers opens with AutoModelForImageTextToText, such as Qwen/Qwen2.5-VL-3B-Instruct"
+            )
+        processor: Any = AutoProcessor.from_pretrained(name, **where)
+        opened: Any = AutoModelForImageTextToText.from_pretrained(
+            name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
+        )
+    except OSError as error:
+        told = " ".join(str(error).split())
+        raise FileNotFoundError(f"cannot open the vision-language model {name!r}: {told}; {_WHERE}") from error
+    if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
+        raise ValueError(f"{name} holds no processor of pictures and texts: copy the whole checkpoint")
+    if not getattr(processor, "image_token", None):
+        raise ValueError(f"{name} has no token that stands for a picture in a text: take another model")
+    if not processor.chat_template:
+        raise ValueError(f"{name} has no chat template: take a checkpoint that was tuned on instructions")
+    model, report = opened
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{name} lacks {len(missing)} weights, first {missing[0]!r}: the copy did not finish?")
+    return model, processor, None if folder else getattr(model.config, "_commit_hash", None) or revision
+
+
+_WHERE = (
+    "expected a folder with config, safetensors and processor (if it was moved, change 'name' where it is written: in "
+    "the YAML, or in component.json), or a repository in the local cache (nothing is downloaded unless download=True)"
+)
+
+
+def freeze(model: Any) -> None:
+    """Train nothing, and run without dropout."""
+    model.eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010 - to pyright modules hold tensors only
+
+
+def add_lora(decoder: Any, config: LoraConfig, targets: str | list[str]) -> None:
+    """Put trainable float32 updates into the linear layers of a language model that are targeted.
+
+    Raises:
+        ValueError: If a target names no layer.
+    """
+    linear = [n for n, m in decoder.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")]
+    kinds = {n.rpartition(".")[2] for n in linear}
+    wanted = kinds if targets == "all-linear" else {targets} if isinstance(targets, str) else set(targets)
+    if not wanted or not wanted <= kinds:
+        raise ValueError(f"lora_targets {targets!r}: expected 'all-linear' or some of {sorted(kinds)}")
+    config.target_modules = [n for n in linear if n.rpartition(".")[2] in wanted]
+    inject_adapter_in_model(config, decoder)
+    for parameter in decoder.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # small updates vanish in bfloat16
