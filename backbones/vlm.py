@@ -249,18 +249,17 @@ class VLM(Component):
         here the keys and values of the first n parts stay, and only question and answers are read again.
 
         Args:
-            parts: N pieces that each hold one picture, at the end.
+            parts: N pieces that each end with a picture.
             question: Text behind every prefix.
             answers: K texts.
 
         Raises:
             TypeError: If a picture is not uint8.
-            ValueError: As `answer_log_probs`, or if a part does not end with its only picture, or the tokens do not
-                show where a picture ends.
+            ValueError: As `answer_log_probs`, or if a part does not end with a picture, or the tokens do not show where
+                a picture ends.
         """
-        for part in parts:
-            if not part or not isinstance(part[-1], Tensor) or sum(isinstance(p, Tensor) for p in part) != 1:
-                raise ValueError("a part of a growing prompt must end with a picture, its only one")
+        if not all(part and isinstance(part[-1], Tensor) for part in parts):
+            raise ValueError("a part of a growing prompt must end with a picture")
         tokens = [self.reader.answer_tokens(answer) for answer in answers]
         if not parts:
             return torch.zeros(0, len(tokens))
@@ -268,11 +267,13 @@ class VLM(Component):
         inputs = self._inputs([[p for part in parts for p in part]])
         shown = (inputs["input_ids"][0] == self.reader.image_token).int()
         ends = (shown.diff(append=shown.new_zeros(1)) < 0).nonzero().flatten() + 1 + behind
-        if len(ends) != len(parts):
+        last = [sum(isinstance(p, Tensor) for part in parts[: n + 1] for p in part) for n in range(len(parts))]
+        if len(ends) != last[-1]:
             raise ValueError(
-                f"{self.name}: expected the tokens of {len(parts)} pictures one after another, found {len(ends)} runs: "
+                f"{self.name}: expected the tokens of {last[-1]} pictures one after another, found {len(ends)} runs: "
                 "this model's pictures cannot be told apart; use answer_log_probs"
             )
+        ends = ends[torch.tensor(last, device=ends.device) - 1]
         reading = read_prompts(self.model, inputs)
         found: list[Tensor] = []
         for end in reversed(ends.tolist()):  # the longest first: what it adds is cut off again

@@ -1,27 +1,17 @@
 """A process reward model that reads the frames of a window with a vision-language model, all in one pass."""
 
-from dataclasses import dataclass
-
 import torch
-from jaxtyping import Bool
 from torch import Tensor, nn
 
-from ..backbones.vlm import VLM, Prompt
-from ..core.batch import RewardEstimates, Sampled, TrajectoryBatch
+from ..backbones.chat import Prompt
+from ..backbones.vlm import VLM
+from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from .heads import Heads
+from .moments import moments, steps_of, windows
 from .observed import RewardInputs, Tokens
 
 _PROMPT = "A robot was told: {instruction}. After each moment, say how much of it is done."
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Moment:
-    """One evaluated observation."""
-
-    step: int
-    parts: tuple[str | Tensor, ...]
-    """What the prompt shows of it: pictures, each behind its camera's name where there are several cameras."""
 
 
 class VlmProgressReward(RewardModel):
@@ -140,7 +130,7 @@ class VlmProgressReward(RewardModel):
                 `VLM.hidden_states`.
         """
         self.vlm.check_causal()
-        rows = self._moments(batch)
+        rows = moments(batch, self.cameras)
         asked = [self._opening(text) if row else "" for text, row in zip(batch.instructions, rows, strict=True)]
         prompts: list[Prompt] = []
         rows_of: list[int] = []
@@ -153,10 +143,7 @@ class VlmProgressReward(RewardModel):
                 rows_of += [number] * len(shown)
                 places += shown
                 evaluated += [i >= len(shown) - new for i in range(len(shown))]
-        device, width = self.norm.weight.device, max(1, *(len(row) for row in rows))
-        step = torch.full((len(rows), width), -1, dtype=torch.long)
-        for number, row in enumerate(rows):
-            step[number, : len(row)] = torch.tensor([moment.step for moment in row], dtype=torch.long)
+        device, step = self.norm.weight.device, steps_of(rows)
         hidden = torch.zeros(*step.shape, self.vlm.width, device=device)
         if prompts:
             states = torch.cat([self.vlm.states_after(p, self.marker) for p in _split(prompts, self.micro_batch)])
@@ -169,51 +156,9 @@ class VlmProgressReward(RewardModel):
         text = self.vlm.shorten(instruction.strip() or "do the task", self.max_instruction_tokens)
         return self.prompt.replace("{instruction}", text)
 
-    def _moments(self, batch: TrajectoryBatch) -> list[list[_Moment]]:
-        """What is evaluated in each row, in order of time."""
-        cameras = {c: batch.frames[c].to("cpu") for c in self.cameras if c in batch.frames}
-        if not cameras:
-            names = ", ".join(self.cameras)
-            raise ValueError(f"{type(self).__name__} looks through {names}: the trajectories hold no frame of these")
-        made = batch.made.cpu()
-        return [self._row(cameras, made[row], row) for row in range(len(batch))]
-
-    def _row(self, cameras: dict[str, Sampled], made: Bool[Tensor, " Tp1"], row: int) -> list[_Moment]:
-        steps = {camera: [s for s in sampled.step[row].tolist() if s >= 0] for camera, sampled in cameras.items()}
-        moments: list[_Moment] = []
-        for step in sorted({s for of in steps.values() for s in of if bool(made[s])}):
-            parts: list[str | Tensor] = []
-            for camera, sampled in cameras.items():
-                place = sum(s <= step for s in steps[camera]) - 1
-                if place < 0:
-                    continue
-                # behind a space, or some tokenisers would merge the name with the end of the marker before it
-                named = [f" {camera.replace(':', ' ')}"] if len(self.cameras) > 1 else []
-                parts += [*named, sampled.values[row, place]]
-            moments.append(_Moment(step=step, parts=tuple(parts)))
-        return moments
-
-
-def windows(count: int, size: int, context: int) -> list[tuple[list[int], int]]:
-    """How ``count`` moments are read ``size`` at a time.
-
-    Returns:
-        Of each window the moments it shows, in order, and how many at its end are new. Where a window begins depends
-        on nothing behind it. Shown again are the first moment and the last ``context`` − 1.
-    """
-    found: list[tuple[list[int], int]] = []
-    start = 0
-    while start < count:
-        room = size if start == 0 else size - context
-        new = list(range(start, min(start + room, count)))
-        again = [0, *range(start - context + 1, start)] if start and context else []
-        found.append((again + new, len(new)))
-        start += room
-    return found
-
 
 def _split(prompts: list[Prompt], size: int) -> list[list[Prompt]]:
     return [prompts[i : i + size] for i in range(0, len(prompts), size)]
 
 
-__all__ = ["VlmProgressReward", "windows"]
+__all__ = ["VlmProgressReward"]

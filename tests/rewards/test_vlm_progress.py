@@ -16,8 +16,9 @@ from guerdon.core.batch import End, Sampled, TrajectoryBatch
 from guerdon.core.hub import load_component
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.video import write_video
+from guerdon.rewards.moments import moments, windows
 from guerdon.rewards.scores import read_scores
-from guerdon.rewards.vlm_progress import VlmProgressReward, windows
+from guerdon.rewards.vlm_progress import VlmProgressReward
 from guerdon.testing import check_reward_model, pad_steps, trajectory_batches
 from guerdon.testing_checkpoints import tiny_vlm
 
@@ -123,11 +124,11 @@ def test_cameras_show_their_last_frame_under_their_name(folders):
     empty = torch.zeros(1, 6, 0)
     mask = torch.ones(1, 5, dtype=torch.bool)
     batch = TrajectoryBatch(state=empty, actions=empty[:, 1:], mask=mask, frames={"wrist": wrist, "front:left": front})
-    moments = made._moments(batch)[0]
-    assert [moment.step for moment in moments] == [0, 1, 2, 4]
+    found = moments(batch, made.cameras)[0]
+    assert [moment.step for moment in found] == [0, 1, 2, 4]
     wanted = [[(0, 0)], [(0, 0), (1, 0)], [(0, 1), (1, 1)], [(0, 2), (1, 1)]]  # camera, frame
     names = [" wrist", " front left"]
-    for moment, shown in zip(moments, wanted, strict=True):
+    for moment, shown in zip(found, wanted, strict=True):
         assert [part for part in moment.parts if isinstance(part, str)] == [names[camera] for camera, _ in shown]
         for picture, (camera, place) in zip(moment.parts[1::2], shown, strict=True):
             assert torch.equal(picture, frames[camera, place])
@@ -141,7 +142,7 @@ def test_a_row_without_any_frame_gets_no_estimate(folders):
     assert made(replace(batch, frames={"wrist": gone})).valid.tolist() == [[True, True], [False, False]]
     none = replace(batch, frames={"wrist": gone.map(lambda t: t[1:].repeat(2, *(1,) * (t.ndim - 1)))})
     assert not made(none).valid.any()
-    with pytest.raises(ValueError, match="looks through wrist: the trajectories hold no frame of these"):
+    with pytest.raises(ValueError, match="expected frames of wrist, the trajectories hold frames of no camera"):
         made(replace(batch, frames={}))
 
 

@@ -1,0 +1,146 @@
+"""Generative value learning: a model puts values on the frames of an episode without being told their order."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..backbones.chat import Chat, Prompt
+from ..core.batch import RewardEstimates, TrajectoryBatch
+from ..core.interfaces import RewardModel
+from .moments import Moment, held_progress, moments, steps_of
+from .observed import RewardInputs
+
+_PROMPT = (
+    "A robot was told: {instruction}. The first picture shows the scene before it began, where 0 % of the task is "
+    "done. All later pictures were taken while it worked, and are shown in no particular order. For each of them say "
+    "how much of the task is done in it, from 0 % to 100 %. Write one line for every picture and nothing else, like "
+    "this:\n"
+    "Frame 1: 35%\n"
+)
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+_LINE = re.compile(r"^[\s*#>-]*frame\s*#?(\d{1,4})\s*\**\s*[:=-]\s*(.*)$", re.IGNORECASE)
+_PERCENT = re.compile(rf"(?<![\w.,/~–-])({_NUMBER})\s*%")  # not the end of 1e3%, 1,000% or 20–40%
+_ALONE = re.compile(rf"^\**({_NUMBER})\**$")
+
+
+class ShuffledFrames(RewardModel):
+    """Progress that a model reads off shuffled frames (GVL: Ma et al. 2024, arXiv:2411.04549).
+
+    Shown in order, frames invite a model to count up from 0 to 100; shuffled, they must be looked at. The prompt shows
+    the first frame, said to be the beginning, and then ``max_frames`` frames spread evenly over the episode, first and
+    last included, in an order that depends on the seed and their number alone. It is not causal: all frames are seen
+    before any is valued.
+
+    A frame whose line is missing, unclear, given twice with different numbers or outside 0 … 100 has no estimate and is
+    counted in ``abstained``, as is a whole answer that did not come. Between frames an estimate holds its last value,
+    but nothing holds across a frame without one.
+
+    Args:
+        chat: A `guerdon.backbones.vlm.VLM`, or another model behind the same protocol.
+        cameras: Cameras to look through; at a moment when one of them has a frame each shows its last one.
+        max_frames: Most frames that are valued in one prompt, at least 2.
+        prompt: What is said first; holds ``{instruction}`` once.
+        frame_size: Shorter side of the frames, in pixels; None as recorded.
+        max_new_tokens: Longest answer; None takes 16 tokens for every frame, and 64.
+        seed: Of the order.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    causal = False
+
+    def __init__(
+        self,
+        chat: Chat,
+        cameras: tuple[str, ...] | list[str],
+        max_frames: int = 20,
+        prompt: str = _PROMPT,
+        frame_size: int | None = None,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not cameras or len(set(cameras)) < len(cameras):
+            raise ValueError(f"cameras {list(cameras)}: expected at least one, each once")
+        if max_frames < 2 or (max_new_tokens is not None and max_new_tokens < 1):
+            raise ValueError(
+                f"max_frames {max_frames}, max_new_tokens {max_new_tokens}: expected at least 2, and at least 1"
+            )
+        if prompt.count("{instruction}") != 1:
+            raise ValueError(f"prompt {prompt!r}: expected {{instruction}} once")
+        self.chat, self.cameras, self.max_frames = chat, tuple(cameras), max_frames
+        self.prompt, self.frame_size, self.max_new_tokens, self.seed = prompt, frame_size, max_new_tokens, seed
+        self.abstained: Counter[str] = Counter()
+        """Why frames got no estimate, and how many, since the model was made."""
+
+    @property
+    def inputs(self) -> RewardInputs:
+        """What the model reads."""
+        return RewardInputs(cameras=self.cameras, frame_size=self.frame_size, instruction=True)
+
+    @torch.no_grad()
+    def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """Progress at every observation, and its change as the reward.
+
+        Raises:
+            ValueError: If no camera of the model is there, or the model cannot read the prompts.
+        """
+        rows = [_spread(row, self.max_frames) for row in moments(batch, self.cameras)]
+        orders = [self.order(len(row)) for row in rows]
+        asked = [number for number, row in enumerate(rows) if row]
+        prompts = [self._prompt(rows[n], orders[n], batch.instructions[n]) for n in asked]
+        room = self.max_new_tokens or 64 + 16 * max((len(row) for row in rows), default=0)
+        step = steps_of(rows)
+        values = torch.full(step.shape, torch.nan)
+        for number, reply in zip(asked, self.chat.reply(prompts, room), strict=True):
+            count = len(rows[number])
+            if reply.text is None:
+                self.abstained[f"no answer: {reply.problem}"] += count
+                continue
+            found = frame_values(reply.text, count)
+            self.abstained["a frame without a clear value"] += int(found.isnan().sum())
+            values[number, orders[number]] = found
+        known = values.isfinite()
+        return held_progress(step, torch.where(known, values, 0.0), known, batch.to("cpu"))
+
+    def order(self, count: int) -> list[int]:
+        """Which of ``count`` frames stands at each place of the prompt."""
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + count)
+        return torch.randperm(count, generator=generator).tolist()
+
+    def _prompt(self, row: Sequence[Moment], order: Sequence[int], instruction: str) -> Prompt:
+        text = self.prompt.replace("{instruction}", instruction.strip() or "do the task")
+        shown = [part for place, i in enumerate(order) for part in (f"Frame {place + 1}:", *row[i].parts)]
+        return [text, "The beginning:", *row[0].parts, *shown]
+
+
+def frame_values(text: str, count: int) -> Float[Tensor, " count"]:
+    """Values in [0, 1] of frames 1 … ``count`` in an answer; NaN where a frame has no single clear one.
+
+    A line counts if it begins with ``Frame N:`` and holds exactly one percentage, or a number and nothing else.
+    """
+    found: dict[int, set[float]] = {}
+    for line in text.splitlines():
+        if not (match := _LINE.match(line)):
+            continue
+        said = _PERCENT.findall(match[2]) if "%" in match[2] else _ALONE.findall(match[2].strip())
+        value = float(said[0]) / 100 if len(said) == 1 and match[2].count("%") < 2 else math.nan
+        found.setdefault(int(match[1]), set()).add(value if 0 <= value <= 1 else math.nan)
+    clear = (found.get(number + 1, set()) for number in range(count))
+    return torch.tensor([next(iter(values)) if len(values) == 1 else math.nan for values in clear])
+
+
+def _spread(row: Sequence[Moment], most: int) -> list[Moment]:
+    """At most so many moments, evenly spread, first and last included."""
+    if len(row) <= most:
+        return list(row)
+    return [row[int(i)] for i in torch.linspace(0, len(row) - 1, most).round().tolist()]
+
+
+__all__ = ["ShuffledFrames", "frame_values"]

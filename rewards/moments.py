@@ -1,0 +1,112 @@
+"""The moments of an episode at which a vision-language model looks at it, and what holds between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..core.batch import Labelled, RewardEstimates, Sampled, TrajectoryBatch
+from .observed import Tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """One evaluated observation."""
+
+    step: int
+    """Index of the observation."""
+    parts: tuple[str | Tensor, ...]
+    """What a prompt shows of it: pictures, each behind its camera's name where there are several cameras."""
+
+
+def moments(batch: TrajectoryBatch, cameras: Sequence[str]) -> list[list[Moment]]:
+    """When a camera has a frame, with the last frame of each: for every row in order of time.
+
+    Raises:
+        ValueError: If the batch holds no frame of any of the cameras.
+    """
+    held = {c: batch.frames[c].to("cpu") for c in cameras if c in batch.frames}
+    if not held:
+        raise ValueError(
+            f"expected frames of {', '.join(cameras)}, the trajectories hold frames of "
+            f"{', '.join(sorted(batch.frames)) or 'no camera'}"
+        )
+    made = batch.made.cpu()
+    return [_row(held, made[row], row, named=len(cameras) > 1) for row in range(len(batch))]
+
+
+def _row(cameras: Mapping[str, Sampled], made: Bool[Tensor, " Tp1"], row: int, named: bool) -> list[Moment]:
+    steps = {camera: [s for s in sampled.step[row].tolist() if s >= 0] for camera, sampled in cameras.items()}
+    found: list[Moment] = []
+    for step in sorted({s for of in steps.values() for s in of if bool(made[s])}):
+        parts: list[str | Tensor] = []
+        for camera, sampled in cameras.items():
+            place = sum(s <= step for s in steps[camera]) - 1
+            if place < 0:
+                continue
+            # behind a space, or some tokenisers would merge the name with the end of a text before it
+            parts += [*([f" {camera.replace(':', ' ')}"] if named else []), sampled.values[row, place]]
+        found.append(Moment(step=step, parts=tuple(parts)))
+    return found
+
+
+def windows(count: int, size: int, context: int) -> list[tuple[list[int], int]]:
+    """How ``count`` moments are read ``size`` at a time.
+
+    Returns:
+        Of each window the moments it shows, in order, and how many at its end are new. Where a window begins depends
+        on nothing behind it. Shown again are the first moment and the last ``context`` − 1.
+    """
+    found: list[tuple[list[int], int]] = []
+    start = 0
+    while start < count:
+        room = size if start == 0 else size - context
+        new = list(range(start, min(start + room, count)))
+        again = [0, *range(start - context + 1, start)] if start and context else []
+        found.append((again + new, len(new)))
+        start += room
+    return found
+
+
+def steps_of(rows: Sequence[Sequence[Moment]]) -> Int[Tensor, "B K"]:
+    """Observation indices of the moments of every row, padded with −1; at least one column."""
+    step = torch.full((len(rows), max(1, *(len(row) for row in rows))), -1, dtype=torch.long)
+    for number, row in enumerate(rows):
+        step[number, : len(row)] = torch.tensor([moment.step for moment in row], dtype=torch.long)
+    return step
+
+
+def held_progress(
+    step: Int[Tensor, "B K"],
+    values: Float[Tensor, "B K"],
+    known: Bool[Tensor, "B K"],
+    batch: TrajectoryBatch,
+    terms: Mapping[str, Float[Tensor, "B K"]] | None = None,
+) -> RewardEstimates:
+    """Progress that holds its value from one evaluated observation to the next, and its change as the reward.
+
+    Args:
+        step: Observation index of each value; −1 pads.
+        values: Progress in [0, 1].
+        known: False where there was no answer: unknown until the next evaluated observation, never the value before.
+        batch: What was looked at.
+        terms: More numbers per evaluated observation, reported at the step that leads to it.
+    """
+    tokens = Tokens(step=step, hidden=values[..., None])
+    batch = tokens.beside(batch)
+    place, there = tokens.held(batch)
+    valid = there & known.gather(1, place)
+    progress = torch.where(valid, values.gather(1, place), 0.0)
+    paid = batch.mask & valid[:, 1:] & valid[:, :-1]
+    told = {
+        name: torch.where(batch.mask & valid[:, 1:], of.gather(1, place)[:, 1:], 0.0)
+        for name, of in (terms or {}).items()
+    }
+    return RewardEstimates(
+        rewards=torch.where(paid, progress[:, 1:] - progress[:, :-1], 0.0),
+        valid=paid,
+        progress=Labelled(values=progress, valid=valid),
+        terms=told,
+    )

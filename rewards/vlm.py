@@ -1,0 +1,263 @@
+"""Zero-shot rewards from a vision-language model: how likely it finds the task done, or a rating, after every frame."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..backbones.chat import Chat, Prompt
+from ..backbones.vlm import VLM
+from ..core.batch import RewardEstimates, TrajectoryBatch
+from ..core.interfaces import RewardModel
+from .moments import Moment, held_progress, moments, steps_of, windows
+from .observed import RewardInputs
+
+_PROMPT = "A robot was told: {instruction}. This is what it did, in order of time."
+_DONE = "Is the task done by the last of these pictures? Answer True or False."
+_RATING = (
+    "How far is the task by the last of these pictures? Answer with one number from 1 (nothing is done) to 5 (all is "
+    "done)."
+)
+
+
+class AnswerReward(RewardModel):
+    """Base of rewards that ask the same question after every frame and read how likely each answer is.
+
+    The prompt states the task, then shows the frames so far, then asks. Nothing after a frame is shown, so the reward
+    is causal. A `VLM` reads the frames of a row once and answers at each of them with what it kept
+    (`VLM.answer_log_probs_along`): F frames cost F, where asking anew costs F (F + 1) / 2, which is what any other
+    model is asked for. A subclass says what the answers are worth, in ``worth``.
+
+    A row of more than ``max_frames`` frames is read in windows, as by `VlmProgressReward`. Between evaluated frames an
+    estimate holds its last value.
+
+    An observation is left without an estimate, and counted in ``abstained``, where the model gave no answer (an
+    endpoint failed) or where all answers together are less likely than ``min_mass``: then the model says something
+    else, and which answer it finds least unlikely means nothing.
+
+    Args:
+        chat: A `VLM`, or another model behind the same protocol.
+        cameras: Cameras to look through; at a moment when one of them has a frame each shows its last one.
+        answers: Texts whose probabilities are read, each once.
+        question: Asked behind the last frame.
+        prompt: What is said first; holds ``{instruction}`` once.
+        frame_size: Shorter side of the frames, in pixels; None as recorded.
+        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
+        max_frames: Moments shown at a time.
+        context_frames: Of these, moments shown again in a later window; less than ``max_frames``.
+        min_mass: Least probability of all answers together, in [0, 1]; not asked of a single answer.
+        reuse: Whether a `VLM` keeps what it read; False asks anew for every prefix. Models whose attention is not
+            causal need that.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        chat: Chat,
+        cameras: tuple[str, ...] | list[str],
+        answers: tuple[str, ...] | list[str],
+        question: str,
+        prompt: str = _PROMPT,
+        frame_size: int | None = None,
+        frames_every: int = 1,
+        max_frames: int = 32,
+        context_frames: int = 8,
+        min_mass: float = 0.01,
+        reuse: bool = True,
+    ) -> None:
+        super().__init__()
+        if not cameras or len(set(cameras)) < len(cameras):
+            raise ValueError(f"cameras {list(cameras)}: expected at least one, each once")
+        if not answers or len(set(answers)) < len(answers) or not all(a.strip() for a in answers):
+            raise ValueError(f"answers {list(answers)}: expected at least one, each once")
+        if not 0 <= context_frames < max_frames:
+            raise ValueError(
+                f"max_frames {max_frames}, context_frames {context_frames}: expected more frames than context"
+            )
+        if frames_every < 1 or not 0 <= min_mass <= 1:
+            raise ValueError(f"frames_every {frames_every}, min_mass {min_mass}: expected at least 1, and 0 … 1")
+        if prompt.count("{instruction}") != 1 or not question.strip():
+            raise ValueError(f"prompt {prompt!r}, question {question!r}: expected {{instruction}} once, and some text")
+        self.chat, self.cameras, self.answers = chat, tuple(cameras), tuple(answers)
+        self.question, self.prompt = question, prompt
+        self.frame_size, self.frames_every = frame_size, frames_every
+        self.max_frames, self.context_frames = max_frames, context_frames
+        self.min_mass, self.reuse = min_mass, reuse
+        self.abstained: Counter[str] = Counter()
+        """Why observations got no estimate, and how many, since the model was made."""
+
+    @property
+    def inputs(self) -> RewardInputs:
+        """What the model reads."""
+        return RewardInputs(
+            cameras=self.cameras, frame_size=self.frame_size, frames_every=self.frames_every, instruction=True
+        )
+
+    def worth(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
+        """Progress in [0, 1] of N observations, of the log-probabilities of the K answers there."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what answers are worth: write worth(log_probs)")
+
+    @torch.no_grad()
+    def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """Progress at every observation, and its change as the reward; ``terms`` holds each answer's log-probability.
+
+        Raises:
+            ValueError: If no camera of the model is there, or the model cannot read the prompts.
+        """
+        rows = moments(batch, self.cameras)
+        step = steps_of(rows)
+        log_probs = torch.full((*step.shape, len(self.answers)), torch.nan)
+        for number, row in enumerate(rows):
+            if row:
+                log_probs[number, : len(row)] = self._row(row, batch.instructions[number]).cpu()
+        known = self._known(log_probs, step >= 0)
+        log_probs = torch.where(known[..., None], log_probs, 0.0)
+        values = torch.where(known, self.worth(log_probs.flatten(0, 1)).view(step.shape), 0.0)
+        terms = {f"log_prob {answer}": log_probs[..., k] for k, answer in enumerate(self.answers)}
+        return held_progress(step, values, known, batch.to("cpu"), terms)
+
+    def _row(self, row: Sequence[Moment], instruction: str) -> Float[Tensor, "N K"]:
+        opening = self.prompt.replace("{instruction}", instruction.strip() or "do the task")
+        found: list[Tensor] = []
+        for shown, new in windows(len(row), self.max_frames, self.context_frames):
+            parts: list[Prompt] = [row[place].parts for place in shown]
+            parts[0] = [opening, *parts[0]]
+            if self.reuse and isinstance(self.chat, VLM):
+                self.chat.check_causal()
+                answered = self.chat.answer_log_probs_along(parts, self.question, self.answers)[-new:]
+            else:
+                prefixes = [[p for part in parts[: n + 1] for p in part] for n in range(len(parts) - new, len(parts))]
+                answered = self.chat.answer_log_probs([[*p, self.question] for p in prefixes], self.answers)
+            found.append(answered)
+        return torch.cat(found)
+
+    def _known(self, log_probs: Float[Tensor, "B F K"], asked: Bool[Tensor, "B F"]) -> Bool[Tensor, "B F"]:
+        answered = log_probs.isfinite().all(-1)
+        least = math.log(self.min_mass) if self.min_mass and len(self.answers) > 1 else -math.inf
+        likely = answered & (log_probs.logsumexp(-1) >= least)
+        self.abstained["no answer"] += int((asked & ~answered).sum())
+        self.abstained["the answers asked for are unlikely"] += int((asked & answered & ~likely).sum())
+        return asked & likely
+
+
+class CompletionLikelihood(AnswerReward):
+    """How likely the model finds it that the task is done, after every frame.
+
+    Token probabilities as a reward, as in TOPReward (Chen et al. 2026): the progress is P(yes) among the answers, p_1 /
+    Σ_k p_k; with a single answer it is the probability of that answer itself. Values are compared as they are:
+    stretching each episode's to [0, 1], as is done elsewhere, makes the best moment of a failure a success and needs
+    the future.
+
+    Args:
+        chat: See `AnswerReward`.
+        cameras: See `AnswerReward`.
+        answers: The first one says that the task is done, the others that it is not.
+        question: See `AnswerReward`.
+        prompt: See `AnswerReward`.
+        frame_size: See `AnswerReward`.
+        frames_every: See `AnswerReward`.
+        max_frames: See `AnswerReward`.
+        context_frames: See `AnswerReward`.
+        min_mass: See `AnswerReward`.
+        reuse: See `AnswerReward`.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        cameras: tuple[str, ...] | list[str],
+        answers: tuple[str, ...] | list[str] = ("True", "False"),
+        question: str = _DONE,
+        prompt: str = _PROMPT,
+        frame_size: int | None = None,
+        frames_every: int = 1,
+        max_frames: int = 32,
+        context_frames: int = 8,
+        min_mass: float = 0.01,
+        reuse: bool = True,
+    ) -> None:
+        super().__init__(
+            chat,
+            cameras,
+            answers,
+            question,
+            prompt,
+            frame_size,
+            frames_every,
+            max_frames,
+            context_frames,
+            min_mass,
+            reuse,
+        )
+
+    def worth(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
+        """Probability of the first answer among all."""
+        return (log_probs.softmax(-1) if log_probs.shape[1] > 1 else log_probs.exp())[:, 0]
+
+
+class ExpectedRating(AnswerReward):
+    """The rating the model would give after every frame, by expectation over the tokens of all ratings.
+
+    Ratings are those of RoboReward (Lee et al. 2026), 1 to 5; the expectation Σ_k k p_k / Σ_k p_k tells apart what a
+    single written number would tie, and is put on [0, 1] as (E − 1) / (K − 1).
+
+    Args:
+        chat: See `AnswerReward`.
+        cameras: See `AnswerReward`.
+        answers: The ratings from worst to best, evenly spaced, at least two.
+        question: See `AnswerReward`.
+        prompt: See `AnswerReward`.
+        frame_size: See `AnswerReward`.
+        frames_every: See `AnswerReward`.
+        max_frames: See `AnswerReward`.
+        context_frames: See `AnswerReward`.
+        min_mass: See `AnswerReward`.
+        reuse: See `AnswerReward`.
+
+    Raises:
+        ValueError: If there are fewer than two answers; see also `AnswerReward`.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        cameras: tuple[str, ...] | list[str],
+        answers: tuple[str, ...] | list[str] = ("1", "2", "3", "4", "5"),
+        question: str = _RATING,
+        prompt: str = _PROMPT,
+        frame_size: int | None = None,
+        frames_every: int = 1,
+        max_frames: int = 32,
+        context_frames: int = 8,
+        min_mass: float = 0.01,
+        reuse: bool = True,
+    ) -> None:
+        if len(answers) < 2:
+            raise ValueError(f"answers {list(answers)}: expected at least two ratings, from worst to best")
+        super().__init__(
+            chat,
+            cameras,
+            answers,
+            question,
+            prompt,
+            frame_size,
+            frames_every,
+            max_frames,
+            context_frames,
+            min_mass,
+            reuse,
+        )
+
+    def worth(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
+        """Expected rating on [0, 1]."""
+        return log_probs.softmax(-1) @ torch.linspace(0, 1, log_probs.shape[1])
+
+
+__all__ = ["AnswerReward", "CompletionLikelihood", "ExpectedRating"]
