@@ -1,0 +1,525 @@
+"""Milestones of a manipulation: where the gripper changes for good, where the hand comes to rest, and their labels.
+
+The labels are those of VLA-RL's robotic process reward (Lu et al. 2025, arXiv:2505.18719, §3.3). The paper cuts a
+successful trajectory where the openness of the gripper changes and labels the actions that lead to a stop of the hand;
+it gives no thresholds, windows or negatives. Every number here is therefore an argument.
+
+Indices: a milestone is an **observation** 1 … T, a keyframe is a **step** 0 … T − 1; step t leads from observation t to
+t + 1, so the last step of a segment that ends at milestone m is m − 1.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from ..core.batch import Labelled, TrajectoryBatch
+from ..datasets.episodes import BadEpisodeError, Column, Episode
+from ..datasets.labels import KINDS, LabelFactory, with_remaining_targets, with_success_targets
+
+MILESTONE, MILESTONE_PROGRESS = "milestone", "milestone_progress"
+"""Names of the labels: y per step (T,), and z per observation (T+1,)."""
+
+_OTHER_TASK = tuple(KINDS.index(name) for name in ("wrong_instruction", "cross_task"))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Milestones:
+    """What a detector found in one trajectory."""
+
+    observations: Int64[np.ndarray, " M"]
+    """Milestones, ascending; the last of a success is the observation of its success."""
+    keyframes: Int64[np.ndarray, " K"]
+    """Steps that lead to a stop of the hand, ascending; at least one in every segment."""
+    gripper: int
+    """How many of the milestones the gripper gave."""
+    fallback: bool
+    """True where the gripper gave none and shares of the hand's path took their place."""
+
+
+def gripper_milestones(
+    gripper: np.ndarray,
+    threshold: float = 0.2,
+    settle: float = 0.02,
+    settle_steps: int = 3,
+    start_steps: int = 10,
+    merge: int = 8,
+    start_rule: Literal["begun", "complete"] = "begun",
+) -> Int64[np.ndarray, " M"]:
+    """Observations at which a change of the gripper is complete, ascending.
+
+    A change begins where the openness is more than ``threshold`` away from its reference, and is complete when the
+    last ``settle_steps`` changes from one observation to the next were all below ``settle``; then the openness becomes
+    the new reference. It counts unless it falls into the first ``start_steps`` steps (scripted experts close an empty
+    gripper at the start), comes less than ``merge`` steps after the one before that counts, or went back to within
+    ``threshold`` of the old reference. What is found up to an observation depends on nothing after it.
+
+    Args:
+        gripper: (N,) openness at every observation, 0 closed to 1 open.
+        threshold: On the openness, above 0.
+        settle: On its change in one step, above 0.
+        settle_steps: At least 1.
+        start_steps: At least 0.
+        merge: At least 0.
+        start_rule: Whether a change that has begun, or only one that is complete, within the first steps is left out.
+            In Meta-World closing an empty gripper takes 18 steps, so the second rule leaves none of these out.
+
+    Raises:
+        ValueError: If the openness is no series of numbers, or an argument makes no sense.
+    """
+    if not (threshold > 0 and settle > 0 and settle_steps >= 1 and start_steps >= 0 and merge >= 0):
+        raise ValueError(
+            f"threshold {threshold}, settle {settle}, settle_steps {settle_steps}, start_steps {start_steps}, merge "
+            f"{merge}: expected the first two above 0, the third at least 1, the others at least 0"
+        )
+    if start_rule not in ("begun", "complete"):
+        raise ValueError(f"start_rule is {start_rule!r}: expected 'begun' or 'complete'")
+    openness = _numbers("gripper", gripper, dimensions=1)
+    found: list[int] = []
+    reference, moving, calm, begun = openness[0], False, 0, 0
+    for at in range(1, len(openness)):
+        if not moving:
+            moving, calm, begun = bool(abs(openness[at] - reference) > threshold), 0, at
+            continue
+        calm = calm + 1 if abs(openness[at] - openness[at - 1]) < settle else 0
+        if calm < settle_steps:
+            continue
+        changed = abs(openness[at] - reference) > threshold
+        late = (begun if start_rule == "begun" else at) > start_steps
+        if changed and late and (not found or at - found[-1] >= merge):
+            found.append(at)
+        reference, moving = openness[at], False
+    return np.array(found, np.int64)
+
+
+def smoothed_speed(position: np.ndarray, smooth: int = 5) -> Float[np.ndarray, " T"]:
+    """Distance moved in each step, averaged over the ``smooth`` steps around it (fewer at both ends).
+
+    Args:
+        position: (T+1, D) in metres.
+        smooth: Steps, at least 1.
+
+    Raises:
+        ValueError: If a position is no number, or ``smooth`` is below 1.
+    """
+    if smooth < 1:
+        raise ValueError(f"smooth is {smooth}: expected at least one step")
+    points = _numbers("end effector", position, dimensions=2)
+    sums = np.concatenate([[0.0], np.linalg.norm(np.diff(points, axis=0), axis=1).cumsum()])
+    step = np.arange(len(points) - 1)
+    first, last = np.maximum(step - (smooth - 1) // 2, 0), np.minimum(step + smooth // 2 + 1, len(step))
+    return np.maximum(sums[last] - sums[first], 0.0) / (last - first)
+
+
+def keyframe_steps(speed: np.ndarray, milestones: np.ndarray, ratio: float = 0.1) -> Int64[np.ndarray, " K"]:
+    """Steps at which the hand nearly stops: the slowest of every slow stretch, or the last step of a segment.
+
+    Slow is below ``ratio`` · the largest speed before the last milestone. A slow stretch counts once, in the segment
+    that its slowest step (the first of equals) lies in. One that begins with the episode is the hand before it moved,
+    and counts nowhere. A segment without any takes its last step.
+
+    Args:
+        speed: (T,) of each step, at least 0.
+        milestones: (M,) observations, ascending, in 1 … T.
+        ratio: In [0, 1].
+
+    Raises:
+        ValueError: If the milestones are not ascending observations after the first, or the ratio is outside [0, 1].
+    """
+    cuts = _checked_milestones(milestones, len(speed))
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio is {ratio}: expected 0 … 1")
+    if not len(cuts):
+        return cuts
+    before = np.asarray(speed, np.float64)[: cuts[-1]]
+    slow = before < ratio * before.max()
+    found: list[int] = []
+    at = int(np.argmin(slow)) if not slow.all() else len(slow)
+    while at < len(slow):
+        if not slow[at]:
+            at += 1
+            continue
+        end = at + int(np.argmin(np.append(slow[at:], False)))
+        found.append(at + int(np.argmin(before[at:end])))
+        at = end
+    segment = np.searchsorted(cuts, found, side="right")  # step t lies in the first segment whose milestone is past t
+    missing = [int(cut) - 1 for k, cut in enumerate(cuts) if k not in segment]
+    return np.array(sorted([*found, *missing]), np.int64)
+
+
+def arc_length_milestones(
+    position: np.ndarray, end: int, shares: Sequence[float] = (0.25, 0.5, 0.75)
+) -> Int64[np.ndarray, " M"]:
+    """First observations by which the hand has covered given shares of its path to observation ``end``.
+
+    Args:
+        position: (N, D) in metres.
+        end: Observation 1 … N − 1; what comes after it is left out.
+        shares: Of the path's length, each in (0, 1).
+
+    Returns:
+        Observations in 1 … ``end`` − 1, ascending, each once; none where the hand never moved.
+
+    Raises:
+        ValueError: If a position is no number, ``end`` lies outside, or a share is none.
+    """
+    points = _numbers("end effector", position, dimensions=2)
+    if not 1 <= end < len(points):
+        raise ValueError(f"end is {end}: expected an observation 1 … {len(points) - 1}")
+    if not all(0 < share < 1 for share in shares):
+        raise ValueError(f"shares of the path {list(shares)}: expected numbers between 0 and 1")
+    covered = np.concatenate([[0.0], np.linalg.norm(np.diff(points[: end + 1], axis=0), axis=1).cumsum()])
+    if covered[-1] <= 0:
+        return np.zeros(0, np.int64)
+    reached = np.unique(np.searchsorted(covered, np.asarray(shares) * covered[-1]))
+    return reached[(reached > 0) & (reached < end)].astype(np.int64)
+
+
+def milestone_progress(observations: int, milestones: np.ndarray) -> Float[np.ndarray, " N"]:
+    """Z of each of N observations: (milestones passed + share of the segment's steps done) / number of milestones.
+
+    0 at the first observation, k/M at the k-th of M milestones, 1 from the last one on.
+
+    Raises:
+        ValueError: If there is no milestone, or they are not ascending observations after the first.
+    """
+    cuts = _checked_milestones(milestones, observations - 1)
+    if not len(cuts):
+        raise ValueError("progress by milestones: expected at least one milestone, got none")
+    places = np.concatenate([[0], cuts])
+    return np.interp(np.arange(observations), places, np.arange(len(places)) / len(cuts))
+
+
+def step_labels(
+    steps: int, keyframes: np.ndarray, success: int | None = None, window: int = 5, margin: int = 0
+) -> tuple[Float[np.ndarray, " T"], Bool[np.ndarray, " T"]]:
+    """Y of each step, and where it is known: 1 on the ``window`` steps that end at a keyframe, and after success.
+
+    Args:
+        steps: T.
+        keyframes: (K,) steps.
+        success: Observation of the success; the steps that leave it and all later ones are labelled 1.
+        window: At least 1.
+        margin: So many steps before a window are unknown rather than 0: they are hard to tell from those inside.
+
+    Raises:
+        ValueError: If the window is below 1 or the margin negative.
+    """
+    if window < 1 or margin < 0:
+        raise ValueError(f"window {window}, margin {margin}: expected at least 1 and at least 0")
+    values, known = np.zeros(steps, np.float32), np.ones(steps, bool)
+    for key in np.asarray(keyframes, np.int64).tolist():
+        known[max(key - window + 1 - margin, 0) : max(key - window + 1, 0)] = False
+        values[max(key - window + 1, 0) : key + 1] = 1
+    if success is not None:
+        values[success:] = 1
+    return values, known | (values > 0)
+
+
+class MilestoneDetector:
+    """Finds the milestones and keyframes of one trajectory; the arguments are all its thresholds.
+
+    Args:
+        threshold: Of the gripper's openness; see `gripper_milestones`, as the next four.
+        settle: Change of the openness in one step below which it is at rest.
+        settle_steps: Steps at rest that complete a change.
+        start_steps: Changes within the first so many steps do not count.
+        merge: Changes closer than so many steps to the one before, or to the success, do not count.
+        shares: Of the hand's path, which stand in for the gripper where it gave no milestone; empty turns this off.
+        ratio: Of the largest speed, below which the hand is at rest; see `keyframe_steps`.
+        smooth: Steps over which the speed is averaged.
+        start_rule: Which changes lie within the first steps; see `gripper_milestones`.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.2,
+        settle: float = 0.02,
+        settle_steps: int = 3,
+        start_steps: int = 10,
+        merge: int = 8,
+        shares: Sequence[float] = (0.25, 0.5, 0.75),
+        ratio: float = 0.1,
+        smooth: int = 5,
+        start_rule: Literal["begun", "complete"] = "begun",
+    ) -> None:
+        self.threshold, self.settle, self.settle_steps = threshold, settle, settle_steps
+        self.start_steps, self.merge, self.shares = start_steps, merge, tuple(shares)
+        self.ratio, self.smooth = ratio, smooth
+        self.start_rule: Literal["begun", "complete"] = start_rule
+        self.gripper(np.zeros(1))  # a threshold that makes no sense is named now, not at the first episode
+        self(None, np.zeros((2, 3)), 1)
+
+    def gripper(self, openness: np.ndarray) -> Int64[np.ndarray, " M"]:
+        """Milestones of the gripper alone; see `gripper_milestones`."""
+        return gripper_milestones(
+            openness,
+            threshold=self.threshold,
+            settle=self.settle,
+            settle_steps=self.settle_steps,
+            start_steps=self.start_steps,
+            merge=self.merge,
+            start_rule=self.start_rule,
+        )
+
+    def __call__(self, openness: np.ndarray | None, position: np.ndarray, success: int) -> Milestones:
+        """Find the milestones of a success.
+
+        Args:
+            openness: (N,) of the gripper, 0 … 1; None for a robot without one.
+            position: (N, 3) of the end effector, in metres.
+            success: Observation 1 … N − 1 of the success; always the last milestone. What comes after is left out.
+
+        Raises:
+            ValueError: If a track holds something that is no number, their lengths differ, or the success lies outside.
+        """
+        if openness is not None and len(openness) != len(position):
+            raise ValueError(f"gripper has {len(openness)} observations, the end effector {len(position)}")
+        if not 1 <= success < len(position):
+            raise ValueError(f"success at observation {success}: expected one in 1 … {len(position) - 1}")
+        found = np.zeros(0, np.int64) if openness is None else self.gripper(openness[: success + 1])
+        found = found[found <= success - max(self.merge, 1)]
+        count = len(found)
+        if not count and self.shares:
+            found = arc_length_milestones(position, success, self.shares)
+        observations = np.append(found, success)
+        keyframes = keyframe_steps(smoothed_speed(position[: success + 1], self.smooth), observations, self.ratio)
+        return Milestones(observations=observations, keyframes=keyframes, gripper=count, fallback=not count)
+
+
+class MilestoneLabels(LabelFactory):
+    """Adds the milestone labels of whole episodes as targets, and draws negatives.
+
+    ``labels["milestone"]`` (B, T) is y, ``labels["progress"]`` (B, T+1) is z; success and remaining-time targets are
+    those of `LabelFactory`. A known failure is 0 at every step, and its progress is unknown unless ``failed_progress``
+    says otherwise. Of an unknown outcome nothing is known. With another task's instruction a row is 0 all along.
+    Labels stored by `with_milestones` are used where they are; windows need them, because half an episode does not
+    show its milestones.
+
+    Args:
+        detector: Finds the milestones; None takes the defaults.
+        gripper: Track of the openness; None for a robot without gripper, where the path gives the milestones.
+        hand: Track of the end effector.
+        window: Steps labelled 1 before a keyframe; see `step_labels`.
+        margin: Steps before those that are neither; 0 is the strict recipe.
+        failed_progress: What the progress of a known failure is.
+        rewind: Share of rows played forward to a random point and then backwards.
+        wrong_instruction: Share of rows that get another instruction.
+        cross_task: Share of rows that show what happened in another task.
+        other_instructions: Instructions that no recording fulfils, to be drawn as wrong ones too.
+        assume_success: Take episodes of unknown outcome for successes.
+    """
+
+    def __init__(
+        self,
+        detector: MilestoneDetector | None = None,
+        gripper: str | None = "gripper",
+        hand: str = "end_effector",
+        window: int = 5,
+        margin: int = 5,
+        failed_progress: Literal["unknown", "zero"] = "unknown",
+        rewind: float = 0.0,
+        wrong_instruction: float = 0.0,
+        cross_task: float = 0.0,
+        other_instructions: list[str] | tuple[str, ...] = (),
+        assume_success: bool = False,
+    ) -> None:
+        super().__init__(
+            rewind=rewind,
+            reverse=0.0,
+            wrong_instruction=wrong_instruction,
+            cross_task=cross_task,
+            other_instructions=other_instructions,
+            assume_success=assume_success,
+        )
+        step_labels(1, np.zeros(0), window=window, margin=margin)
+        if failed_progress not in ("unknown", "zero"):
+            raise ValueError(f"failed_progress is {failed_progress!r}: expected 'unknown' or 'zero'")
+        self.detector = MilestoneDetector() if detector is None else detector
+        self.gripper, self.hand, self.window, self.margin = gripper, hand, window, margin
+        self.failed_progress = failed_progress
+
+    def label(self, episode: Episode) -> dict[str, Column]:
+        """Both labels of one episode.
+
+        Raises:
+            BadEpisodeError: If a track is missing, has gaps, or holds something that is no number.
+        """
+        made = episode.steps + int(episode.last_observed)
+        flags = episode.labels.get("success")
+        won = episode.success is not None and episode.success >= 1
+        won = won or (episode.success is None and self.assume_success)
+        done = None if flags is None else (flags.valid & (flags.values > 0))[:made]
+        if done is not None and len(done) == made and won and done.any():
+            success: int | None = int(np.argmax(done))
+        else:
+            success = made - 1 if won else None
+        try:
+            openness, position = self._tracks(episode, made)
+            found = self.detector(openness, position, success) if success else None
+        except ValueError as error:
+            raise BadEpisodeError(episode.index, "track", str(error)) from error
+        z, z_known = np.zeros(episode.steps + 1, np.float32), np.zeros(episode.steps + 1, bool)
+        y, y_known = np.zeros(episode.steps, np.float32), np.zeros(episode.steps, bool)
+        if found is not None:
+            z[:made], z_known[:made] = milestone_progress(made, found.observations), True
+            y, y_known = step_labels(episode.steps, found.keyframes, success, self.window, self.margin)
+        elif episode.success is not None and episode.success < 1:
+            y_known[:] = True
+            z_known[:made] = self.failed_progress == "zero"
+        return {MILESTONE: Column(values=y, valid=y_known), MILESTONE_PROGRESS: Column(values=z, valid=z_known)}
+
+    def _tracks(self, episode: Episode, made: int) -> tuple[np.ndarray | None, np.ndarray]:
+        wanted = [self.hand] if self.gripper is None else [self.gripper, self.hand]
+        missing = [name for name in wanted if name not in episode.tracks]
+        if missing:
+            held = ", ".join(sorted(episode.tracks)) or "none"
+            hint = "; for a robot without gripper pass gripper=None" if self.gripper in missing else ""
+            raise ValueError(f"no track {' and none '.join(map(repr, missing))}: its tracks are {held}{hint}")
+        for name in wanted:
+            track = episode.tracks[name]
+            if len(track.values) != episode.steps + 1:
+                raise ValueError(f"track {name!r}: expected one entry per observation, got {len(track.values)}")
+            gap = ~track.valid[:made]
+            if gap.any():
+                raise ValueError(f"track {name!r} is unknown at observation {int(np.argmax(gap))}: repair or remove it")
+            _numbers(f"track {name!r}", track.values[:made], dimensions=1 if name == self.gripper else 2)
+        openness = None if self.gripper is None else episode.tracks[self.gripper].values[:made]
+        return openness, episode.tracks[self.hand].values[:made]
+
+    def targets(self, batch: TrajectoryBatch) -> TrajectoryBatch:
+        """Add the targets only.
+
+        Raises:
+            ValueError: If a row is a window without stored labels, or its tracks do not serve.
+        """
+        batch = with_success_targets(batch, self.success_tail, self.assume_success)
+        batch = with_remaining_targets(batch, self.assume_success)
+        stored = [batch.labels.get(name) for name in (MILESTONE, MILESTONE_PROGRESS)]
+        if stored[0] is None or stored[1] is None:
+            stored = self._found(batch)
+        step, progress = (
+            Labelled(
+                values=torch.where(valid, part.values.float(), 0.0),
+                valid=valid,
+            )
+            for part, valid in (
+                (part, part.valid & real)
+                for part, real in zip(stored, (batch.mask, batch.made), strict=True)
+                if part is not None
+            )
+        )
+        kept = {name: label for name, label in batch.labels.items() if name != MILESTONE_PROGRESS}
+        return replace(batch, labels={**kept, MILESTONE: step, "progress": progress})
+
+    def _found(self, batch: TrajectoryBatch) -> list[Labelled | None]:
+        partial = (batch.offset > 0) | (batch.steps < batch.length)
+        if bool(partial.any()):
+            raise ValueError(
+                f"row {int(partial.nonzero()[0, 0])} is a window of an episode: milestones need all of it; set window "
+                "to None, or store them in the episodes with with_milestones before cutting"
+            )
+        steps = batch.mask.shape[1]
+        columns = {MILESTONE: (steps, batch.mask), MILESTONE_PROGRESS: (steps + 1, batch.observed)}
+        values = {name: torch.zeros(len(batch), width) for name, (width, _) in columns.items()}
+        known = {name: torch.zeros(len(batch), width, dtype=torch.bool) for name, (width, _) in columns.items()}
+        for row in range(len(batch)):
+            if not int(batch.steps[row]):
+                continue
+            for name, column in self.label(_episode_of(batch, row)).items():
+                values[name][row, : len(column.values)] = torch.from_numpy(column.values)
+                known[name][row, : len(column.valid)] = torch.from_numpy(column.valid)
+        device = batch.mask.device
+        return [Labelled(values=values[name].to(device), valid=known[name].to(device)) for name in columns]
+
+    def draw(self, batch: TrajectoryBatch, generator: torch.Generator) -> tuple[TrajectoryBatch, dict[str, int]]:
+        """Add targets and draw negatives; no step of a row with another task's instruction or video is promising."""
+        batch, counts = super().draw(batch, generator)
+        kind = batch.labels["negative"].values[:, 0]
+        other = torch.isin(kind, torch.tensor(_OTHER_TASK, device=kind.device))[:, None]
+        label = batch.labels[MILESTONE]
+        label = Labelled(
+            values=torch.where(other, 0.0, label.values), valid=torch.where(other, batch.mask, label.valid)
+        )
+        return replace(batch, labels={**batch.labels, MILESTONE: label}), counts
+
+
+def with_milestones(episode: Episode, labels: MilestoneLabels | None = None) -> Episode:
+    """The episode with its milestone labels stored, so that windows of it keep them.
+
+    Args:
+        episode: With tracks of the gripper and the end effector.
+        labels: How they are made; None takes the defaults.
+
+    Raises:
+        BadEpisodeError: If a track is missing, has gaps, or holds something that is no number.
+    """
+    found = (MilestoneLabels() if labels is None else labels).label(episode)
+    return replace(episode, labels={**episode.labels, **found})
+
+
+def _episode_of(batch: TrajectoryBatch, row: int) -> Episode:
+    """One whole row as an episode, without its frames."""
+    steps = int(batch.steps[row])
+
+    def columns(stored: Mapping[str, Labelled]) -> dict[str, Column]:
+        cut: dict[str, Column] = {}
+        for name, part in stored.items():
+            width = steps + part.valid.shape[1] - batch.mask.shape[1]
+            cut[name] = Column(values=_host(part.values[row, :width]), valid=_host(part.valid[row, :width]))
+        return cut
+
+    return Episode(
+        index=int(batch.episode[row]),
+        state=_host(batch.state[row, : steps + 1]),
+        actions=_host(batch.actions[row, :steps]),
+        last_observed=bool(batch.last_observed[row]),
+        success=float(batch.success[row]) if bool(batch.success_known[row]) else None,
+        labels=columns(batch.labels),
+        tracks=columns(batch.tracks),
+    )
+
+
+def _host(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()
+
+
+def _checked_milestones(milestones: np.ndarray, steps: int) -> Int64[np.ndarray, " M"]:
+    cuts = np.asarray(milestones, np.int64)
+    inside = not len(cuts) or (cuts[0] >= 1 and cuts[-1] <= steps)
+    if cuts.ndim != 1 or not inside or bool((np.diff(cuts) <= 0).any()):
+        raise ValueError(f"milestones {cuts.tolist()}: expected ascending observations in 1 … {steps}")
+    return cuts
+
+
+def _numbers(what: str, values: Any, dimensions: int) -> np.ndarray:
+    """A finite array with the given number of dimensions and at least one observation, in float64."""
+    array = np.asarray(values, np.float64)
+    if array.ndim != dimensions or not len(array):
+        shape = "(N,)" if dimensions == 1 else "(N, 3)"
+        raise ValueError(f"{what}: expected an array of shape {shape} with N at least 1, got {array.shape}")
+    wrong = ~np.isfinite(array).reshape(len(array), -1).all(1)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(f"{what} is {array[at].tolist()} at observation {at}: expected numbers")
+    return array
+
+
+__all__ = [
+    "MILESTONE",
+    "MILESTONE_PROGRESS",
+    "MilestoneDetector",
+    "MilestoneLabels",
+    "Milestones",
+    "arc_length_milestones",
+    "gripper_milestones",
+    "keyframe_steps",
+    "milestone_progress",
+    "smoothed_speed",
+    "step_labels",
+    "with_milestones",
+]
