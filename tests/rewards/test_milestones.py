@@ -11,17 +11,17 @@ from guerdon.core.batch import End, Labelled, TrajectoryBatch
 from guerdon.datasets.collate import Window, collate
 from guerdon.datasets.episodes import BadEpisodeError, Column, Episode
 from guerdon.datasets.labels import KINDS
-from guerdon.rewards.milestone_reward import METAWORLD_POINTS, MODES, MilestoneOracle, MilestoneReward, Paid, in_mode
+from guerdon.rewards.milestone_labels import MilestoneLabels, with_milestones
+from guerdon.rewards.milestone_oracle import METAWORLD_POINTS, MilestoneOracle
+from guerdon.rewards.milestone_reward import MODES, MilestoneReward, Paid, in_mode
 from guerdon.rewards.milestones import (
     MilestoneDetector,
-    MilestoneLabels,
     arc_length_milestones,
     gripper_milestones,
     keyframe_steps,
     milestone_progress,
     smoothed_speed,
     step_labels,
-    with_milestones,
 )
 from guerdon.rewards.shaping import Potential
 from guerdon.testing import check_reward_model, trajectory_batches

@@ -1,0 +1,219 @@
+"""Milestone labels of episodes and batches: which steps lead to a keyframe, and how many milestones are passed."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.batch import Labelled, TrajectoryBatch
+from ..datasets.episodes import BadEpisodeError, Column, Episode
+from ..datasets.labels import KINDS, LabelFactory, with_remaining_targets, with_success_targets
+from .milestones import MilestoneDetector, finite_array, milestone_progress, step_labels
+
+MILESTONE, MILESTONE_PROGRESS = "milestone", "milestone_progress"
+"""Names of the stored labels: y per step (T,), and z per observation (T+1,)."""
+
+_OTHER_TASK = tuple(KINDS.index(name) for name in ("wrong_instruction", "cross_task"))
+
+
+class MilestoneLabels(LabelFactory):
+    """Adds the milestone labels of whole episodes as targets, and draws negatives.
+
+    ``labels["milestone"]`` (B, T) is y, ``labels["progress"]`` (B, T+1) is z; success and remaining-time targets are
+    those of `LabelFactory`. A known failure is 0 at every step, and its progress is unknown unless ``failed_progress``
+    says otherwise. Of an unknown outcome nothing is known. With another task's instruction a row is 0 all along.
+    Labels stored by `with_milestones` are used where they are; windows need them, because half an episode does not
+    show its milestones.
+
+    Args:
+        detector: Finds the milestones; None takes the defaults.
+        gripper: Track of the openness; None for a robot without gripper, where the path gives the milestones.
+        hand: Track of the end effector.
+        window: Steps labelled 1 before a keyframe; see `step_labels`.
+        margin: Steps before those that are neither; 0 is the strict recipe.
+        failed_progress: What the progress of a known failure is.
+        rewind: Share of rows played forward to a random point and then backwards.
+        wrong_instruction: Share of rows that get another instruction.
+        cross_task: Share of rows that show what happened in another task.
+        other_instructions: Instructions that no recording fulfils, to be drawn as wrong ones too.
+        assume_success: Take episodes of unknown outcome for successes.
+    """
+
+    def __init__(
+        self,
+        detector: MilestoneDetector | None = None,
+        gripper: str | None = "gripper",
+        hand: str = "end_effector",
+        window: int = 5,
+        margin: int = 5,
+        failed_progress: Literal["unknown", "zero"] = "unknown",
+        rewind: float = 0.0,
+        wrong_instruction: float = 0.0,
+        cross_task: float = 0.0,
+        other_instructions: list[str] | tuple[str, ...] = (),
+        assume_success: bool = False,
+    ) -> None:
+        super().__init__(
+            rewind=rewind,
+            reverse=0.0,
+            wrong_instruction=wrong_instruction,
+            cross_task=cross_task,
+            other_instructions=other_instructions,
+            assume_success=assume_success,
+        )
+        step_labels(1, np.zeros(0), window=window, margin=margin)
+        if failed_progress not in ("unknown", "zero"):
+            raise ValueError(f"failed_progress is {failed_progress!r}: expected 'unknown' or 'zero'")
+        self.detector = MilestoneDetector() if detector is None else detector
+        self.gripper, self.hand, self.window, self.margin = gripper, hand, window, margin
+        self.failed_progress = failed_progress
+
+    def label(self, episode: Episode) -> dict[str, Column]:
+        """Both labels of one episode.
+
+        Raises:
+            BadEpisodeError: If a track is missing, has gaps, or holds something that is no number.
+        """
+        made = episode.steps + int(episode.last_observed)
+        flags = episode.labels.get("success")
+        won = episode.success is not None and episode.success >= 1
+        won = won or (episode.success is None and self.assume_success)
+        done = None if flags is None else (flags.valid & (flags.values > 0))[:made]
+        if done is not None and len(done) == made and won and done.any():
+            success: int | None = int(np.argmax(done))
+        else:
+            success = made - 1 if won else None
+        try:
+            openness, position = self._tracks(episode, made)
+            found = self.detector(openness, position, success) if success else None
+        except ValueError as error:
+            raise BadEpisodeError(episode.index, "track", str(error)) from error
+        z, z_known = np.zeros(episode.steps + 1, np.float32), np.zeros(episode.steps + 1, bool)
+        y, y_known = np.zeros(episode.steps, np.float32), np.zeros(episode.steps, bool)
+        if found is not None:
+            z[:made], z_known[:made] = milestone_progress(made, found.observations), True
+            y, y_known = step_labels(episode.steps, found.keyframes, success, self.window, self.margin)
+        elif episode.success is not None and episode.success < 1:
+            y_known[:] = True
+            z_known[:made] = self.failed_progress == "zero"
+        return {MILESTONE: Column(values=y, valid=y_known), MILESTONE_PROGRESS: Column(values=z, valid=z_known)}
+
+    def _tracks(self, episode: Episode, made: int) -> tuple[np.ndarray | None, np.ndarray]:
+        wanted = [self.hand] if self.gripper is None else [self.gripper, self.hand]
+        missing = [name for name in wanted if name not in episode.tracks]
+        if missing:
+            held = ", ".join(sorted(episode.tracks)) or "none"
+            hint = "; for a robot without gripper pass gripper=None" if self.gripper in missing else ""
+            raise ValueError(f"no track {' and none '.join(map(repr, missing))}: its tracks are {held}{hint}")
+        for name in wanted:
+            track = episode.tracks[name]
+            if len(track.values) != episode.steps + 1:
+                raise ValueError(f"track {name!r}: expected one entry per observation, got {len(track.values)}")
+            gap = ~track.valid[:made]
+            if gap.any():
+                raise ValueError(f"track {name!r} is unknown at observation {int(np.argmax(gap))}: repair or remove it")
+            finite_array(f"track {name!r}", track.values[:made], dimensions=1 if name == self.gripper else 2)
+        openness = None if self.gripper is None else episode.tracks[self.gripper].values[:made]
+        return openness, episode.tracks[self.hand].values[:made]
+
+    def targets(self, batch: TrajectoryBatch) -> TrajectoryBatch:
+        """Add the targets only.
+
+        Raises:
+            ValueError: If a row is a window without stored labels, or its tracks do not serve.
+        """
+        batch = with_success_targets(batch, self.success_tail, self.assume_success)
+        batch = with_remaining_targets(batch, self.assume_success)
+        stored = [batch.labels.get(name) for name in (MILESTONE, MILESTONE_PROGRESS)]
+        if stored[0] is None or stored[1] is None:
+            stored = self._found(batch)
+        step, progress = (
+            Labelled(
+                values=torch.where(valid, part.values.float(), 0.0),
+                valid=valid,
+            )
+            for part, valid in (
+                (part, part.valid & real)
+                for part, real in zip(stored, (batch.mask, batch.made), strict=True)
+                if part is not None
+            )
+        )
+        kept = {name: label for name, label in batch.labels.items() if name != MILESTONE_PROGRESS}
+        return replace(batch, labels={**kept, MILESTONE: step, "progress": progress})
+
+    def _found(self, batch: TrajectoryBatch) -> list[Labelled | None]:
+        partial = (batch.offset > 0) | (batch.steps < batch.length)
+        if bool(partial.any()):
+            raise ValueError(
+                f"row {int(partial.nonzero()[0, 0])} is a window of an episode: milestones need all of it; set window "
+                "to None, or store them in the episodes with with_milestones before cutting"
+            )
+        steps = batch.mask.shape[1]
+        columns = {MILESTONE: (steps, batch.mask), MILESTONE_PROGRESS: (steps + 1, batch.observed)}
+        values = {name: torch.zeros(len(batch), width) for name, (width, _) in columns.items()}
+        known = {name: torch.zeros(len(batch), width, dtype=torch.bool) for name, (width, _) in columns.items()}
+        for row in range(len(batch)):
+            if not int(batch.steps[row]):
+                continue
+            for name, column in self.label(_episode_of(batch, row)).items():
+                values[name][row, : len(column.values)] = torch.from_numpy(column.values)
+                known[name][row, : len(column.valid)] = torch.from_numpy(column.valid)
+        device = batch.mask.device
+        return [Labelled(values=values[name].to(device), valid=known[name].to(device)) for name in columns]
+
+    def draw(self, batch: TrajectoryBatch, generator: torch.Generator) -> tuple[TrajectoryBatch, dict[str, int]]:
+        """Add targets and draw negatives; no step of a row with another task's instruction or video is promising."""
+        batch, counts = super().draw(batch, generator)
+        kind = batch.labels["negative"].values[:, 0]
+        other = torch.isin(kind, torch.tensor(_OTHER_TASK, device=kind.device))[:, None]
+        label = batch.labels[MILESTONE]
+        label = Labelled(
+            values=torch.where(other, 0.0, label.values), valid=torch.where(other, batch.mask, label.valid)
+        )
+        return replace(batch, labels={**batch.labels, MILESTONE: label}), counts
+
+
+def with_milestones(episode: Episode, labels: MilestoneLabels | None = None) -> Episode:
+    """The episode with its milestone labels stored, so that windows of it keep them.
+
+    Args:
+        episode: With tracks of the gripper and the end effector.
+        labels: How they are made; None takes the defaults.
+
+    Raises:
+        BadEpisodeError: If a track is missing, has gaps, or holds something that is no number.
+    """
+    found = (MilestoneLabels() if labels is None else labels).label(episode)
+    return replace(episode, labels={**episode.labels, **found})
+
+
+def _episode_of(batch: TrajectoryBatch, row: int) -> Episode:
+    """One whole row as an episode, without its frames."""
+    steps = int(batch.steps[row])
+
+    def columns(stored: Mapping[str, Labelled]) -> dict[str, Column]:
+        cut: dict[str, Column] = {}
+        for name, part in stored.items():
+            width = steps + part.valid.shape[1] - batch.mask.shape[1]
+            cut[name] = Column(values=_host(part.values[row, :width]), valid=_host(part.valid[row, :width]))
+        return cut
+
+    return Episode(
+        index=int(batch.episode[row]),
+        state=_host(batch.state[row, : steps + 1]),
+        actions=_host(batch.actions[row, :steps]),
+        last_observed=bool(batch.last_observed[row]),
+        success=float(batch.success[row]) if bool(batch.success_known[row]) else None,
+        labels=columns(batch.labels),
+        tracks=columns(batch.tracks),
+    )
+
+
+def _host(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy()
+
+
+__all__ = ["MILESTONE", "MILESTONE_PROGRESS", "MilestoneLabels", "with_milestones"]
