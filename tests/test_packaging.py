@@ -289,7 +289,8 @@ def built(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_wheel_holds_the_package_and_nothing_else(built, kind):
     tree = built["editable"]
-    patterns = ["*.py", *(f"{folder}/*.py" for folder in FOLDERS), "configs/*.yaml", "envs/*.xml", "py.typed"]
+    data = ["configs/*.yaml", "configs/costs/*/*.json", "envs/*.xml", "py.typed"]
+    patterns = ["*.py", *(f"{folder}/*.py" for folder in FOLDERS), *data]
     paths = [path for pattern in patterns for path in tree.glob(pattern)]
     expected = {f"guerdon/{path.relative_to(tree).as_posix()}" for path in paths}
     with zipfile.ZipFile(built[kind]) as wheel:

@@ -1,0 +1,277 @@
+"""Files of stage costs: one per task, with the names of its stages, and the objectives they can be turned to."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..core.interfaces import TaskPlan
+from .costs import PAIRED, Constraint, Kind, Number
+
+LIBRARY = Path(__file__).parents[1] / "configs" / "costs"
+"""Where the files of the simulated tasks lie, as ``<suite>/<task>.json``."""
+
+MAX_STAGES, MAX_CONSTRAINTS, MAX_NUMBER = 12, 48, 1e6
+"""What a file may hold at most; the last bounds every number in it."""
+
+_NAME = r"[A-Za-z][A-Za-z0-9_\- ]{0,38}[A-Za-z0-9]|[A-Za-z]"
+Name = Annotated[str, Field(strict=True, pattern=rf"^(?:{_NAME})$")]
+"""Letters, digits, spaces, ``_`` and ``-``, 40 at most, beginning with a letter."""
+
+
+class FlagRule(BaseModel):
+    """A flag made of a recorded number: True where it is below, or above, a value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    track: Name
+    """Name of a recorded number, such as the opening of the gripper."""
+    below: Number | None = None
+    above: Number | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "FlagRule":
+        if (self.below is None) == (self.above is None):
+            raise ValueError("expected one bound: either below or above")
+        return self
+
+
+class TaskCosts(BaseModel):
+    """The stage costs of one task, as they stand in a JSON file.
+
+    Raises:
+        pydantic.ValidationError: A `ValueError` that names what is wrong: unknown words and fields, a stage that is not
+            listed, names that occur twice, ``b`` where the operation reads none, numbers beyond a million.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    task: Annotated[str, Field(strict=True, min_length=1, max_length=100)]
+    """What it is for, such as ``metaworld/push-v3``."""
+    instructions: tuple[Annotated[str, Field(strict=True, min_length=1)], ...] = ()
+    """Instructions it is for, word by word; none = for every one."""
+    stages: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_STAGES)]
+    """Names of the stages in their order; a constraint names one by its index."""
+    constraints: Annotated[tuple[Constraint, ...], Field(max_length=MAX_CONSTRAINTS)]
+    points: dict[Name, tuple[Number, Number, Number]] = {}
+    """Points that stand still, in metres, such as an obstacle nobody tracks."""
+    flags: dict[Name, FlagRule] = {}
+    """Flags made of recorded numbers."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TaskCosts":
+        lowered = [name.casefold() for name in self.stages]
+        if len(set(lowered)) < len(lowered):
+            raise ValueError(f"stages: expected distinct names, got {', '.join(self.stages)}")
+        made = [*self.points, *self.flags]
+        if "stage" in made or len(set(made)) < len(made):
+            raise ValueError(f"points and flags: expected distinct names other than 'stage', got {', '.join(made)}")
+        seen: set[tuple[int, str]] = set()
+        for constraint in self.constraints:
+            self._check(constraint)
+            if (constraint.stage, constraint.name) in seen:
+                raise ValueError(f"stage {constraint.stage} has two constraints named {constraint.name!r}")
+            seen.add((constraint.stage, constraint.name))
+        return self
+
+    def _check(self, constraint: Constraint) -> None:
+        what = f"constraint {constraint.name!r}"
+        for name in (constraint.name, constraint.a, constraint.b):
+            if name is not None and not re.fullmatch(_NAME, name):
+                raise ValueError(f"{what}: expected plain names of letters, digits, spaces, _ and -, got {name!r}")
+        if constraint.stage >= len(self.stages):
+            raise ValueError(f"{what} is for stage {constraint.stage}: the stages are 0 … {len(self.stages) - 1}")
+        if constraint.op not in PAIRED and constraint.b is not None:
+            raise ValueError(f"{what}: {constraint.op} reads no second point, got b = {constraint.b!r}")
+        for field in ("margin", "threshold", "weight"):
+            if abs(getattr(constraint, field)) > MAX_NUMBER:
+                raise ValueError(f"{what}: expected a {field} of at most {MAX_NUMBER:g}")
+
+    @property
+    def read_points(self) -> frozenset[str]:
+        """Recorded points that the constraints read."""
+        paired = [c for c in self.constraints if c.op in PAIRED]
+        return frozenset(n for c in paired for n in (c.a, c.b) if n is not None and n not in self.points)
+
+    @property
+    def read_flags(self) -> frozenset[str]:
+        """Recorded flags that the constraints read; those made of numbers are not among them."""
+        return frozenset(c.a for c in self.constraints if c.op == "flag" and c.a not in self.flags)
+
+    @property
+    def read_numbers(self) -> frozenset[str]:
+        """Recorded numbers that flags are made of."""
+        used = {c.a for c in self.constraints if c.op == "flag"}
+        return frozenset(rule.track for name, rule in self.flags.items() if name in used)
+
+    def complete(self, track: Mapping[str, Any]) -> dict[str, Any]:
+        """Add the fixed points and the made flags to a track.
+
+        Args:
+            track: See `guerdon.rewards.costs.external_reward`; numbers (T,) that flags are made of come along.
+
+        Raises:
+            ValueError: If the track already holds such a name, lacks a number, or holds one that is not finite.
+        """
+        made: dict[str, Any] = {}
+        length = len(np.asarray(track["stage"]))
+        for name, point in self.points.items():
+            made[name] = np.tile(np.array(point, np.float64), (length, 1))
+        used = {c.a for c in self.constraints if c.op == "flag"}
+        for name, rule in self.flags.items():
+            if name in used:
+                made[name] = _flag(name, rule, track)
+        for name in made:
+            if name in track:
+                raise ValueError(f"{self.task}: {name!r} is made by the cost file and recorded too: rename one of them")
+        return {**track, **made}
+
+    def check_plan(self, plan: TaskPlan) -> None:
+        """Refuse a plan whose stages are not these: an index would then mean something else.
+
+        Raises:
+            ValueError: Naming both.
+        """
+        names = tuple(stage.name for stage in plan.stages)
+        if names != self.stages:
+            raise ValueError(
+                f"the costs of {self.task} are for the stages {', '.join(self.stages)}, and the plan of "
+                f"{plan.instruction!r} has {', '.join(names) or 'none'}: use costs and a decomposer that agree"
+            )
+
+
+def _flag(name: str, rule: FlagRule, track: Mapping[str, Any]) -> np.ndarray:
+    if rule.track not in track:
+        raise ValueError(f"flag {name!r} is made of {rule.track!r}, which the track does not hold")
+    values = np.asarray(track[rule.track])
+    if values.ndim != 1 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise ValueError(f"{rule.track!r}: expected finite numbers (T,), got {values.dtype} {values.shape}")
+    return values < rule.below if rule.below is not None else values > rule.above
+
+
+def library() -> list[str]:
+    """Names of the tasks whose costs come with guerdon, such as ``metaworld/push-v3``."""
+    return sorted(path.relative_to(LIBRARY).with_suffix("").as_posix() for path in LIBRARY.rglob("*.json"))
+
+
+def load_costs(source: str | Path | Mapping[str, Any]) -> TaskCosts:
+    """Open the costs of a task.
+
+    Args:
+        source: Name of a task in the library, path of a ``.json`` file, or what such a file holds.
+
+    Raises:
+        ValueError: If the library has no such task, or the file holds something else.
+        FileNotFoundError: If there is no such file.
+    """
+    if isinstance(source, Mapping):
+        return TaskCosts.model_validate(dict(source))
+    path = Path(source)
+    if path.suffix != ".json":
+        if str(source) not in library():
+            raise ValueError(f"no costs for {str(source)!r}: expected a .json file, or one of {', '.join(library())}")
+        path = LIBRARY / f"{source}.json"
+    try:
+        return TaskCosts.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def grape_repo() -> list[Constraint]:
+    """The costs of GRAPE's released code, for putting a carrot on a plate in three stages: grasp, move, place.
+
+    Sums over the steps of a stage, weight 0.01 each, and the thresholds of its ``maniskill2_evaluator.py``. A track
+    needs the points ``end_effector``, ``object`` and ``target`` and the flag ``grasped``. There a stage never entered
+    costs nothing; `external_reward` with ``unreached=0`` says the same.
+    """
+
+    def one(stage: int, kind: Kind, op: str, a: str, b: str | None, threshold: float) -> Constraint:
+        values = {"stage": stage, "name": f"{kind} {stage}", "kind": kind, "op": op, "a": a, "b": b}
+        return Constraint.model_validate({**values, "threshold": threshold, "weight": 0.01})
+
+    return [
+        one(0, "collision", "above", "end_effector", "object", 20.0),
+        one(0, "grasp", "flag", "grasped", None, 40.0),
+        one(0, "path", "dist", "end_effector", "object", 2.0),
+        one(1, "collision", "dist_xy", "object", "target", 0.0),
+        one(1, "grasp", "flag", "grasped", None, 5.0),
+        one(2, "collision", "above", "end_effector", "object", 0.0),
+        one(2, "path", "dist", "object", "target", 2.0),
+    ]
+
+
+def task_completion(constraints: Sequence[Constraint]) -> list[Constraint]:
+    """Only what it takes to do the task: path and grasp, without the time taken; collisions weigh nothing.
+
+    Weights are set to 0 rather than constraints removed, so that a stage never reached costs what it did.
+    """
+    return [
+        c.model_copy(update={"weight": 0.0}) if c.kind == "collision" or c.op == "steps" else c for c in constraints
+    ]
+
+
+def safety(constraints: Sequence[Constraint], factor: float | int = 10.0) -> list[Constraint]:
+    """Collisions first: their threshold falls to 0 and their weight is multiplied (GRAPE §3.6 lowers the threshold).
+
+    Args:
+        constraints: Of a task.
+        factor: On the weight, at least 0.
+    """
+    return [_stricter(c, factor) if c.kind == "collision" else c for c in constraints]
+
+
+def efficiency(constraints: Sequence[Constraint], factor: float | int = 10.0) -> list[Constraint]:
+    """Short ways first: what counts the steps of a stage is free up to 0 only, and weighs more.
+
+    GRAPE lowers the threshold of the path for it; its own example counts the centimetres left, ours the steps taken,
+    because a distance held for long is not distinguished from one covered fast.
+
+    Args:
+        constraints: Of a task.
+        factor: On the weight, at least 0.
+    """
+    return [_stricter(c, factor) if c.op == "steps" else c for c in constraints]
+
+
+def with_thresholds(
+    constraints: Sequence[Constraint], factor: float | int, kind: Kind | None = None
+) -> list[Constraint]:
+    """Multiply the thresholds of one kind, or of all: below 1 less is free, above 1 more.
+
+    Args:
+        constraints: Of a task.
+        factor: At least 0.
+        kind: None takes all.
+
+    Raises:
+        ValueError: If the factor is negative or not finite.
+    """
+    if not (np.isfinite(factor) and factor >= 0):
+        raise ValueError(f"factor is {factor}: expected a finite number of at least 0")
+    return [
+        c.model_copy(update={"threshold": c.threshold * factor}) if kind in (None, c.kind) else c for c in constraints
+    ]
+
+
+def _stricter(constraint: Constraint, factor: float | int) -> Constraint:
+    if not (np.isfinite(factor) and factor >= 0):
+        raise ValueError(f"factor is {factor}: expected a finite number of at least 0")
+    threshold = min(constraint.threshold, 0.0)
+    return constraint.model_copy(update={"threshold": threshold, "weight": constraint.weight * factor})
+
+
+__all__ = [
+    "FlagRule",
+    "TaskCosts",
+    "efficiency",
+    "grape_repo",
+    "library",
+    "load_costs",
+    "safety",
+    "task_completion",
+    "with_thresholds",
+]
