@@ -1,0 +1,177 @@
+"""Stage costs of the rows of a batch: which costs, which stages, which steps of which tracks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, Shaped
+from torch import Tensor
+
+from ..core.batch import Labelled, TrajectoryBatch
+from ..core.interfaces import TaskDecomposer
+from .cost_files import TaskCosts
+from .costs import ConstraintCost, cost_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowCosts:
+    """What the constraints of its task cost one row, not weighted."""
+
+    problem: str = ""
+    """Why nothing is known; empty otherwise."""
+    file: TaskCosts | None = None
+    first: int = 0
+    """Where the constraints of its file begin among those of all files."""
+    table: tuple[ConstraintCost, ...] = ()
+
+    @property
+    def excess(self) -> list[float]:
+        """Excess of each constraint; 0 where its stage was never reached."""
+        return [row.excess for row in self.table]
+
+    @property
+    def missed(self) -> int:
+        """Constraints whose stage was never reached."""
+        return sum(not row.reached for row in self.table)
+
+
+class StageCosts:
+    """Evaluates cost files on batches.
+
+    Step t is judged at the observation it leads to, t + 1: the first observation was not the policy's doing, and the
+    last one shows how the episode ended. A final observation that was never made is left out.
+
+    Args:
+        files: One per task; constraints are numbered through all of them.
+    """
+
+    def __init__(self, files: Sequence[TaskCosts]) -> None:
+        self.files = list(files)
+        *self._first, self.width = accumulate((len(file.constraints) for file in self.files), initial=0)
+        weights = [c.weight for file in self.files for c in file.constraints]
+        self.weights: Float64[Tensor, " J"] = torch.tensor(weights, dtype=torch.float64)
+
+    def measure(
+        self, batch: TrajectoryBatch, decomposer: TaskDecomposer | None, wanted: Bool[Tensor, " B"]
+    ) -> list[RowCosts]:
+        """Costs of every wanted row, or why they are not known.
+
+        Raises:
+            ValueError: If a track has the wrong shape or kind, a known value is not finite, or stages do not fit.
+        """
+        stages, problems = self._stages(batch, decomposer)
+        made = batch.made[:, 1:].cpu() & batch.mask.cpu()
+        rows: list[RowCosts] = []
+        for row, text in enumerate(batch.instructions):
+            place = self.find(text)
+            if not bool(wanted[row]):
+                rows.append(RowCosts(problem="it is no whole, finished episode"))
+            elif place is None:
+                rows.append(RowCosts(problem=f"no costs for the instruction {text!r}"))
+            else:
+                steps = made[row].numpy()
+                one = None if stages is None else _row(stages, row, len(steps))
+                rows.append(self._row(batch, row, place, steps, one, problems.get(row, "")))
+        return rows
+
+    def find(self, instruction: str) -> int | None:
+        """Place of the file for an instruction: one that lists it, else one that lists none.
+
+        Raises:
+            ValueError: If there are several.
+        """
+        listed = [i for i, file in enumerate(self.files) if instruction in file.instructions]
+        found = listed or [i for i, file in enumerate(self.files) if not file.instructions]
+        if len(found) > 1:
+            names = ", ".join(self.files[i].task for i in found)
+            raise ValueError(f"several costs are for {instruction!r}: {names}; list instructions in each")
+        return found[0] if found else None
+
+    def _row(
+        self,
+        batch: TrajectoryBatch,
+        row: int,
+        place: int,
+        steps: Bool[np.ndarray, " T"],
+        stages: tuple[np.ndarray, np.ndarray] | None,
+        problem: str,
+    ) -> RowCosts:
+        file = self.files[place]
+        count = int(steps.sum())
+        stage = np.zeros(count, np.int64)
+        if len(file.stages) > 1:
+            if problem or stages is None:
+                return RowCosts(problem=problem or 'no stages: neither labels["stage"] nor a decomposer')
+            values, valid = (part[steps] for part in stages)
+            if not valid.all():
+                return RowCosts(problem="the stage of some steps is unknown")
+            stage = _indices(file, values)
+        track: dict[str, Any] = {"stage": stage}
+        used = np.isin(stage, [c.stage for c in file.constraints])
+        for name in sorted(file.read_points | file.read_flags | file.read_numbers):
+            column = batch.tracks.get(name)
+            if column is None:
+                held = ", ".join(sorted(batch.tracks)) or "nothing"
+                return RowCosts(problem=f"no track {name!r}; recorded are {held}")
+            values, valid = (part[steps] for part in _row(column, row, len(steps)))
+            if not valid[used].all():
+                return RowCosts(problem=f"track {name!r} is unknown at some steps")
+            kept = valid.reshape(-1, *(1,) * (values.ndim - 1))
+            track[name] = np.where(kept, values, np.zeros_like(values))  # at steps that no constraint looks at
+        try:
+            table = cost_table(file.constraints, file.complete(track))
+        except ValueError as error:
+            raise ValueError(f"{file.task}, episode {int(batch.episode[row])}: {error}") from error
+        return RowCosts(file=file, first=self._first[place], table=tuple(table))
+
+    def _stages(
+        self, batch: TrajectoryBatch, decomposer: TaskDecomposer | None
+    ) -> tuple[Labelled | None, dict[int, str]]:
+        """Stage indices of the batch, and rows whose plan is missing."""
+        if decomposer is None:
+            return batch.labels.get("stage"), {}
+        if all(len(file.stages) == 1 for file in self.files):
+            return None, {}
+        plans = decomposer.plan(batch.instructions, _first_frames(batch))
+        problems: dict[int, str] = {}
+        for row, plan in enumerate(plans):
+            place = self.find(batch.instructions[row])
+            if not plan.stages:
+                problems[row] = "the decomposer gave no plan"
+            elif place is not None and len(self.files[place].stages) > 1:
+                self.files[place].check_plan(plan)
+        return decomposer.segment(batch, plans, causal=False), problems
+
+
+def _row(column: Labelled, row: int, steps: int) -> tuple[Shaped[np.ndarray, "T ..."], Bool[np.ndarray, " T"]]:
+    """Values and validity after each step: of an observation column (T+1) the first entry is left out."""
+    first = column.valid.shape[1] - steps
+    return column.values[row].cpu().numpy()[first:], column.valid[row].cpu().numpy()[first:]
+
+
+def _indices(file: TaskCosts, values: np.ndarray) -> np.ndarray:
+    stage = np.asarray(values)
+    whole = stage.astype(np.int64)
+    if stage.ndim != 1 or not (whole == stage).all():
+        raise ValueError(f"{file.task}: expected a stage index per step, got {stage.dtype} {stage.shape}")
+    wrong = (whole < -1) | (whole >= len(file.stages))
+    if wrong.any():
+        came = int(whole[wrong.argmax()])
+        names = ", ".join(file.stages)
+        raise ValueError(f"{file.task}: stage {came} came, and the costs are for {len(file.stages)} stages: {names}")
+    return whole
+
+
+def _first_frames(batch: TrajectoryBatch) -> list[Tensor] | None:
+    """The first camera's picture at the first observation of every row; None without pictures."""
+    if not batch.frames:
+        return None
+    rows = torch.arange(len(batch))
+    sampled = next(iter(batch.frames.values()))
+    return list(sampled.values[rows, sampled.held(rows, torch.zeros_like(rows))])
+
+
+__all__ = ["RowCosts", "StageCosts"]
