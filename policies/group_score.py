@@ -1,0 +1,239 @@
+"""Advantages of whole trajectories against others from the same initial state."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..core.batch import Advantages, End, RewardEstimates, TrajectoryBatch
+from ..core.interfaces import AdvantageSource, Proposer, RewardModel
+from ..core.returns import group_standardise, leave_one_out
+
+NORMALISE = ("none", "zscore", "rank", "leave_one_out")
+
+
+class GroupScore(AdvantageSource):
+    """Scores a trajectory by the sum of its rewards, and compares it with those of its task and initial state.
+
+    Every decision of a row gets the row's advantage. A row that is a piece of an episode, or of which a reward is
+    unknown that could be known, is not valid and left out of what the others are compared with; a final reward that
+    would need an observation nobody made is not missed. Groups are rows with the same ``task`` and ``group``.
+
+    After each batch ``figures`` says how many rows and groups took part, and each reward term's share of the variance
+    within groups; `PolicyOptimizer` logs them. A term that does next to nothing is warned about once: weights that look
+    comparable need not be, because terms differ in their spread (GRAPE's paper weighs a term that spans 1 with 0.01
+    beside one that spans tens of nats).
+
+    Args:
+        reward: Any reward model; it is frozen and kept in evaluation mode. One that is not causal is welcome.
+        normalise: How scores become advantages. ``"none"``: they are; ``"leave_one_out"``: score minus the mean of the
+            others (RLOO); ``"zscore"``: standard score within the group (GRPO); ``"rank"``: from −1 for the lowest to 1
+            for the highest, ties in the middle.
+        normalise_terms: ``"zscore"`` or ``"rank"`` brings each term of the reward to one scale within each group before
+            they are added; the weights inside the reward then cancel. ``"none"`` takes the reward as it is.
+        term_weights: Weight of each normalised term, by name; None counts all alike. A term it does not name counts 0.
+        min_share: Warn below this share of the variance within groups.
+    """
+
+    def __init__(
+        self,
+        reward: RewardModel,
+        normalise: Literal["none", "zscore", "rank", "leave_one_out"] = "leave_one_out",
+        normalise_terms: Literal["none", "zscore", "rank"] = "none",
+        term_weights: Mapping[str, float] | None = None,
+        min_share: float = 0.05,
+    ) -> None:
+        super().__init__()
+        if normalise not in NORMALISE or normalise_terms not in NORMALISE[:3]:
+            raise ValueError(
+                f"normalise {normalise!r}, normalise_terms {normalise_terms!r}: expected {', '.join(NORMALISE)}; terms "
+                "without the last"
+            )
+        if term_weights is not None and normalise_terms == "none":
+            raise ValueError("term_weights weigh normalised terms: choose normalise_terms, or weights in the reward")
+        if not 0 <= min_share < 1:
+            raise ValueError(f"min_share is {min_share}: expected 0 <= min_share < 1")
+        self.reward = reward.requires_grad_(False).eval()
+        self.normalise, self.normalise_terms, self.min_share = normalise, normalise_terms, min_share
+        self.term_weights = None if term_weights is None else dict(term_weights)
+        self.figures: dict[str, float] = {}
+        self._warned: set[str] = set()
+
+    def train(self, mode: bool = True) -> "GroupScore":
+        """What gives rewards stays in evaluation mode, whatever a trainer says."""
+        super().train(mode)
+        self.reward.eval()
+        return self
+
+    @torch.no_grad()
+    def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """Score the rollout."""
+        return self.reward(batch)
+
+    @torch.no_grad()
+    def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
+        """Advantage of the row, and its score as the return, on each of its decisions that is not context only.
+
+        Raises:
+            ValueError: If terms are to be normalised and the reward has none, or none of those that are weighted.
+            FloatingPointError: If a reward that counts as known is not finite.
+        """
+        valid = complete_rows(batch, rewards)
+        group = _groups(batch)
+        terms = {name: _row_sum(term, rewards.valid) for name, term in rewards.terms.items()}
+        score = _row_sum(rewards.rewards, rewards.valid)
+        if self.normalise_terms != "none":
+            terms = {name: self._normalised(term, group, valid) for name, term in self._weighted(terms).items()}
+            terms = {name: term * (self.term_weights or {}).get(name, 1.0) for name, term in terms.items()}
+            score = torch.stack(list(terms.values())).sum(0)
+        wrong = valid & ~score.isfinite()
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0, 0])
+            raise FloatingPointError(
+                f"{type(self.reward).__name__} gave row {row} the known score {float(score[row])}: look for extreme "
+                "states or log-probabilities, or a model that diverged"
+            )
+        score = score.masked_fill(~valid, 0.0)
+        advantage = group_normalise(score, group, self.normalise, valid)
+        self._note(score, terms, group, valid)
+        step = batch.decision_step.clamp(min=0)
+        weight = batch.weight.gather(1, step)
+        used = batch.decision_mask & valid[:, None] & (weight > 0)
+        return Advantages(
+            advantages=torch.where(used, advantage[:, None].to(batch.weight.dtype), 0.0),
+            returns=torch.where(used, score[:, None].to(batch.weight.dtype), 0.0),
+            valid=used,
+        )
+
+    def loss(
+        self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
+    ) -> dict[str, Tensor]:
+        """Nothing learns alongside; the figures of the batch, to be logged."""
+        return {name: torch.tensor(value, device=rows.device) for name, value in self.figures.items()}
+
+    def _weighted(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        named = list(terms) if self.term_weights is None else list(self.term_weights)
+        missing = [name for name in named if name not in terms]
+        if missing or not named:
+            held = ", ".join(terms) or "none"
+            raise ValueError(
+                f"normalise_terms: {type(self.reward).__name__} reports the terms {held}, wanted are "
+                f"{', '.join(named) or 'some'}; take normalise_terms='none' for a reward without terms"
+            )
+        return {name: terms[name] for name in named}
+
+    def _normalised(self, term: Tensor, group: Tensor, valid: Tensor) -> Tensor:
+        return group_normalise(term.masked_fill(~valid, 0.0), group, self.normalise_terms, valid)
+
+    def _note(self, score: Tensor, terms: Mapping[str, Tensor], group: Tensor, valid: Tensor) -> None:
+        """Work out the figures, and warn about terms that do nothing."""
+        rows = int(valid.sum())
+        names, count = torch.unique(group[valid], return_counts=True)
+        compared = int((count > 1).sum())
+        spread = group_variance(score, group, valid)
+        flat = sum(
+            bool(score[valid & (group == name)].max() == score[valid & (group == name)].min())
+            for name, size in zip(names, count, strict=True)
+            if int(size) > 1
+        )
+        self.figures = {
+            "group_rows": float(rows),
+            "group_rows_left_out": float(len(valid) - rows),
+            "groups": float(len(names)),
+            "groups_compared": float(compared),
+            "groups_flat": float(flat),
+            "group_score_std": float(spread.sqrt()),
+        }
+        for name, share in term_shares(terms, group, valid).items():
+            self.figures[f"share_{name}"] = share
+            if share < self.min_share and name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(
+                    f"the reward term {name!r} makes {100 * share:.1f} % of the variance within groups: it hardly "
+                    "changes which trajectory is preferred; raise its weight, or normalise the terms",
+                    stacklevel=3,
+                )
+
+
+def complete_rows(batch: TrajectoryBatch, rewards: RewardEstimates) -> Bool[Tensor, " B"]:
+    """Rows that are whole, finished episodes with every reward known that could be.
+
+    A reward whose next observation was never made (``last_observed`` is False) cannot be known by most models.
+    """
+    whole = (batch.offset == 0) & (batch.steps > 0) & (batch.steps >= batch.length) & (batch.end != End.CUT)
+    unknown = batch.mask & ~rewards.valid & batch.observed[:, 1:]
+    return whole & ~unknown.any(1) & (rewards.valid & batch.mask).any(1)
+
+
+def group_normalise(
+    scores: Float[Tensor, " N"], group: Int[Tensor, " N"], how: str, valid: Bool[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """Compare scores within groups; see `GroupScore`. 0 where not valid, alone, or where all are equal.
+
+    Raises:
+        ValueError: If a valid score is not finite, or ``how`` is unknown.
+    """
+    if how == "none":
+        return torch.where(valid, scores, 0.0)
+    if how == "zscore":
+        return group_standardise(scores, group, valid=valid)
+    if how == "leave_one_out":
+        return leave_one_out(scores, group, valid)
+    if how == "rank":
+        return group_ranks(scores, group, valid)
+    raise ValueError(f"normalise {how!r}: expected {', '.join(NORMALISE)}")
+
+
+def group_ranks(
+    scores: Float[Tensor, " N"], group: Int[Tensor, " N"], valid: Bool[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """(lower − higher)/(K − 1) among the K valid rows of each group: −1 for the lowest, 1 for the highest, mean 0.
+
+    Raises:
+        ValueError: If a valid score is not finite.
+    """
+    if not bool(scores[valid].isfinite().all()):
+        raise ValueError("scores: NaN or infinity in a score that counts; mark it with valid=False to cut it out")
+    score = torch.where(valid, scores, 0.0)
+    beside = (group[:, None] == group) & valid[:, None] & valid
+    lower = (beside & (score[:, None] > score)).sum(1)
+    higher = (beside & (score[:, None] < score)).sum(1)
+    return (lower - higher).to(scores.dtype) / (beside.sum(1) - 1).clamp(min=1)
+
+
+def group_variance(scores: Float[Tensor, " N"], group: Int[Tensor, " N"], valid: Bool[Tensor, " N"]) -> Tensor:
+    """Variance within groups, Σ (score − mean of its group)² / Σ (K − 1), in float64; 0 where no group has two rows."""
+    score, index = scores[valid].double(), torch.unique(group[valid], return_inverse=True)[1]
+    count = torch.bincount(index).double()
+    mean = torch.zeros_like(count).index_add_(0, index, score) / count.clamp(min=1)
+    apart = score - mean[index] if len(score) else score
+    return apart.square().sum() / (count - 1).sum().clamp(min=1)
+
+
+def term_shares(
+    terms: Mapping[str, Float[Tensor, " N"]], group: Int[Tensor, " N"], valid: Bool[Tensor, " N"]
+) -> dict[str, float]:
+    """Variance of each term within groups, over the sum of those of all terms; empty where nothing varies."""
+    variance = {name: float(group_variance(term, group, valid)) for name, term in terms.items()}
+    # means of equal numbers are not equal to them: what is left of a constant is rounding
+    scale = {
+        name: float(term[valid].double().abs().max()) if bool(valid.any()) else 0.0 for name, term in terms.items()
+    }
+    variance = {name: v if v > (1e-6 * scale[name]) ** 2 else 0.0 for name, v in variance.items()}
+    total = sum(variance.values())
+    return {name: v / total for name, v in variance.items()} if total > 0 else {}
+
+
+def _row_sum(values: Float[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> Float[Tensor, " B"]:
+    return torch.where(valid, values, 0.0).double().sum(1)
+
+
+def _groups(batch: TrajectoryBatch) -> Int[Tensor, " B"]:
+    """One number per task and initial state: two tasks may count their initial states alike."""
+    return torch.unique(torch.stack([batch.task, batch.group], 1), dim=0, return_inverse=True)[1]
+
+
+__all__ = ["GroupScore", "complete_rows", "group_normalise", "group_ranks", "group_variance", "term_shares"]
