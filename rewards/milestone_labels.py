@@ -30,7 +30,8 @@ class MilestoneLabels(LabelFactory):
 
     Args:
         detector: Finds the milestones; None takes the defaults.
-        gripper: Track of the openness; None for a robot without gripper, where the path gives the milestones.
+        gripper: Track of the openness; None, or an empty name (a command line has no None), for a robot without gripper,
+            where the path gives the milestones.
         hand: Track of the end effector.
         window: Steps labelled 1 before a keyframe; see `step_labels`.
         margin: Steps before those that are neither; 0 is the strict recipe.
@@ -68,7 +69,7 @@ class MilestoneLabels(LabelFactory):
         if failed_progress not in ("unknown", "zero"):
             raise ValueError(f"failed_progress is {failed_progress!r}: expected 'unknown' or 'zero'")
         self.detector = MilestoneDetector() if detector is None else detector
-        self.gripper, self.hand, self.window, self.margin = gripper, hand, window, margin
+        self.gripper, self.hand, self.window, self.margin = gripper or None, hand, window, margin
         self.failed_progress = failed_progress
 
     def label(self, episode: Episode) -> dict[str, Column]:

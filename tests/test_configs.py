@@ -23,6 +23,10 @@ SMALL = {
     "progress_state": [*REACH, f"{REWARD}.state_size", "12"],
     "progress_ensemble": [*REACH, f"{REWARD}.member.init_args.state_size", "12"],
     "progress_pixels": CLIPS,
+    "milestones": [
+        *(*REACH, f"{REWARD}.state_size", "12", f"{REWARD}.action_size", "3"),
+        *("--data.init_args.labels.init_args.gripper", ""),
+    ],
     "progress_vlm": [
         *(*CLIPS, "--data.init_args.frame_size", "32", f"{REWARD}.frame_size", "32"),
         *(f"{REWARD}.vlm.init_args.name", "{vlm}", f"{REWARD}.max_frames", "6"),
