@@ -34,6 +34,8 @@ _PUBLIC = {
     "ExpectedRating": "rewards.vlm",
     "ShuffledFrames": "rewards.frame_order",
     "RecordedReward": "rewards.recorded",
+    "GoalSimilarity": "rewards.similarity",
+    "ImageGoalDistance": "rewards.image_goal",
     "Sum": "rewards.combine",
     "Scale": "rewards.combine",
     "EnsembleReward": "rewards.ensemble",
