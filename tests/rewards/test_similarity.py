@@ -7,18 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from guerdon.backbones.language import HashedText
 from guerdon.backbones.openai_clip import ClipEncoder, ClipText
 from guerdon.backbones.vision import ConvEncoder
-from guerdon.core.batch import End, Sampled, TrajectoryBatch
-from guerdon.core.hub import load_component
+from guerdon.core.batch import Sampled, TrajectoryBatch
 from guerdon.rewards.image_goal import ImageGoalDistance
 from guerdon.rewards.observed import inputs_of
-from guerdon.rewards.shaping import Delta
 from guerdon.rewards.similarity import GoalSimilarity, goal_baseline_similarity
-from guerdon.testing import check_reward_model, reopen, tiny_clip, trajectory_batches
+from guerdon.testing import check_reward_model, tiny_clip, trajectory_batches
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +53,12 @@ def features(values, step, steps, name="clip-archive/front", **more):
         features={name: Sampled(values=values, step=torch.tensor(step))},
         **more,
     )
+
+
+def goal_model(encoder, cameras=("front",), **more):
+    made = ImageGoalDistance(encoder, list(cameras), **more).eval()
+    made.set_goal("", {camera: noise(3, 32, 32, seed=9) for camera in cameras if camera != "absent"})
+    return made
 
 
 # The formula
@@ -236,133 +239,7 @@ def test_they_keep_every_promise(towers, batch):
         check_reward_model(model, batch)
 
 
-# Goals as pictures
-
-
-def goal_model(encoder, cameras=("front",), **more):
-    made = ImageGoalDistance(encoder, list(cameras), **more).eval()
-    made.set_goal("", {camera: noise(3, 32, 32, seed=9) for camera in cameras if camera != "absent"})
-    return made
-
-
-def test_distances_by_hand():
-    encoder = ConvEncoder(2, (4, 4), 16)
-    encoder.trainable = False  # so that features are read from the batch
-    name = f"{encoder.name}/front"
-    batch = features([[[3.0, 4.0], [0.0, 1.0], [1.0, 1.0]]], [[0, 1, 2]], 2, name, instructions=("push",))
-    far = ImageGoalDistance(encoder, ["front"])
-    with pytest.raises(ValueError, match="no goal yet"):
-        far(batch)
-    # the goal is the last observation of the one success, (1, 1)
-    assert far.fit_goals([replace(batch, end=torch.tensor([End.SUCCESS]))]) == {"push": 1}
-    # V = −√13, −1, 0: 3 − 1 = 2 and 4 − 1 = 3, 4 + 9 = 13; then 1 + 0
-    torch.testing.assert_close(far(batch).rewards[0], torch.tensor([math.sqrt(13) - 1, 1.0]))
-    torch.testing.assert_close(far(batch).terms["similarity"][0], torch.tensor([-1.0, 0.0]))
-    near = ImageGoalDistance(encoder, ["front"], distance="cosine", pays="level")
-    near.fit_goals([replace(batch, end=torch.tensor([End.SUCCESS]))])
-    # cos((0, 1), (1, 1)) = 1/√2
-    torch.testing.assert_close(near(batch).rewards[0], torch.tensor([math.sqrt(0.5), 1.0]))
-
-
-def test_goals_are_made_of_ends_of_successes_only():
-    encoder = ConvEncoder(1, (4, 4), 16)
-    encoder.trainable = False
-    values = torch.tensor([[5.0, 1.0], [5.0, 3.0], [5.0, 100.0], [5.0, 7.0], [8.0, 9.0], [5.0, 200.0]])[..., None]
-    batch = features(
-        values,
-        [[0, 2], [0, 1], [0, 2], [0, 2], [0, 2], [0, 2]],
-        2,
-        f"{encoder.name}/front",
-        instructions=("push", "push", "push", "pull", "lift", "push"),
-        end=torch.tensor([End.SUCCESS, End.SUCCESS, End.FAILURE, End.CUT, End.SUCCESS, End.CUT]),
-        success=torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0]),
-        success_known=torch.ones(6, dtype=torch.bool),
-        last_observed=torch.tensor([True, True, True, True, False, True]),
-        offset=torch.zeros(6, dtype=torch.long),
-        length=torch.tensor([2, 2, 2, 2, 2, 9]),  # the last row is a piece of a success, not its end
-    )
-    made = ImageGoalDistance(encoder, ["front"])
-    # push: (1 + 3) / 2; pull: a clip that ends in success; lift: its last observation is a repeat, so the first frame
-    assert made.fit_goals([batch[:3], batch[3:]]) == {"push": 2, "pull": 1, "lift": 1}
-    assert {i: float(made.goals[k, 0, 0]) for k, i in enumerate(made.instructions)} == {"push": 2, "pull": 7, "lift": 8}
-    assert made.fit_goals([batch], any_instruction=True) == {"": 4}
-    assert float(made.goals[made.instructions.index(""), 0, 0]) == 4.75  # (1 + 3 + 7 + 8) / 4
-    with pytest.raises(ValueError, match="end in success"):
-        made.fit_goals([batch[2:3]])
-
-
-def test_a_row_without_a_goal_is_unknown_not_zero(towers):
-    made = ImageGoalDistance(towers[0], ["front"])
-    made.set_goal("push", noise(3, 32, 32))
-    batch = rows(noise(2, 3, 3, 32, 32), instructions=("push", "pull"))
-    assert made(batch).valid.tolist() == [[True, True], [False, False]]
-    made.set_goal("", noise(3, 32, 32, seed=1))
-    assert made(batch).valid.all()
-    assert not made(batch).rewards[0].equal(made(batch).rewards[1])
-
-
-def test_goals_from_files_are_saved_without_the_files(towers, tmp_path):
-    picture = noise(3, 20, 30, seed=3)
-    file = tmp_path / "goal.png"
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file)
-    made = ImageGoalDistance(towers[0], ["front"], pictures={"push": str(file)})
-    by_tensor = ImageGoalDistance(towers[0], ["front"])
-    by_tensor.set_goal("push", picture)
-    assert made.goals.equal(by_tensor.goals)
-    made.set_goal("pull", {"front": file})
-    file.unlink()
-    batch = rows(noise(2, 3, 3, 32, 32), instructions=("push", "pull"))
-    made.save_pretrained(tmp_path / "saved")
-    opened = load_component(tmp_path / "saved")
-    assert isinstance(opened, ImageGoalDistance) and opened.instructions == ["push", "pull"]
-    assert opened(batch).rewards.equal(made(batch).rewards) and opened(batch).valid.all()
-    opened.set_goal("lift", picture)
-    assert reopen(opened).instructions == ["push", "pull", "lift"]
-
-
-def test_a_frame_that_is_the_goal_is_nearest(towers):
-    frames = noise(1, 5, 3, 32, 32)
-    made = ImageGoalDistance(towers[0], ["front"], pays="level")
-    made.set_goal("", frames[0, 3])
-    rewards = made(rows(frames)).rewards[0]
-    assert int(rewards.argmax()) == 2 and abs(float(rewards[2])) < 1e-4
-
-
-# A scale
-
-
-def test_progress_only_with_a_scale(towers):
-    encoder = ConvEncoder(1, (4, 4), 16)
-    encoder.trainable = False
-    batch = features(
-        torch.tensor([[0.0, 2.0, 4.0], [1.0, 0.5, 2.0], [2.0, 9.0, 0.0]])[..., None],
-        [[0, 1, 2]] * 3,
-        2,
-        f"{encoder.name}/front",
-        end=torch.tensor([End.SUCCESS, End.SUCCESS, End.FAILURE]),
-    )
-    made = ImageGoalDistance(encoder, ["front"], pays="level")
-    made.fit_goals([batch])  # (4 + 2) / 2 = 3
-    assert made(batch).progress is None
-    with pytest.raises(ValueError, match="progress nor success"):
-        Delta(made)(batch)
-    # first: −3, −2, −1, mean −2; ends of successes: −1, −1, mean −1
-    assert made.fit_scale([batch[:1], batch[1:]]) == (-2.0, -1.0)
-    progress = made(batch).progress
-    assert progress is not None and progress.valid.all()
-    # S = −3, −1, −1 / −2, −2.5, −1 / −1, −6, −3; plus 2, cut to [0, 1]
-    assert progress.values.tolist() == [[0, 1, 1], [0, 0, 1], [1, 0, 0]]
-    assert Delta(made)(batch).rewards.tolist() == [[1, 0], [0, 1], [-1, 0]]
-    opened = reopen(made)
-    opened.encoder.trainable = False
-    assert opened(batch).progress.values.equal(progress.values)
-    with pytest.raises(ValueError, match="beginnings of episodes"):
-        made.fit_scale([batch[2:]])
-    upside_down = ImageGoalDistance(encoder, ["front"])
-    upside_down.known, upside_down.instructions = torch.ones(1, 1, dtype=torch.bool), [""]
-    upside_down.goals = torch.zeros(1, 1, 1)
-    with pytest.raises(ValueError, match="does not tell how much is done"):
-        upside_down.fit_scale([batch[:1]])
+# What both are
 
 
 def test_what_they_read(towers):
@@ -398,20 +275,3 @@ def test_wrong_arguments(towers, tmp_path):
     ):
         with pytest.raises(ValueError, match=told):
             GoalSimilarity(**{"encoder": encoder, "text": text, "cameras": ["front"], **wrong})
-    two = ImageGoalDistance(encoder, ["front", "wrist"])
-    with pytest.raises(ValueError, match="by camera"):
-        two.set_goal("", noise(3, 8, 8))
-    with pytest.raises(ValueError, match=r"\['side'\]: expected some of front, wrist"):
-        two.set_goal("", {"side": noise(3, 8, 8)})
-    with pytest.raises(FileNotFoundError, match="no goal picture"):
-        two.set_goal("", {"front": tmp_path / "absent.png"})
-    (tmp_path / "prose.png").write_text("a picture of a drawer")
-    with pytest.raises(ValueError, match="cannot be read as a picture"):
-        two.set_goal("", {"front": str(tmp_path / "prose.png")})
-    with pytest.raises(TypeError, match="uint8"):
-        two.set_goal("", {"front": torch.rand(3, 8, 8)})
-    with pytest.raises(ValueError, match=r"expected \(3, H, W\)"):
-        two.set_goal("", {"front": noise(8, 8)})
-    assert two.instructions == []  # a goal that could not be read leaves nothing behind
-    with pytest.raises(ValueError, match="each instruction once"):
-        ImageGoalDistance(encoder, ["front"], instructions=["a", "a"])
