@@ -30,8 +30,8 @@ class MilestoneLabels(LabelFactory):
 
     Args:
         detector: Finds the milestones; None takes the defaults.
-        gripper: Track of the openness; None, or an empty name (a command line has no None), for a robot without gripper,
-            where the path gives the milestones.
+        gripper: Track of the openness; None, or an empty name (a command line has no None), for a robot without a
+            gripper, where the path gives the milestones.
         hand: Track of the end effector.
         window: Steps labelled 1 before a keyframe; see `step_labels`.
         margin: Steps before those that are neither; 0 is the strict recipe.
@@ -76,7 +76,7 @@ class MilestoneLabels(LabelFactory):
         """Both labels of one episode.
 
         Raises:
-            BadEpisodeError: If a track is missing, has gaps, or holds something that is no number.
+            BadEpisodeError: If a track of a success is missing, has gaps, or holds something that is no number.
         """
         made = episode.steps + int(episode.last_observed)
         flags = episode.labels.get("success")
@@ -88,8 +88,7 @@ class MilestoneLabels(LabelFactory):
         else:
             success = made - 1 if won else None
         try:
-            openness, position = self._tracks(episode, made)
-            found = self.detector(openness, position, success) if success else None
+            found = self.detector(*self._tracks(episode, made), success) if success else None
         except ValueError as error:
             raise BadEpisodeError(episode.index, "track", str(error)) from error
         z, z_known = np.zeros(episode.steps + 1, np.float32), np.zeros(episode.steps + 1, bool)
