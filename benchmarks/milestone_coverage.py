@@ -2,8 +2,8 @@
 
     python benchmarks/milestone_coverage.py --stack-cube FOLDER
 
-FOLDER holds `annotated_dataset.hdf5`, ten demonstrations of stacking cubes whose sub-tasks were marked while recording;
-without it that part is left out.
+FOLDER holds `annotated_dataset.hdf5`, ten demonstrations of stacking cubes with the sub-tasks their recording signals by
+rules of its own; without it that part is left out.
 
 Three scripted episodes per task, up to 500 steps, stopped at success. A task is functional where every success has a
 gripper milestone before its success; it falls back where none has, and is mixed otherwise.
@@ -67,7 +67,7 @@ def measure(name: str, episodes: int, horizon: int, seed: int) -> dict[str, Any]
 
 
 def people(file: Path) -> list[dict[str, Any]]:
-    """Milestones of the gripper beside the marked sub-tasks, one line per demonstration."""
+    """Milestones of the gripper beside the signalled sub-tasks, one line per demonstration."""
     import h5py
 
     rows: list[dict[str, Any]] = []
@@ -118,7 +118,7 @@ def main() -> None:
     print("with a change in every episode that is merged into the success in some:", ", ".join(late))
     demos = people(options.stack_cube / "annotated_dataset.hdf5") if options.stack_cube else []
     for demo in demos:
-        print(demo["demo"], "gripper", demo["milestones"], "marked", demo["onsets"])
+        print(demo["demo"], "gripper", demo["milestones"], "signalled", demo["onsets"])
     if not options.quick:
         record = {"seed": options.seed, "horizon": options.horizon, "kinds": kinds, "tasks": rows, "stack_cube": demos}
         options.out.write_text(json.dumps(record, indent=2))
