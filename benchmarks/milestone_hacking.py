@@ -5,9 +5,9 @@
 Per task and seed: a milestone model learns from simulated logs of mixed quality, a policy is cloned from a few noisy
 demonstrations, and PPO starts from it on sparse success alone, and on sparse success plus the milestone reward paid in
 three ways. On drawer-open the additive one is tried with a bonus, too, that is worth half a success if paid for ever
-(0.005 / (1 − γ)); on reach the oracle, which needs no training, is paid as well. All arms use the same number of environment steps. Then every
-policy plays the same held-out episodes with its mean action: success, the reward that the additive mode would have paid
-on them, and how long they last.
+(0.005 / (1 − γ)); on reach the oracle, which needs no training, is paid as well. All arms use the same number of
+environment steps. Then every policy plays the same held-out episodes with its mean action: success, the reward that the
+additive mode would have paid on them, and how long they last.
 """
 
 import argparse
