@@ -33,6 +33,7 @@ _PUBLIC = {
     "CompletionLikelihood": "rewards.vlm",
     "ExpectedRating": "rewards.vlm",
     "ShuffledFrames": "rewards.frame_order",
+    "MilestoneReward": "rewards.milestone_reward",
     "RecordedReward": "rewards.recorded",
     "GoalSimilarity": "rewards.similarity",
     "ImageGoalDistance": "rewards.image_goal",
