@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..core.interfaces import TaskPlan
 from .costs import PAIRED, Constraint, Kind, Number
+from .plans import Name as StageName
 
 LIBRARY = Path(__file__).parents[1] / "configs" / "costs"
 """Where the files of the simulated tasks lie, as ``<suite>/<task>.json``."""
@@ -54,7 +55,7 @@ class TaskCosts(BaseModel):
     """What it is for, such as ``metaworld/push-v3``."""
     instructions: tuple[Annotated[str, Field(strict=True, min_length=1)], ...] = ()
     """Instructions it is for, word by word; none = for every one."""
-    stages: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_STAGES)]
+    stages: Annotated[tuple[StageName, ...], Field(min_length=1, max_length=MAX_STAGES)]
     """Names of the stages in their order; a constraint names one by its index."""
     constraints: Annotated[tuple[Constraint, ...], Field(max_length=MAX_CONSTRAINTS)]
     points: dict[Name, tuple[Number, Number, Number]] = {}

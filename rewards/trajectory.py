@@ -75,7 +75,7 @@ class GrapeScore(RewardModel):
         unreached: float | int = 5.0,
         decomposer: TaskDecomposer | None = None,
         compare: Literal["group", "task"] = "group",
-        prior: float = 0.01,
+        prior: float = 0.001,
     ) -> None:
         super().__init__()
         if self_reduce not in ("sum", "mean") or compare not in ("group", "task"):
