@@ -62,19 +62,24 @@ class StageCosts:
         Raises:
             ValueError: If a track has the wrong shape or kind, a known value is not finite, or stages do not fit.
         """
-        stages, problems = self._stages(batch, decomposer)
-        made = batch.made[:, 1:].cpu() & batch.mask.cpu()
+        made = (batch.made[:, 1:] & batch.mask).cpu().numpy()
+        places = [self.find(text) for text in batch.instructions]
+        several = [
+            row
+            for row, place in enumerate(places)
+            if place is not None and bool(wanted[row]) and len(self.files[place].stages) > 1
+        ]
+        stages, problems = self._stages(batch, decomposer, several, places)
         rows: list[RowCosts] = []
-        for row, text in enumerate(batch.instructions):
-            place = self.find(text)
+        for row, place in enumerate(places):
             if not bool(wanted[row]):
                 rows.append(RowCosts(problem="it is no whole, finished episode"))
             elif place is None:
-                rows.append(RowCosts(problem=f"no costs for the instruction {text!r}"))
+                rows.append(RowCosts(problem=f"no costs for the instruction {batch.instructions[row]!r}"))
+            elif row in problems:
+                rows.append(RowCosts(problem=problems[row]))
             else:
-                steps = made[row].numpy()
-                one = None if stages is None else _row(stages, row, len(steps))
-                rows.append(self._row(batch, row, place, steps, one, problems.get(row, "")))
+                rows.append(self._row(batch, row, place, made[row], stages.get(row)))
         return rows
 
     def find(self, instruction: str) -> int | None:
@@ -97,14 +102,10 @@ class StageCosts:
         place: int,
         steps: Bool[np.ndarray, " T"],
         stages: tuple[np.ndarray, np.ndarray] | None,
-        problem: str,
     ) -> RowCosts:
         file = self.files[place]
-        count = int(steps.sum())
-        stage = np.zeros(count, np.int64)
-        if len(file.stages) > 1:
-            if problem or stages is None:
-                return RowCosts(problem=problem or 'no stages: neither labels["stage"] nor a decomposer')
+        stage = np.zeros(int(steps.sum()), np.int64)
+        if stages is not None:
             values, valid = (part[steps] for part in stages)
             if not valid.all():
                 return RowCosts(problem="the stage of some steps is unknown")
@@ -128,22 +129,32 @@ class StageCosts:
         return RowCosts(file=file, first=self._first[place], table=tuple(table))
 
     def _stages(
-        self, batch: TrajectoryBatch, decomposer: TaskDecomposer | None
-    ) -> tuple[Labelled | None, dict[int, str]]:
-        """Stage indices of the batch, and rows whose plan is missing."""
-        if decomposer is None:
-            return batch.labels.get("stage"), {}
-        if all(len(file.stages) == 1 for file in self.files):
-            return None, {}
-        plans = decomposer.plan(batch.instructions, _first_frames(batch))
+        self,
+        batch: TrajectoryBatch,
+        decomposer: TaskDecomposer | None,
+        rows: Sequence[int],
+        places: Sequence[int | None],
+    ) -> tuple[dict[int, tuple[np.ndarray, np.ndarray]], dict[int, str]]:
+        """Stage after each step of the given rows and where it is known, and rows for which nobody says."""
+        if not rows:
+            return {}, {}
         problems: dict[int, str] = {}
-        for row, plan in enumerate(plans):
-            place = self.find(batch.instructions[row])
-            if not plan.stages:
-                problems[row] = "the decomposer gave no plan"
-            elif place is not None and len(self.files[place].stages) > 1:
-                self.files[place].check_plan(plan)
-        return decomposer.segment(batch, plans, causal=False), problems
+        if decomposer is None:
+            column, chosen = batch.labels.get("stage"), {row: row for row in rows}
+            if column is None:
+                return {}, dict.fromkeys(rows, 'no stages: neither labels["stage"] nor a decomposer')
+        else:
+            some = batch[torch.tensor(rows, device=batch.mask.device)]
+            plans = decomposer.plan(some.instructions, _first_frames(some))
+            for row, plan in zip(rows, plans, strict=True):
+                place = places[row]
+                if not plan.stages:
+                    problems[row] = "the decomposer gave no plan"
+                elif place is not None:
+                    self.files[place].check_plan(plan)
+            column, chosen = decomposer.segment(some, plans, causal=False), {row: i for i, row in enumerate(rows)}
+        width = batch.mask.shape[1]
+        return {row: _row(column, i, width) for row, i in chosen.items()}, problems
 
 
 def _row(column: Labelled, row: int, steps: int) -> tuple[Shaped[np.ndarray, "T ..."], Bool[np.ndarray, " T"]]:

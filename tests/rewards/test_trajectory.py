@@ -258,6 +258,7 @@ class Halves(TaskDecomposer):
 
     def plan(self, instructions, first_frames=None):
         stages = (TaskStage(name="reach"), TaskStage(name=self.second))
+        assert "else" not in instructions  # nobody is asked about rows that have no costs
         return [TaskPlan(instruction=t, stages=() if t == "what?" else stages) for t in instructions]
 
     def segment(self, batch, plans, causal):
@@ -266,16 +267,18 @@ class Halves(TaskDecomposer):
 
 
 def test_stages_of_a_decomposer():
-    batch = replace(rollouts(rows=3, seed=7), instructions=("do it", "what?", "do it"))
-    model = GrapeScore([COSTS], [0, 1, 0], decomposer=Halves())
+    batch = replace(rollouts(rows=4, seed=7), instructions=("do it", "what?", "do it", "else"))
+    costs = COSTS | {"instructions": ["do it", "what?"]}
+    model = GrapeScore([costs], [0, 1, 0], decomposer=Halves())
     scored = model(batch)
-    assert scored.valid.any(1).tolist() == [True, False, True]
+    assert scored.valid.any(1).tolist() == [True, False, True, False]
     assert "no plan" in model.why(batch)[1]
+    assert "no costs" in model.why(batch)[3]
     stage = Halves().segment(batch, [], False)
     labelled = replace(batch, labels={"stage": stage})
     torch.testing.assert_close(scored.rewards[[0, 2]], GrapeScore([COSTS], [0, 1, 0])(labelled).rewards[[0, 2]])
     with pytest.raises(ValueError, match=r"reach, move.*reach, carry"):
-        GrapeScore([COSTS], decomposer=Halves("carry"))(batch)
+        GrapeScore([costs], decomposer=Halves("carry"))(batch)
 
 
 def test_only_what_was_carried_out_counts():
