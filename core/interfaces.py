@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .batch import (
     Advantages,
     Decision,
+    End,
     Evaluation,
     Labelled,
     Observation,
@@ -160,6 +162,19 @@ class TaskDecomposer(Component):
     def segment(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
         """Stage index of every observation (B, T+1)."""
         raise NotImplementedError(f"{type(self).__name__} does not segment: write segment(batch, plans, causal)")
+
+    def completed(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
+        """How many stages are complete at every observation (B, T+1), in [0, S]; a fraction is how far the next one is.
+
+        Here: the index of the stage, and all S at the last observation of a row that ends in success. A decomposer that
+        knows more overrides it; whatever it adds, the stage is the whole part, at most S − 1.
+        """
+        stage = self.segment(batch, plans, causal)
+        stages = torch.tensor([len(plan.stages) for plan in plans], device=stage.values.device)
+        place = torch.arange(stage.valid.shape[1], device=stage.values.device)
+        done = (batch.end == End.SUCCESS)[:, None] & (place == batch.steps[:, None])
+        count = torch.where(done.to(stage.values.device), stages[:, None], stage.values).float()
+        return Labelled(values=torch.where(stage.valid, count, 0.0), valid=stage.valid)
 
 
 class AdvantageSource(Component):

@@ -3,7 +3,8 @@
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -139,6 +140,38 @@ def check_plan(value: Any, instruction: str, max_stages: int = MAX_STAGES) -> Ta
     )
 
 
+def read_plans(plans: Mapping[str, Any] | str | Path, max_stages: int = MAX_STAGES) -> dict[str, TaskPlan]:
+    """Plans by instruction, from a mapping or a JSON file of the form ``{instruction: {"stages": […]}, …}``.
+
+    Args:
+        plans: Such a mapping, or the path of such a file.
+        max_stages: Most stages allowed in a plan.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not of that form, naming the instruction whose plan is wrong.
+    """
+    where, value = "plans", cast(Any, plans)
+    if isinstance(plans, str | Path):
+        where = str(plans)
+        try:
+            text = Path(plans).read_text(encoding="utf-8")
+            value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no file of plans at {where}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f'{where}: expected {{instruction: {{"stages": […]}}, …}}, got {_short(value)}')
+    read: dict[str, TaskPlan] = {}
+    for instruction, entry in cast(Mapping[str, Any], value).items():
+        try:
+            read[instruction] = check_plan(entry, instruction, max_stages)
+        except ValueError as error:
+            raise ValueError(f"{where}: the plan for {instruction!r}: {error}") from error
+    return read
+
+
 def plan_to_json(plan: TaskPlan) -> str:
     """Write a plan's stages as JSON that `parse_plan` reads back, on one line.
 
@@ -209,4 +242,5 @@ __all__ = [
     "parse_plan",
     "plan_to_json",
     "plan_to_value",
+    "read_plans",
 ]

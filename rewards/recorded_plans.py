@@ -1,0 +1,128 @@
+"""Plans and stages that were stored with the data: nothing is decided here, what is unknown stays unknown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.batch import Labelled, TrajectoryBatch
+from ..core.interfaces import TaskDecomposer, TaskPlan
+from ..datasets.episodes import Column
+from ..datasets.stages import STAGE
+from .plans import plan_to_value, read_plans
+
+
+class RecordedDecomposer(TaskDecomposer):
+    """Gives the plans it was given, and the stages that a data set recorded at every observation.
+
+    A recorded stage usually comes from somebody who saw the whole episode, so asking for a causal segmentation is
+    refused unless ``causal_labels`` says that the labels were made from the past alone.
+
+    Args:
+        plans: Instruction → ``{"stages": [{"name", "description", "completion", "keypoints"}, …]}``, or the path of a
+            JSON file that holds this. A saved decomposer holds the plans, not the path.
+        column: Name of the label with the stage index 0 … S − 1 of every observation.
+        causal_labels: The labels at an observation use nothing after it.
+        max_stages: Most stages allowed in a plan.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a plan is none, naming its instruction.
+    """
+
+    def __init__(
+        self,
+        plans: Mapping[str, Any] | str,
+        column: str = STAGE,
+        causal_labels: bool = False,
+        max_stages: int = 32,
+    ) -> None:
+        super().__init__()
+        self._plans = read_plans(plans, max_stages)
+        self.column, self.causal_labels, self.max_stages = column, causal_labels, max_stages
+        self.init_args["plans"] = {text: plan_to_value(plan) for text, plan in self._plans.items()}
+
+    def plan(self, instructions: Sequence[str], first_frames: Sequence[Tensor] | None = None) -> list[TaskPlan]:
+        """Look the plans up; pictures are not looked at.
+
+        Raises:
+            ValueError: If an instruction has no plan.
+        """
+        for text in instructions:
+            if text not in self._plans:
+                known = ", ".join(repr(name) for name in list(self._plans)[:5])
+                more = f" and {len(self._plans) - 5} more" if len(self._plans) > 5 else ""
+                raise ValueError(f"no plan is recorded for {text!r}: there are plans for {known}{more}")
+        return [self._plans[text] for text in instructions]
+
+    def segment(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
+        """Recorded stage of every observation (B, T+1), int64; invalid where none is recorded.
+
+        Raises:
+            ValueError: If causal stages are asked for and the labels are not, the label is missing, or a stage is no
+                whole number 0 … S − 1 or smaller than an earlier one.
+        """
+        if causal and not self.causal_labels:
+            raise ValueError(
+                f"the recorded label {self.column!r} was made with the whole episode in view, so it cannot be used "
+                "online: pass causal=False, or causal_labels=True if it uses nothing after its observation"
+            )
+        if len(plans) != len(batch):
+            raise ValueError(f"expected a plan for each of {len(batch)} rows, got {len(plans)}")
+        label = batch.labels.get(self.column)
+        if label is None:
+            held = ", ".join(sorted(batch.labels)) or "none"
+            raise ValueError(f"no label {self.column!r} is recorded here, only {held}: record it, or name another")
+        if label.values.shape != batch.observed.shape:
+            raise ValueError(
+                f"label {self.column!r}: expected one stage per observation {tuple(batch.observed.shape)}, got "
+                f"{tuple(label.values.shape)}"
+            )
+        valid = label.valid & batch.made
+        values = torch.where(valid, label.values, torch.zeros_like(label.values)).double()
+        sizes = torch.tensor([len(plan.stages) for plan in plans], device=valid.device)[:, None]
+        wrong = valid & ~((values >= 0) & (values < sizes) & (values == values.floor()))
+        self._refuse(batch, values, wrong, "expected a whole number from 0 to the number of stages in the plan less 1")
+        earlier = torch.where(valid, values, -1.0).cummax(1).values
+        self._refuse(batch, values, valid & (values < earlier), "a later stage came before it, expected them in order")
+        return Labelled(values=values.long(), valid=valid)
+
+    def _refuse(self, batch: TrajectoryBatch, values: Tensor, wrong: Tensor, why: str) -> None:
+        if bool(wrong.any()):
+            row, t = (int(i) for i in wrong.nonzero()[0])
+            raise ValueError(
+                f"label {self.column!r} of episode {int(batch.episode[row])} is {float(values[row, t]):g} at "
+                f"observation {t}: {why}"
+            )
+
+
+def stage_column(runs: Sequence[tuple[int, int]], observations: int) -> Column:
+    """Stages given by their first and last observation as a column for ``labels["stage"]``.
+
+    Stage i holds from its first observation up to, not including, its last, at which it is complete; the last stage of
+    all includes it. Observations outside every stage are unknown.
+
+    Args:
+        runs: (first, last) observation of each stage, in order; a stage may begin where the one before ends.
+        observations: T + 1.
+
+    Raises:
+        ValueError: If a stage is empty, overlaps the one before or leaves the episode.
+    """
+    values, valid = np.zeros(observations, np.int64), np.zeros(observations, bool)
+    before = 0
+    for stage, (first, last) in enumerate(runs):
+        if not before <= first < last < observations:
+            raise ValueError(
+                f"stage {stage} goes from observation {first} to {last}: expected it to begin at {before} or later, to "
+                f"end after that, and not beyond observation {observations - 1}"
+            )
+        span = slice(first, last + 1 if stage == len(runs) - 1 else last)
+        values[span], valid[span] = stage, True
+        before = last
+    return Column(values=values, valid=valid)
+
+
+__all__ = ["RecordedDecomposer", "stage_column"]

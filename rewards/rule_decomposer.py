@@ -1,0 +1,402 @@
+"""Stages of the simulated tasks by rule: distances between the tracks of a hand, an object and a goal."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..core.batch import End, Labelled, TrajectoryBatch
+from ..core.interfaces import TaskDecomposer, TaskPlan, TaskStage
+from ..envs.instructions import KITCHEN, METAWORLD, REACH
+from .segmentation import monotone_completed, online_completed
+
+HAND, OBJECT, GOAL = "end_effector", "object", "goal"
+METAWORLD_COLUMNS: dict[str, list[int]] = {HAND: [0, 1, 2], OBJECT: [4, 5, 6], GOAL: [36, 37, 38]}
+"""Where Meta-World's 39-number state holds what the tracks hold: rollouts carry the state only."""
+_PUSHED = 0.02  # an object this far from where the hand met it was reached: it may slide or roll ahead of the hand
+_ALMOST = 0.99  # a fraction never reads as a whole stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRule:
+    """Which stages a task has and from which distances, in metres, they count as complete."""
+
+    near: float
+    """Hand to object, or to the goal where there is no object: the first stage is complete below it."""
+    lift: float | None = None
+    """How far the object is above where it lay when the hand came near: the second stage, where there is one."""
+    goal: float | None = None
+    """Object to goal: the last stage is complete below it."""
+    moved: float | None = None
+    """Object from where it was at first: the last stage of tasks whose goal no track holds."""
+    object: bool = True
+    """False: the hand alone has to get somewhere, in one stage."""
+
+    @property
+    def tracks(self) -> tuple[str, ...]:
+        """Names of the tracks it reads."""
+        if not self.object:
+            return HAND, GOAL
+        return (HAND, OBJECT, GOAL) if self.goal is not None else (HAND, OBJECT)
+
+    @property
+    def needs_success(self) -> bool:
+        """Whether no distance tells the end of the task, so that only the success flag does."""
+        return self.object and self.goal is None and self.moved is None
+
+
+def _carry(near: float, goal: float | None) -> TaskRule:
+    return TaskRule(near=near, lift=0.02, goal=goal)
+
+
+def _move(near: float, goal: float | None) -> TaskRule:
+    return TaskRule(near=near, goal=goal)
+
+
+_METAWORLD: dict[str, TaskRule] = {
+    "assembly-v3": _carry(0.06, None),
+    "basketball-v3": _carry(0.045, 0.1),
+    "bin-picking-v3": _carry(0.05, 0.05),
+    "box-close-v3": _carry(0.08, 0.08),
+    "button-press-topdown-v3": _move(0.06, 0.024),
+    "button-press-topdown-wall-v3": _move(0.085, 0.024),
+    "button-press-v3": _move(0.09, 0.02),
+    "button-press-wall-v3": _move(0.065, 0.03),
+    "coffee-button-v3": _move(0.1, 0.02),
+    "coffee-pull-v3": _move(0.075, 0.07),
+    "coffee-push-v3": _move(0.075, 0.07),
+    "dial-turn-v3": _move(0.12, 0.07),
+    "disassemble-v3": _carry(0.055, None),
+    "door-close-v3": _move(0.195, 0.08),
+    "door-lock-v3": _move(0.07, 0.047),
+    "door-open-v3": _move(0.045, 0.089),
+    "door-unlock-v3": _move(0.06, 0.047),
+    "drawer-close-v3": _move(0.04, 0.065),
+    "drawer-open-v3": _move(0.03, 0.03),
+    "faucet-close-v3": _move(0.07, 0.07),
+    "faucet-open-v3": _move(0.065, 0.05),
+    "hammer-v3": _carry(0.06, None),
+    "hand-insert-v3": _move(0.055, 0.05),
+    "handle-press-side-v3": _move(0.03, 0.02),
+    "handle-press-v3": _move(0.04, 0.02),
+    "handle-pull-side-v3": _move(0.03, 0.08),
+    "handle-pull-v3": _move(0.05, 0.071),
+    "lever-pull-v3": _move(0.12, 0.027),
+    "peg-insert-side-v3": _carry(0.04, 0.2),
+    "peg-unplug-side-v3": _move(0.035, 0.07),
+    "pick-out-of-hole-v3": _carry(0.04, 0.07),
+    "pick-place-v3": _carry(0.06, 0.07),
+    "pick-place-wall-v3": _carry(0.055, 0.07),
+    "plate-slide-back-side-v3": _move(0.08, 0.07),
+    "plate-slide-back-v3": _move(0.105, 0.07),
+    "plate-slide-side-v3": _move(0.09, 0.07),
+    "plate-slide-v3": _move(0.095, 0.07),
+    "push-back-v3": _move(0.06, 0.07),
+    "push-v3": _move(0.05, 0.05),
+    "push-wall-v3": _move(0.05, 0.07),
+    "reach-v3": TaskRule(near=0.058, object=False),
+    "reach-wall-v3": TaskRule(near=0.092, object=False),
+    "shelf-place-v3": _carry(0.06, 0.07),
+    "soccer-v3": _move(0.065, 0.07),
+    "stick-pull-v3": _carry(0.045, None),
+    "stick-push-v3": _carry(0.07, None),
+    "sweep-into-v3": _move(0.045, 0.071),
+    "sweep-v3": _move(0.07, 0.05),
+    "window-close-v3": _move(0.06, None),
+    "window-open-v3": _move(0.055, 0.108),
+}
+# Kitchen: how far the touched point has moved at the simulator's tolerance of success; a knob's turns about itself
+_KITCHEN: dict[str, TaskRule] = {
+    "microwave": TaskRule(near=0.1, moved=0.221),
+    "kettle": TaskRule(near=0.1, moved=0.109),
+    "light_switch": TaskRule(near=0.1, moved=0.0318),
+    "slide_cabinet": TaskRule(near=0.1, moved=0.0741),
+    "hinge_cabinet": TaskRule(near=0.1, moved=0.36),
+    "bottom_burner": TaskRule(near=0.1),
+    "top_burner": TaskRule(near=0.1),
+}
+RULES: dict[str, TaskRule] = {
+    **{f"metaworld/{name}": rule for name, rule in _METAWORLD.items()},
+    **{f"kitchen/{name}": rule for name, rule in _KITCHEN.items()},
+    "mujoco/reach": TaskRule(near=0.05, object=False),
+}
+"""Rule of each task, by the task's full name."""
+
+_TASKS = {
+    **{text: f"metaworld/{name}" for name, text in METAWORLD.items()},
+    **{text: f"kitchen/{name}" for name, text in KITCHEN.items()},
+    REACH: "mujoco/reach",
+}
+_REACHING = TaskStage(
+    name="reach", description="move the hand to the object", completion="the hand is at the object", keypoints=(OBJECT,)
+)
+_GRASPING = TaskStage(
+    name="grasp",
+    description="take hold of the object and lift it",
+    completion="the object is off the place it lay on, with the hand at it",
+    keypoints=(OBJECT,),
+)
+
+
+class RuleDecomposer(TaskDecomposer):
+    """Plans and stages of Meta-World's 50 tasks, seven sub-tasks of the Franka kitchen and the small reach task.
+
+    A task where an object is carried has the stages reach, grasp and place; one where something is pushed, pulled,
+    turned or slid has reach and move; one where only the hand has to get somewhere has reach. A stage is complete where
+    the distance that `RULES` names is small enough, or where a later stage's is; the last one also where the success
+    flag says so. There is no contact sensor: "grasp" says that the object is off its place with the hand at it, which a
+    scoop does as well.
+
+    Some tasks end in a state no distance between the tracks tells from others (`TaskRule.needs_success`): they are
+    segmented only with success flags.
+
+    Online a stage is complete from the first observation on where its condition held (``hold`` in a row). In hindsight
+    the most likely assignment is taken, so a hand that merely passes by does not end its stage.
+
+    Args:
+        use_success: Take ``labels["success"]``, and a row's end in success, for the completion of the last stage.
+        hold: Known observations in a row in which a condition holds before it counts online.
+        min_length: Observations a stage lasts in hindsight; see `monotone_completed`.
+        state_columns: Track → its three places in the state, used where a batch has no such track; rollouts carry
+            none. `METAWORLD_COLUMNS` are Meta-World's.
+        aliases: Other wordings of an instruction → the one in `guerdon.envs.instructions`.
+
+    Raises:
+        ValueError: If an argument is out of its range, or an alias stands for no known instruction.
+    """
+
+    def __init__(
+        self,
+        use_success: bool = True,
+        hold: int = 1,
+        min_length: int = 1,
+        state_columns: Mapping[str, Sequence[int]] | None = None,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        if hold < 1 or min_length < 0:
+            raise ValueError(f"hold {hold}, min_length {min_length}: expected at least 1 and at least 0")
+        self.use_success, self.hold, self.min_length = use_success, hold, min_length
+        self.state_columns = {name: list(places) for name, places in (state_columns or {}).items()}
+        for name, places in self.state_columns.items():
+            if name not in (HAND, OBJECT, GOAL) or len(places) != 3 or min(places) < 0:
+                raise ValueError(
+                    f"state_columns[{name!r}] is {places}: expected three places in the state for one of {HAND}, "
+                    f"{OBJECT} and {GOAL}"
+                )
+        self.aliases = {_plain(text): known for text, known in (aliases or {}).items()}
+        for known in self.aliases.values():
+            task_of(known)
+
+    def plan(self, instructions: Sequence[str], first_frames: Sequence[Tensor] | None = None) -> list[TaskPlan]:
+        """Look the stages up; pictures are not looked at.
+
+        Raises:
+            ValueError: If an instruction is not one of a simulated task, naming the nearest.
+        """
+        return [_plan(text, RULES[self._task(text)]) for text in instructions]
+
+    def segment(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
+        """Stage of every observation (B, T+1), int64: the first that is not complete, the last one once all are.
+
+        Raises:
+            ValueError: If a track is missing, or a plan is not one of ours; see `completed`.
+        """
+        done = self.completed(batch, plans, causal)
+        last = torch.tensor([len(plan.stages) - 1 for plan in plans], device=done.values.device)
+        stage = torch.minimum(done.values.floor().long(), last[:, None])
+        return Labelled(values=torch.where(done.valid, stage, 0), valid=done.valid)
+
+    def completed(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
+        """Stages complete at every observation (B, T+1), and how far the next one is as the fraction.
+
+        The fraction is how much of the distance that was left when the stage began has been covered, below 1; of a
+        grasp it is 0. It is invalid where a track is unknown, at observations that were not made, and in windows that
+        begin inside an episode: they do not show what was done before.
+
+        Raises:
+            ValueError: If a track is missing or holds no numbers, a task needs success flags that are not there, or a
+                plan is not one of ours.
+        """
+        if len(plans) != len(batch):
+            raise ValueError(f"expected a plan for each of {len(batch)} rows, got {len(plans)}")
+        values = torch.zeros(batch.observed.shape, dtype=torch.float32, device=batch.mask.device)
+        known = torch.zeros_like(batch.observed)
+        whole = batch.made & (batch.offset == 0)[:, None]
+        tasks = [self._task(plan.instruction) for plan in plans]
+        for task in dict.fromkeys(tasks):
+            rows = torch.tensor([i for i, name in enumerate(tasks) if name == task], device=batch.mask.device)
+            rule = RULES[task]
+            for i in rows.tolist():
+                if plans[i].stages != _plan(plans[i].instruction, rule).stages:
+                    names = [stage.name for stage in plans[i].stages]
+                    raise ValueError(f"the plan of row {i} ({names}) is not this decomposer's: take plans from plan()")
+            some = batch[rows]
+            values[rows], known[rows] = self._count(some, whole[rows], rule, task, causal)
+        return Labelled(values=torch.where(known, values, 0.0), valid=known)
+
+    def _count(
+        self, batch: TrajectoryBatch, whole: Bool[Tensor, "B Tp1"], rule: TaskRule, task: str, causal: bool
+    ) -> tuple[Float[Tensor, "B Tp1"], Bool[Tensor, "B Tp1"]]:
+        """Stages complete plus a fraction, and where that is known, for rows of one task."""
+        points: dict[str, Tensor] = {}
+        known = whole
+        for name in rule.tracks:
+            points[name], seen = self._track(batch, name, task)
+            known = known & seen
+        succeeded, told = self._succeeded(batch)
+        if rule.needs_success:
+            if not self.use_success or "success" not in batch.labels:
+                raise ValueError(
+                    f'{task}: no distance tells when it is done, so labels["success"] and use_success are needed'
+                )
+            first = torch.arange(known.shape[1], device=known.device) == 0  # by definition nothing is complete there
+            known = known & (told | first)
+        met, left = _conditions(rule, points, known)
+        met = torch.cat([met[..., :-1], met[..., -1:] | (succeeded & known)[..., None]], -1)
+        met = met.flip(-1).cummax(-1).values.flip(-1)  # what a later stage shows has been passed
+        values = torch.zeros_like(left[..., 0])
+        for row in range(len(batch)):
+            done, valid = met[row].to(values.dtype), known[row]
+            count = (
+                online_completed(done, valid, hold=self.hold)
+                if causal
+                else monotone_completed(done, valid, self.min_length)
+            )
+            values[row] = count + _fraction(count, left[row], valid)
+        return values, known
+
+    def _track(self, batch: TrajectoryBatch, name: str, task: str) -> tuple[Float[Tensor, "B Tp1 3"], Tensor]:
+        """A track, or the places in the state that stand for it, and where it is known."""
+        track = batch.tracks.get(name)
+        if track is None and name in self.state_columns:
+            places = self.state_columns[name]
+            if max(places) >= batch.state.shape[2]:
+                raise ValueError(
+                    f"state_columns[{name!r}] is {places}, but the state has {batch.state.shape[2]} numbers"
+                )
+            track = Labelled(values=batch.state[..., places], valid=batch.made)
+        if track is None:
+            held = ", ".join(sorted(batch.tracks)) or "none"
+            raise ValueError(
+                f"{task} needs the track {name!r}, this batch holds {held}: record it, or say with state_columns where "
+                "the state holds it"
+            )
+        if track.values.shape != (*batch.observed.shape, 3):
+            raise ValueError(
+                f"track {name!r}: expected a point per observation {(*batch.observed.shape, 3)}, got "
+                f"{tuple(track.values.shape)}"
+            )
+        valid = track.valid & batch.made
+        wrong = valid & ~track.values.isfinite().all(-1)
+        if bool(wrong.any()):
+            row, t = (int(i) for i in wrong.nonzero()[0])
+            raise ValueError(
+                f"track {name!r} of episode {int(batch.episode[row])} is {track.values[row, t].tolist()} at "
+                f"observation {t}: mark it invalid, or repair the episode"
+            )
+        return torch.where(valid[..., None], track.values.float(), 0.0), valid
+
+    def _succeeded(self, batch: TrajectoryBatch) -> tuple[Bool[Tensor, "B Tp1"], Bool[Tensor, "B Tp1"]]:
+        """Where the task is known to be done, and where anybody says."""
+        succeeded = torch.zeros_like(batch.observed)
+        if not self.use_success:
+            return succeeded, succeeded
+        place = torch.arange(succeeded.shape[1], device=succeeded.device)
+        at_end = ((batch.end == End.SUCCESS)[:, None] & (place == batch.steps[:, None])) & batch.made
+        flags = batch.labels.get("success")
+        told = at_end
+        if flags is not None and flags.valid.shape == succeeded.shape:
+            told = at_end | (flags.valid & batch.made)
+            succeeded = flags.valid & (torch.where(flags.valid, flags.values.float(), 0.0) >= 0.5)
+        return succeeded | at_end, told
+
+    def _task(self, instruction: str) -> str:
+        return task_of(self.aliases.get(_plain(instruction), instruction))
+
+
+def task_of(instruction: str) -> str:
+    """Full name of the simulated task an instruction belongs to; capitals and outer blanks do not matter.
+
+    Raises:
+        ValueError: If it belongs to none, naming those that read most alike.
+    """
+    text = _plain(instruction)
+    if text not in _TASKS:
+        near = difflib.get_close_matches(text, _TASKS, 3, 0.0)
+        raise ValueError(
+            f"no rule for the instruction {instruction!r}: expected one of the {len(_TASKS)} in "
+            f"guerdon.envs.instructions, such as {', '.join(map(repr, near))}; give other wordings as aliases"
+        )
+    return _TASKS[text]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).rstrip(".").casefold()
+
+
+def _plan(instruction: str, rule: TaskRule) -> TaskPlan:
+    if not rule.object:
+        stage = replace(_REACHING, description=instruction, completion="the hand is at the goal", keypoints=(GOAL,))
+        return TaskPlan(instruction=instruction, stages=(stage,))
+    keypoints = (OBJECT,) if rule.goal is None else (OBJECT, GOAL)
+    last = TaskStage(
+        name="move" if rule.lift is None else "place",
+        description=instruction,
+        completion="the task is done" if rule.goal is None else "the object is at the goal",
+        keypoints=keypoints,
+    )
+    return TaskPlan(
+        instruction=instruction, stages=(_REACHING, last) if rule.lift is None else (_REACHING, _GRASPING, last)
+    )
+
+
+def _conditions(
+    rule: TaskRule, points: Mapping[str, Tensor], known: Bool[Tensor, "B Tp1"]
+) -> tuple[Bool[Tensor, "B Tp1 S"], Float[Tensor, "B Tp1 S"]]:
+    """Whether each stage's condition holds at each observation, and how far it is from that (inf: nobody can say)."""
+    hand = points[HAND]
+    if not rule.object:
+        distance = (hand - points[GOAL]).norm(dim=-1)
+        return (known & (distance < rule.near))[..., None], (distance - rule.near).clamp(min=0)[..., None]
+    item = points[OBJECT]
+    distance = (hand - item).norm(dim=-1)
+    at = known & (distance < rule.near)
+    reached = at.int().cummax(1).values.bool()
+    lay = item.gather(1, at.int().argmax(1)[:, None, None].expand(-1, -1, 3))  # where, when the hand first came near
+    pushed = known & reached & ((item - lay).norm(dim=-1) > _PUSHED)
+    met, left = [at | pushed], [(distance - rule.near).clamp(min=0)]
+    if rule.lift is not None:
+        met.append(at & (item[..., 2] - lay[..., 2] > rule.lift))
+        left.append(torch.full_like(distance, torch.inf))
+    rest = torch.full_like(distance, torch.inf)
+    if rule.goal is not None:
+        rest = ((item - points[GOAL]).norm(dim=-1) - rule.goal).clamp(min=0)
+    elif rule.moved is not None:
+        start = item.gather(1, known.int().argmax(1)[:, None, None].expand(-1, -1, 3))  # where it was first seen
+        rest = (rule.moved - (item - start).norm(dim=-1)).clamp(min=0)
+    met.append(known & (rest <= 0))
+    left.append(rest)
+    return torch.stack(met, -1), torch.stack(left, -1)
+
+
+def _fraction(
+    count: Int[Tensor, " Tp1"], left: Float[Tensor, "Tp1 S"], known: Bool[Tensor, " Tp1"]
+) -> Float[Tensor, " Tp1"]:
+    """Share of the distance that was left where the stage began, at its first known observation, that is covered."""
+    stage = count.clamp(max=left.shape[1] - 1)
+    now = left.gather(1, stage[:, None])[:, 0]
+    start = torch.zeros_like(now)
+    for k in range(left.shape[1]):
+        inside = known & (stage == k)
+        if bool(inside.any()):
+            start = torch.where(stage == k, now[int(inside.int().argmax())], start)
+    usable = known & (count < left.shape[1]) & now.isfinite() & start.isfinite() & (start > 0)
+    share = 1 - torch.where(usable, now, 1.0) / torch.where(usable, start, 1.0)
+    return torch.where(usable, share, 0.0).clamp(0, _ALMOST)
+
+
+__all__ = ["METAWORLD_COLUMNS", "RULES", "RuleDecomposer", "TaskRule", "task_of"]
