@@ -43,6 +43,8 @@ _PUBLIC = {
     "Calibrated": "rewards.calibration",
     "FirstHit": "rewards.shaping",
     "Potential": "rewards.shaping",
+    "GrapeScore": "rewards.trajectory",
+    "GroupScore": "policies.group_score",
     "FeatureCache": "datasets.features",
     "RewardTraining": "rewards.fit",
     "VLM": "backbones.vlm",

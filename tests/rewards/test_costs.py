@@ -366,8 +366,10 @@ def test_objectives_by_hand():
         return [row.cost for row in cost_table(constraints, costs.complete(moved()))]
 
     assert each(task_completion(costs.constraints)) == pytest.approx([0.2, 2.0, 0.0, 0.0], abs=1e-12)
-    assert each(safety(costs.constraints)) == pytest.approx([0.2, 2.0, 0.2, 1.0], abs=1e-12)  # 10 · 0.1
-    assert each(efficiency(costs.constraints)) == pytest.approx([0.2, 2.0, 3.0, 0.0], abs=1e-12)  # 10 · 0.1 · 3
+    assert each(safety(costs.constraints, 10)) == pytest.approx([0.2, 2.0, 0.2, 1.0], abs=1e-12)  # 10 · 0.1
+    assert each(efficiency(costs.constraints, 10)) == pytest.approx([0.2, 2.0, 3.0, 0.0], abs=1e-12)  # 10 · 0.1 · 3
+    assert each(safety(costs.constraints)) == pytest.approx([0.2, 2.0, 0.2, 0.1], abs=1e-12)
+    assert each(efficiency(costs.constraints)) == pytest.approx([0.2, 2.0, 0.3, 0.0], abs=1e-12)
     assert each(with_thresholds(costs.constraints, 0.5)) == pytest.approx([0.2, 2.0, 0.25, 0.05], abs=1e-12)
     only = with_thresholds(costs.constraints, 0, "collision")
     assert each(only) == pytest.approx([0.2, 2.0, 0.2, 0.1], abs=1e-12)
