@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
+
+from ..core.interfaces import Component
 
 Prompt = Sequence[str | Tensor]
 """Texts and pictures in the order they are read; a picture is uint8 (3, H, W), RGB."""
@@ -21,12 +22,8 @@ class Reply:
     """Empty where all is well. With a text: why it may be incomplete, such as ``"cut after 256 tokens"``."""
 
 
-@runtime_checkable  # the tests' shape checks ask isinstance
-class Chat(Protocol):
-    """Answers prompts one by one, each in a conversation of its own.
-
-    An implementation is a `guerdon.core.interfaces.Component`, so that whatever holds one can be saved.
-    """
+class Chat(Component):
+    """Answers prompts one by one, each in a conversation of its own."""
 
     name: str
     """Folder, repository or model name: said in errors and kept with what is made from answers."""
@@ -36,7 +33,7 @@ class Chat(Protocol):
 
         Wrong input, such as a picture of another shape, does raise.
         """
-        ...
+        raise NotImplementedError(f"{type(self).__name__} does not answer: write reply(prompts, max_new_tokens)")
 
     def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
         """Log-probability that the answer to each of M prompts begins with each of K texts, in float32.
@@ -44,4 +41,4 @@ class Chat(Protocol):
         A text of several tokens has the sum over its tokens. NaN where it is unknown: the endpoint failed, or does not
         tell; never a number in its place.
         """
-        ...
+        raise NotImplementedError(f"{type(self).__name__} does not weigh answers: write answer_log_probs(…)")

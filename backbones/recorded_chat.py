@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.interfaces import Component
 from .chat import Chat, Prompt, Reply
 from .chat_completions import check_prompt
 
@@ -129,7 +128,7 @@ def _log_probs(told: object, where: str) -> dict[str, float]:
     return found
 
 
-class RecordedChat(Component):
+class RecordedChat(Chat):
     """Gives the answers that a file holds, and no others: for tests, and for results that others can repeat.
 
     An answer belongs to a prompt with all its texts and picture bytes, the model's name and ``max_new_tokens``; a
@@ -196,7 +195,7 @@ class RecordedChat(Component):
             self.failures["not recorded"] += len(absent)
 
 
-class RecordingChat(Component):
+class RecordingChat(Chat):
     """Asks another model, and keeps what it answered in a file that `RecordedChat` reads.
 
     Only answers are kept: a prompt that failed is asked again next time. Every answer is written before the next call.
@@ -209,16 +208,13 @@ class RecordingChat(Component):
         batch_size: Prompts asked at a time, so that a run that stops keeps what it paid for.
 
     Raises:
-        TypeError: If ``chat`` is no `guerdon.backbones.chat.Chat`.
         ValueError: If a line of the file is damaged, or ``batch_size`` is below 1.
     """
 
     def __init__(
-        self, chat: Component, file: str, mode: Literal["add", "renew", "replay"] = "add", batch_size: int = 16
+        self, chat: Chat, file: str, mode: Literal["add", "renew", "replay"] = "add", batch_size: int = 16
     ) -> None:
         super().__init__()
-        if not isinstance(chat, Chat):
-            raise TypeError(f"a {type(chat).__name__} answers no prompts: expected a Chat, such as RemoteChat or VLM")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected at least one prompt at a time")
         self.chat = chat

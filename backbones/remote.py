@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.interfaces import Component
-from .chat import Prompt, Reply
+from .chat import Chat, Prompt, Reply
 from .chat_completions import Failure, check_prompt, choice_of, content_of, places_of, score, short, text_of
 
 _HEADERS = {"host", "accept", "accept-encoding", "connection", "content-length", "content-type", "user-agent"} | {
@@ -27,7 +26,7 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 _LONGEST_WAIT = 60.0  # seconds; an endpoint that asks for an hour gets a minute, then the retries run out
 
 
-class RemoteChat(Component):
+class RemoteChat(Chat):
     """Asks an OpenAI-compatible chat-completions endpoint, several prompts at a time; their order is kept.
 
     Constructing and opening one contacts nothing. Requests go to ``base_url`` alone: redirects are not followed, and of

@@ -12,8 +12,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..core.interfaces import Component
-from .chat import Prompt, Reply
+from .chat import Chat, Prompt, Reply
 from .revision import weights_revision
 from .vlm_answers import answers_after, read_on, read_prompts
 from .vlm_opening import add_lora, freeze, open_vlm
@@ -34,7 +33,7 @@ class TokenStates:
     mask: Bool[Tensor, "M L"]
 
 
-class VLM(Component):
+class VLM(Chat):
     """A model that reads texts and pictures in turn: any that transformers opens for image-text-to-text.
 
     The published weights are frozen, run without dropout and stay out of saved files, which hold name, revision and a

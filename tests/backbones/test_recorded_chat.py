@@ -7,11 +7,10 @@ import torch
 from guerdon.backbones.chat import Chat, Reply
 from guerdon.backbones.recorded_chat import RecordedChat, RecordingChat, prompt_key
 from guerdon.backbones.remote import RemoteChat
-from guerdon.core.interfaces import Component
 from guerdon.testing import reopen
 
 
-class Parrot(Component):
+class Parrot(Chat):
     """Repeats what it was asked; a prompt with "fail" fails, "hush" tells no log-probability."""
 
     def __init__(self, name: str = "parrot", shout: bool = False) -> None:
@@ -219,11 +218,5 @@ def test_damaged_lines_are_named(tmp_path, line, told):
 def test_wrong_arguments(file):
     with pytest.raises(FileNotFoundError, match="RecordingChat"):
         RecordedChat(str(file))
-    with pytest.raises(TypeError, match="answers no prompts"):
-        RecordingChat(RecordedSuccessLike(), str(file))
     with pytest.raises(ValueError, match="at least one prompt"):
         RecordingChat(Parrot(), str(file), batch_size=0)
-
-
-class RecordedSuccessLike(Component):
-    """A component that is no chat."""

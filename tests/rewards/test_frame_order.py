@@ -6,14 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from guerdon.backbones.chat import Reply
+from guerdon.backbones.chat import Chat, Reply
 from guerdon.backbones.vlm import VLM
-from guerdon.core.interfaces import Component
 from guerdon.rewards.frame_order import ShuffledFrames, frame_values
 from guerdon.testing import check_reward_model
 
 
-class Seeing(Component):
+class Seeing(Chat):
     """Reads the brightness of every shuffled picture and reports it as a percentage; says ``text`` if that is given."""
 
     def __init__(self, text=None, problem=""):

@@ -6,15 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from guerdon.backbones.chat import Reply
+from guerdon.backbones.chat import Chat, Reply
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import Sampled
-from guerdon.core.interfaces import Component
 from guerdon.rewards.vlm import CompletionLikelihood, ExpectedRating
 from guerdon.testing import check_reward_model
 
 
-class Told(Component):
+class Told(Chat):
     """Answers that were written down: row n of ``rows`` for a prompt with n + 1 pictures."""
 
     def __init__(self, rows):
