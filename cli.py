@@ -1,4 +1,4 @@
-"""The `guerdon` command: collect, labels, fit, validate, score, evaluate, calibrate, report, inspect, demo."""
+"""The `guerdon` command: collect, labels, fit, validate, sft, score, evaluate, calibrate, report, inspect, demo."""
 
 import argparse
 import os
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     try:
         parsed, rest = _parser().parse_known_args(arguments)
-        if rest and parsed.command not in ("fit", "validate", "labels"):
+        if rest and parsed.command not in ("fit", "validate", "labels", "sft"):
             _Parser(prog=f"guerdon {parsed.command}").error(f"unrecognised arguments: {' '.join(rest)}")
         run = cast(Callable[[argparse.Namespace, list[str]], int], parsed.run)
         return run(parsed, rest)
@@ -98,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
         command = add(name, _fit, help, add_help=False)
         command.add_argument("--config", "-c", action="append", default=[], metavar="FILE.yaml")
         command.add_argument("--out", type=Path, metavar="DIR")
+    sft = add("sft", _sft, "Fine-tune the vision-language task decomposer that a YAML file names", add_help=False)
+    sft.add_argument("--config", "-c", action="append", default=[], metavar="FILE.yaml")
+    sft.add_argument("--out", type=Path, metavar="DIR")
+    sft.add_argument("--resume", action="store_true")
     _add_score(add("score", _score, "Score every episode of a data set with a reward model"))
     _add_evaluate(add("evaluate", _evaluate, "Judge a reward model on a data set, beside controls that need no model"))
     _add_calibrate(add("calibrate", _calibrate, "Calibrate a reward model on a held-out split, and let it abstain"))
@@ -228,6 +232,12 @@ def _fit(options: argparse.Namespace, rest: list[str]) -> int:
     configs = [cli_fit.resolve_config(name) for name in options.config]
     arguments = [part for config in configs for part in ("--config", str(config))] + rest
     return cli_fit.run(options.command, arguments, configs[0] if configs else None, options.out)
+
+
+def _sft(options: argparse.Namespace, rest: list[str]) -> int:
+    from . import cli_sft
+
+    return cli_sft.run(options.config, rest, options.out, options.resume)
 
 
 def _score(options: argparse.Namespace, rest: list[str]) -> int:

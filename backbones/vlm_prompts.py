@@ -41,7 +41,7 @@ class PromptReader:
         self._image_options |= image_options or {}
         self.image_token = int(image_token or processor.image_token_id)
         self.opening, self._picture = _layout(processor)
-        self.closing, self._before_answer = _answer_layout(processor)
+        self.closing, self._before_answer, self._after_answer = _answer_layout(processor)
         starts = tokeniser.bos_token is not None and self.opening.startswith(tokeniser.bos_token)
         self._add_special_tokens = not starts  # a template that writes the first token itself must not get a second
         added = cast(Mapping[str, int], tokeniser.get_added_vocab())
@@ -62,6 +62,10 @@ class PromptReader:
         if not tokens or not answer.strip():
             raise ValueError(f"an answer is {answer!r}: expected a text")
         return tokens
+
+    def end_tokens(self) -> list[int]:
+        """Token numbers of what ends an answer, according to the chat template."""
+        return self.tokens(self._after_answer) or [int(self.processor.tokenizer.eos_token_id)]
 
     def shorten(self, text: str, max_tokens: int) -> str:
         """The text, cut after so many tokens; a cut is told in a warning."""
@@ -153,10 +157,10 @@ def _layout(processor: Any) -> tuple[str, str]:
     return _render(processor, text).partition(_FIRST)[0], str(processor.image_token)
 
 
-def _answer_layout(processor: Any) -> tuple[str, str]:
-    """What stands between a prompt and the model's turn, and between the begin of that turn and an answer."""
+def _answer_layout(processor: Any) -> tuple[str, str, str]:
+    """What stands between a prompt and the model's turn, between the begin of that turn and an answer, and behind."""
     asked = _render(processor, [{"type": "text", "text": _LAST}], asked=True).rpartition(_LAST)[2]
     answered = _render(processor, [{"type": "text", "text": _LAST}], _ANSWER).rpartition(_LAST)[2]
-    before = answered.partition(_ANSWER)[0]
+    before, _, after = answered.partition(_ANSWER)
     # a blank after "Assistant:" belongs to the answer, where it is part of its first token
-    return asked, before[len(asked) :] if before.startswith(asked) else ""
+    return asked, before[len(asked) :] if before.startswith(asked) else "", after.strip()

@@ -3,7 +3,7 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import lightning
 import numpy as np
@@ -187,6 +187,18 @@ class EpisodeData(lightning.LightningDataModule):
         reader = self._ready()
         for start in range(0, len(self.places["train"]), self.batch_size):
             yield collate([reader(p) for p in self.places["train"][start : start + self.batch_size]])
+
+    def episodes(self, split: Literal["train", "val"]) -> Iterator[TrajectoryBatch]:
+        """Whole episodes of a split one by one, with frames and what was recorded; without drawn labels or negatives.
+
+        An episode whose video turns out to be broken is named in a warning and left out.
+        """
+        reader = self._ready()
+        for place in self.places[split]:
+            try:
+                yield reader.batch([Window(episode=reader(place))], self.frame_count, self.frames_every)
+            except BadEpisodeError as error:
+                warnings.warn(f"left out: {error} ({error.status})", stacklevel=2)
 
     def train_dataloader(self) -> DataLoader[TrajectoryBatch]:
         """Windows in an order drawn anew every epoch."""

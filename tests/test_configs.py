@@ -2,6 +2,8 @@
 
 import json
 import re
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,19 @@ import pytest
 
 from guerdon.cli import main
 from guerdon.core.hub import load_component
-from guerdon.core.interfaces import Critic, Policy, RewardModel
+from guerdon.core.interfaces import Critic, Policy, RewardModel, TaskDecomposer
+from guerdon.datasets.episodes import ArrayFrames
+from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.video import write_video
+from guerdon.envs.collect import collect
+from guerdon.envs.vector import make_task
 from guerdon.testing_checkpoints import tiny_vlm
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 REACH = ["--data.init_args.path", "{reach}"]
 CLIPS = ["--data.init_args.path", "{clips}", "--data.init_args.cache", "{cache}"]
 REWARD, POLICY = "--model.init_args.reward.init_args", "--model.init_args.policy.init_args"
+DECOMPOSER = "--model.init_args.decomposer.init_args"
 # what makes each configuration small, and fit for the tiny data; {name} stands for a folder
 SMALL = {
     "behaviour_cloning": [*REACH, f"{POLICY}.state_size", "12", f"{POLICY}.action_size", "3"],
@@ -26,6 +33,13 @@ SMALL = {
     "milestones": [
         *(*REACH, f"{REWARD}.state_size", "12", f"{REWARD}.action_size", "3"),
         *("--data.init_args.labels.init_args.gripper", ""),
+    ],
+    "grape_score": [*REACH, f"{REWARD}.costs", '["mujoco/reach"]'],
+    "decomposer": [
+        *("--data.path", "{seen}", "--data.frames_every", "8", "--data.frame_size", "16"),
+        *(f"{DECOMPOSER}.frame_size", "16", f"{DECOMPOSER}.max_new_tokens", "8", f"{DECOMPOSER}.attempts", "1"),
+        *(f"{DECOMPOSER}.chat.init_args.name", "{vlm}", f"{DECOMPOSER}.chat.init_args.dtype", "float32"),
+        *("--model.max_steps", "2", "--model.accumulate", "1"),
     ],
     "progress_vlm": [
         *(*CLIPS, "--data.init_args.frame_size", "32", f"{REWARD}.frame_size", "32"),
@@ -50,6 +64,7 @@ SMALL = {
         *("--trainer.callbacks.init_args.retrain.init_args.data.init_args.path", "{reach}"),
     ],
 }
+FINE_TUNED = ("decomposer",)  # with `guerdon sft`
 FIRST = ("progress_state", "behaviour_cloning")  # others build on the models these leave
 pytestmark = pytest.mark.xdist_group("configs")
 
@@ -70,7 +85,12 @@ def folders(tmp_path_factory):
         rows.append(json.dumps({"file": f"{number}.mp4", "instruction": f"task {number % 2}", "split": split}))
     (clips / "metadata.jsonl").write_text("\n".join(rows))
     vlm = tiny_vlm(place / "vlm")
-    return {"reach": place / "reach", "clips": clips, "cache": place / "cache", "vlm": vlm}
+    with closing(make_task("mujoco/reach")) as task, LeRobotWriter(place / "seen", task.fps) as writer:
+        for episode in collect(task, {"expert": 1.0}, 4, frames=False):
+            pictures = np.random.default_rng(0).integers(0, 255, (episode.steps + 1, 3, 16, 16), np.uint8)
+            shown = ArrayFrames(values=pictures, step=np.arange(episode.steps + 1), identity=str(episode.index))
+            writer.add(replace(episode, frames={"corner2": shown}))
+    return {"reach": place / "reach", "seen": place / "seen", "clips": clips, "cache": place / "cache", "vlm": vlm}
 
 
 def test_every_configuration_is_tested():
@@ -80,7 +100,8 @@ def test_every_configuration_is_tested():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_first_line_is_the_command_that_runs_it(path):
     first = path.read_text().splitlines()[0]
-    assert re.match(rf"# guerdon fit --config (configs/)?{path.stem}(\.yaml)?( |$)", first), first
+    command = "sft" if path.stem in FINE_TUNED else "fit"
+    assert re.match(rf"# guerdon {command} --config (configs/)?{path.stem}(\.yaml)?( |$)", first), first
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS, key=lambda p: (p.stem not in FIRST, p.stem)), ids=lambda p: p.stem)
@@ -89,10 +110,11 @@ def test_the_configuration_runs(path, folders, tmp_path, monkeypatch, capsys):
     if not {*re.findall(r"{(\w+)}", " ".join(SMALL[path.stem]))} <= set(folders):
         pytest.skip("needs the models of configurations that were not run")
     overrides = [part.format(**folders) for part in SMALL[path.stem]]
-    quick = ["--trainer.fast_dev_run", "1", "--out", str(tmp_path / "run")]
+    tuned = path.stem in FINE_TUNED
+    quick = [*([] if tuned else ["--trainer.fast_dev_run", "1"]), "--out", str(tmp_path / "run")]
     # by its name, from a folder that does not hold it: that is how an installed guerdon is used
-    assert main(["fit", "--config", path.name, *overrides, *quick]) == 0
+    assert main(["sft" if tuned else "fit", "--config", path.name, *overrides, *quick]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "run" / "model")
-    assert isinstance(load_component(tmp_path / "run" / "model"), RewardModel | Critic | Policy)
+    assert isinstance(load_component(tmp_path / "run" / "model"), RewardModel | Critic | Policy | TaskDecomposer)
     folders[path.stem] = tmp_path / "run" / "model"
     assert {p.name for p in tmp_path.iterdir()} == {"run"}

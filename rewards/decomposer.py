@@ -1,0 +1,206 @@
+"""A vision-language model as task decomposer: it plans a task, and says after every frame how far the plan is."""
+
+import math
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..backbones.chat import Chat, Prompt
+from ..core.batch import Labelled, TrajectoryBatch
+from ..core.interfaces import TaskDecomposer, TaskPlan
+from .moments import Moment, moments
+from .observed import RewardInputs
+from .plans import MAX_STAGES, parse_plan
+from .segmentation import monotone_completed, online_completed
+
+LETTERS = string.ascii_uppercase
+"""Answers to how far a plan is: A where no stage is complete, B where the first one is, …"""
+_PLAN = (
+    "A robot is told: {instruction}. The picture shows the scene before it begins. Write down the stages of the task, "
+    "in the order in which they are done, as one JSON object and nothing else. Its form is "
+    '{"stages": [{"name": "a few plain words", "description": "what is done", "completion": "what can be seen once the '
+    'stage is complete", "keypoints": ["objects that matter"]}]}.'
+)
+_AGAIN = " Your last answer was refused: {problem}. Write the JSON object alone."
+_BEGIN, _NOW = "The beginning:", "Now:"
+
+
+class VlmDecomposer(TaskDecomposer):
+    """Plans and segments with a vision-language model, published or fine-tuned (`DecomposerTraining`).
+
+    A plan is strict JSON (`guerdon.rewards.plans`). An answer that is not is asked for again, with the reason, and
+    after ``attempts`` there is no plan: one without stages. Nothing is ever made of half an answer.
+
+    To segment, the model sees at each evaluated frame the plan, the row's first frame and the present one, and is asked
+    how many stages are complete, as one letter. Its probabilities of the letters give the probability that each stage
+    is complete, Σ_{k>i} P(k complete), and these one monotone path: over the whole episode by dynamic programming, or
+    from the past alone (`guerdon.rewards.segmentation`). An evaluated frame without a clear answer (letters together
+    less likely than ``min_mass``, or no answer) carries no evidence. Rows without a plan, a frame or any evidence have
+    no stage.
+
+    Args:
+        chat: A `guerdon.backbones.vlm.VLM`, or another model behind the same protocol.
+        cameras: Cameras to look through; at a moment when one of them has a frame each shows its last one.
+        max_stages: Most stages of a plan, at most 25.
+        attempts: How often an answer is asked for, at least 1.
+        max_new_tokens: Longest plan.
+        frame_size: Shorter side of the frames, in pixels; None as recorded.
+        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
+        min_length: Observations a stage lasts at least, in whole episodes.
+        threshold: Probability above which a stage is complete, when only the past is known.
+        hold: Evaluated frames in a row for which it must be, when only the past is known.
+        min_mass: Least probability of all letters together, in [0, 1].
+        plan_prompt: What asks for a plan; holds ``{instruction}`` once.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        cameras: tuple[str, ...] | list[str],
+        max_stages: int = MAX_STAGES,
+        attempts: int = 3,
+        max_new_tokens: int = 768,
+        frame_size: int | None = None,
+        frames_every: int = 1,
+        min_length: int = 1,
+        threshold: float = 0.5,
+        hold: int = 2,
+        min_mass: float = 0.01,
+        plan_prompt: str = _PLAN,
+    ) -> None:
+        super().__init__()
+        if not cameras or len(set(cameras)) < len(cameras):
+            raise ValueError(f"cameras {list(cameras)}: expected at least one, each once")
+        if not 1 <= max_stages < len(LETTERS):
+            raise ValueError(f"max_stages is {max_stages}: expected 1 … {len(LETTERS) - 1}, a letter for each")
+        if min(attempts, max_new_tokens, frames_every, hold) < 1 or min_length < 0:
+            raise ValueError(
+                f"attempts {attempts}, max_new_tokens {max_new_tokens}, frames_every {frames_every}, hold {hold}, "
+                f"min_length {min_length}: expected positive numbers"
+            )
+        if not (0 <= threshold < 1 and 0 <= min_mass <= 1):
+            raise ValueError(f"threshold {threshold}, min_mass {min_mass}: expected 0 <= threshold < 1, and 0 … 1")
+        if plan_prompt.count("{instruction}") != 1:
+            raise ValueError(f"plan_prompt {plan_prompt!r}: expected {{instruction}} once")
+        self.chat, self.cameras, self.max_stages, self.attempts = chat, tuple(cameras), max_stages, attempts
+        self.max_new_tokens, self.frame_size, self.frames_every = max_new_tokens, frame_size, frames_every
+        self.min_length, self.threshold, self.hold, self.min_mass = min_length, threshold, hold, min_mass
+        self.plan_prompt = plan_prompt
+        self.abstained: Counter[str] = Counter()
+        """Why there was no plan or no stage, and how often, since the decomposer was made."""
+
+    @property
+    def inputs(self) -> RewardInputs:
+        """What the model reads."""
+        return RewardInputs(
+            cameras=self.cameras, frame_size=self.frame_size, frames_every=self.frames_every, instruction=True
+        )
+
+    def plan(self, instructions: Sequence[str], first_frames: Sequence[Tensor] | None = None) -> list[TaskPlan]:
+        """Ask for the plan of every instruction; one without stages where no attempt gave one.
+
+        Args:
+            instructions: M of them.
+            first_frames: M pictures of the scene before it begins, uint8 (3, H, W).
+
+        Raises:
+            ValueError: If there is not one picture for every instruction.
+        """
+        if first_frames is None or len(first_frames) != len(instructions):
+            got = "none" if first_frames is None else len(first_frames)
+            raise ValueError(f"expected a first frame for each of {len(instructions)} instructions, got {got}")
+        plans = [TaskPlan(instruction=text, stages=()) for text in instructions]
+        problems: dict[int, str] = dict.fromkeys(range(len(plans)), "")
+        for _ in range(self.attempts):
+            asked = [self.plan_question(instructions[n], first_frames[n], problems[n]) for n in problems]
+            for number, reply in zip(list(problems), self.chat.reply(asked, self.max_new_tokens), strict=True):
+                if reply.text is None:
+                    problems[number] = reply.problem
+                    continue
+                try:
+                    plans[number] = parse_plan(reply.text, instructions[number], self.max_stages)
+                    del problems[number]
+                except ValueError as error:
+                    problems[number] = f"{error}{', ' if reply.problem else ''}{reply.problem}"
+            if not problems:
+                break
+        for problem in problems.values():
+            self.abstained[f"no plan: {problem}"] += 1
+        return plans
+
+    def plan_question(self, instruction: str, first_frame: Tensor, problem: str = "") -> Prompt:
+        """What asks for a plan, once more if the last answer had a problem."""
+        text = self.plan_prompt.replace("{instruction}", instruction.strip() or "do the task")
+        # what is quoted from an answer must not read like one of the model's own tokens
+        told = _AGAIN.replace("{problem}", problem.translate(_HARMLESS)) if problem else ""
+        return [text + told, first_frame]
+
+    def stage_question(self, plan: TaskPlan, first: Moment, now: Moment) -> Prompt:
+        """What asks how far a plan is at one moment."""
+        told = [f"{n}. {s.name}{f': {s.completion}' if s.completion else ''}" for n, s in enumerate(plan.stages, 1)]
+        opening = f"A robot was told: {plan.instruction.strip() or 'do the task'}. Its plan is:\n" + "\n".join(told)
+        choices = [f"{LETTERS[n]}: {'no stage' if not n else plan.stages[n - 1].name}" for n in range(len(told) + 1)]
+        question = "\nWhich stage is the last that is complete now? Answer with one letter.\n" + "\n".join(choices)
+        return [f"{opening}\n{_BEGIN}", *first.parts, _NOW, *now.parts, question]
+
+    def segment(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
+        """Stage of every observation (B, T+1), 0 … S − 1: the first that is not complete, the last once all are.
+
+        Raises:
+            ValueError: If there is not one plan for every row, or no camera of the model is there.
+        """
+        done = self.completed(batch, plans, causal)
+        last = torch.tensor([max(len(plan.stages) - 1, 0) for plan in plans], device=done.values.device)
+        return Labelled(values=torch.minimum(done.values.long(), last[:, None]), valid=done.valid)
+
+    def completed(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
+        """How many stages are complete at every observation (B, T+1), 0 … S; see `segment`."""
+        if len(plans) != len(batch):
+            raise ValueError(f"expected a plan for each of {len(batch)} rows, got {len(plans)}")
+        rows = moments(batch, self.cameras)
+        values = torch.zeros(len(rows), batch.mask.shape[1] + 1)
+        valid = torch.zeros_like(values, dtype=torch.bool)
+        made = batch.made.cpu()
+        for number, (row, plan) in enumerate(zip(rows, plans, strict=True)):
+            if not row or not plan.stages:
+                continue
+            steps = torch.tensor([moment.step for moment in row])
+            shares = self.shares(plan, row)
+            known = shares.isfinite().all(1)
+            self.abstained["no clear answer to how far a plan is"] += int((~known).sum())
+            length = int(made[number].sum())
+            done = torch.zeros(length, len(plan.stages))
+            evidence = torch.zeros(length, dtype=torch.bool)
+            # Σ over more complete stages than i, from the right
+            done[steps[known]] = shares[known].flip(1).cumsum(1).flip(1)[:, 1:].clamp(0, 1)
+            evidence[steps[known]] = True
+            if causal:
+                path = online_completed(done, evidence, self.threshold, self.hold)
+            else:
+                path = monotone_completed(done, evidence, self.min_length)
+            values[number, :length] = path.float()
+            first = int(steps[known][0]) if bool(known.any()) else length
+            valid[number, first:length] = True
+        return Labelled(values=torch.where(valid, values, 0.0), valid=valid)
+
+    @torch.no_grad()
+    def shares(self, plan: TaskPlan, row: Sequence[Moment]) -> Float[Tensor, "F S1"]:
+        """Probability that 0, 1, … S stages are complete at each of F moments; NaN where there is no clear answer."""
+        answers = LETTERS[: len(plan.stages) + 1]
+        questions = [self.stage_question(plan, row[0], moment) for moment in row]
+        log_probs = self.chat.answer_log_probs(questions, list(answers)).cpu()
+        least = math.log(self.min_mass) if self.min_mass else -math.inf
+        clear = log_probs.isfinite().all(1) & (log_probs.logsumexp(1) >= least)
+        return torch.where(clear[:, None], log_probs.softmax(1), torch.nan)
+
+
+_HARMLESS = str.maketrans({"<": "(", ">": ")", "|": "/", "[": "(", "]": ")"})
+
+__all__ = ["LETTERS", "VlmDecomposer"]
