@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .chat import Chat, Prompt, Reply
 from .revision import weights_revision
-from .vlm_answers import answers_after, read_on, read_prompts
+from .vlm_answers import answers_after, answers_along, read_prompts
 from .vlm_opening import add_lora, freeze, open_vlm
 from .vlm_prompts import PromptReader
 
@@ -273,13 +273,7 @@ class VLM(Chat):
                 "this model's pictures cannot be told apart; use answer_log_probs"
             )
         ends = ends[torch.tensor(last, device=ends.device) - 1]
-        reading = read_prompts(self.model, inputs)
-        found: list[Tensor] = []
-        for end in reversed(ends.tolist()):  # the longest first: what it adds is cut off again
-            reading.cut(end)
-            read_on(self.model, reading, asked)
-            found.append(answers_after(self.model, reading, tokens))
-        return torch.cat(found[::-1])
+        return answers_along(self.model, inputs, ends.tolist(), asked[0].tolist(), tokens)
 
     def _after_picture(self, picture: str | Tensor, question: str) -> tuple[Int[Tensor, "1 n"], int]:
         """Tokens of a question behind a picture and of the begin of an answer; how many tokens end the picture."""
