@@ -28,6 +28,7 @@ DECOMPOSER = "--model.init_args.decomposer.init_args"
 SMALL = {
     "behaviour_cloning": [*REACH, f"{POLICY}.state_size", "12", f"{POLICY}.action_size", "3"],
     "progress_state": [*REACH, f"{REWARD}.state_size", "12"],
+    "progress_stages": [*REACH, f"{REWARD}.state_size", "12"],
     "progress_ensemble": [*REACH, f"{REWARD}.member.init_args.state_size", "12"],
     "progress_pixels": CLIPS,
     "milestones": [
