@@ -2,7 +2,7 @@
 
     python benchmarks/milestone_coverage.py --stack-cube FOLDER
 
-FOLDER holds `annotated_dataset.hdf5`, ten demonstrations of stacking cubes with the sub-tasks their recording signals by
+FOLDER holds `annotated_dataset.hdf5`, ten demonstrations of stacking cubes with sub-tasks that the recording signals by
 rules of its own; without it that part is left out.
 
 Three scripted episodes per task, up to 500 steps, stopped at success. A task is functional where every success has a
