@@ -15,6 +15,10 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     SmolVLMImageProcessor,
@@ -50,7 +54,7 @@ _PATCH, _MERGE, _SIDE = 4, 2, 16  # pixels of a patch's side, patches merged alo
 
 def tiny_vlm(
     path: str | Path,
-    architecture: Literal["qwen2_5_vl", "smolvlm"] = "qwen2_5_vl",
+    architecture: Literal["qwen2_5_vl", "qwen3_vl", "smolvlm"] = "qwen2_5_vl",
     width: int = 32,
     layers: int = 2,
     max_tokens: int = 2048,
@@ -63,7 +67,8 @@ def tiny_vlm(
 
     Args:
         path: The folder to write; it must not exist.
-        architecture: Qwen2.5-VL, whose pictures give one token per 8 × 8 pixels, or SmolVLM, whose pictures give four.
+        architecture: Qwen2.5-VL or Qwen3-VL, whose pictures give one token per 8 × 8 pixels, or SmolVLM, whose pictures
+            give four.
         width: Of both towers; a multiple of 32, for two attention heads.
         layers: Of the language model.
         max_tokens: The longest prompt it says it reads.
@@ -92,7 +97,8 @@ def tiny_vlm(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, processor = (_qwen if architecture == "qwen2_5_vl" else _smol)(text, width)
+        makers = {"qwen2_5_vl": _qwen, "qwen3_vl": _qwen3, "smolvlm": _smol}
+        model, processor = makers[architecture](text, width)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -165,6 +171,52 @@ def _qwen(text: dict[str, Any], width: int) -> tuple[Any, Any]:
     videos = Qwen2VLVideoProcessor(patch_size=_PATCH, merge_size=_MERGE, size=size)
     processor = Qwen2_5_VLProcessor(pictures, tokeniser, videos, chat_template=_QWEN_TEMPLATE)
     return Qwen2_5_VLForConditionalGeneration(config).eval(), processor
+
+
+def _qwen3(text: dict[str, Any], width: int) -> tuple[Any, Any]:
+    tokeniser = _tokeniser(_QWEN_TOKENS)
+    number = tokeniser.convert_tokens_to_ids
+    half = width // 4
+    sections = [half - 2 * (half // 3), half // 3, half // 3]
+    config = Qwen3VLConfig(
+        text_config=text
+        | {
+            "vocab_size": len(tokeniser),
+            "head_dim": width // 2,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": sections,
+                "mrope_interleaved": True,
+            },
+            "bos_token_id": None,
+            "eos_token_id": tokeniser.eos_token_id,
+            "pad_token_id": tokeniser.pad_token_id,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": width,
+            "intermediate_size": width,
+            "out_hidden_size": width,
+            "num_heads": 2,
+            "patch_size": _PATCH,
+            "spatial_merge_size": _MERGE,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+            "initializer_range": 0.2,
+        },
+        image_token_id=number("<|image_pad|>"),
+        video_token_id=number("<|video_pad|>"),
+        vision_start_token_id=number("<|vision_start|>"),
+        vision_end_token_id=number("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    cell = _PATCH * _MERGE
+    size = {"shortest_edge": cell**2, "longest_edge": (4 * cell) ** 2}
+    pictures = Qwen2VLImageProcessor(patch_size=_PATCH, merge_size=_MERGE, size=size)
+    videos = Qwen3VLVideoProcessor(patch_size=_PATCH, merge_size=_MERGE, size=size)
+    processor = Qwen3VLProcessor(pictures, tokeniser, videos, chat_template=_QWEN_TEMPLATE)
+    return Qwen3VLForConditionalGeneration(config).eval(), processor
 
 
 def _smol(text: dict[str, Any], width: int) -> tuple[Any, Any]:

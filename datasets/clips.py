@@ -4,13 +4,14 @@ import json
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
 
 from ..core.batch import End
-from .episodes import BadEpisodeError, Episode, EpisodeSummary
+from .episodes import BadEpisodeError, Column, Episode, EpisodeSummary
+from .stages import STAGE, stage_column
 from .video import VideoFrames, count_frames
 
 METADATA = "metadata.jsonl"
@@ -23,8 +24,9 @@ class ClipsDataset:
     """A folder of clips: ``metadata.jsonl`` holds one JSON object per clip.
 
     Keys: ``file`` (relative to the folder) and ``instruction`` must be there; ``success`` in [0, 1] or null,
-    ``split`` (or ``suggested_split``), ``task`` (a name that paraphrases share), ``quality``, ``context``, ``frames``,
-    ``fps`` and ``sha256`` may be; anything else is left alone. What ``frames`` and ``fps`` do not say is taken from the
+    ``split`` (or ``suggested_split``), ``task`` (a name that paraphrases share), ``quality``, ``context``, ``stages``
+    (first and last frame of each stage, in order), ``frames``, ``fps`` and ``sha256`` may be; anything else is left
+    alone. What ``frames`` and ``fps`` do not say is taken from the
     file when the clip is asked for; ``sha256`` saves hashing it, and is believed.
 
     A clip of N frames is an episode of N − 1 steps whose state and action have width 0 and whose last observation is
@@ -83,8 +85,8 @@ class ClipsDataset:
         """Describe a clip; its frames are decoded when they are asked for.
 
         Raises:
-            BadEpisodeError: If the file is missing or no video (status ``"video"``), or holds fewer than two frames
-                (``"empty"``).
+            BadEpisodeError: If the file is missing or no video (status ``"video"``), holds fewer than two frames
+                (``"empty"``), or its stages overlap, are out of order or leave it (``"label"``).
         """
         clip, index = self._clips[place], range(len(self))[place]
         path = self.folder / clip["file"]
@@ -95,6 +97,12 @@ class ClipsDataset:
             raise BadEpisodeError(index, "empty", f"video {path}: expected at least two frames, got {frames}")
         fps = float(clip["fps"]) if "fps" in clip else _rate(path, index)
         success = _success(clip)
+        labels: dict[str, Column] = {}
+        if "stages" in clip:
+            try:
+                labels[STAGE] = stage_column([(first, last) for first, last in clip["stages"]], frames)
+            except ValueError as error:
+                raise BadEpisodeError(index, "label", f"{METADATA}: {error}") from error
         return Episode(
             index=index,
             state=np.zeros((frames, 0), np.float32),
@@ -107,6 +115,7 @@ class ClipsDataset:
             frames={
                 CAMERA: VideoFrames(path, np.arange(frames), fps=fps, episode=index, content=clip.get("sha256")),
             },
+            labels=labels,
             quality=clip.get("quality", ""),
             context=clip.get("context", ""),
             split=_split(clip),
@@ -160,9 +169,16 @@ def _checked(clip: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: expected 'fps' > 0, got {said['fps']!r}")
     if not isinstance(said.get("frames", 0), int) or said.get("frames", 0) < 0:
         raise ValueError(f"{where}: expected 'frames' as a whole number, got {said['frames']!r}")
+    stages = said.get("stages", [])
+    if not isinstance(stages, list) or not all(_is_span(span) for span in cast(list[Any], stages)):
+        raise ValueError(f"{where}: expected 'stages' as [[first frame, last frame], …], got {stages!r}")
     if "sha256" in said and not _SHA256.fullmatch(str(said["sha256"])):
         raise ValueError(f"{where}: expected 'sha256' as 64 hexadecimal digits, got {said['sha256']!r}")
     return said
+
+
+def _is_span(span: Any) -> bool:
+    return isinstance(span, list) and [type(end) for end in cast(list[Any], span)] == [int, int]
 
 
 def _success(clip: dict[str, Any]) -> float | None:

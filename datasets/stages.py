@@ -1,6 +1,6 @@
 """Stages of an episode, from annotations or a task decomposer, as progress: how far each is, and what it is worth."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -68,3 +68,30 @@ def stage_proportions(episodes: Iterable[Episode]) -> list[float]:
     width = max(len(s) for s in shares)
     mean = np.mean([np.pad(s, (0, width - len(s))) for s in shares], axis=0)
     return (mean / mean.sum()).tolist()
+
+
+def stage_column(runs: Sequence[tuple[int, int]], observations: int) -> Column:
+    """Stages given by their first and last observation as a column for ``labels["stage"]``.
+
+    Stage i holds from its first observation up to, not including, its last, at which it is complete; the last stage of
+    all includes it. Observations outside every stage are unknown.
+
+    Args:
+        runs: (first, last) observation of each stage, in order; a stage may begin where the one before ends.
+        observations: T + 1.
+
+    Raises:
+        ValueError: If a stage is empty, overlaps the one before or leaves the episode.
+    """
+    values, valid = np.zeros(observations, np.int64), np.zeros(observations, bool)
+    before = 0
+    for stage, (first, last) in enumerate(runs):
+        if not before <= first < last < observations:
+            raise ValueError(
+                f"stage {stage} goes from observation {first} to {last}: expected it to begin at {before} or later, to "
+                f"end after that, and not beyond observation {observations - 1}"
+            )
+        span = slice(first, last + 1 if stage == len(runs) - 1 else last)
+        values[span], valid[span] = stage, True
+        before = last
+    return Column(values=values, valid=valid)

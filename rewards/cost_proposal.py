@@ -1,7 +1,6 @@
 """Asks a vision-language model for the stage costs of a task, as JSON that is checked and never run."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,11 +11,8 @@ from torch import Tensor
 from ..backbones.chat import Chat, Prompt
 from .cost_files import MAX_CONSTRAINTS, MAX_STAGES, TaskCosts
 from .costs import Constraint
+from .plans import read_object
 
-MAX_ANSWER = 20_000
-"""Characters of an answer, at most."""
-
-_FENCED = re.compile(r"```(?:json|JSON)?[ \t\r]*\n(.*)\n[ \t]*```", re.S)
 _HARMLESS = str.maketrans({"<": "(", ">": ")", "|": "/", "[": "(", "]": ")"})
 _FIELDS = tuple(Constraint.model_fields)
 
@@ -110,7 +106,7 @@ def parse_proposal(
     Raises:
         ValueError: In one line that says what was wrong, fit to be shown to whoever answered.
     """
-    value = _object(text)
+    value = read_object(text, '{"stages": […], "constraints": […]}')
     unknown = sorted(set(value) - {"stages", "constraints"})
     missing = sorted({"stages", "constraints"} - set(value))
     if unknown or missing:
@@ -190,36 +186,6 @@ def _again(question: str, pictures: Sequence[Tensor], problem: str) -> Prompt:
     # what is quoted of an answer must not read like one of the model's own tokens
     reason = problem.translate(_HARMLESS)
     return [*pictures, f"{question}\n\nAn earlier answer was refused: {reason}\nAnswer with the JSON object only."]
-
-
-def _object(text: str) -> dict[str, Any]:
-    """The one JSON object of an answer."""
-    stripped = text.strip()
-    if len(stripped) > MAX_ANSWER:
-        raise ValueError(f"expected at most {MAX_ANSWER} characters, got {len(stripped)}")
-    fenced = _FENCED.fullmatch(stripped)
-    body = fenced[1].strip() if fenced else stripped
-    if not body.startswith("{"):
-        raise ValueError(f"expected one JSON object and nothing else, got {_short(stripped)}")
-    try:
-        value = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        what = "text after the object" if error.msg == "Extra data" else f"no valid JSON ({error.msg})"
-        raise ValueError(f"expected one complete JSON object, got {what} at character {error.pos}") from None
-    except RecursionError:
-        raise ValueError("expected a flat JSON object, got one nested far too deeply") from None
-    return cast(dict[str, Any], value)
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError(f"expected every key once in an object, got {', '.join(_short(k) for k, _ in pairs)}")
-    return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"expected JSON, which has no number {name}")
 
 
 def _first_line(error: ValidationError) -> str:

@@ -84,25 +84,38 @@ def parse_plan(text: str, instruction: str, max_stages: int = MAX_STAGES) -> Tas
     Raises:
         ValueError: In one line that says what was expected and what came, fit to be shown to whoever answered.
     """
+    return check_plan(read_object(text, _SHAPE), instruction, max_stages)
+
+
+def read_object(text: str, shape: str) -> dict[str, Any]:
+    """Read one JSON object, alone or in one ```json fence, and nothing else.
+
+    Args:
+        text: An answer of a language model.
+        shape: What the object should look like, for errors.
+
+    Raises:
+        ValueError: In one line that says what was expected and what came: prose around it, half an object, a key given
+            twice, NaN, something nested far too deeply, more than `MAX_TEXT` characters.
+    """
     stripped = text.strip()
     if len(stripped) > MAX_TEXT:
-        raise ValueError(f"expected a plan of at most {MAX_TEXT} characters, got {len(stripped)}")
+        raise ValueError(f"expected at most {MAX_TEXT} characters, got {len(stripped)}")
     fenced = _FENCED.fullmatch(stripped)
     body = fenced[1].strip() if fenced else stripped
     if not body.startswith("{"):
-        raise ValueError(f"expected one JSON object {_SHAPE} and nothing else, got {_short(stripped)}")
+        raise ValueError(f"expected one JSON object {shape} and nothing else, got {_short(stripped)}")
     try:
-        # whole numbers as floats: no field takes a number, and thousands of digits would be an error of another kind
-        value = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=float)
+        value = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole)
     except json.JSONDecodeError as error:
         what = "text after the object" if error.msg == "Extra data" else f"no valid JSON ({error.msg})"
         raise ValueError(
-            f"expected one complete JSON object {_SHAPE} and nothing else, got {what} at line {error.lineno}, column "
+            f"expected one complete JSON object {shape} and nothing else, got {what} at line {error.lineno}, column "
             f"{error.colno}: {_short(body[error.pos :] or 'the end')}"
         ) from None
     except RecursionError:
-        raise ValueError(f"expected a JSON object of the form {_SHAPE}, got one nested far too deeply") from None
-    return check_plan(value, instruction, max_stages)
+        raise ValueError(f"expected a JSON object of the form {shape}, got one nested far too deeply") from None
+    return cast(dict[str, Any], value)
 
 
 def check_plan(value: Any, instruction: str, max_stages: int = MAX_STAGES) -> TaskPlan:
@@ -205,6 +218,10 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"expected every key once in an object, got {_short(key)} twice")
         value[key] = entry
     return value
+
+
+def _whole(digits: str) -> Any:
+    return int(digits) if len(digits) < 20 else float(digits)  # thousands of digits are an error of another kind
 
 
 def _no_constant(name: str) -> Any:

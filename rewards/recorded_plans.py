@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.batch import Labelled, TrajectoryBatch
 from ..core.interfaces import TaskDecomposer, TaskPlan
-from ..datasets.episodes import Column
 from ..datasets.stages import STAGE
 from .plans import plan_to_value, read_plans
 
@@ -98,31 +96,4 @@ class RecordedDecomposer(TaskDecomposer):
             )
 
 
-def stage_column(runs: Sequence[tuple[int, int]], observations: int) -> Column:
-    """Stages given by their first and last observation as a column for ``labels["stage"]``.
-
-    Stage i holds from its first observation up to, not including, its last, at which it is complete; the last stage of
-    all includes it. Observations outside every stage are unknown.
-
-    Args:
-        runs: (first, last) observation of each stage, in order; a stage may begin where the one before ends.
-        observations: T + 1.
-
-    Raises:
-        ValueError: If a stage is empty, overlaps the one before or leaves the episode.
-    """
-    values, valid = np.zeros(observations, np.int64), np.zeros(observations, bool)
-    before = 0
-    for stage, (first, last) in enumerate(runs):
-        if not before <= first < last < observations:
-            raise ValueError(
-                f"stage {stage} goes from observation {first} to {last}: expected it to begin at {before} or later, to "
-                f"end after that, and not beyond observation {observations - 1}"
-            )
-        span = slice(first, last + 1 if stage == len(runs) - 1 else last)
-        values[span], valid[span] = stage, True
-        before = last
-    return Column(values=values, valid=valid)
-
-
-__all__ = ["RecordedDecomposer", "stage_column"]
+__all__ = ["RecordedDecomposer"]

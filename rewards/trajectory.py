@@ -62,6 +62,8 @@ class GrapeScore(RewardModel):
         decomposer: Where stages come from; None takes ``batch.labels["stage"]``, indices in the order of the file's.
         compare: Which rows `loss` compares: of one initial state (``"group"``) or of one task and instruction.
         prior: How strongly training holds weights and scales near where they started.
+        open_ends: Also score whole episodes whose end nobody recorded, as logged ones without a label are. Leave it off
+            for rollouts: there it would score pieces that were broken off.
     """
 
     causal = False
@@ -76,6 +78,7 @@ class GrapeScore(RewardModel):
         decomposer: TaskDecomposer | None = None,
         compare: Literal["group", "task"] = "group",
         prior: float = 0.001,
+        open_ends: bool = False,
     ) -> None:
         super().__init__()
         if self_reduce not in ("sum", "mean") or compare not in ("group", "task"):
@@ -90,7 +93,7 @@ class GrapeScore(RewardModel):
         if self.weights[1] and not self.files:
             raise ValueError("the external term has a weight and there are no costs: name some, or set its weight to 0")
         self.self_reduce, self.log_prob_floor = self_reduce, log_prob_floor
-        self.unreached, self.compare, self.prior = float(unreached), compare, prior
+        self.unreached, self.compare, self.prior, self.open_ends = float(unreached), compare, prior, open_ends
         self.decomposer = None if decomposer is None else decomposer.requires_grad_(False)
         self._stage_costs = StageCosts(self.files)
         self.log_weights = nn.Parameter(torch.zeros(3))
@@ -137,7 +140,7 @@ class GrapeScore(RewardModel):
                 for place, name in enumerate(TERMS)
                 if self.weights[place] and not bool(inputs.known[row, place])
             ]
-            whole = [] if bool(inputs.finished[row]) else ["it is no whole, finished episode"]
+            whole = [] if bool(inputs.finished[row]) else ["it is no whole, finished episode (see open_ends)"]
             problems.append("; ".join([*whole, *missing]))
         return problems
 
@@ -274,7 +277,9 @@ class GrapeScore(RewardModel):
     def _read(self, batch: TrajectoryBatch) -> tuple[ScoreInputs, list[RowCosts]]:
         device = batch.mask.device
         spoken, spoken_known = self._self(batch)
-        finished = (batch.offset == 0) & (batch.steps > 0) & (batch.steps >= batch.length) & (batch.end != End.CUT)
+        finished = (batch.offset == 0) & (batch.steps > 0) & (batch.steps >= batch.length)
+        if not self.open_ends:
+            finished = finished & (batch.end != End.CUT)
         rows = [RowCosts(problem="the external term has no weight")] * len(batch)
         if self.files and (self.weights[1] or self.log_scales.numel()):
             rows = self._stage_costs.measure(batch, self.decomposer, finished)

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from guerdon.backbones.vlm import VLM
 from guerdon.testing_checkpoints import tiny_vlm
 
-ARCHITECTURES = ["qwen2_5_vl", "smolvlm"]
+ARCHITECTURES = ["qwen2_5_vl", "qwen3_vl", "smolvlm"]
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ CODE = "__import__('os').system('touch trap')"
         (json.dumps(GOOD).replace("0.1", "-Infinity"), "no number -Infinity"),
         (json.dumps(GOOD).replace("0.1", "1e999"), "weight"),
         (json.dumps(GOOD).replace("0.1", "9" * 400), "weight"),
-        (json.dumps(GOOD).replace("0.1", "9" * 5000), "digits"),
+        (json.dumps(GOOD).replace("0.1", "9" * 5000), "weight"),
         ("{" * 5000, "no valid JSON"),
         ('{"a":' * 3000 + "1" + "}" * 3000, "nested"),
         ("{" + " " * 30_000 + "}", "characters"),
@@ -155,7 +155,7 @@ def test_asked_again_with_the_reason():
     assert len(proposal.problems) == 2
     assert all(asked[0] is picture for asked in chat.asked)
     assert "refused" not in chat.asked[0][1]
-    assert "one JSON object and nothing else, got 'First reach" in chat.asked[1][1]
+    assert "expected one JSON object" in chat.asked[1][1] and "got 'First reach" in chat.asked[1][1]
     assert "'(/exec/)'" in chat.asked[2][1]  # no token of the model's own is put into its mouth
     assert "First reach" not in chat.asked[2][1]
 

@@ -11,7 +11,8 @@ from guerdon.datasets.collate import collate
 from guerdon.datasets.episodes import Column, Episode
 from guerdon.datasets.lerobot import LeRobotDataset
 from guerdon.datasets.lerobot_writer import LeRobotWriter
-from guerdon.rewards.recorded_plans import RecordedDecomposer, stage_column
+from guerdon.datasets.stages import stage_column
+from guerdon.rewards.recorded_plans import RecordedDecomposer
 from guerdon.testing import reopen
 
 PLANS = {

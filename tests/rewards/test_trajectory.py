@@ -177,6 +177,17 @@ def test_an_unknown_term_is_left_out_only_where_it_has_no_weight(change, weights
     assert bool(model.raw_terms(batch)["success"].isnan().all()) == ("succeeded" in reason)
 
 
+def test_whole_episodes_without_a_recorded_end_are_scored_where_that_is_asked_for():
+    ends = [End.CUT, End.CUT, End.SUCCESS]
+    batch = rollouts(rows=3, seed=2, ends=ends)
+    batch = replace(batch, length=batch.steps + torch.tensor([0, 3, 0]))  # the second is a piece
+    assert GrapeScore([COSTS], (0, 1, 0))(batch).valid.any(1).tolist() == [False, False, True]
+    opened = GrapeScore([COSTS], (0, 1, 0), open_ends=True)(batch)
+    assert opened.valid.any(1).tolist() == [True, False, True]
+    known = GrapeScore([COSTS], (0, 1, 0))(replace(batch, end=torch.tensor([End.FAILURE, End.CUT, End.SUCCESS])))
+    assert torch.equal(opened.rewards, known.rewards)
+
+
 def test_rows_are_unknown_one_by_one():
     batch = rollouts(rows=6, seed=1, ends=[End.SUCCESS, End.CUT, End.FAILURE, End.FAILURE, End.TIME_LIMIT, End.SUCCESS])
     log_prob = batch.behaviour["log_prob"].clone()
