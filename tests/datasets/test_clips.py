@@ -116,3 +116,39 @@ def test_real_droid_clips(real_data):
     np.testing.assert_array_equal(source.read(places), everything[places])
     assert source.read(places, 90).shape == (5, 3, 90, 160)
     assert episode.success is None and episode.end == End.CUT and episode.instruction
+
+
+def test_stages_by_hand(tmp_path, make_picture):
+    write_video(tmp_path / "a.mp4", np.stack([make_picture(0, i) for i in range(6)]), 10)
+    line = {"file": "a.mp4", "instruction": "make tea", "stages": [[1, 3], [3, 5]]}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
+    stage = ClipsDataset(tmp_path)[0].labels["stage"]
+    assert stage.values.tolist() == [0, 0, 0, 1, 1, 1] and stage.valid.tolist() == [False, True, True, True, True, True]
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line | {"stages": [[1, 3], [2, 9]]}))
+    with pytest.raises(BadEpisodeError, match="stage 1 goes from observation 2 to 9") as caught:
+        ClipsDataset(tmp_path)[0]
+    assert caught.value.status == "label"
+    for wrong in ("reach", [3], [[1]], [[1, 2.5]], [[True, 3]]):
+        (tmp_path / "metadata.jsonl").write_text(json.dumps(line | {"stages": wrong}))
+        with pytest.raises(ValueError, match="first frame, last frame"):
+            ClipsDataset(tmp_path)
+
+
+def test_real_annotated_stages(real_data, tmp_path):
+    """Two real episodes with the boundaries that a person gave 16 stages."""
+    root = real_data / "robo_dopamine_stages"
+    if not root.is_dir():
+        pytest.skip(f"{root} is not here")
+    rows = []
+    for episode in sorted(root.glob("episode_*")):
+        (tmp_path / f"{episode.name}.mp4").symlink_to(episode / "cam_high.mp4")
+        marks = json.loads((episode / "annotated_keyframes.json").read_text())
+        spans = [[mark["start_frame_id"], mark["end_frame_id"]] for mark in marks]
+        rows.append({"file": f"{episode.name}.mp4", "instruction": "clean the table", "stages": spans})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = ClipsDataset(tmp_path)
+    for place, row in enumerate(rows):
+        stage = dataset[place].labels["stage"]
+        assert set(stage.values[stage.valid].tolist()) == set(range(16))
+        assert (np.diff(stage.values[stage.valid]) >= 0).all()
+        assert stage.values[row["stages"][4][0]] == 4 and not stage.valid[row["stages"][0][0] - 1]
