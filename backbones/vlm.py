@@ -1,6 +1,5 @@
 """Any Hugging Face vision-language model, frozen or with LoRA; apart from the others as transformers imports slowly."""
 
-import copy
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from .chat import Chat, Prompt, Reply
 from .revision import weights_revision
@@ -196,33 +196,51 @@ class VLM(Chat):
             )
         return states.hidden[found].float()
 
-    @torch.no_grad()
+    @contextmanager
+    def _asked(self) -> Generator[None]:
+        """Without gradients, and in evaluation mode: in training a checkpointed model keeps nothing of what it read."""
+        training = self.training
+        try:
+            with torch.no_grad():
+                self.eval()
+                yield
+        finally:
+            self.train(training)
+
     def reply(self, prompts: Sequence[Prompt], max_new_tokens: int = 512) -> list[Reply]:
         """The most likely answer to each prompt, token by token; see `guerdon.backbones.chat.Chat`.
 
+        Nothing is drawn, and nothing is held against tokens that were said before, whatever the checkpoint asks for.
         An answer that is cut after ``max_new_tokens`` says so.
 
         Raises:
             TypeError: If a picture is not uint8.
             ValueError: As `hidden_states`.
         """
-        settings = copy.deepcopy(self.model.generation_config)
-        settings.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, min_p=None)
-        settings.update(
-            max_new_tokens=max_new_tokens, max_length=None, pad_token_id=self.processor.tokenizer.pad_token_id
-        )
-        ends = settings.eos_token_id
+        published = self.model.generation_config
+        ends = published.eos_token_id
         ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
         replies: list[Reply] = []
-        for inputs in self._batches(prompts):
-            made = self.model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
-            for tokens in made.tolist():
-                text = str(self.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-                cut = len(tokens) == max_new_tokens and not ends & set(tokens)
-                replies.append(Reply(text=text, problem=f"cut after {max_new_tokens} tokens" if cut else ""))
+        with self._asked():
+            # the checkpoint's own settings (sampling, penalties) would otherwise fill in what is not set here
+            self.model.generation_config = GenerationConfig(
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=published.eos_token_id,
+                bos_token_id=published.bos_token_id,
+                pad_token_id=self.processor.tokenizer.pad_token_id,
+            )
+            try:
+                for inputs in self._batches(prompts):
+                    made = self.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+                    for tokens in made.tolist():
+                        text = str(self.processor.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+                        cut = len(tokens) == max_new_tokens and not ends & set(tokens)
+                        replies.append(Reply(text=text, problem=f"cut after {max_new_tokens} tokens" if cut else ""))
+            finally:
+                self.model.generation_config = published
         return replies
 
-    @torch.no_grad()
     def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
         """Log-probability that the answer to each prompt begins with each text; see `guerdon.backbones.chat.Chat`.
 
@@ -233,12 +251,11 @@ class VLM(Chat):
             ValueError: As `hidden_states`, or if an answer is empty.
         """
         tokens = [self.reader.answer_tokens(answer) for answer in answers]
-        found = [
-            answers_after(self.model, read_prompts(self.model, inputs), tokens) for inputs in self._batches(prompts)
-        ]
+        with self._asked():
+            read = (read_prompts(self.model, inputs) for inputs in self._batches(prompts))
+            found = [answers_after(self.model, reading, tokens) for reading in read]
         return torch.cat(found) if found else torch.zeros(0, len(tokens))
 
-    @torch.no_grad()
     def answer_log_probs_along(
         self, parts: Sequence[Prompt], question: str, answers: Sequence[str]
     ) -> Float[Tensor, "N K"]:
@@ -273,7 +290,14 @@ class VLM(Chat):
                 "this model's pictures cannot be told apart; use answer_log_probs"
             )
         ends = ends[torch.tensor(last, device=ends.device) - 1]
-        return answers_along(self.model, inputs, ends.tolist(), asked[0].tolist(), tokens)
+        longest = int(ends[-1]) + asked.shape[1] + max(len(answer) for answer in tokens)
+        if longest > self.max_tokens:
+            raise ValueError(
+                f"{len(parts)} parts with the question and an answer are {longest} tokens, more than the "
+                f"{self.max_tokens} that {self.name} reads: show fewer frames at a time (max_frames) or smaller ones"
+            )
+        with self._asked():
+            return answers_along(self.model, inputs, ends.tolist(), asked[0].tolist(), tokens)
 
     def _after_picture(self, picture: str | Tensor, question: str) -> tuple[Int[Tensor, "1 n"], int]:
         """Tokens of a question behind a picture and of the begin of an answer; how many tokens end the picture."""

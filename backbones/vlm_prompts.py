@@ -98,9 +98,10 @@ class PromptReader:
                 raise ValueError(f"a picture has shape {tuple(picture.shape)}: expected (3, H, W), RGB, channels first")
         if not all(pictures):
             raise ValueError("a prompt has no picture: expected one at least")
+        texts = [self._text(prompt) + (self.closing if answering else "") for prompt in prompts]
         try:
             read: Any = self.processor(
-                text=[self._text(prompt) + (self.closing if answering else "") for prompt in prompts],
+                text=texts,
                 images=pictures,
                 return_tensors="pt",
                 text_kwargs={

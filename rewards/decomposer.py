@@ -40,7 +40,7 @@ class VlmDecomposer(TaskDecomposer):
     is complete, Σ_{k>i} P(k complete), and these one monotone path: over the whole episode by dynamic programming, or
     from the past alone (`guerdon.rewards.segmentation`). An evaluated frame without a clear answer (letters together
     less likely than ``min_mass``, or no answer) carries no evidence. Rows without a plan, a frame or any evidence have
-    no stage.
+    no stage, nor have windows that begin inside an episode: their first frame is not its beginning.
 
     Args:
         chat: A `guerdon.backbones.vlm.VLM`, or another model behind the same protocol.
@@ -118,17 +118,19 @@ class VlmDecomposer(TaskDecomposer):
             raise ValueError(f"expected a first frame for each of {len(instructions)} instructions, got {got}")
         plans = [TaskPlan(instruction=text, stages=()) for text in instructions]
         problems: dict[int, str] = dict.fromkeys(range(len(plans)), "")
+        refused: dict[int, str] = {}
         for _ in range(self.attempts):
-            asked = [self.plan_question(instructions[n], first_frames[n], problems[n]) for n in problems]
+            asked = [self.plan_question(instructions[n], first_frames[n], refused.get(n, "")) for n in problems]
             for number, reply in zip(list(problems), self.chat.reply(asked, self.max_new_tokens), strict=True):
-                if reply.text is None:
+                if reply.text is None:  # nobody answered: there is nothing to say about an answer
                     problems[number] = reply.problem
                     continue
                 try:
                     plans[number] = parse_plan(reply.text, instructions[number], self.max_stages)
                     del problems[number]
                 except ValueError as error:
-                    problems[number] = f"{error}{', ' if reply.problem else ''}{reply.problem}"
+                    refused[number] = f"{error}{', ' if reply.problem else ''}{reply.problem}"
+                    problems[number] = refused[number]
             if not problems:
                 break
         for problem in problems.values():
@@ -137,16 +139,19 @@ class VlmDecomposer(TaskDecomposer):
 
     def plan_question(self, instruction: str, first_frame: Tensor, problem: str = "") -> Prompt:
         """What asks for a plan, once more if the last answer had a problem."""
-        text = self.plan_prompt.replace("{instruction}", instruction.strip() or "do the task")
-        # what is quoted from an answer must not read like one of the model's own tokens
-        told = _AGAIN.replace("{problem}", problem.translate(_HARMLESS)) if problem else ""
+        text = self.plan_prompt.replace("{instruction}", _plain(instruction) or "do the task")
+        told = _AGAIN.replace("{problem}", _plain(problem)) if problem else ""
         return [text + told, first_frame]
 
     def stage_question(self, plan: TaskPlan, first: Moment, now: Moment) -> Prompt:
         """What asks how far a plan is at one moment."""
-        told = [f"{n}. {s.name}{f': {s.completion}' if s.completion else ''}" for n, s in enumerate(plan.stages, 1)]
-        opening = f"A robot was told: {plan.instruction.strip() or 'do the task'}. Its plan is:\n" + "\n".join(told)
-        choices = [f"{LETTERS[n]}: {'no stage' if not n else plan.stages[n - 1].name}" for n in range(len(told) + 1)]
+        names = [_plain(stage.name) for stage in plan.stages]
+        done = [_plain(stage.completion) for stage in plan.stages]
+        told = [
+            f"{n}. {name}{f': {end}' if end else ''}" for n, (name, end) in enumerate(zip(names, done, strict=True), 1)
+        ]
+        opening = f"A robot was told: {_plain(plan.instruction) or 'do the task'}. Its plan is:\n" + "\n".join(told)
+        choices = [f"{LETTERS[n]}: {name}" for n, name in enumerate(["no stage", *names])]
         question = "\nWhich stage is the last that is complete now? Answer with one letter.\n" + "\n".join(choices)
         return [f"{opening}\n{_BEGIN}", *first.parts, _NOW, *now.parts, question]
 
@@ -154,7 +159,8 @@ class VlmDecomposer(TaskDecomposer):
         """Stage of every observation (B, T+1), 0 … S − 1: the first that is not complete, the last once all are.
 
         Raises:
-            ValueError: If there is not one plan for every row, or no camera of the model is there.
+            ValueError: If there is not one plan for every row, one has more stages than there are letters, or no camera
+                of the model is there.
         """
         done = self.completed(batch, plans, causal)
         last = torch.tensor([max(len(plan.stages) - 1, 0) for plan in plans], device=done.values.device)
@@ -164,12 +170,15 @@ class VlmDecomposer(TaskDecomposer):
         """How many stages are complete at every observation (B, T+1), 0 … S; see `segment`."""
         if len(plans) != len(batch):
             raise ValueError(f"expected a plan for each of {len(batch)} rows, got {len(plans)}")
+        longest = max((len(plan.stages) for plan in plans), default=0)
+        if longest >= len(LETTERS):
+            raise ValueError(f"a plan has {longest} stages: expected at most {len(LETTERS) - 1}, a letter for each")
         rows = moments(batch, self.cameras)
         values = torch.zeros(len(rows), batch.mask.shape[1] + 1)
         valid = torch.zeros_like(values, dtype=torch.bool)
         made = batch.made.cpu()
         for number, (row, plan) in enumerate(zip(rows, plans, strict=True)):
-            if not row or not plan.stages:
+            if not row or not plan.stages or int(batch.offset[number]):
                 continue
             steps = torch.tensor([moment.step for moment in row])
             shares = self.shares(plan, row)
@@ -202,5 +211,11 @@ class VlmDecomposer(TaskDecomposer):
 
 
 _HARMLESS = str.maketrans({"<": "(", ">": ")", "|": "/", "[": "(", "]": ")"})
+
+
+def _plain(text: str) -> str:
+    """Words of others, so that nothing in them reads like one of the model's own tokens."""
+    return text.strip().translate(_HARMLESS)
+
 
 __all__ = ["LETTERS", "VlmDecomposer"]

@@ -95,17 +95,19 @@ class DecomposerTraining:
         save_every: int = 200,
         seed: int = 0,
     ) -> None:
-        if min(frames_per_episode, batch_size, accumulate, save_every) < 1 or warmup_steps < 0 or max_steps == 0:
+        counts = (frames_per_episode, batch_size, accumulate, save_every)
+        if min(counts) < 1 or warmup_steps < 0 or max_steps == 0 or max_steps < -1:
             raise ValueError(
                 f"frames_per_episode {frames_per_episode}, batch_size {batch_size}, accumulate {accumulate}, save_every"
                 f" {save_every}, warmup_steps {warmup_steps}, max_steps {max_steps}: expected positive numbers"
             )
-        if learning_rate <= 0 or epochs <= 0:
+        if not (0 < learning_rate < math.inf and 0 < epochs < math.inf):
             raise ValueError(f"learning_rate {learning_rate}, epochs {epochs}: expected positive numbers")
         if not isinstance(decomposer.chat, VLM) or not decomposer.chat.trained:
+            got = "lora_rank 0" if isinstance(decomposer.chat, VLM) else f"a {type(decomposer.chat).__name__}"
             raise ValueError(
                 "nothing of this decomposer can be trained: expected chat to be a guerdon.backbones.vlm.VLM with "
-                f"lora_rank above 0, got {type(decomposer.chat).__name__}"
+                f"lora_rank above 0, got {got}"
             )
         self.decomposer, self.teacher, self.vlm = decomposer, teacher, decomposer.chat
         self.frames_per_episode, self.learning_rate, self.epochs = frames_per_episode, learning_rate, epochs
@@ -126,7 +128,10 @@ class DecomposerTraining:
         row = moments(batch, self.decomposer.cameras)[0]
         if not row:
             return "no frame"
-        plan = self._plan(batch)
+        try:
+            plan = self._plan(batch)
+        except ValueError as error:  # one instruction that the teacher does not know is no reason to stop
+            return str(error)
         if not plan.stages:
             return "the teacher has no plan"
         if len(plan.stages) > self.decomposer.max_stages:
@@ -167,13 +172,19 @@ class DecomposerTraining:
             raise ValueError(
                 f"nothing to learn from: expected episodes with frames and stages ({told or 'no episode'})"
             )
-        last = _last_checkpoint(out / _CHECKPOINTS) if resume else None
+        last = self.last_checkpoint(out) if resume else None
+        for name, parameter in self.vlm.model.named_parameters():
+            parameter.requires_grad_(name in self.vlm.trained)  # whatever a reward around the decomposer froze
         with warnings.catch_warnings():
             # newer transformers call it activation checkpointing, older ones know no other name
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated")
             settings = self._settings(out / _CHECKPOINTS)
         trainer = _Trainer(self.vlm, settings, examples.dataset())
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        try:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        except KeyboardInterrupt:
+            trainer.keep()
+            raise
         self.vlm.eval()
         return cast(list[dict[str, Any]], trainer.state.log_history)
 
@@ -196,8 +207,22 @@ class DecomposerTraining:
             remove_unused_columns=False,
             dataset_kwargs={"skip_prepare_dataset": True},
             dataloader_pin_memory=torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available(),
             report_to="none",
         )
+
+    @staticmethod
+    def last_checkpoint(out: Path) -> Path:
+        """The last checkpoint of a run that was written whole: its state is written last.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        folder = out / _CHECKPOINTS
+        whole = [p for p in folder.glob("checkpoint-*") if (p / _STATE).is_file() and (p / _WEIGHTS).is_file()]
+        if not whole:
+            raise FileNotFoundError(f"{folder} holds no checkpoint to go on from: start anew in another folder")
+        return max(whole, key=lambda p: json.loads((p / _STATE).read_text())["global_step"])
 
     @torch.no_grad()
     def judge(self, episodes: Iterable[TrajectoryBatch], causal: bool = False) -> dict[str, Any]:
@@ -206,17 +231,21 @@ class DecomposerTraining:
         Returns:
             ``stage_accuracy`` and ``stage_iou`` (mean over episodes, with a bootstrap interval over them), ``plans``
             (share of the answers that were a plan) and ``plans_equal`` (share with the names of the teacher's stages),
-            and ``episodes``, how many there were.
+            ``episodes``, how many there were, and ``left_out``, how many more have no frame or no stage of the teacher.
         """
         accuracy: list[float] = []
         overlap: list[float] = []
-        made, equal = 0, 0
+        made, equal, left_out = 0, 0, 0
         for batch in episodes:
-            plan = self._plan(batch)
             row = moments(batch, self.decomposer.cameras)[0]
-            if not row or not plan.stages:
+            try:
+                plan = self._plan(batch)
+            except ValueError:
+                plan = TaskPlan(instruction="", stages=())
+            right = self.teacher.segment(batch, [plan], causal=False) if row and plan.stages else None
+            if right is None or not bool(right.valid.any()):
+                left_out += 1
                 continue
-            right = self.teacher.segment(batch, [plan], causal=False)
             seen = self.decomposer.segment(batch, [plan], causal)
             pair = (seen.values[0].long(), right.values[0].long(), right.valid[0], seen.valid[0])
             accuracy.append(stage_accuracy(*pair))
@@ -227,6 +256,7 @@ class DecomposerTraining:
         count = len(accuracy)
         return {
             "episodes": count,
+            "left_out": left_out,
             "stage_accuracy": _figure(accuracy),
             "stage_iou": _figure(overlap),
             "plans": made / count if count else None,
@@ -246,6 +276,11 @@ class _Trainer(SFTTrainer):
             processing_class=vlm.processor,
             data_collator=_Collator(vlm),
         )
+
+    def keep(self) -> None:
+        """Write a checkpoint of the present state, if there was an update; the next data are those of the last one."""
+        if self.state.global_step:
+            self._save_checkpoint(self.vlm.model, trial=None)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """No page about the model: a checkpoint is for going on."""
@@ -322,14 +357,6 @@ def _evenly(reached: dict[int, int], most: int, generator: np.random.Generator) 
             if groups[n] and len(taken) < most:
                 taken.append(int(groups[n].pop()))
     return sorted(taken)
-
-
-def _last_checkpoint(folder: Path) -> Path:
-    """The last one that was written whole: its state is written last."""
-    whole = [p for p in folder.glob("checkpoint-*") if (p / _STATE).is_file() and (p / _WEIGHTS).is_file()]
-    if not whole:
-        raise FileNotFoundError(f"{folder} holds no checkpoint to go on from: start anew in another folder")
-    return max(whole, key=lambda p: json.loads((p / _STATE).read_text())["global_step"])
 
 
 def _figure(values: Sequence[float]) -> dict[str, float | None]:

@@ -145,10 +145,37 @@ def test_a_reply_is_the_greedy_one(vlm):
         assert reply.problem == ("" if ended else "cut after 5 tokens")
 
 
-def test_settings_of_the_checkpoint_that_ask_for_chance_are_not_used(vlm):
+def test_settings_of_the_checkpoint_that_change_what_is_said_are_not_used(vlm):
+    plain = vlm.reply([asked(2)], 12)[0].text
     vlm.model.generation_config.update(do_sample=True, temperature=5.0, top_p=0.9, top_k=50)
-    assert len({vlm.reply([asked(2)], 8)[0].text for _ in range(3)}) == 1
+    assert {vlm.reply([asked(2)], 12)[0].text for _ in range(3)} == {plain}
     assert vlm.model.generation_config.do_sample  # left as it was
+    vlm.model.generation_config.update(do_sample=False, repetition_penalty=1.9, no_repeat_ngram_size=1)
+    assert vlm.reply([asked(2)], 12)[0].text == plain
+
+
+def test_what_trains_answers_like_what_does_not(folders):
+    """In training a checkpointed model of transformers would keep nothing of what it read, and say so in the log."""
+    trained = VLM(str(folders["qwen2_5_vl"]), lora_rank=2, gradient_checkpointing=True)
+    rows, parts = [asked(2), asked(1)], [[picture] for picture in pictures(3)]
+    ways = (
+        lambda: trained.answer_log_probs(rows, ANSWERS),
+        lambda: trained.answer_log_probs_along(parts, "Done?", ANSWERS),
+        lambda: trained.reply(rows, 6),
+    )
+    wanted = [way() for way in ways]
+    trained.train()
+    got = [way() for way in ways]
+    assert trained.training and trained.model.training  # left as it was
+    torch.testing.assert_close(got[:2], wanted[:2])
+    assert got[2] == wanted[2]
+
+
+def test_a_growing_prompt_that_is_too_long_with_its_question_is_refused(vlm):
+    parts = [[picture] for picture in pictures(2)]
+    vlm.max_tokens = vlm._inputs([[p for part in parts for p in part]])["input_ids"].shape[1] + 3
+    with pytest.raises(ValueError, match="2 parts with the question and an answer are"):
+        vlm.answer_log_probs_along(parts, "How much of the task is done?", ["yes"])
 
 
 def test_the_answer_stands_where_the_template_puts_it(folders):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,35 @@ def test_an_endpoint_that_fails_is_no_plan_with_its_reason():
     decomposer = VlmDecomposer(Scripted([Reply(text=None, problem="timed out")] * 3), ["wrist"])
     assert decomposer.plan(["open the drawer"], [picture()])[0].stages == ()
     assert decomposer.abstained == {"no plan: timed out": 1}
+
+
+def test_a_failed_call_is_tried_again_without_a_word_about_an_answer():
+    chat = Scripted([Reply(text=None, problem="HTTP 503: upstream"), GOOD])
+    decomposer = VlmDecomposer(chat, ["wrist"])
+    assert len(decomposer.plan(["open"], [picture()])[0].stages) == 2
+    assert chat.prompts[0][0] == chat.prompts[1][0] and not decomposer.abstained
+
+
+def test_words_of_others_hold_no_token_of_the_model(filmed, folders):
+    """A plan or an instruction may quote what reads like one; a scoring run must not end there."""
+    vlm = VLM(str(folders["qwen2_5_vl"]))
+    decomposer = VlmDecomposer(vlm, ["wrist"], min_mass=0.0, attempts=1, max_new_tokens=2)
+    stages = (TaskStage(name="reach", completion="done <|im_end|>"),)
+    plan = TaskPlan(instruction="open <|vision_start|> it", stages=stages)
+    assert bool(decomposer.segment(numbered(filmed), [plan], True).valid.all())
+    assert decomposer.plan([plan.instruction], [picture()])[0].stages == ()
+
+
+def test_a_window_from_inside_an_episode_has_no_stage(filmed):
+    decomposer = VlmDecomposer(Scripted(shares={t: [0.8, 0.1, 0.1] for t in range(5)}), ["wrist"])
+    inside = replace(numbered(filmed), offset=torch.tensor([3]), length=torch.tensor([7]))
+    assert not bool(decomposer.segment(inside, [PLAN], False).valid.any())
+
+
+def test_a_plan_with_more_stages_than_letters_is_refused(filmed):
+    plan = TaskPlan(instruction="x", stages=tuple(TaskStage(name=f"stage {n}") for n in range(26)))
+    with pytest.raises(ValueError, match="a plan has 26 stages: expected at most 25"):
+        VlmDecomposer(Scripted(), ["wrist"]).segment(numbered(filmed), [plan], True)
 
 
 def test_only_what_was_refused_is_asked_for_again():

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 
 import pytest
@@ -16,15 +17,19 @@ STEPS = 12
 
 
 class Teacher(TaskDecomposer):
-    """Two stages, complete from observations 5 and 9 on; no plan for an instruction with "unknown"."""
+    """Two stages, complete from observations 5 and 9 on; no plan for an instruction with "unknown", an error for
+    "dance", no stage for "dark"."""
 
     def plan(self, instructions, first_frames=None):
+        if "dance" in instructions:
+            raise ValueError("no rule for 'dance'")
         stages = (TaskStage(name="reach"), TaskStage(name="pull"))
         return [TaskPlan(instruction=text, stages=() if "unknown" in text else stages) for text in instructions]
 
     def completed(self, batch, plans, causal):
         count = torch.tensor([(t >= 5) + (t >= 9) for t in range(batch.mask.shape[1] + 1)]).float()
-        return Labelled(values=count.expand(len(batch), -1), valid=batch.made)
+        dark = torch.tensor([text == "dark" for text in batch.instructions])[:, None]
+        return Labelled(values=count.expand(len(batch), -1), valid=batch.made & ~dark)
 
     def segment(self, batch, plans, causal):
         done = self.completed(batch, plans, causal)
@@ -72,8 +77,15 @@ def test_few_frames_of_a_stage_leave_room_for_others(folders):
 
 def test_episodes_that_teach_nothing_are_named(folders):
     made = training(folders["smolvlm"])
-    found = made.examples([episode(3, "unknown task"), episode(4, seen=False), episode(5)])
-    assert found.left_out == {3: "the teacher has no plan", 4: "no frame"} and found.plans == 1
+    taught = [episode(3, "unknown task"), episode(4, seen=False), episode(5), episode(6, "dance"), episode(7, "dark")]
+    found = made.examples(taught)
+    assert found.left_out == {
+        3: "the teacher has no plan",
+        4: "no frame",
+        6: "no rule for 'dance'",
+        7: "no stage is known at any frame",
+    }
+    assert found.plans == 1
     made.decomposer.max_stages = 1
     assert "a plan of 2 stages, more than max_stages 1" in made.examples([episode(5)]).left_out[5]
 
@@ -134,6 +146,34 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(folders, tmp_path
             assert not torch.equal(parameter.detach(), start[name]) or "lora_A" in name
 
 
+def test_an_interrupt_keeps_the_present_state(folders, tmp_path, monkeypatch):
+    made = training(folders["smolvlm"], max_steps=6, batch_size=2)
+    steps = iter(range(10))
+    monkeypatch.setattr(_Collator, "__call__", interrupted(_Collator.__call__, steps, 3))
+    with pytest.raises(KeyboardInterrupt):
+        made.fit(made.examples([episode()]), tmp_path / "run")
+    kept = DecomposerTraining.last_checkpoint(tmp_path / "run")
+    assert json.loads((kept / "trainer_state.json").read_text())["global_step"] >= 1
+
+
+def interrupted(collate, steps, at):
+    def call(self, rows):
+        if next(steps) == at:
+            raise KeyboardInterrupt
+        return collate(self, rows)
+
+    return call
+
+
+def test_a_reward_around_the_decomposer_does_not_keep_it_from_learning(folders, tmp_path):
+    made = training(folders["smolvlm"], max_steps=1)
+    made.decomposer.requires_grad_(False)  # as SubgoalReward does
+    before = {n: p.detach().clone() for n, p in made.vlm.model.named_parameters() if n in made.vlm.trained}
+    made.fit(made.examples([episode()]), tmp_path / "run")
+    changed = [n for n, p in made.vlm.model.named_parameters() if n in before and not torch.equal(p, before[n])]
+    assert changed
+
+
 def test_nothing_to_go_on_from_is_an_error(folders, tmp_path):
     made = training(folders["smolvlm"])
     with pytest.raises(FileNotFoundError, match="no checkpoint to go on from"):
@@ -162,18 +202,22 @@ def test_training_teaches_stages_of_episodes_it_never_saw(tmp_path):
 
 def test_judging_counts_plans_and_leaves_out_what_has_no_truth(folders):
     made = training(folders["smolvlm"])
-    figures = made.judge([episode(0), episode(1, "unknown task")])
-    assert figures["episodes"] == 1 and figures["plans"] == 0.0
+    others = [episode(1, "unknown task"), episode(2, "dance"), episode(3, "dark"), episode(4, seen=False)]
+    figures = made.judge([episode(0), *others])
+    assert figures["episodes"] == 1 and figures["left_out"] == 4 and figures["plans"] == 0.0
+    assert figures["stage_accuracy"]["mean"] is not None
     assert made.judge([])["stage_accuracy"] == {"mean": None, "low": None, "high": None}
 
 
 def test_wrong_arguments_are_refused(folders):
-    for wrong in ({"epochs": 0}, {"learning_rate": -1.0}, {"batch_size": 0}, {"max_steps": 0}):
+    for wrong in ({"epochs": 0}, {"learning_rate": -1.0}, {"batch_size": 0}, {"max_steps": 0}, {"max_steps": -5}):
         with pytest.raises(ValueError):
             training(folders["smolvlm"], **wrong)
-    with pytest.raises(ValueError, match="lora_rank above 0, got VLM"):
+    with pytest.raises(ValueError, match="expected positive numbers"):
+        training(folders["smolvlm"], learning_rate=math.nan)
+    with pytest.raises(ValueError, match="lora_rank above 0, got lora_rank 0"):
         DecomposerTraining(VlmDecomposer(VLM(str(folders["smolvlm"])), ["wrist"]), Teacher())
-    with pytest.raises(ValueError, match="lora_rank above 0, got Chat"):
+    with pytest.raises(ValueError, match="lora_rank above 0, got a Chat"):
         DecomposerTraining(VlmDecomposer(Chat(), ["wrist"]), Teacher())
 
 
