@@ -1,6 +1,6 @@
 """Milestone labels of episodes and batches: which steps lead to a keyframe, and how many milestones are passed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.batch import Labelled, TrajectoryBatch
 from ..datasets.episodes import BadEpisodeError, Column, Episode
 from ..datasets.labels import KINDS, LabelFactory, with_remaining_targets, with_success_targets
-from .milestones import MilestoneDetector, finite_array, milestone_progress, step_labels
+from .milestones import MilestoneDetector, finite_array, milestone_progress, step_labels, unit_openness
 
 MILESTONE, MILESTONE_PROGRESS = "milestone", "milestone_progress"
 """Names of the stored labels: y per step (T,), and z per observation (T+1,)."""
@@ -23,8 +23,12 @@ class MilestoneLabels(LabelFactory):
     """Adds the milestone labels of whole episodes as targets, and draws negatives.
 
     ``labels["milestone"]`` (B, T) is y, ``labels["progress"]`` (B, T+1) is z; success and remaining-time targets are
-    those of `LabelFactory`. A known failure is 0 at every step, and its progress is unknown unless ``failed_progress``
-    says otherwise. Of an unknown outcome nothing is known. With another task's instruction a row is 0 all along.
+    those of `LabelFactory`. A known failure (success 0) is 0 at every step, and its progress is unknown unless
+    ``failed_progress`` says otherwise. Of an unknown outcome, and of a partial one (between 0 and 1), nothing is known.
+    With another task's instruction a row is 0 all along. Where success is recorded as a flag, the first that is set is
+    the success; a flag per step says what holds after the step. An episode that begins in success is 1 all along, y
+    and z.
+
     Labels stored by `with_milestones` are used where they are; windows need them, because half an episode does not
     show its milestones.
 
@@ -41,6 +45,12 @@ class MilestoneLabels(LabelFactory):
         cross_task: Share of rows that show what happened in another task.
         other_instructions: Instructions that no recording fulfils, to be drawn as wrong ones too.
         assume_success: Take episodes of unknown outcome for successes.
+        gripper_range: What the track records of a closed and of an open gripper, such as (0, 0.08) for a width in
+            metres; None where it is an openness in 0 … 1, or where the detector has the range. See
+            `guerdon.rewards.milestones.unit_openness`.
+
+    Raises:
+        ValueError: If an argument makes no sense, or both this and the detector have a range.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class MilestoneLabels(LabelFactory):
         cross_task: float = 0.0,
         other_instructions: list[str] | tuple[str, ...] = (),
         assume_success: bool = False,
+        gripper_range: Sequence[float | int] | None = None,
     ) -> None:
         super().__init__(
             rewind=rewind,
@@ -71,22 +82,23 @@ class MilestoneLabels(LabelFactory):
         self.detector = MilestoneDetector() if detector is None else detector
         self.gripper, self.hand, self.window, self.margin = gripper or None, hand, window, margin
         self.failed_progress = failed_progress
+        if gripper_range is not None and self.detector.gripper_range is not None:
+            raise ValueError(
+                f"gripper_range {tuple(gripper_range)}, and the detector has {self.detector.gripper_range}: give one"
+            )
+        self.gripper_range = None if gripper_range is None else tuple(gripper_range)
+        if self.gripper_range is not None:
+            unit_openness(np.array(self.gripper_range[:1], np.float64), self.gripper_range)
 
     def label(self, episode: Episode) -> dict[str, Column]:
         """Both labels of one episode.
 
         Raises:
-            BadEpisodeError: If a track of a success is missing, has gaps, or holds something that is no number.
+            BadEpisodeError: If a track of a success is missing, has gaps, or holds something that is no number or no
+                openness, or recorded success is not one number per step or observation.
         """
         made = episode.steps + int(episode.last_observed)
-        flags = episode.labels.get("success")
-        won = episode.success is not None and episode.success >= 1
-        won = won or (episode.success is None and self.assume_success)
-        done = None if flags is None else (flags.valid & (flags.values > 0))[:made]
-        if done is not None and len(done) == made and won and done.any():
-            success: int | None = int(np.argmax(done))
-        else:
-            success = made - 1 if won else None
+        success = self._success_at(episode, made)
         try:
             found = self.detector(*self._tracks(episode, made), success) if success else None
         except ValueError as error:
@@ -96,10 +108,30 @@ class MilestoneLabels(LabelFactory):
         if found is not None:
             z[:made], z_known[:made] = milestone_progress(made, found.observations), True
             y, y_known = step_labels(episode.steps, found.keyframes, success, self.window, self.margin)
-        elif episode.success is not None and episode.success < 1:
+        elif success is not None:  # it begins in success: every step leaves it, and no path leads there
+            z[:made], z_known[:made], y[:], y_known[:] = 1, True, 1, True
+        elif episode.success is not None and episode.success <= 0:
             y_known[:] = True
             z_known[:made] = self.failed_progress == "zero"
         return {MILESTONE: Column(values=y, valid=y_known), MILESTONE_PROGRESS: Column(values=z, valid=z_known)}
+
+    def _success_at(self, episode: Episode, made: int) -> int | None:
+        """Observation of a success: the first flagged one, else the last one made; None where it is no success."""
+        if not (self.assume_success if episode.success is None else episode.success >= 1):
+            return None
+        flags = episode.labels.get("success")
+        if flags is not None:
+            if flags.values.ndim != 1:
+                shape = tuple(flags.values.shape)
+                raise BadEpisodeError(
+                    episode.index, "label", f"recorded success: expected one number each, got {shape}"
+                )
+            done = flags.valid & (flags.values >= 1)
+            if len(done) == episode.steps:  # a flag per step: step t shows at observation t + 1
+                done = np.append(False, done)
+            if done[:made].any():
+                return int(np.argmax(done))
+        return made - 1
 
     def _tracks(self, episode: Episode, made: int) -> tuple[np.ndarray | None, np.ndarray]:
         wanted = [self.hand] if self.gripper is None else [self.gripper, self.hand]
@@ -117,6 +149,8 @@ class MilestoneLabels(LabelFactory):
                 raise ValueError(f"track {name!r} is unknown at observation {int(np.argmax(gap))}: repair or remove it")
             finite_array(f"track {name!r}", track.values[:made], dimensions=1 if name == self.gripper else 2)
         openness = None if self.gripper is None else episode.tracks[self.gripper].values[:made]
+        if openness is not None and self.gripper_range is not None:
+            openness = unit_openness(openness, self.gripper_range)
         return openness, episode.tracks[self.hand].values[:made]
 
     def targets(self, batch: TrajectoryBatch) -> TrajectoryBatch:
@@ -184,7 +218,7 @@ def with_milestones(episode: Episode, labels: MilestoneLabels | None = None) -> 
         labels: How they are made; None takes the defaults.
 
     Raises:
-        BadEpisodeError: If a track is missing, has gaps, or holds something that is no number.
+        BadEpisodeError: If a track is missing, has gaps, or holds something that is no number or no openness.
     """
     found = (MilestoneLabels() if labels is None else labels).label(episode)
     return replace(episode, labels={**episode.labels, **found})

@@ -19,7 +19,8 @@ class MilestoneOracle(Paid):
     """Milestones computed online from points of the simulator: no training, and nothing is known of the future.
 
     A stage is either a pair of points that must come within a radius of each other, or ``["gripper"]``, a change of the
-    gripper (see `guerdon.rewards.milestones.gripper_milestones`). Stages are passed in order and stay passed. Progress
+    gripper (see `guerdon.rewards.milestones.gripper_milestones`) that is complete after its stage began: one made
+    before its turn does not count. Stages are passed in order and stay passed. Progress
     is (stages passed + share of the present one) / stages; the share of a pair is how much of its distance, beyond the
     radius and from where the stage began, is gone, and that of a gripper is 0 until it is done.
 
@@ -27,12 +28,16 @@ class MilestoneOracle(Paid):
     have in common: within ``near`` · radius of the end of a stage, passed or not, and a completed change of the
     gripper. The first can be held, like the states that a model of the offline labels pays for.
 
+    What a row passed before its first observation nobody can tell from a window, so a row with an offset is invalid
+    all along.
+
     Args:
         stages: Each ``[point, point, radius]`` in metres, or ``["gripper"]``.
         points: Columns of the state, first and one past the last, where a batch has no such track: rollouts carry none.
             `METAWORLD_POINTS` for Meta-World.
         near: At least 1.
-        threshold: Of the gripper; see `gripper_milestones`, as the next five.
+        threshold: Of the gripper, in the unit of its point (a width in metres needs a smaller one, and a smaller
+            ``settle``); see `gripper_milestones`, as the next five.
         settle: Change of the openness below which it is at rest.
         settle_steps: Steps at rest that complete a change.
         start_steps: Changes within the first so many steps do not count.
@@ -75,7 +80,7 @@ class MilestoneOracle(Paid):
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Follow the stages of every row and pay.
+        """Follow the stages of every row and pay; rows that do not begin with their episode are invalid.
 
         Raises:
             ValueError: If a point is neither a track of the batch nor named in ``points``, or is no number where known.
@@ -83,7 +88,7 @@ class MilestoneOracle(Paid):
         host = batch.to("cpu")
         names = list(dict.fromkeys(name for a, b, _ in self.stages for name in (a, b) if name))
         found = {name: self._point(host, name) for name in names}
-        known = torch.stack([point.valid for point in found.values()]).all(0)
+        known = torch.stack([point.valid for point in found.values()]).all(0) & (host.offset == 0)[:, None]
         progress, near = torch.zeros(known.shape), torch.zeros(known.shape)
         for row in range(len(host)):
             count = int(host.steps[row]) + 1
@@ -145,13 +150,12 @@ class MilestoneOracle(Paid):
         for (_, _, radius), gap in zip(self.stages, gaps, strict=True):
             labelled |= False if gap is None else gap <= self.near * radius
         progress = np.zeros(count)
-        passed, used, entry = 0, 0, 0
+        passed, entry = 0, 0
         for at in range(count):
             while passed < len(self.stages):
                 gap, radius = gaps[passed], self.stages[passed][2]
                 if gap is None:
-                    done = int(np.searchsorted(changes, at, side="right")) > used
-                    used += int(done)
+                    done = bool(((changes > entry) & (changes <= at)).any())
                 else:
                     done = bool(gap[at] <= radius)
                 if not done:

@@ -55,10 +55,10 @@ class Paid(RewardModel):
         slack: float = 0.0,
     ) -> None:
         super().__init__()
-        self.set_payment(mode, milestones, bonus, beta, gamma, slack)
+        self._set_payment(mode, milestones, bonus, beta, gamma, slack)
 
-    def set_payment(self, mode: Mode, milestones: int, bonus: float, beta: float, gamma: float, slack: float) -> None:
-        """Check and keep how it pays; the weights of a model do not depend on it."""
+    def _set_payment(self, mode: Mode, milestones: int, bonus: float, beta: float, gamma: float, slack: float) -> None:
+        """Check and keep how it pays. Only for constructors: what is set later is in no record of the arguments."""
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}: expected one of {', '.join(MODES)}")
         if milestones < 1 or not math.isfinite(bonus) or not math.isfinite(beta):
@@ -184,7 +184,7 @@ class MilestoneReward(ObservedReward, Paid):
             frames_every=frames_every,
             since_start=since_start,
         )
-        self.set_payment(mode, milestones, bonus, beta, gamma, slack)
+        self._set_payment(mode, milestones, bonus, beta, gamma, slack)
         if threshold is not None and not 0 < threshold < 1:
             raise ValueError(f"threshold is {threshold}: expected one in (0, 1), or None to pay the chance itself")
         if action_size < 0 or pseudo_reward <= 0 or milestone_loss_weight < 0:
@@ -271,16 +271,19 @@ class MilestoneReward(ObservedReward, Paid):
         return {"loss": total, **parts}
 
 
-def in_mode(model: MilestoneReward, mode: Mode, beta: float = 0.5, bonus: float = 1.0) -> MilestoneReward:
-    """The same trained model, paid in another way; weights are shared, the record of its arguments is not.
+def in_mode(
+    model: MilestoneReward, mode: Mode, beta: float | None = None, bonus: float | None = None
+) -> MilestoneReward:
+    """The same trained model, paid in another way; its own weights are copied, an encoder is shared.
 
     Args:
         model: A trained model.
         mode: What is paid; see `Paid`.
-        beta: Weight of the potential.
-        bonus: Paid for a labelled step, or for a milestone.
+        beta: Weight of the potential; None keeps the model's.
+        bonus: Paid for a labelled step, or for a milestone; None keeps the model's.
     """
-    args: dict[str, Any] = {**model.init_args, "mode": mode, "beta": beta, "bonus": bonus}
+    paid = {"mode": mode, "beta": beta, "bonus": bonus}
+    args: dict[str, Any] = {**model.init_args, **{name: value for name, value in paid.items() if value is not None}}
     other = MilestoneReward(**args)
     other.load_state_dict(model.state_dict())
     return other.to(model.norm.weight.device).train(model.training)

@@ -8,12 +8,16 @@ Indices: a milestone is an **observation** 1 … T, a keyframe is a **step** 0 �
 t + 1, so the last step of a segment that ends at milestone m is m − 1.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
+
+_OVERSHOOT = 0.05  # of a given range: fingers that press on something close or open a little further than when free
+_NOISE = 1e-4  # of an openness that is said to be in 0 … 1: rounding, no other unit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +32,35 @@ class Milestones:
     """How many of the milestones the gripper gave."""
     fallback: bool
     """True where the gripper gave none and shares of the hand's path took their place."""
+
+
+def unit_openness(gripper: np.ndarray, gripper_range: Sequence[float | int] | None = None) -> Float[np.ndarray, " N"]:
+    """Openness from 0, closed, to 1, open, of a gripper recorded in any unit.
+
+    Args:
+        gripper: (N,) as recorded.
+        gripper_range: What is recorded of a closed and of an open gripper, such as (0, 0.08) for a width in metres, or
+            (255, 0) where 255 is closed. Values up to 5 % of the range outside are taken for its ends. None for an
+            openness that is recorded in 0 … 1.
+
+    Raises:
+        ValueError: If a value is no number or lies outside, or the range is not two different numbers.
+    """
+    ends = (0.0, 1.0) if gripper_range is None else tuple(float(end) for end in gripper_range)
+    if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] == ends[1]:
+        raise ValueError(f"gripper_range is {gripper_range}: expected two different numbers, (closed, open)")
+    recorded = finite_array("gripper", gripper, dimensions=1)
+    openness = (recorded - ends[0]) / (ends[1] - ends[0])
+    slack = _NOISE if gripper_range is None else _OVERSHOOT
+    outside = (openness < -slack) | (openness > 1 + slack)
+    if outside.any():
+        at = int(np.argmax(outside))
+        if gripper_range is None:
+            wanted = "expected an openness in 0 … 1; for another unit pass gripper_range=(closed, open)"
+        else:
+            wanted = f"expected at most {_OVERSHOOT:.0%} outside gripper_range {ends}, (closed, open)"
+        raise ValueError(f"gripper is {recorded[at]} at observation {at}: {wanted}")
+    return openness.clip(0, 1)
 
 
 def gripper_milestones(
@@ -48,7 +81,8 @@ def gripper_milestones(
     ``threshold`` of the old reference. What is found up to an observation depends on nothing after it.
 
     Args:
-        gripper: (N,) openness at every observation, 0 closed to 1 open.
+        gripper: (N,) openness at every observation. Only its changes count; the defaults are meant for 0 closed to 1
+            open (`unit_openness`), in another unit thresholds are in that unit.
         threshold: On the openness, above 0.
         settle: On its change in one step, above 0.
         settle_steps: At least 1.
@@ -222,6 +256,9 @@ class MilestoneDetector:
         ratio: Of the largest speed, below which the hand is at rest; see `keyframe_steps`.
         smooth: Steps over which the speed is averaged.
         start_rule: Which changes lie within the first steps; see `gripper_milestones`.
+        gripper_range: Recorded closed and open, in the unit of the track; see `unit_openness`. None where it is an
+            openness in 0 … 1. A width in metres lies in 0 … 1 too, changes by less than the threshold and would look
+            like a gripper that never moves: it needs (0, 0.08), or whatever the width of the open gripper is.
     """
 
     def __init__(
@@ -235,18 +272,21 @@ class MilestoneDetector:
         ratio: float = 0.1,
         smooth: int = 5,
         start_rule: Literal["begun", "complete"] = "begun",
+        gripper_range: Sequence[float | int] | None = None,
     ) -> None:
         self.threshold, self.settle, self.settle_steps = threshold, settle, settle_steps
         self.start_steps, self.merge, self.shares = start_steps, merge, tuple(shares)
         self.ratio, self.smooth = ratio, smooth
         self.start_rule: Literal["begun", "complete"] = start_rule
-        self.gripper(np.zeros(1))  # a threshold that makes no sense is named now, not at the first episode
+        self.gripper_range = None if gripper_range is None else tuple(gripper_range)
+        # what makes no sense is named now, not at the first episode
+        self.gripper(np.zeros(1) if self.gripper_range is None else np.array(self.gripper_range[:1], np.float64))
         self(None, np.zeros((2, 3)), 1)
 
     def gripper(self, openness: np.ndarray) -> Int64[np.ndarray, " M"]:
-        """Milestones of the gripper alone; see `gripper_milestones`."""
+        """Milestones of the gripper alone; see `unit_openness` and `gripper_milestones`."""
         return gripper_milestones(
-            openness,
+            unit_openness(openness, self.gripper_range),
             threshold=self.threshold,
             settle=self.settle,
             settle_steps=self.settle_steps,
@@ -259,18 +299,20 @@ class MilestoneDetector:
         """Find the milestones of a success.
 
         Args:
-            openness: (N,) of the gripper, 0 … 1; None for a robot without one.
+            openness: (N,) of the gripper, in 0 … 1 or in ``gripper_range``; None for a robot without one.
             position: (N, 3) of the end effector, in metres.
             success: Observation 1 … N − 1 of the success; always the last milestone. What comes after is left out.
 
         Raises:
-            ValueError: If a track holds something that is no number, their lengths differ, or the success lies outside.
+            ValueError: If a track holds something that is no number, the openness lies outside its range (at any
+                observation), their lengths differ, or the success lies outside.
         """
         if openness is not None and len(openness) != len(position):
             raise ValueError(f"gripper has {len(openness)} observations, the end effector {len(position)}")
         if not 1 <= success < len(position):
             raise ValueError(f"success at observation {success}: expected one in 1 … {len(position) - 1}")
-        found = np.zeros(0, np.int64) if openness is None else self.gripper(openness[: success + 1])
+        # nothing found up to an observation depends on what comes later, so all of it is read, and checked
+        found = np.zeros(0, np.int64) if openness is None else self.gripper(openness)
         found = found[found <= success - max(self.merge, 1)]
         count = len(found)
         if not count and self.shares:
@@ -311,4 +353,5 @@ __all__ = [
     "milestone_progress",
     "smoothed_speed",
     "step_labels",
+    "unit_openness",
 ]
