@@ -306,7 +306,9 @@ class TrajectoryBatch(Record):
     decision_step: Int[Tensor, "B N"] = _DERIVED
     """Steps at which the policy decided, ascending; −1 pads. Derived: every real step."""
     behaviour: Mapping[str, Shaped[Tensor, "B N ..."]] = field(default_factory=dict[str, Tensor])
-    """What the acting policy recorded: log_prob, sample (before clipping), tokens, chain, denoise_index."""
+    """What the acting policy recorded: log_prob, sample (before clipping), tokens, chain, denoise_index; and unit_mask,
+    bool in the shape of log_prob, where some of its units are padding (such as the tails of token sequences): True on
+    real units, and whatever log_prob holds elsewhere is not read."""
 
     def __post_init__(self) -> None:
         """Fill in what was left out, then check every shape."""

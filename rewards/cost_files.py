@@ -20,8 +20,10 @@ MAX_STAGES, MAX_CONSTRAINTS, MAX_NUMBER = 12, 48, 1e6
 """What a file may hold at most; the last bounds every number in it."""
 
 _NAME = r"[A-Za-z][A-Za-z0-9_\- ]{0,38}[A-Za-z0-9]|[A-Za-z]"
-Name = Annotated[str, Field(strict=True, pattern=rf"^(?:{_NAME})$")]
-"""Letters, digits, spaces, ``_`` and ``-``, 40 at most, beginning with a letter."""
+_TRACK = r"[A-Za-z][A-Za-z0-9_\-./ ]{0,38}[A-Za-z0-9_]|[A-Za-z]"
+Name = Annotated[str, Field(strict=True, pattern=rf"^(?:{_TRACK})$")]
+"""Of a point, a flag or a number: letters, digits, spaces, ``_``, ``-``, ``.`` and ``/``, 40 at most, beginning with a
+letter and ending with a letter, a digit or ``_``."""
 
 
 class FlagRule(BaseModel):
@@ -72,6 +74,8 @@ class TaskCosts(BaseModel):
         if "stage" in made or len(set(made)) < len(made):
             raise ValueError(f"points and flags: expected distinct names other than 'stage', got {', '.join(made)}")
         seen: set[tuple[int, str]] = set()
+        if "stage" in self.read_points | self.read_flags | self.read_numbers:
+            raise ValueError("'stage' holds the stages: give the point, flag or number that is read another name")
         for constraint in self.constraints:
             self._check(constraint)
             if (constraint.stage, constraint.name) in seen:
@@ -81,9 +85,13 @@ class TaskCosts(BaseModel):
 
     def _check(self, constraint: Constraint) -> None:
         what = f"constraint {constraint.name!r}"
-        for name in (constraint.name, constraint.a, constraint.b):
-            if name is not None and not re.fullmatch(_NAME, name):
-                raise ValueError(f"{what}: expected plain names of letters, digits, spaces, _ and -, got {name!r}")
+        if not re.fullmatch(_NAME, constraint.name):
+            raise ValueError(
+                f"{what}: expected plain names of letters, digits, spaces, _ and -, got {constraint.name!r}"
+            )
+        for name in (constraint.a, constraint.b):
+            if name is not None:
+                check_name(name, what)
         if constraint.stage >= len(self.stages):
             raise ValueError(f"{what} is for stage {constraint.stage}: the stages are 0 … {len(self.stages) - 1}")
         if constraint.op not in PAIRED and constraint.b is not None:
@@ -154,6 +162,23 @@ def _flag(name: str, rule: FlagRule, track: Mapping[str, Any]) -> np.ndarray:
     return values < rule.below if rule.below is not None else values > rule.above
 
 
+def check_name(name: str, what: str) -> None:
+    """Refuse the name of a track that no cost file may hold.
+
+    Args:
+        name: Of a point, a flag or a number.
+        what: Where it stands, for the error.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if not re.fullmatch(_TRACK, name):
+        raise ValueError(
+            f"{what}: expected plain names of up to 40 letters, digits, spaces, _, -, . and /, beginning with a letter "
+            f"and ending with a letter, a digit or _, got {name!r}"
+        )
+
+
 def library() -> list[str]:
     """Names of the tasks whose costs come with guerdon, such as ``metaworld/push-v3``."""
     return sorted(path.relative_to(LIBRARY).with_suffix("").as_posix() for path in LIBRARY.rglob("*.json"))
@@ -166,7 +191,7 @@ def load_costs(source: str | Path | Mapping[str, Any]) -> TaskCosts:
         source: Name of a task in the library, path of a ``.json`` file, or what such a file holds.
 
     Raises:
-        ValueError: If the library has no such task, or the file holds something else.
+        ValueError: If the library has no such task, or the file holds something else, or a key twice.
         FileNotFoundError: If there is no such file.
     """
     if isinstance(source, Mapping):
@@ -177,8 +202,8 @@ def load_costs(source: str | Path | Mapping[str, Any]) -> TaskCosts:
             raise ValueError(f"no costs for {str(source)!r}: expected a .json file, or one of {', '.join(library())}")
         path = LIBRARY / f"{source}.json"
     try:
-        return TaskCosts.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+        return TaskCosts.model_validate(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -222,21 +247,40 @@ def safety(constraints: Sequence[Constraint], factor: float | int = 1.0) -> list
         constraints: Of a task.
         factor: On the weight, at least 0. A large one outweighs the task itself: with 10 the best of eight rollouts
             succeeded less often than with 1, and violated no less (benchmarks/grape_ranking.py).
+
+    Raises:
+        ValueError: If the factor is negative or not finite, or no constraint is of a collision.
     """
+    if not any(c.kind == "collision" for c in constraints):
+        raise ValueError(
+            'safety has nothing to change: expected at least one constraint of kind "collision", got '
+            f"{_kinds(constraints)}; add what must not be touched"
+        )
     return [_stricter(c, factor) if c.kind == "collision" else c for c in constraints]
 
 
 def efficiency(constraints: Sequence[Constraint], factor: float | int = 1.0) -> list[Constraint]:
     """Short ways first: no step of a stage is free, and its weight may be multiplied.
 
-    GRAPE lowers the threshold of the path for it; its own example counts the centimetres left, ours the steps taken,
-    because a distance held for long is not distinguished from one covered fast.
+    GRAPE lowers the threshold of the path for it (§3.6); its own example counts the centimetres left, ours the steps
+    taken, because a distance held for long is not distinguished from one covered fast. Costs that count no steps, such
+    as those of `grape_repo`, have the thresholds of their path constraints lowered to 0 instead.
 
     Args:
         constraints: Of a task.
         factor: On the weight, at least 0.
+
+    Raises:
+        ValueError: If the factor is negative or not finite, or there is neither a count of steps nor a path.
     """
-    return [_stricter(c, factor) if c.op == "steps" else c for c in constraints]
+    timed = any(c.op == "steps" for c in constraints)
+    chosen = [c.op == "steps" if timed else c.kind == "path" for c in constraints]
+    if not any(chosen):
+        raise ValueError(
+            'efficiency has nothing to change: expected at least one constraint with op "steps" or of kind "path", got '
+            f"{_kinds(constraints)}; add a count of steps"
+        )
+    return [_stricter(c, factor) if taken else c for c, taken in zip(constraints, chosen, strict=True)]
 
 
 def with_thresholds(
@@ -259,6 +303,20 @@ def with_thresholds(
     ]
 
 
+def _kinds(constraints: Sequence[Constraint]) -> str:
+    return ", ".join(sorted({c.kind for c in constraints})) or "none"
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a file; json itself would silently keep the last of two values."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        raise ValueError(f"expected every key once in an object, got {twice!r} twice")
+    return value
+
+
 def _stricter(constraint: Constraint, factor: float | int) -> Constraint:
     if not (np.isfinite(factor) and factor >= 0):
         raise ValueError(f"factor is {factor}: expected a finite number of at least 0")
@@ -269,6 +327,7 @@ def _stricter(constraint: Constraint, factor: float | int) -> Constraint:
 __all__ = [
     "FlagRule",
     "TaskCosts",
+    "check_name",
     "efficiency",
     "grape_repo",
     "library",

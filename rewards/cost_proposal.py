@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ..backbones.chat import Chat, Prompt
-from .cost_files import MAX_CONSTRAINTS, MAX_STAGES, TaskCosts
+from .cost_files import MAX_CONSTRAINTS, MAX_STAGES, TaskCosts, check_name
 from .costs import Constraint
 from .plans import read_object
 
@@ -73,10 +73,15 @@ def proposal_prompt(
         pictures: How many pictures come with it.
 
     Raises:
-        ValueError: If there is no point.
+        ValueError: If there is no point, or a name is one that no cost file may hold.
     """
     if not points:
         raise ValueError("no point to write costs about: name at least one recorded point")
+    for what, names in (("points", points), ("flags", flags)):
+        for name in names:
+            check_name(name, what)
+            if name == "stage":
+                raise ValueError(f"{what}: 'stage' holds the stages; give what is recorded under it another name")
     told = f"The stages are: {json.dumps(list(stages))}; use these." if stages else "You choose the stages, in order."
     return PROMPT.format(
         instruction=instruction,
@@ -156,7 +161,8 @@ def propose_costs(
         does not make them right.
 
     Raises:
-        ValueError: If there is no point, the instruction is empty, or ``retries`` is negative.
+        ValueError: If there is no point, a recorded name is one that no cost file may hold, the instruction is empty,
+            or ``retries`` is negative.
     """
     if retries < 0 or not instruction.strip():
         raise ValueError(f"retries {retries}, instruction {instruction!r}: expected at least 0, and some words")

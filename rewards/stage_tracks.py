@@ -1,5 +1,6 @@
 """Stage costs of the rows of a batch: which costs, which stages, which steps of which tracks."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -11,9 +12,10 @@ from jaxtyping import Bool, Float64, Shaped
 from torch import Tensor
 
 from ..core.batch import Labelled, TrajectoryBatch
-from ..core.interfaces import TaskDecomposer
+from ..core.interfaces import TaskDecomposer, TaskPlan
 from .cost_files import TaskCosts
 from .costs import ConstraintCost, cost_table
+from .observed import RewardInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,9 @@ class StageCosts:
     Step t is judged at the observation it leads to, t + 1: the first observation was not the policy's doing, and the
     last one shows how the episode ended. A final observation that was never made is left out.
 
+    Of a decomposer's plans each is held against the stages of its row's file. A plan with other stages makes that row
+    unknown and no other; where no plan of a batch fits, a warning says so, once.
+
     Args:
         files: One per task; constraints are numbered through all of them.
     """
@@ -53,6 +58,7 @@ class StageCosts:
         *self._first, self.width = accumulate((len(file.constraints) for file in self.files), initial=0)
         weights = [c.weight for file in self.files for c in file.constraints]
         self.weights: Float64[Tensor, " J"] = torch.tensor(weights, dtype=torch.float64)
+        self._warned = False
 
     def measure(
         self, batch: TrajectoryBatch, decomposer: TaskDecomposer | None, wanted: Bool[Tensor, " B"]
@@ -60,7 +66,8 @@ class StageCosts:
         """Costs of every wanted row, or why they are not known.
 
         Raises:
-            ValueError: If a track has the wrong shape or kind, a known value is not finite, or stages do not fit.
+            ValueError: If a track has the wrong shape or kind, a known value is not finite, or a stage is none of the
+                file's.
         """
         made = (batch.made[:, 1:] & batch.mask).cpu().numpy()
         places = [self.find(text) for text in batch.instructions]
@@ -138,23 +145,63 @@ class StageCosts:
         """Stage after each step of the given rows and where it is known, and rows for which nobody says."""
         if not rows:
             return {}, {}
-        problems: dict[int, str] = {}
+        width = batch.mask.shape[1]
         if decomposer is None:
-            column, chosen = batch.labels.get("stage"), {row: row for row in rows}
+            column = batch.labels.get("stage")
             if column is None:
                 return {}, dict.fromkeys(rows, 'no stages: neither labels["stage"] nor a decomposer')
-        else:
-            some = batch[torch.tensor(rows, device=batch.mask.device)]
-            plans = decomposer.plan(some.instructions, _first_frames(some))
-            for row, plan in zip(rows, plans, strict=True):
-                place = places[row]
-                if not plan.stages:
-                    problems[row] = "the decomposer gave no plan"
-                elif place is not None:
-                    self.files[place].check_plan(plan)
-            column, chosen = decomposer.segment(some, plans, causal=False), {row: i for i, row in enumerate(rows)}
-        width = batch.mask.shape[1]
-        return {row: _row(column, i, width) for row, i in chosen.items()}, problems
+            return {row: _row(column, row, width) for row in rows}, {}
+        plans, problems = self._plans(batch, decomposer, rows, places)
+        if not plans:
+            return {}, problems
+        column = decomposer.segment(_take(batch, list(plans)), list(plans.values()), causal=False)
+        return {row: _row(column, i, width) for i, row in enumerate(plans)}, problems
+
+    def _plans(
+        self,
+        batch: TrajectoryBatch,
+        decomposer: TaskDecomposer,
+        rows: Sequence[int],
+        places: Sequence[int | None],
+    ) -> tuple[dict[int, TaskPlan], dict[int, str]]:
+        """Plans that fit the costs of their rows, and why the other rows have none.
+
+        A decomposer that names its cameras gets a frame of them, and is not asked about rows that have none.
+        """
+        inputs = getattr(decomposer, "inputs", None)
+        cameras = inputs.cameras if isinstance(inputs, RewardInputs) else ()
+        frames = {row: _first_frame(batch, row, cameras or tuple(batch.frames)) for row in rows}
+        problems: dict[int, str] = {}
+        if cameras:
+            looked = ", ".join(cameras)
+            problems = {row: f"no first frame of {looked} to plan from" for row in rows if frames[row] is None}
+        asked = [row for row in rows if row not in problems]
+        if not asked:
+            return {}, problems
+        pictures = [frame for row in asked if (frame := frames[row]) is not None]
+        told = tuple(batch.instructions[row] for row in asked)
+        made = decomposer.plan(told, pictures if len(pictures) == len(asked) else None)
+        plans: dict[int, TaskPlan] = {}
+        refused = ""
+        for row, plan in zip(asked, made, strict=True):
+            place = places[row]
+            assert place is not None  # only rows with costs are asked about
+            if not plan.stages:
+                problems[row] = "the decomposer gave no plan"
+                continue
+            try:
+                self.files[place].check_plan(plan)
+                plans[row] = plan
+            except ValueError as error:
+                problems[row] = refused = str(error)
+        if refused and not plans and not self._warned:
+            self._warned = True
+            warnings.warn(f"no plan of the batch fits the costs: {refused}", stacklevel=2)
+        return plans, problems
+
+
+def _take(batch: TrajectoryBatch, rows: Sequence[int]) -> TrajectoryBatch:
+    return batch[torch.tensor(rows, device=batch.mask.device)]
 
 
 def _row(column: Labelled, row: int, steps: int) -> tuple[Shaped[np.ndarray, "T ..."], Bool[np.ndarray, " T"]]:
@@ -176,13 +223,13 @@ def _indices(file: TaskCosts, values: np.ndarray) -> np.ndarray:
     return whole
 
 
-def _first_frames(batch: TrajectoryBatch) -> list[Tensor] | None:
-    """The first camera's picture at the first observation of every row; None without pictures."""
-    if not batch.frames:
-        return None
-    rows = torch.arange(len(batch))
-    sampled = next(iter(batch.frames.values()))
-    return list(sampled.values[rows, sampled.held(rows, torch.zeros_like(rows))])
+def _first_frame(batch: TrajectoryBatch, row: int, cameras: Sequence[str]) -> Tensor | None:
+    """A row's picture at its first observation, of the first of the cameras that has one there."""
+    for camera in cameras:
+        sampled = batch.frames.get(camera)
+        if sampled is not None and bool((sampled.step[row] == 0).any()):
+            return sampled.values[row, int((sampled.step[row] == 0).nonzero()[-1, 0])]
+    return None
 
 
 __all__ = ["RowCosts", "StageCosts"]

@@ -1,6 +1,7 @@
 """GRAPE's trajectory score: how likely the policy found it, how well its stages went, and whether it succeeded."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,7 +58,8 @@ class GrapeScore(RewardModel):
         weights: λ₁, λ₂, λ₃, at least 0: ``"paper"`` (0.01, 0.01, 2), ``"repository"`` (0.01, 1, 5) or three numbers.
         self_reduce: ``"sum"`` as published, which is lower for longer episodes of a token policy; ``"mean"`` over the
             decisions is not.
-        log_prob_floor: Smallest log-probability of a decision; the released code has ln 0.05. None = no floor.
+        log_prob_floor: Smallest log-probability of a decision, at most 0; the released code has ln 0.05, about −3.0.
+            None = no floor.
         unreached: Cost of a constraint whose stage was never reached.
         decomposer: Where stages come from; None takes ``batch.labels["stage"]``, indices in the order of the file's.
         compare: Which rows `loss` compares: of one initial state (``"group"``) or of one task and instruction.
@@ -87,6 +89,10 @@ class GrapeScore(RewardModel):
             )
         if not (math.isfinite(unreached) and unreached >= 0 and math.isfinite(prior) and prior >= 0):
             raise ValueError(f"unreached {unreached}, prior {prior}: expected finite numbers of at least 0")
+        if log_prob_floor is not None and not (math.isfinite(log_prob_floor) and log_prob_floor <= 0):
+            raise ValueError(
+                f"log_prob_floor is {log_prob_floor}: expected None or a log-probability, at most 0; ln 0.05 is -3.0"
+            )
         self.weights = _three(weights)
         self.files: list[TaskCosts] = [load_costs(source) for source in costs]
         self.init_args["costs"] = [file.model_dump(mode="json") for file in self.files]  # no path is saved
@@ -96,6 +102,7 @@ class GrapeScore(RewardModel):
         self.unreached, self.compare, self.prior, self.open_ends = float(unreached), compare, prior, open_ends
         self.decomposer = None if decomposer is None else decomposer.requires_grad_(False)
         self._stage_costs = StageCosts(self.files)
+        self._warned = False
         self.log_weights = nn.Parameter(torch.zeros(3))
         self.log_scales = nn.Parameter(torch.zeros(self._stage_costs.width))
 
@@ -173,6 +180,8 @@ class GrapeScore(RewardModel):
         for place, name in enumerate(TERMS):
             if self.weights[place]:
                 value = (self.term_weights[place] * terms[name]).to(dtype)
+                if name == "external":  # what is positive in double precision may be 0 in the batch's
+                    value = value.clamp(min=torch.finfo(dtype).tiny)
                 placed[name] = torch.where(last, value[:, None], 0.0)
         total = torch.stack(list(placed.values())).sum(0) if placed else torch.zeros_like(batch.weight)
         return RewardEstimates(rewards=torch.where(last, total, 0.0), valid=valid, terms=placed)
@@ -181,19 +190,28 @@ class GrapeScore(RewardModel):
         """Bradley–Terry loss of successes over failures, the success term left out: it would know the answer.
 
         Compared are rows of one group, or of one task and instruction, of which one is known to have succeeded and the
-        other to have failed.
+        other to have failed. Warns once where that leaves nothing because no group holds both.
         """
         success = batch.success_known & (batch.success >= 1)
         failure = batch.success_known & (batch.success <= 0)
         text = {t: i for i, t in enumerate(dict.fromkeys(batch.instructions))}
         told = torch.tensor([text[t] for t in batch.instructions], device=batch.task.device)
         same = (batch.task[:, None] == batch.task) & (told[:, None] == told)
+        pairs = same & success[:, None] & failure
         if self.compare == "group":
-            same = same & (batch.group[:, None] == batch.group)
-        chosen, rejected = (same & success[:, None] & failure).nonzero(as_tuple=True)
+            grouped = pairs & (batch.group[:, None] == batch.group)
+            if not self._warned and bool(pairs.any()) and not bool(grouped.any()):
+                self._warned = True
+                warnings.warn(
+                    "nothing is compared: no group of the batch holds both a success and a failure; give rows of one "
+                    'task and initial state the same batch.group, or compare all rows of a task with compare="task"',
+                    stacklevel=2,
+                )
+            pairs = grouped
+        chosen, rejected = pairs.nonzero(as_tuple=True)
         ones = torch.ones(len(chosen), device=batch.task.device)
-        pairs = PreferencePairs(batch=batch, chosen=chosen, rejected=rejected, label=ones, weight=ones)
-        return self.preference_loss(pairs, terms=("self", "external"))
+        judged = PreferencePairs(batch=batch, chosen=chosen, rejected=rejected, label=ones, weight=ones)
+        return self.preference_loss(judged, terms=("self", "external"))
 
     def preference_loss(self, pairs: PreferencePairs, terms: Sequence[str] = TERMS) -> dict[str, Tensor]:
         """Loss of any preferences between rows; pairs with a row that cannot be scored are left out.
@@ -223,8 +241,10 @@ class GrapeScore(RewardModel):
             Loss and accuracy ``before`` and ``after``, and how many pairs were used.
 
         Raises:
-            ValueError: If no pair can be used.
+            ValueError: If no pair can be used, or the score is frozen.
         """
+        if not (self.log_weights.requires_grad and self.log_scales.requires_grad):
+            raise ValueError("this score is frozen: fit it before it goes into GroupScore")
         inputs = self.read(pairs.batch)
         before = self._loss(inputs, pairs, terms)
         if not float(before["pairs"]):
@@ -306,29 +326,46 @@ class GrapeScore(RewardModel):
         if log_prob is None:
             return torch.zeros_like(batch.steps, dtype=torch.float64), torch.zeros_like(batch.success_known)
         units = log_prob.double().flatten(2) if log_prob.ndim > 2 else log_prob.double()[..., None]
-        each = torch.where(decided[..., None] & carried_units(batch, units.shape[2]), units, 0.0).sum(2)
+        counted = carried_units(batch, units.shape[2])
+        each = torch.where(decided[..., None] & counted, units, 0.0).sum(2)
         if self.log_prob_floor is not None:
             each = each.clamp(min=self.log_prob_floor)  # NaN stays NaN
-        known = (each.isfinite() | ~decided).all(1) & decided.any(1)
+        known = ((each.isfinite() & counted.any(2)) | ~decided).all(1) & decided.any(1)
         total = torch.where(decided & known[:, None], each, 0.0).sum(1)
         return (total if self.self_reduce == "sum" else total / decided.sum(1).clamp(min=1)), known
 
 
 def carried_units(batch: TrajectoryBatch, units: int) -> Bool[Tensor, "B N U"]:
-    """Units of recorded log-probabilities that belong to steps that were carried out.
+    """Units of recorded log-probabilities that are real and belong to steps that were carried out.
 
-    Chunks of H steps with one unit per action dimension (H · A of them) are cut where the next decision came or the row
-    ended. Any other units, tokens or denoising steps, belong to the decision as a whole and all count.
+    Units that ``behaviour["unit_mask"]`` marks as padding never count. Chunks of H steps with one unit per step (H of
+    them) or per action dimension (H · A) are cut where the next decision came or the row ended. Any other units belong
+    to the decision as a whole: tokens in another number than H · A, and denoising steps (a recorded chain).
+
+    Raises:
+        ValueError: If the unit mask is not bool, or has another number of units.
     """
-    sample = batch.behaviour.get("sample")
+    sample, mask = batch.behaviour.get("sample"), batch.behaviour.get("unit_mask")
     step = batch.decision_step
-    everything = torch.ones((*step.shape, units), dtype=torch.bool, device=step.device)
-    if sample is None or sample.ndim != 4 or "chain" in batch.behaviour or units != sample.shape[2] * sample.shape[3]:
-        return everything
+    carried = torch.ones((*step.shape, units), dtype=torch.bool, device=step.device)
+    if mask is not None:
+        real = mask.flatten(2) if mask.ndim > 2 else mask[..., None]
+        if real.dtype != torch.bool or real.shape != carried.shape:
+            raise ValueError(
+                f'behaviour["unit_mask"]: expected bool and a unit for each of the {units} of log_prob, got '
+                f"{mask.dtype} {tuple(mask.shape)}"
+            )
+        carried = real
+    if sample is None or sample.ndim != 4 or "chain" in batch.behaviour:
+        return carried
+    horizon, size = sample.shape[2:]
+    a_step = units == horizon and "tokens" not in batch.behaviour  # as many tokens as steps would be chance
+    if not a_step and units != horizon * size:
+        return carried
     later = torch.nn.functional.pad(step[:, 1:], (0, 1), value=-1)
     later = torch.where(later >= 0, later, batch.steps[:, None])
-    place = torch.arange(units, device=step.device) // max(1, sample.shape[3])
-    return everything & (place < (later - step)[..., None])
+    place = torch.arange(units, device=step.device) // (max(1, units // max(1, horizon)))
+    return carried & (place < (later - step)[..., None])
 
 
 def _three(weights: str | Sequence[float | int]) -> tuple[float, float, float]:

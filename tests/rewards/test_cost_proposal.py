@@ -145,6 +145,25 @@ def test_the_question_holds_every_word_that_may_be_used():
         proposal_prompt("lift", ())
 
 
+def test_every_name_that_is_offered_may_be_answered():
+    points = ("observation.hand", "left/ee", "hand_")
+    near = NEAR | {"a": "left/ee", "b": "hand_"}
+    far = NEAR | {"name": "far", "a": "observation.hand", "b": "hand_"}
+    answer = json.dumps({"stages": ["reach"], "constraints": [near, far]})
+    proposal = propose_costs(Recorded(answer), "lift", points)
+    assert proposal.costs is not None
+    assert proposal.costs.read_points == set(points)
+    assert load_costs(proposal.costs.model_dump(mode="json")) == proposal.costs
+
+
+@pytest.mark.parametrize("name", ["_hand", "2nd", "hand,cup", "hand\ncup", "", "h" * 41, "hand.", "stage"])
+def test_a_name_that_could_not_be_answered_is_never_offered(name):
+    for points, flags in (((*POINTS, name), ()), (POINTS, (name,))):
+        with pytest.raises(ValueError, match="flags: " if flags else "points: ") as refused:
+            propose_costs(Recorded(), "lift", points, flags)  # nobody is asked
+        assert repr(name) in str(refused.value)
+
+
 def test_asked_again_with_the_reason():
     second = GOOD | {"constraints": [NEAR | {"op": "<|exec|>"}]}
     chat = Recorded("First reach the cup.", json.dumps(second), json.dumps(GOOD))

@@ -380,6 +380,46 @@ def test_objectives_by_hand():
             with_thresholds(costs.constraints, wrong)
 
 
+def test_efficiency_of_costs_that_count_no_steps_lowers_the_path():
+    lowered = [c.threshold for c in efficiency(grape_repo())]
+    assert lowered == [20.0, 40.0, 0.0, 0.0, 5.0, 0.0, 0.0]  # 2 and 2 of the paths were free
+    assert [c.weight for c in efficiency(grape_repo(), 3)] == pytest.approx([0.01, 0.01, 0.03, 0.01, 0.01, 0.01, 0.03])
+
+
+def test_objectives_without_anything_to_change_are_refused():
+    near, held, _, clear = load_costs(FILE).constraints
+    for others, kinds in (([near, held], "grasp, path"), ([], "none")):
+        with pytest.raises(ValueError, match=rf'safety has nothing.*"collision", got {kinds}'):
+            safety(others)
+    with pytest.raises(ValueError, match=r'efficiency has nothing.*"steps".*"path", got collision, grasp'):
+        efficiency([held, clear])
+    with pytest.raises(ValueError, match="safety has nothing"):
+        safety(load_costs("kitchen/kettle").constraints)
+
+
+def test_names_of_recorded_tracks():
+    """What datasets and simulators call things: dots, slashes, a trailing underscore."""
+    near = FILE["constraints"][0]
+    for name in ("observation.hand", "left/ee", "hand_", "h", "a b-c"):
+        assert load_costs(FILE | {"constraints": [near | {"a": name}]}).read_points == {name}
+    for name in ("_hand", "9th", "hand.", "hand/", "händ", "hand\n", "a" * 41, ""):
+        with pytest.raises(ValidationError):
+            load_costs(FILE | {"constraints": [near | {"a": name}]})
+    with pytest.raises(ValidationError, match="plain names"):
+        load_costs(FILE | {"constraints": [near | {"name": "near.by"}]})  # a title, not a recorded name
+
+
+@pytest.mark.parametrize("text", ['"task": "b"', '"points": {"w": [0, 0, 0], "w": [1, 1, 1]}'])
+def test_a_key_given_twice_is_refused(text, tmp_path):
+    path = tmp_path / "twice.json"
+    path.write_text('{"task": "a", "stages": ["all"], "constraints": [], ' + text + "}")
+    with pytest.raises(ValueError, match=r"twice\.json: expected every key once in an object, got '(task|w)' twice"):
+        load_costs(path)
+    path.write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match=r"twice\.json"):
+        load_costs(path)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -389,6 +429,8 @@ def test_objectives_by_hand():
         ({"stages": ["__import__('os').system('x')", "move"]}, "stages"),
         ({"stages": []}, "stages"),
         ({"points": {"stage": [0, 0, 0]}}, "stage"),
+        ({"flags": {"closed": {"track": "stage", "below": 0.5}}}, "'stage' holds the stages"),
+        ({"constraints": [FILE["constraints"][0] | {"a": "stage"}]}, "'stage' holds the stages"),
         ({"points": {"closed": [0, 0, 0]}}, "distinct"),
         ({"points": {"wall": [0, math.nan, 0]}}, "wall"),
         ({"flags": {"closed": {"track": "gripper", "below": 1, "above": 0}}}, "one bound"),

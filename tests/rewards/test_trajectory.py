@@ -9,14 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guerdon.core.batch import End, Labelled, PreferencePairs, TrajectoryBatch
+from guerdon.core.batch import End, Labelled, PreferencePairs, Sampled, TrajectoryBatch
 from guerdon.core.interfaces import TaskDecomposer, TaskPlan, TaskStage
 from guerdon.core.intervals import bootstrap_interval
 from guerdon.datasets.collate import collate
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
+from guerdon.policies.group_score import GroupScore
 from guerdon.rewards.cost_files import library, load_costs
 from guerdon.rewards.costs import external_reward
+from guerdon.rewards.observed import RewardInputs
 from guerdon.rewards.rule_decomposer import RuleDecomposer
 from guerdon.rewards.trajectory import GrapeScore, carried_units
 from guerdon.testing import check_reward_model, pad_steps, reopen
@@ -293,8 +295,44 @@ def test_stages_of_a_decomposer():
     stage = Halves().segment(batch, [], False)
     labelled = replace(batch, labels={"stage": stage})
     torch.testing.assert_close(scored.rewards[[0, 2]], GrapeScore([COSTS], [0, 1, 0])(labelled).rewards[[0, 2]])
-    with pytest.raises(ValueError, match=r"reach, move.*reach, carry"):
-        GrapeScore([costs], decomposer=Halves("carry"))(batch)
+    wrong = GrapeScore([costs], [0, 1, 0], decomposer=Halves("carry"))
+    with pytest.warns(UserWarning, match=r"no plan of the batch fits.*reach, move.*reach, carry"):
+        assert not bool(wrong(batch).valid.any())
+    assert "reach, carry" in wrong.why(batch)[0]  # warned of once only: warnings are errors here
+
+
+class Looking(Halves):
+    """Plans from pictures of one camera: a bright one shows another task."""
+
+    inputs = RewardInputs(cameras=("wrist",))
+
+    def plan(self, instructions, first_frames=None):
+        assert first_frames is not None and len(first_frames) == len(instructions)
+        self.seen = [int(frame.amax()) for frame in first_frames]
+        bright = TaskStage(name="reach"), TaskStage(name="pour")
+        made = super().plan(instructions)
+        return [replace(p, stages=bright) if light > 9 else p for p, light in zip(made, self.seen, strict=True)]
+
+
+def test_one_bad_row_leaves_the_others():
+    """Row 1 has a plan of other stages, row 2 no first frame; what the other camera shows is nobody's business."""
+    wrist = Sampled(
+        values=torch.tensor([1, 200, 3, 4]).to(torch.uint8)[:, None, None, None, None].expand(4, 1, 3, 2, 2),
+        step=torch.tensor([[0], [0], [1], [0]]),
+    )
+    other = Sampled(values=torch.full((4, 1, 3, 2, 2), 250, dtype=torch.uint8), step=torch.zeros(4, 1).long())
+    batch = replace(rollouts(rows=4, seed=7), frames={"other": other, "wrist": wrist})
+    model = GrapeScore([COSTS], [0, 1, 0], decomposer=Looking())
+    scored, why = model(batch), model.why(batch)
+    assert model.decomposer.seen == [1, 200, 4]
+    assert scored.valid.any(1).tolist() == [True, False, False, True]
+    assert "reach, pour" in why[1]
+    assert "no first frame of wrist" in why[2]
+    assert (why[0], why[3]) == ("", "")
+    plain = GrapeScore([COSTS], [0, 1, 0], decomposer=Halves())(batch)  # reads no camera: asked about every row
+    assert bool(plain.valid.any(1).all())
+    assert torch.equal(scored.rewards[[0, 3]], plain.rewards[[0, 3]])
+    assert not bool(model(replace(batch, frames={"other": other})).valid.any())
 
 
 def test_only_what_was_carried_out_counts():
@@ -314,6 +352,64 @@ def test_only_what_was_carried_out_counts():
     assert float(GrapeScore((), [1, 0, 0])(tokens).rewards.sum()) == -21  # tokens belong to the whole decision
 
 
+def test_chunks_with_a_unit_per_step_are_cut_too():
+    """Chunks of 2 steps at 0 and 2; a row of 3 steps took 2 + 1 of them, one of 4 all: −3 and −4."""
+    behaviour = {"sample": torch.zeros(2, 3, 2, 2), "log_prob": -torch.ones(2, 3, 2)}
+    batch = TrajectoryBatch(
+        state=torch.zeros(2, 5, 0),
+        actions=torch.zeros(2, 4, 2),
+        mask=torch.tensor([[True, True, True, False], [True] * 4]),
+        end=torch.tensor([2, 2]),
+        decision_step=torch.tensor([[0, 2, -1]] * 2),
+        behaviour=behaviour,
+    )
+    assert GrapeScore((), [1, 0, 0])(batch).rewards.sum(1).tolist() == [-3, -4]
+    for whole in ("tokens", "chain"):  # as many tokens or denoising steps as steps: chance
+        recorded = replace(batch, behaviour={**behaviour, whole: torch.zeros(2, 3, 2)})
+        assert GrapeScore((), [1, 0, 0])(recorded).rewards.sum(1).tolist() == [-4, -4]
+
+
+def test_padded_units_do_not_count():
+    """Answers of 3, 1 and 2 tokens, padded to 3 with what is no number: −(3 + 1) and −(3 + 1 + 2)."""
+    real = torch.arange(3) < torch.tensor([3, 1, 2])[:, None]
+    behaviour = {
+        "log_prob": torch.where(real, -1.0, torch.nan).expand(2, 3, 3),
+        "unit_mask": real.expand(2, 3, 3),
+    }
+    batch = TrajectoryBatch(
+        state=torch.zeros(2, 4, 0),
+        actions=torch.zeros(2, 3, 2),
+        mask=torch.tensor([[True, True, False], [True] * 3]),
+        end=torch.tensor([2, 2]),
+        behaviour=behaviour,
+    )
+    model = GrapeScore((), [1, 0, 0])
+    assert model(batch).rewards.sum(1).tolist() == [-4, -6]
+    mean = GrapeScore((), [1, 0, 0], self_reduce="mean")(batch).rewards.sum(1)
+    assert mean.tolist() == [-2, -2]  # over decisions
+    # a NaN on a real unit still counts, and so does a decision none of whose units is real
+    assert not bool(model(replace(batch, behaviour={"log_prob": behaviour["log_prob"]})).valid.any())
+    none = behaviour["unit_mask"].clone()
+    none[1, 1] = False
+    assert model(replace(batch, behaviour={**behaviour, "unit_mask": none})).valid.any(1).tolist() == [True, False]
+    for wrong in (real.float().expand(2, 3, 3), real[:, :2].expand(2, 3, 2)):
+        with pytest.raises(ValueError, match="unit_mask"):
+            model(replace(batch, behaviour={**behaviour, "unit_mask": wrong}))
+    # together with the cut: 2 of 2 · 2 units are of a step never taken, one more is padding
+    cut = TrajectoryBatch(
+        state=torch.zeros(1, 2, 0),
+        actions=torch.zeros(1, 1, 2),
+        mask=torch.ones(1, 1, dtype=torch.bool),
+        end=torch.tensor([2]),
+        behaviour={
+            "sample": torch.zeros(1, 1, 2, 2),
+            "log_prob": -torch.tensor([[[1.0, 2, 4, 8]]]),
+            "unit_mask": torch.tensor([[[True, False, True, True]]]),
+        },
+    )
+    assert float(model(cut).rewards.sum()) == -1
+
+
 def test_a_floor_keeps_impossible_decisions_finite():
     batch = rollouts(rows=2, seed=4)
     log_prob = batch.behaviour["log_prob"].clone()
@@ -323,6 +419,9 @@ def test_a_floor_keeps_impossible_decisions_finite():
     floored = GrapeScore((), [1, 0, 0], log_prob_floor=-3.0)(batch)
     assert floored.valid.any(1).tolist() == [True, True]
     assert bool((floored.rewards >= -3.0 * batch.steps[:, None]).all())
+    for wrong in (math.nan, 0.05, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=r"a log-probability, at most 0; ln 0\.05 is -3\.0"):
+            GrapeScore((), [1, 0, 0], log_prob_floor=wrong)
 
 
 def test_overflowing_costs_stay_positive_and_trainable():
@@ -333,6 +432,9 @@ def test_overflowing_costs_stay_positive_and_trainable():
     model = GrapeScore([heavy], compare="task")
     external = model.raw_terms(batch)["external"]
     assert bool(((external > 0) & (external <= 1)).all())
+    scored = GrapeScore([heavy], [0, 0.01, 0])(batch)  # in the batch's float32, weighed
+    assert bool(scored.valid.any(1).all())
+    assert bool((scored.rewards.sum(1) >= torch.finfo(torch.float32).tiny).all())
     with torch.enable_grad():
         model.loss(batch)["loss"].backward()
     assert bool(torch.cat([p.grad.flatten() for p in model.parameters()]).isfinite().all())
@@ -376,6 +478,26 @@ def test_the_loss_by_hand():
     assert float(parts["preference_accuracy"]) == pytest.approx(float((gaps > 0).double().mean()))
     assert float(GrapeScore([COSTS], compare="task").loss(batch)["pairs"]) == 4
     torch.testing.assert_close(model.loss(pad_steps(batch, 2))["loss"], parts["loss"])
+
+
+def test_a_loss_without_pairs_says_so_once():
+    """Nobody grouped the rows: each is alone, and there is nothing to learn."""
+    batch = rollouts(rows=4, seed=9, ends=[End.SUCCESS, End.FAILURE, End.TIME_LIMIT, End.SUCCESS])
+    alone, model = replace(batch, group=torch.arange(4)), GrapeScore([COSTS])
+    with pytest.warns(UserWarning, match=r"nothing is compared.*batch\.group.*compare=\"task\""):
+        assert float(model.loss(alone)["pairs"]) == 0
+    model.loss(alone)  # warnings are errors here
+    GrapeScore([COSTS]).loss(replace(alone, success=torch.zeros(4), success_known=torch.ones(4).bool()))
+
+
+def test_a_frozen_score_is_not_fitted():
+    batch = rollouts(rows=4, seed=9)
+    model = GrapeScore([COSTS])
+    GroupScore(model)
+    ones = torch.ones(1)
+    pairs = PreferencePairs(batch=batch, chosen=ones.long(), rejected=0 * ones.long(), label=ones, weight=ones)
+    with pytest.raises(ValueError, match="this score is frozen: fit it before it goes into GroupScore"):
+        model.fit(pairs)
 
 
 def pairs_of(batch, model, generator, count=300, noise=1.0):
