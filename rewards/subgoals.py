@@ -1,5 +1,6 @@
 """Pays for the stages of a task as they are completed, and writes them down as targets for progress models."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,9 +17,13 @@ from ..datasets.collate import collate
 from ..datasets.episodes import Column, Episode
 from ..datasets.labels import LabelFactory, with_remaining_targets, with_stage_targets, with_success_targets
 from ..datasets.stages import FRACTION, STAGE, stage_fraction
+from .moments import moments
 from .observed import RewardInputs
 
 _WHOLE = 1e-5  # counts are float32: this little below a whole number is that number
+
+PlanKey = tuple[str, str]
+"""What a plan is kept under: the instruction, and a hash of the picture it was made from; empty where none was."""
 
 
 class SubgoalReward(RewardModel):
@@ -35,11 +40,15 @@ class SubgoalReward(RewardModel):
       leaves the optimal policy as it is; alone, where success ends an episode, it teaches nothing. A policy that
       decides every few steps takes `RewardToGo(potential=SubgoalReward(…))` instead.
 
-    Plans are made once per instruction, from the first row that carries it, and kept. A plan without stages is an
-    abstention: its rows are invalid.
+    A decomposer with cameras plans for every row from that row's own first picture, so that a score depends on nothing
+    that was scored before; others plan once per instruction. Plans are kept, and the same instruction with the same
+    picture is not asked about again. A plan without stages is an abstention: its rows are invalid, and it is asked for
+    again next time. Where the decomposer looks, so are rows without a frame, and windows that begin inside an episode,
+    which do not show how it began.
 
     Args:
-        decomposer: Plans and segments; it is not trained here.
+        decomposer: Plans and segments. Its parameters are frozen for good (``requires_grad`` is off from here on):
+            train the decomposer before it goes in here.
         mode: Which of the two.
         bonus: Paid for each stage, finite.
         gamma: Discount of the returns that will be taken, in [0, 1]; for the potential.
@@ -67,19 +76,19 @@ class SubgoalReward(RewardModel):
             raise ValueError(f"gamma is {gamma}: expected 0 … 1")
         self.decomposer = decomposer.requires_grad_(False)
         self.mode, self.bonus, self.gamma, self.causal = mode, bonus, gamma, causal
-        self._plans: dict[str, TaskPlan] = {}
+        self._plans: dict[PlanKey, TaskPlan] = {}
 
     @property
     def inputs(self) -> RewardInputs:
         """What the decomposer reads, where it says."""
-        inputs = getattr(self.decomposer, "inputs", None)
-        return inputs if isinstance(inputs, RewardInputs) else RewardInputs()
+        return _inputs(self.decomposer)
 
     def plans(self, batch: TrajectoryBatch) -> list[TaskPlan]:
-        """A plan for every row; instructions that are new are planned for, with the first frame of their first row.
+        """A plan for every row, as `plans_for` makes it; plans that were made before are not asked for again.
 
         Raises:
-            ValueError: If the decomposer refuses an instruction, or gives another number of plans than was asked for.
+            ValueError: If the decomposer refuses an instruction, gives another number of plans than was asked for, or
+                looks through cameras none of which is there.
         """
         return plans_for(self.decomposer, batch, self._plans)
 
@@ -113,31 +122,59 @@ class SubgoalReward(RewardModel):
         return self.gamma * phi[:, 1:] - phi[:, :-1], known[:, 1:] & known[:, :-1]
 
 
-def plans_for(decomposer: TaskDecomposer, batch: TrajectoryBatch, known: dict[str, TaskPlan]) -> list[TaskPlan]:
-    """A plan for every row of a batch; those of new instructions are added to ``known``.
+def plans_for(decomposer: TaskDecomposer, batch: TrajectoryBatch, known: dict[PlanKey, TaskPlan]) -> list[TaskPlan]:
+    """A plan for every row of a batch, all new ones in one call; those with stages are added to ``known``.
+
+    A decomposer with cameras gets each row's own first picture through them. Rows without one, and windows that begin
+    inside an episode, get a plan without stages there, and nobody is asked.
 
     Raises:
-        ValueError: If the decomposer refuses an instruction, or gives another number of plans than was asked for.
+        ValueError: If the decomposer refuses an instruction, gives another number of plans than was asked for, or looks
+            through cameras none of which is there.
     """
-    new = [text for text in dict.fromkeys(batch.instructions) if text not in known]
+    cameras = _inputs(decomposer).cameras
+    pictures = _first_pictures(batch, cameras) if cameras else {}
+    keys: list[PlanKey | None] = [(text, "") for text in batch.instructions]
+    if cameras:
+        keys = [
+            (text, _digest(pictures[row])) if row in pictures else None for row, text in enumerate(batch.instructions)
+        ]
+    new: dict[PlanKey, int] = {}
+    for row, key in enumerate(keys):
+        if key is not None and key not in known:
+            new.setdefault(key, row)
+    plans = known
     if new:
-        rows = [batch.instructions.index(text) for text in new]
-        made = decomposer.plan(new, _first_frames(batch, rows))
+        texts = [text for text, _ in new]
+        made = decomposer.plan(texts, [pictures[row] for row in new.values()] if cameras else None)
         if len(made) != len(new):
             raise ValueError(f"{type(decomposer).__name__} gave {len(made)} plans for {len(new)} instructions")
-        known.update(zip(new, made, strict=True))
-    return [known[text] for text in batch.instructions]
+        plans = {**known, **dict(zip(new, made, strict=True))}
+        # an abstention is not kept: it may be a passing failure, such as an endpoint that timed out
+        known.update({key: plans[key] for key in new if plans[key].stages})
+    return [
+        TaskPlan(instruction=text, stages=()) if key is None else plans[key]
+        for key, text in zip(keys, batch.instructions, strict=True)
+    ]
 
 
-def _first_frames(batch: TrajectoryBatch, rows: Sequence[int]) -> list[Tensor] | None:
-    """First frame (C, H, W) of each row's first camera, or None where a row has none."""
-    frames: list[Tensor] = []
-    for row in rows:
-        seen = [sampled.values[row, 0] for sampled in batch.frames.values() if bool((sampled.step[row] >= 0).any())]
-        if not seen:
-            return None
-        frames.append(seen[0])
-    return frames
+def _inputs(decomposer: TaskDecomposer) -> RewardInputs:
+    inputs = getattr(decomposer, "inputs", None)
+    return inputs if isinstance(inputs, RewardInputs) else RewardInputs()
+
+
+def _first_pictures(batch: TrajectoryBatch, cameras: Sequence[str]) -> dict[int, Tensor]:
+    """First picture (3, H, W) through the cameras of each row that shows how its episode began."""
+    found: dict[int, Tensor] = {}
+    for row, (seen, offset) in enumerate(zip(moments(batch, cameras), batch.offset.tolist(), strict=True)):
+        if seen and offset == 0:
+            found[row] = next(part for part in seen[0].parts if isinstance(part, Tensor))
+    return found
+
+
+def _digest(picture: Tensor) -> str:
+    values = picture.contiguous().numpy()
+    return hashlib.sha256(str(values.shape).encode() + values.tobytes()).hexdigest()
 
 
 def completed_stages(
@@ -192,7 +229,7 @@ class StageLabels:
 
     def __init__(self, decomposer: TaskDecomposer, causal: bool = False, fraction: bool = False) -> None:
         self.decomposer, self.causal, self.fraction = decomposer, causal, fraction
-        self._plans: dict[str, TaskPlan] = {}
+        self._plans: dict[PlanKey, TaskPlan] = {}
 
     @torch.no_grad()
     def __call__(self, episode: Episode) -> Episode:
@@ -201,8 +238,7 @@ class StageLabels:
         Raises:
             ValueError: If the decomposer refuses the instruction or lacks a track.
         """
-        wanted: tuple[str, ...] = tuple(getattr(getattr(self.decomposer, "inputs", None), "cameras", ()))
-        batch = collate([episode], cameras=wanted)
+        batch = collate([episode], cameras=_inputs(self.decomposer).cameras)
         plans = plans_for(self.decomposer, batch, self._plans)
         stages = len(plans[0].stages)
         count, _, known = (part[0].cpu() for part in completed_stages(self.decomposer, batch, plans, self.causal))
@@ -246,13 +282,13 @@ class SubgoalLabels(LabelFactory):
         wrong_instruction: float = 0.0,
     ) -> None:
         super().__init__(rewind=rewind, reverse=reverse, wrong_instruction=wrong_instruction)
-        if getattr(getattr(decomposer, "inputs", None), "cameras", ()):
+        if _inputs(decomposer).cameras:
             raise ValueError(
                 f"{type(decomposer).__name__} looks through cameras: label the data set once with StageLabels, then "
                 'train with LabelFactory(progress="stages")'
             )
         self.decomposer, self.worth = decomposer, None if shares is None else list(shares)
-        self._plans: dict[str, TaskPlan] = {}
+        self._plans: dict[PlanKey, TaskPlan] = {}
 
     @torch.no_grad()
     def targets(self, batch: TrajectoryBatch) -> TrajectoryBatch:

@@ -1,13 +1,20 @@
 """Rewards for completed stages: by hand, against a literal loop, as properties; and stages as targets."""
 
+import json
+from dataclasses import replace
+
 import lightning
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import Float
+from torch import Tensor
 
-from guerdon.core.batch import End, Labelled, TrajectoryBatch
+from guerdon.backbones.chat import Chat, Reply
+from guerdon.backbones.vlm import VLM
+from guerdon.core.batch import End, Labelled, Sampled, TrajectoryBatch
 from guerdon.core.interfaces import TaskDecomposer, TaskPlan, TaskStage
 from guerdon.core.returns import discounted_returns
 from guerdon.critics.value import ValueCritic
@@ -20,6 +27,7 @@ from guerdon.datasets.stages import stage_proportions
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
 from guerdon.policies.advantage import RewardToGo
+from guerdon.rewards.decomposer import VlmDecomposer
 from guerdon.rewards.fit import RewardTraining
 from guerdon.rewards.observed import RewardInputs
 from guerdon.rewards.progress import ProgressReward
@@ -320,3 +328,223 @@ def test_an_instruction_without_rules_is_named():
     batch = counted([0, 1], texts=("dance",))
     with pytest.raises(ValueError, match="no rule for the instruction 'dance'"):
         SubgoalReward(RuleDecomposer())(batch)
+
+
+def brightness(picture):
+    return int(picture.float().mean())
+
+
+class Says(Chat):
+    """Plans as many stages as the first picture's brightness in tens, 1 … 3, and says that as many are complete.
+
+    The first ``fails`` questions for a plan go unanswered, and those for an instruction with "?" are never answered.
+    """
+
+    def __init__(self, fails=0):
+        super().__init__()
+        self.name, self.fails, self.batches = "says", fails, []
+
+    def reply(self, prompts, max_new_tokens=512):
+        self.batches.append([(prompt[0].split(": ")[1].split(".")[0], brightness(prompt[1])) for prompt in prompts])
+        return [self._one(prompt) for prompt in prompts]
+
+    def _one(self, prompt):
+        self.fails -= 1
+        if self.fails >= 0 or "?" in prompt[0]:
+            return Reply(text=None, problem="timed out")
+        return Reply(text=json.dumps({"stages": [{"name": f"s{i}"} for i in range(brightness(prompt[1]) // 10)]}))
+
+    def answer_log_probs(self, prompts, answers) -> Float[Tensor, "M K"]:
+        pictures = [[part for part in prompt if isinstance(part, Tensor)] for prompt in prompts]
+        done = torch.tensor([min(brightness(p[-1]) // 10, len(answers) - 1) for p in pictures])
+        return torch.nn.functional.one_hot(done, len(answers)).mul(0.7).add(0.05).log()
+
+
+class Planning(VLM):
+    """A real model, whose weights are random, that was taught plans: as many stages as the first pixel says, 1 … 4."""
+
+    def reply(self, prompts, max_new_tokens=512):
+        sizes = [1 + int(prompt[1][0, 0, 0]) % 4 for prompt in prompts]
+        return [Reply(text=json.dumps({"stages": [{"name": f"s{i}"} for i in range(n)]})) for n in sizes]
+
+
+def looking(chat, cameras=("wrist",)):
+    return VlmDecomposer(chat, list(cameras), attempts=1, hold=1)
+
+
+def seen(levels, steps=(0, 1, 2, 3, 4), texts=None, offset=None):
+    """Rows whose frames have the brightness written down; a row of None has no frame."""
+    rows, size = len(levels), len(steps)
+    values = torch.zeros(rows, size, 3, 4, 4, dtype=torch.uint8)
+    step = torch.full((rows, size), -1)
+    for row, level in enumerate(levels):
+        if level is not None:
+            values[row] = torch.tensor(level, dtype=torch.uint8)[:, None, None, None]
+            step[row] = torch.tensor(steps)
+    return TrajectoryBatch(
+        actions=torch.zeros(rows, 4, 1),
+        state=torch.zeros(rows, 5, 1),
+        mask=torch.ones(rows, 4, dtype=torch.bool),
+        frames={"wrist": Sampled(values=values, step=step)},
+        instructions=texts or ("open",) * rows,
+        offset=torch.tensor(offset or [0] * rows),
+    )
+
+
+def equal(one, other):
+    return all(
+        torch.equal(a, b)
+        for a, b in (
+            (one.rewards, other.rewards),
+            (one.valid, other.valid),
+            (one.progress.values, other.progress.values),
+            (one.progress.valid, other.progress.valid),
+        )
+    )
+
+
+def test_every_row_is_planned_for_from_its_own_first_picture():
+    """Two rows with one instruction: three stages in one scene, one stage in the other."""
+    batch = seen([[30, 0, 10, 20, 30], [10, 0, 0, 10, 10]])
+    reward = SubgoalReward(looking(Says()))
+    assert [len(plan.stages) for plan in reward.plans(batch)] == [3, 1]
+    # a path begins with no stage complete; then the brightness in tens is how many are
+    whole = reward(batch)
+    assert whole.rewards.tolist() == [[0, 1, 1, 1], [0, 0, 1, 0]] and bool(whole.valid.all())
+    for row in range(2):
+        assert equal(SubgoalReward(looking(Says()))(batch[row]), whole[row])
+
+
+def test_a_score_does_not_depend_on_what_was_scored_before():
+    first, second = seen([[30, 0, 10, 20, 30]]), seen([[20, 0, 10, 10, 20]])
+    busy = SubgoalReward(looking(Says()))
+    busy(first)
+    assert equal(busy(second), SubgoalReward(looking(Says()))(second))
+    assert [len(busy.plans(b)[0].stages) for b in (first, second)] == [3, 2]
+
+
+def test_all_new_plans_are_asked_for_at_once_and_only_once():
+    reward = SubgoalReward(looking(Says()))
+    batch = seen([[10] * 5, [20] * 5, [10] * 5, [10] * 5], texts=("open", "open", "open", "shut"))
+    reward(batch), reward(batch[1]), reward(seen([[20] * 5, [30] * 5]))
+    chat = reward.decomposer.chat
+    assert chat.batches == [[("open", 10), ("open", 20), ("shut", 10)], [("open", 30)]]
+
+
+def test_a_row_without_a_frame_is_invalid_and_the_others_are_not():
+    for order in ([None, [20] * 5], [[20] * 5, None]):
+        reward = SubgoalReward(looking(Says()))
+        scored = reward(seen(order))
+        assert scored.valid.all(1).tolist() == scored.valid.any(1).tolist() == [level is not None for level in order]
+        assert reward.decomposer.chat.batches == [[("open", 20)]]
+    nothing = SubgoalReward(looking(Says()))
+    assert not bool(nothing(seen([None, None])).valid.any())
+    assert nothing.decomposer.chat.batches == [] and not nothing.decomposer.abstained
+    with pytest.raises(ValueError, match="expected frames of front, the trajectories hold frames of wrist"):
+        SubgoalReward(looking(Says(), ["front"]))(seen([[20] * 5]))
+
+
+def test_a_window_from_inside_an_episode_does_not_show_how_it_began():
+    reward = SubgoalReward(looking(Says()))
+    scored = reward(seen([[20] * 5, [30] * 5], offset=[0, 7]))
+    assert scored.valid.all(1).tolist() == scored.valid.any(1).tolist() == [True, False]
+    assert reward.decomposer.chat.batches == [[("open", 20)]]
+
+
+def test_a_plan_that_failed_is_asked_for_again():
+    reward = SubgoalReward(looking(Says(fails=1)))
+    batch = seen([[20] * 5, [30] * 5])
+    assert reward(batch).valid.any(1).tolist() == [False, True]
+    assert bool(reward(batch).valid.all())
+    assert reward.decomposer.chat.batches == [[("open", 20), ("open", 30)], [("open", 20)]]
+    by_text = SubgoalReward(Counts())
+    by_text(counted([0, 3], texts=("?",))), by_text(counted([0, 3], texts=("?",)))
+    assert by_text.decomposer.asked == ["?", "?"]
+
+
+def test_it_plans_through_its_own_cameras():
+    batch = seen([[20] * 5])
+    other = Sampled(values=torch.full((1, 5, 3, 4, 4), 30, dtype=torch.uint8), step=torch.arange(5)[None])
+    both = replace(batch, frames={"another": other, "wrist": batch.frames["wrist"]})
+    reward = SubgoalReward(looking(Says()))
+    reward(both)
+    assert reward.decomposer.chat.batches == [[("open", 20)]]
+    # of two cameras the one named first, unless the other one alone was there at the row's first moment
+    late = replace(other, step=torch.tensor([[1, 2, 3, 4, -1]]))
+    for frames, level in (({"wrist": batch.frames["wrist"], "top": other}, 30), ({**batch.frames, "top": late}, 20)):
+        two = SubgoalReward(looking(Says(), ["top", "wrist"]))
+        two(replace(batch, frames=frames))
+        assert two.decomposer.chat.batches == [[("open", level)]]
+
+
+def test_who_does_not_look_is_given_no_picture():
+    class Blind(Counts):
+        def plan(self, instructions, first_frames=None):
+            assert first_frames is None
+            return super().plan(instructions)
+
+    batch = seen([[10] * 5, None, [20] * 5], texts=("a", "a", "b"))
+    label = Labelled(values=torch.arange(5.0).clamp(max=3).expand(3, -1), valid=torch.ones(3, 5, dtype=torch.bool))
+    reward = SubgoalReward(Blind())
+    assert bool(reward(replace(batch, labels={"count": label})).valid.all())
+    assert reward.decomposer.asked == ["a", "b"]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2_5_vl", "smolvlm"])
+def test_a_real_model_scores_a_row_alone_as_in_a_batch(filmed, folders, architecture):
+    batch = replace(filmed(), instructions=("open the drawer",) * 2)
+    batch.frames["wrist"].values[:, 0, 0, 0, 0] = torch.tensor([2, 3])
+    vlm = Planning(str(folders[architecture]))  # it holds no plans: those are the reward's
+
+    def fresh():
+        return SubgoalReward(VlmDecomposer(vlm, ["wrist"], min_mass=0.0, hold=1), mode="potential")
+
+    with torch.no_grad():
+        whole, backwards = fresh()(batch), fresh()(batch[[1, 0]])
+        assert [len(plan.stages) for plan in fresh().plans(batch)] == [3, 4]
+        assert bool(whole.valid[batch.mask].all()) and bool((whole.progress.values[:, 2] > 0).all())
+        for row in range(2):
+            alone, steps = fresh()(batch[row]), int(batch.steps[row])
+            for scored in (whole[row], backwards[1 - row]):
+                assert torch.equal(alone.valid[0, :steps], scored.valid[0, :steps])
+                assert torch.allclose(alone.rewards[0, :steps], scored.rewards[0, :steps], atol=1e-5)
+                found = scored.progress.values[0, : steps + 1]
+                assert torch.allclose(alone.progress.values[0, : steps + 1], found, atol=1e-5)
+
+
+def test_a_real_model_keeps_every_promise(filmed, folders):
+    """Random weights write no plan, so what is promised here is that nothing is made up, whatever the batch."""
+    decomposer = VlmDecomposer(VLM(str(folders["smolvlm"])), ["wrist"], attempts=1, max_new_tokens=4, min_mass=0.0)
+    check_reward_model(SubgoalReward(decomposer), filmed())
+    assert decomposer.abstained and not bool(SubgoalReward(decomposer)(filmed()).valid.any())
+
+
+def test_stage_labels_look_at_each_episode():
+    """Three stages in the first episode's scene and two in the second's, under one instruction."""
+    task = make_task("mujoco/reach", 5, 0)
+    made = list(collect(task, {"random": 1.0}, episodes=2, frames=True))
+    task.close()
+    camera = next(iter(made[0].frames))
+
+    class Sizes(Says):
+        def _one(self, prompt):
+            size = 3 if torch.equal(prompt[1], first) else 2
+            return Reply(text=json.dumps({"stages": [{"name": f"s{i}"} for i in range(size)]}))
+
+        def answer_log_probs(self, prompts, answers) -> Float[Tensor, "M K"]:
+            shares = torch.full((len(prompts), len(answers)), 0.01)
+            shares[:, -1] = 0.9
+            return shares.log()
+
+    first = collate(made[:1], cameras=(camera,)).frames[camera].values[0, 0]
+    label = StageLabels(looking(Sizes(), [camera]))
+    stages = [label(episode).labels["stage"] for episode in made]
+    assert [int(column.values.max()) for column in stages] == [2, 1]
+    assert all(column.valid.any() for column in stages)
+
+
+def test_the_decomposer_is_frozen_for_good(folders):
+    decomposer = looking(VLM(str(folders["smolvlm"]), lora_rank=2))
+    assert any(p.requires_grad for p in decomposer.parameters())
+    assert SubgoalReward(decomposer).decomposer is decomposer
+    assert not any(p.requires_grad for p in decomposer.parameters())
