@@ -238,7 +238,7 @@ def run(command: str, arguments: Sequence[str], config: Path | None, out: Path |
         raise ValueError(tidy(str(error))) from error
     finally:
         if trains and not done and not keeper.step:
-            _take_back(folder, earlier, made)
+            take_back(folder, earlier, made)
     if trains and "LOCAL_RANK" not in os.environ:
         print(folder / MODEL)
     return 0
@@ -286,7 +286,7 @@ def tidy(message: str) -> str:
     return " ".join(text.split())
 
 
-def _take_back(folder: Path, earlier: set[Path], made: Sequence[Path]) -> None:
+def take_back(folder: Path, earlier: set[Path], made: Sequence[Path]) -> None:
     """Remove what a run that failed before its first update wrote: an empty run helps nobody."""
     for path in set(folder.iterdir()) - earlier:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -306,8 +306,16 @@ def _say_how_to_resume(interrupted: _Interrupted) -> None:
     )
 
 
-def run_directory(config: Path | None, out: Path | None, resumes: bool) -> tuple[Path, list[Path]]:
+def run_directory(
+    config: Path | None, out: Path | None, resumes: bool, going_on: str | None = None
+) -> tuple[Path, list[Path]]:
     """Make the run directory; say also which folders did not exist, innermost first.
+
+    Args:
+        config: Its name becomes part of a new directory's.
+        out: The directory; None takes a new one under ``runs/``.
+        resumes: Whether an earlier run in it is gone on with.
+        going_on: Argument that would go on with it; None says Lightning's.
 
     Raises:
         FileExistsError: If it holds an earlier run that is not being resumed.
@@ -318,8 +326,8 @@ def run_directory(config: Path | None, out: Path | None, resumes: bool) -> tuple
         stem = Path("runs") / (config.stem if config else "run") / time.strftime("%Y%m%d-%H%M%S")
         out = next(p for n in range(1, 1000) if not (p := stem if n == 1 else Path(f"{stem}-{n}")).exists())
     elif (out / CONFIG).exists() and not resumes and "LOCAL_RANK" not in os.environ:
-        last = out / CHECKPOINTS / "last.ckpt"
-        raise FileExistsError(f"{out} holds an earlier run: choose another --out, or go on with it: --ckpt_path {last}")
+        how = going_on or f"--ckpt_path {out / CHECKPOINTS / 'last.ckpt'}"
+        raise FileExistsError(f"{out} holds an earlier run: choose another --out, or go on with it: {how}")
     made = [path for path in (out, *out.parents) if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)

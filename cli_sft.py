@@ -5,17 +5,22 @@ Kept apart from `cli` because importing trl takes seconds and ``guerdon --versio
 
 import logging
 import os
-from collections.abc import Sequence
+import re
+import shlex
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from .cli_fit import CONFIG, MODEL, resolve_config, run_directory, tidy
-from .core.files import write_json
+from .cli_fit import CONFIG, MODEL, resolve_config, run_directory, take_back, tidy
+from .core.files import replacing, write_json
 from .core.hub import save_component
 from .datasets.module import EpisodeData
 from .rewards.decomposer_training import DecomposerTraining, write_examples
@@ -26,29 +31,57 @@ FIGURES, EXAMPLES, HISTORY = "figures.json", "examples.json", "history.json"
 def run(configs: Sequence[str], arguments: Sequence[str], out: Path | None, resume: bool) -> int:
     """Train, judge before and after on the validation split, and leave a shareable folder at ``<out>/model``.
 
+    A run that ends without a checkpoint, by an error or by Ctrl-C, leaves nothing behind.
+
     Args:
         configs: YAML files with the sections ``model`` (a `DecomposerTraining`) and ``data`` (an `EpisodeData`).
         arguments: Overrides, such as ``--data.path DIR``.
         out: Run directory; None makes a new one under ``runs/``.
-        resume: Go on with the run in ``out``.
+        resume: Go on with the run in ``out``, by its own configuration: ``configs`` may be left out, and what is given
+            must say the same.
+
+    Returns:
+        0, or 130 when interrupted.
 
     Raises:
-        ValueError: If the configuration makes no sense, or the data teach nothing.
+        ValueError: If the configuration makes no sense, is not the one of the run to go on with, or the data teach
+            nothing.
         FileNotFoundError: If there is nothing to go on from.
+        FileExistsError: If ``out`` holds a run and is not to be gone on with.
     """
     parser = _parser()
-    paths = [resolve_config(name) for name in configs]
-    if not any(a in ("-h", "--help") for a in arguments) and not paths:
+    asks_only = any(a in ("-h", "--help") or a.startswith(("--help", "--print_config")) for a in arguments)
+    if resume and not asks_only:
+        if out is None:
+            raise ValueError("--resume goes on with the run in --out DIR: name it")
+        DecomposerTraining.last_checkpoint(out)  # found missing here, before anything is read
+        configs = configs or [str(out / CONFIG)]
+    if not configs and not asks_only:
         raise ValueError("nothing to fine-tune: expected --config FILE.yaml, such as configs/decomposer.yaml")
-    if resume and out is None:
-        raise ValueError("--resume goes on with the run in --out DIR: name it")
-    try:
+    paths = [resolve_config(name) for name in configs]
+    with _one_line():
         parsed = parser.parse_args([part for path in paths for part in ("--config", str(path))] + list(arguments))
+        if resume and (cast(Path, out) / CONFIG).is_file():
+            _check_same(parser, parsed, cast(Path, out) / CONFIG)
+    folder, made = run_directory(paths[0] if paths else None, out, resumes=resume, going_on="--resume")
+    earlier, done = set(folder.iterdir()), False
+    try:
+        _train(parser, parsed, folder, resume)
+        done = True
+    except KeyboardInterrupt:
+        _say_how_to_resume(folder)
+        return 130
+    finally:
+        if not done and _kept(folder) is None:
+            take_back(folder, earlier, made)
+    print(folder / MODEL)
+    return 0
+
+
+def _train(parser: ArgumentParser, parsed: Namespace, folder: Path, resume: bool) -> None:
+    """Everything from the parsed configuration to the folder to share."""
+    with _one_line():
         made = parser.instantiate_classes(parsed)
-    except Exception as error:
-        if type(error).__name__ in ("ArgumentError", "TypeError"):
-            raise ValueError(tidy(str(error))) from error
-        raise
     training, data = cast(DecomposerTraining, made["model"]), cast(EpisodeData, made["data"])
     data.setup("fit")
     console = Console(stderr=True)
@@ -59,9 +92,9 @@ def run(configs: Sequence[str], arguments: Sequence[str], out: Path | None, resu
         console.print(f"{len(examples.left_out)} episodes taught nothing: {told}")
     if not examples.prompts:
         raise ValueError("nothing to learn: no training episode has frames and stages; see above")
-    folder, _ = run_directory(paths[0] if paths else None, out, resumes=resume)
-    if not resume:
-        parser.save(parsed, str(folder / CONFIG), skip_none=False, overwrite=True, multifile=False)
+    if not (folder / CONFIG).exists():
+        with replacing(folder / CONFIG) as fresh:
+            parser.save(parsed, str(fresh), skip_none=False, overwrite=True, multifile=False)
     write_examples(examples, folder / EXAMPLES)
     _quieten()
     before = training.judge(data.episodes("val"))
@@ -71,8 +104,66 @@ def run(configs: Sequence[str], arguments: Sequence[str], out: Path | None, resu
     write_json(folder / FIGURES, {"before": before, "after": after, "examples": len(examples.prompts)})
     save_component(training.decomposer, folder / MODEL)
     _show(console, before, after)
-    print(folder / MODEL)
-    return 0
+
+
+@contextmanager
+def _one_line() -> Generator[None]:
+    """What jsonargparse says of wrong arguments, and constructors of wrong values, as the one line that matters."""
+    try:
+        yield
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise ValueError(re.sub(r"^(- )+", "", tidy(str(error)))) from error
+
+
+def _check_same(parser: ArgumentParser, parsed: Namespace, saved: Path) -> None:
+    """Refuse to go on with other settings: the run's ``config.yaml`` would no longer say how its model was made."""
+    wanted, held = (_leaves(parser, namespace) for namespace in (parsed, parser.parse_path(str(saved))))
+    other = [
+        f"{key} is {wanted.get(key)}, but was {held.get(key)}"
+        for key in sorted({*wanted, *held})
+        if wanted.get(key) != held.get(key)
+    ]
+    if other:
+        more = f", and {len(other) - 3} more" if len(other) > 3 else ""
+        raise ValueError(
+            f"--resume goes on with the settings of {saved}: {'; '.join(other[:3])}{more}; take them back, leave "
+            f"--config and the overrides away, or start anew in another --out"
+        )
+
+
+def _leaves(parser: ArgumentParser, parsed: Namespace) -> dict[str, Any]:
+    """Dotted name of every setting → its value, as the YAML would have it."""
+    found: dict[str, Any] = {}
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in cast(dict[str, Any], value).items():
+                walk(f"{name}.{key}" if name else str(key), inner)
+        else:
+            found[name] = value
+
+    walk("", yaml.safe_load(parser.dump(parsed, skip_none=False)))
+    return found
+
+
+def _kept(folder: Path) -> Path | None:
+    """The checkpoint a run can go on from, if there is one."""
+    try:
+        return DecomposerTraining.last_checkpoint(folder)
+    except FileNotFoundError:
+        return None
+
+
+def _say_how_to_resume(folder: Path) -> None:
+    kept = _kept(folder)
+    if kept is None:
+        print("\nguerdon: interrupted before the first checkpoint; nothing was kept", file=sys.stderr)
+        return
+    print(
+        f"\nguerdon: interrupted; kept {kept}; go on with the same command and "
+        f"--out {shlex.quote(str(folder))} --resume",
+        file=sys.stderr,
+    )
 
 
 def _parser() -> ArgumentParser:
@@ -80,7 +171,9 @@ def _parser() -> ArgumentParser:
         prog="guerdon sft",
         exit_on_error=False,
         usage="guerdon sft --config FILE.yaml [--out DIR [--resume]] [--model.… | --data.…]",
-        description="Fine-tune what a YAML file names; every value of it can be overridden.",
+        description="Fine-tune what a YAML file names; every value of it can be overridden. --out DIR is the run "
+        "directory, by default runs/<name of the config>/<date and time>; --resume goes on with the run in it from its "
+        "last checkpoint, with the settings of its config.yaml.",
     )
     parser.add_argument("--config", "-c", action="config", help="YAML file with the sections model and data.")
     parser.add_subclass_arguments(DecomposerTraining, "model", required=True)
