@@ -263,6 +263,10 @@ def _score(options: argparse.Namespace, rest: list[str]) -> int:
         raise
     resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
     print(f"{report.episodes - len(report.bad)} of {report.episodes} episodes scored{resumed}")
+    print(f"{report.estimated} of {report.observations} observations have an estimate")
+    for name, reasons in report.counters.items():
+        for why, count in reasons.items():
+            print(f"  {name} {count}: {why}")
     for bad in report.bad:
         print(f"  episode {bad.index} not scored, {bad.status}: {bad.reason}")
     print(report.path)

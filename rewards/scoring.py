@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +27,19 @@ from ..datasets.opening import open_dataset
 from ..datasets.reader import EpisodeReader
 from .observed import inputs_of
 from .opening import open_reward_model
-from .scores import PARTS, SCORES, bad_episodes, bad_rows, episode_rows, join_parts, read_scores, write_part
+from .scores import (
+    COUNTERS,
+    PARTS,
+    SCORES,
+    Counters,
+    added,
+    bad_episodes,
+    bad_rows,
+    episode_rows,
+    join_parts,
+    read_scores,
+    write_part,
+)
 
 RUN = "run.json"
 Table = Any  # pyarrow ships no types
@@ -42,6 +55,12 @@ class ScoringReport:
     bad: tuple[BadEpisodeError, ...]
     resumed: int
     """Episodes that an earlier, interrupted run had scored already."""
+    observations: int
+    """Recorded observations of the episodes that were scored."""
+    estimated: int
+    """Of these, how many have an estimate of anything: 0 where the model abstained throughout."""
+    counters: Counters
+    """What the model and its parts counted meanwhile (``abstained``, ``failures``); see `model_counters`."""
 
 
 def model_reader(model: RewardModel, dataset: EpisodeDataset, cache: FeatureCache | None = None) -> EpisodeReader:
@@ -120,7 +139,9 @@ def score_dataset(
     A row stands for one recorded observation i: progress and success there, the reward of the step that leaves it and
     its ``std`` (null at the last observation, and wherever the model abstains), ``valid`` where anything is known,
     ``status`` "ok" or why the episode could not be scored, ``reason`` in words. A bad episode keeps its rows, all null.
-    The schema's metadata hold the model's hash and configuration, the version, the data folder and the time.
+    The schema's metadata hold the model's hash and configuration, the version, the data folder and the time, how many
+    ``observations`` the scored episodes have and how many are ``estimated``, and the model's ``counters``. An episode
+    about which the model abstained throughout is "ok": it was scored, with nulls.
 
     Parts of ``part_size`` episodes are written to ``out/parts`` and joined at the end; an interrupted run goes on with
     the same call. A finished file of the same run is left as it is.
@@ -165,12 +186,44 @@ def score_dataset(
             if file.is_file():
                 resumed += len(places)
             else:
-                tables = list(_score(model, reader, places, batch_size, chosen))
-                write_part(pa.concat_tables(tables), file)
+                before = model_counters(model)
+                table = pa.concat_tables(list(_score(model, reader, places, batch_size, chosen)))
+                counted = json.dumps(_since(before, model_counters(model)))
+                write_part(table.replace_schema_metadata({COUNTERS: counted}), file)
             bar.update(task, advance=len(places))
-    bad = join_parts(files, folder / SCORES, metadata)
+    joined = join_parts(files, folder / SCORES, metadata)
     shutil.rmtree(folder / PARTS)
-    return ScoringReport(path=folder / SCORES, episodes=len(opened), bad=bad, resumed=resumed)
+    return ScoringReport(
+        path=folder / SCORES,
+        episodes=len(opened),
+        bad=joined.bad,
+        resumed=resumed,
+        observations=joined.observations,
+        estimated=joined.estimated,
+        counters=joined.counters,
+    )
+
+
+def model_counters(model: RewardModel) -> dict[str, dict[str, int]]:
+    """What a model and the modules in it count: attributes ``abstained`` and ``failures`` that are a ``Counter``.
+
+    Returns:
+        Class and attribute, such as ``ShuffledFrames.abstained`` → reason → how many since the model was made. Modules
+        of one class are summed; empty counters are left out.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for module in model.modules():
+        for name in ("abstained", "failures"):
+            counter = getattr(module, name, None)
+            if isinstance(counter, Counter):
+                reasons = cast(Counter[object], counter).items()
+                found = added(found, {f"{type(module).__name__}.{name}": {str(why): n for why, n in reasons}})
+    return found
+
+
+def _since(before: Counters, after: Counters) -> dict[str, dict[str, int]]:
+    grown = {name: dict(Counter(counts) - Counter(before.get(name, {}))) for name, counts in after.items()}
+    return {name: counts for name, counts in grown.items() if counts}
 
 
 def _check_writable(folder: Path) -> None:
@@ -227,7 +280,16 @@ def _begin(folder: Path, metadata: Mapping[str, str], overwrite: bool) -> Scorin
         earlier = read_scores(scores)
         if earlier.metadata.get("fingerprint") == metadata["fingerprint"] and not overwrite:
             count = int(earlier.metadata["settings"]["episodes"])
-            return ScoringReport(path=scores, episodes=count, bad=tuple(bad_episodes(earlier.table)), resumed=count)
+            estimated, observations = earlier.estimated
+            return ScoringReport(
+                path=scores,
+                episodes=count,
+                bad=tuple(bad_episodes(earlier.table)),
+                resumed=count,
+                observations=observations,
+                estimated=estimated,
+                counters=earlier.counters,
+            )
         _refuse_other(
             folder, {**earlier.metadata, "settings": json.dumps(earlier.metadata["settings"])}, metadata, overwrite
         )

@@ -9,12 +9,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from guerdon.backbones.recorded_chat import RecordedChat
 from guerdon.cli import main
 from guerdon.core.hub import load_component, save_component
+from guerdon.datasets.episodes import ArrayFrames, Episode
+from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.rewards.frame_order import ShuffledFrames
 from guerdon.rewards.progress import ProgressReward
+from guerdon.rewards.scores import read_scores
 
 pytestmark = pytest.mark.xdist_group("cli")
 CONFIG = {
@@ -228,6 +234,50 @@ def test_a_mistake_is_one_clear_line_and_leaves_nothing(here, tmp_path, capsys, 
     assert main(command.format(place=here).split()) == 2
     assert says in error_line(capsys)
     assert list(tmp_path.iterdir()) == []
+
+
+def without_bar(capsys):
+    """What was printed, without the progress bar."""
+    return [line for line in capsys.readouterr().out.splitlines() if line.strip() and "scoring" not in line]
+
+
+def test_score_says_how_much_is_known_and_why_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with LeRobotWriter(tmp_path / "data", fps=10) as writer:
+        for number in range(2):
+            frames = ArrayFrames(values=np.zeros((4, 3, 16, 16), np.uint8), step=np.arange(4))
+            writer.add(
+                Episode(
+                    index=number,
+                    state=np.full((4, 1), number, np.float32),
+                    actions=np.zeros((3, 1), np.float32),
+                    instruction="reach",
+                    fps=10.0,
+                    frames={"front": frames},
+                )
+            )
+    line = {"name": "someone", "kind": "reply", "key": "of another prompt", "text": "Yes", "problem": ""}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(line) + "\n")
+    chat = RecordedChat("answers.jsonl", missing="problem")
+    ShuffledFrames(chat, ["front"]).save_pretrained(tmp_path / "model")
+    assert main("score --model model --data data --out scores".split()) == 0
+    wanted = [
+        "2 of 2 episodes scored",
+        "0 of 8 observations have an estimate",
+        "  RecordedChat.failures 2: not recorded",
+        "  ShuffledFrames.abstained 8: no answer: not recorded",
+        "scores/scores.parquet",
+    ]
+    said = without_bar(capsys)
+    assert said[:2] == wanted[:2] and sorted(said) == sorted(wanted)
+
+
+def test_score_of_a_model_that_knows_says_so_and_nothing_else(here, capsys):
+    assert main(["score", "--model", str(here / "run/model"), "--data", str(here / "held"), "--out", "s"]) == 0
+    first, second, last = without_bar(capsys)
+    count = len(read_scores("s").table)
+    assert first == "6 of 6 episodes scored" and second == f"{count} of {count} observations have an estimate"
+    assert last == "s/scores.parquet"
 
 
 def test_debug_shows_the_traceback(here, monkeypatch):

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from guerdon.backbones.chat import Chat
 from guerdon.backbones.language import HashedText
+from guerdon.backbones.recorded_chat import RecordedChat
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End, Labelled, RewardEstimates
 from guerdon.core.hub import component_hash
@@ -195,6 +198,75 @@ def test_abstentions_are_null_and_nonsense_is_named(data, tmp_path):
         False,
         False,
     ]
+
+
+class Counting(RewardModel):
+    """Knows nothing, and counts it, as does the chat it asks."""
+
+    def __init__(self, chat: Chat) -> None:
+        super().__init__()
+        self.chat = chat
+        self.abstained = Counter({"never": 0, "before": 3})
+
+    def forward(self, batch):
+        self.abstained["no idea"] += int(batch.made.sum())
+        self.chat.reply([["?"]] * len(batch))
+        unknown = torch.zeros_like(batch.mask)
+        return RewardEstimates(rewards=unknown.float(), valid=unknown)
+
+
+@pytest.fixture
+def silent(tmp_path):
+    line = {"name": "someone", "kind": "reply", "key": "of another prompt", "text": "Yes", "problem": ""}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(line) + "\n")
+    return Counting(RecordedChat(str(tmp_path / "answers.jsonl"), missing="problem"))
+
+
+def test_a_model_that_abstains_throughout_is_told_from_one_that_scored(data, tmp_path, silent):
+    spoil(data, 3)  # it has 4 of the 41 observations
+    report = score(silent, data, tmp_path / "out", part_size=2)
+    # 6 good episodes of 5, 6, 7, 6, 7, 5 observations; what was counted before is not of this run
+    counted = {"Counting.abstained": {"no idea": 36}, "RecordedChat.failures": {"not recorded": 6}}
+    assert (report.observations, report.estimated, report.counters) == (36, 0, counted)
+    stored = read_scores(report.path)
+    assert stored.estimated == (0, 36) and stored.counters == counted
+    assert (stored.metadata["observations"], stored.metadata["estimated"]) == ("36", "0")
+    again = score(silent, data, tmp_path / "out", part_size=2)
+    assert again.resumed == 7 and again.counters == counted and again.estimated == 0
+
+
+def test_what_an_interrupted_run_counted_is_kept(data, tmp_path, silent, monkeypatch):
+    write, calls = scoring.write_part, []
+
+    def stop(table, file):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(file)
+        write(table, file)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(scoring, "write_part", stop)
+        score(silent, data, tmp_path / "out", part_size=2)
+    report = score(Counting(silent.chat), data, tmp_path / "out", part_size=2)
+    assert report.resumed == 4 and report.counters["Counting.abstained"] == {"no idea": 41}
+    assert report.counters["RecordedChat.failures"] == {"not recorded": 7}
+
+
+def test_partly_known_episodes_are_counted_by_observation(data, tmp_path):
+    # every second step of 4, 5, 6, 4, 5, (6 is nonsense,) 4 is known: 2 + 3 + 3 + 2 + 3 + 2
+    report = score(Sulking(), data, tmp_path / "out")
+    assert (report.estimated, report.observations, report.counters) == (15, 5 + 6 + 7 + 5 + 6 + 5, {})
+
+
+def test_a_file_from_before_anything_was_counted_is_read(data, tmp_path):
+    report = score(Sulking(), data, tmp_path / "out")
+    table = pq.read_table(report.path)
+    added = {b"observations", b"estimated", b"counters"}
+    old = {k: v for k, v in table.schema.metadata.items() if k not in added}
+    assert len(old) == len(table.schema.metadata) - 3
+    pq.write_table(table.replace_schema_metadata(old), report.path)
+    again = score(Sulking(), data, tmp_path / "out")
+    assert (again.resumed, again.estimated, again.observations, again.counters) == (7, 15, 34, {})
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_file(data, tmp_path, monkeypatch):
