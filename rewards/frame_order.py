@@ -12,7 +12,7 @@ from torch import Tensor
 from ..backbones.chat import Chat, Prompt
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
-from .moments import Moment, held_progress, moments, steps_of
+from .moments import Moment, each_once, held_progress, moments, steps_of
 from .observed import RewardInputs
 
 _PROMPT = (
@@ -22,10 +22,8 @@ _PROMPT = (
     "this:\n"
     "Frame 1: 35%\n"
 )
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
-_LINE = re.compile(r"^[\s*#>-]*frame\s*#?(\d{1,4})\s*\**\s*[:=-]\s*(.*)$", re.IGNORECASE)
-_PERCENT = re.compile(rf"(?<![\w.,/~–-])({_NUMBER})\s*%")  # not the end of 1e3%, 1,000% or 20–40%
-_ALONE = re.compile(rf"^\**({_NUMBER})\**$")
+_BEGINS = re.compile(r"[\s*-]*frame[\s*]*([0-9]{1,6})(?![0-9])(.*)", re.IGNORECASE | re.DOTALL)
+_SAYS = re.compile(r"[\s*]*:[\s*]*([0-9]+(?:\.[0-9]+)?)\s*%[\s*]*(?:\.[\s*]*)?")
 
 
 class ShuffledFrames(RewardModel):
@@ -36,9 +34,13 @@ class ShuffledFrames(RewardModel):
     last included, in an order that depends on the seed and their number alone. It is not causal: all frames are seen
     before any is valued.
 
-    A frame whose line is missing, unclear, given twice with different numbers or outside 0 … 100 has no estimate and is
-    counted in ``abstained``, as is a whole answer that did not come. Between frames an estimate holds its last value,
-    but nothing holds across a frame without one.
+    A frame whose line is missing, unclear (see `frame_values`), given twice with different numbers or outside 0 … 100
+    has no estimate and is counted in ``abstained``, as is a whole answer that did not come. Of an answer that was cut
+    the last line does not count. Between frames an estimate holds its last value, but nothing holds across a frame
+    without one.
+
+    A row that is a window from the middle of an episode (``batch.offset`` > 0) does not show the beginning. It is not
+    asked about: none of it is valid, and its frames are counted in ``abstained``.
 
     Args:
         chat: A `guerdon.backbones.vlm.VLM`, or another model behind the same protocol.
@@ -66,15 +68,14 @@ class ShuffledFrames(RewardModel):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not cameras or len(set(cameras)) < len(cameras):
-            raise ValueError(f"cameras {list(cameras)}: expected at least one, each once")
+        self.cameras = each_once("cameras", cameras)
         if max_frames < 2 or (max_new_tokens is not None and max_new_tokens < 1):
             raise ValueError(
                 f"max_frames {max_frames}, max_new_tokens {max_new_tokens}: expected at least 2, and at least 1"
             )
         if prompt.count("{instruction}") != 1:
             raise ValueError(f"prompt {prompt!r}: expected {{instruction}} once")
-        self.chat, self.cameras, self.max_frames = chat, tuple(cameras), max_frames
+        self.chat, self.max_frames = chat, max_frames
         self.prompt, self.frame_size, self.max_new_tokens, self.seed = prompt, frame_size, max_new_tokens, seed
         self.abstained: Counter[str] = Counter()
         """Why frames got no estimate, and how many, since the model was made."""
@@ -93,7 +94,11 @@ class ShuffledFrames(RewardModel):
         """
         rows = [_spread(row, self.max_frames) for row in moments(batch, self.cameras)]
         orders = [self.order(len(row)) for row in rows]
-        asked = [number for number, row in enumerate(rows) if row]
+        whole = (batch.offset == 0).tolist()
+        asked = [number for number, row in enumerate(rows) if row and whole[number]]
+        for number, row in enumerate(rows):
+            if row and not whole[number]:
+                self.abstained["a window without the beginning"] += len(row)
         prompts = [self._prompt(rows[n], orders[n], batch.instructions[n]) for n in asked]
         room = self.max_new_tokens or 64 + 16 * max((len(row) for row in rows), default=0)
         step = steps_of(rows)
@@ -103,7 +108,7 @@ class ShuffledFrames(RewardModel):
             if reply.text is None:
                 self.abstained[f"no answer: {reply.problem}"] += count
                 continue
-            found = frame_values(reply.text, count)
+            found = frame_values(reply.text, count, cut=bool(reply.problem))
             self.abstained["a frame without a clear value"] += int(found.isnan().sum())
             values[number, orders[number]] = found
         known = values.isfinite()
@@ -120,18 +125,29 @@ class ShuffledFrames(RewardModel):
         return [text, "The beginning:", *row[0].parts, *shown]
 
 
-def frame_values(text: str, count: int) -> Float[Tensor, " count"]:
+def frame_values(text: str, count: int, cut: bool = False) -> Float[Tensor, " count"]:
     """Values in [0, 1] of frames 1 … ``count`` in an answer; NaN where a frame has no single clear one.
 
-    A line counts if it begins with ``Frame N:`` and holds exactly one percentage, or a number and nothing else.
+    The only line that counts is ``Frame N: <number> %``, with stars, list dashes, blanks and a full stop around it. Any
+    other line that begins with ``Frame N`` leaves that frame without a value: words, signs, spans, a second number, a
+    number without its percent sign (is 0.35 a share or a percentage?), thousands set apart.
+
+    Args:
+        text: The answer.
+        count: How many frames were asked about.
+        cut: Whether the answer may be incomplete: a last line without an end is dropped then, as "10%" may have become
+            "10%0", and "Frame 5: 10" "Frame 5: 100%".
     """
+    lines = text.split("\n")
+    if cut:
+        del lines[-1]
     found: dict[int, set[float]] = {}
-    for line in text.splitlines():
-        if not (match := _LINE.match(line)):
+    for line in lines:
+        if not (begins := _BEGINS.fullmatch(line)):
             continue
-        said = _PERCENT.findall(match[2]) if "%" in match[2] else _ALONE.findall(match[2].strip())
-        value = float(said[0]) / 100 if len(said) == 1 and match[2].count("%") < 2 else math.nan
-        found.setdefault(int(match[1]), set()).add(value if 0 <= value <= 1 else math.nan)
+        says = _SAYS.fullmatch(begins[2])
+        value = float(says[1]) / 100 if says else math.nan
+        found.setdefault(int(begins[1]), set()).add(value if 0 <= value <= 1 else math.nan)
     clear = (found.get(number + 1, set()) for number in range(count))
     return torch.tensor([next(iter(values)) if len(values) == 1 else math.nan for values in clear])
 

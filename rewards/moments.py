@@ -21,6 +21,23 @@ class Moment:
     """What a prompt shows of it: pictures, each behind its camera's name where there are several cameras."""
 
 
+def each_once(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Names that were given as a list.
+
+    Args:
+        name: Of the argument, for errors.
+        given: At least one name, each once. A lone text would be taken for its letters.
+
+    Raises:
+        ValueError: If it is a lone text, empty, or names one twice.
+    """
+    if isinstance(given, str):
+        raise ValueError(f"{name} {given!r}: expected a list, got one text: write [{given!r}]")
+    if not given or len(set(given)) < len(given):
+        raise ValueError(f"{name} {list(given)}: expected at least one, each once")
+    return tuple(given)
+
+
 def moments(batch: TrajectoryBatch, cameras: Sequence[str]) -> list[list[Moment]]:
     """When a camera has a frame, with the last frame of each: for every row in order of time.
 
@@ -72,7 +89,7 @@ def windows(count: int, size: int, context: int) -> list[tuple[list[int], int]]:
 
 def steps_of(rows: Sequence[Sequence[Moment]]) -> Int[Tensor, "B K"]:
     """Observation indices of the moments of every row, padded with −1; at least one column."""
-    step = torch.full((len(rows), max(1, *(len(row) for row in rows))), -1, dtype=torch.long)
+    step = torch.full((len(rows), max([1, *(len(row) for row in rows)])), -1, dtype=torch.long)
     for number, row in enumerate(rows):
         step[number, : len(row)] = torch.tensor([moment.step for moment in row], dtype=torch.long)
     return step

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import permutations
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +13,7 @@ from ..backbones.chat import Chat, Prompt
 from ..backbones.vlm import VLM
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
-from .moments import Moment, held_progress, moments, steps_of, windows
+from .moments import Moment, each_once, held_progress, moments, steps_of, windows
 from .observed import RewardInputs
 
 _PROMPT = "A robot was told: {instruction}. This is what it did, in order of time."
@@ -32,7 +33,8 @@ class AnswerReward(RewardModel):
     model is asked for. A subclass says what the answers are worth, in ``worth``.
 
     A row of more than ``max_frames`` frames is read in windows, as by `VlmProgressReward`. Between evaluated frames an
-    estimate holds its last value.
+    estimate holds its last value. A row that is a window of an episode (``batch.offset`` > 0) is judged by what it
+    shows alone: what was done before it, and is not seen in it, does not count.
 
     An observation is left without an estimate, and counted in ``abstained``, where the model gave no answer (an
     endpoint failed) or where all answers together are less likely than ``min_mass``: then the model says something
@@ -41,7 +43,8 @@ class AnswerReward(RewardModel):
     Args:
         chat: A `VLM`, or another model behind the same protocol.
         cameras: Cameras to look through; at a moment when one of them has a frame each shows its last one.
-        answers: Texts whose probabilities are read, each once.
+        answers: Texts whose probabilities are read, each once. What is read is how likely the answer begins so, hence
+            none may begin with another: the probability of "1" would hold that of "10".
         question: Asked behind the last frame.
         prompt: What is said first; holds ``{instruction}`` once.
         frame_size: Shorter side of the frames, in pixels; None as recorded.
@@ -73,10 +76,15 @@ class AnswerReward(RewardModel):
         reuse: bool = True,
     ) -> None:
         super().__init__()
-        if not cameras or len(set(cameras)) < len(cameras):
-            raise ValueError(f"cameras {list(cameras)}: expected at least one, each once")
-        if not answers or len(set(answers)) < len(answers) or not all(a.strip() for a in answers):
-            raise ValueError(f"answers {list(answers)}: expected at least one, each once")
+        self.cameras, self.answers = each_once("cameras", cameras), each_once("answers", answers)
+        if not all(a.strip() for a in self.answers):
+            raise ValueError(f"answers {list(answers)}: expected texts, one is blank")
+        for one, other in permutations(self.answers, 2):
+            if other.strip().startswith(one.strip()):
+                raise ValueError(
+                    f"answers {list(answers)}: {other!r} begins with {one!r}, so the probability of {one!r} would hold "
+                    f"that of {other!r}: choose answers of which none begins with another, such as letters"
+                )
         if not 0 <= context_frames < max_frames:
             raise ValueError(
                 f"max_frames {max_frames}, context_frames {context_frames}: expected more frames than context"
@@ -85,8 +93,7 @@ class AnswerReward(RewardModel):
             raise ValueError(f"frames_every {frames_every}, min_mass {min_mass}: expected at least 1, and 0 … 1")
         if prompt.count("{instruction}") != 1 or not question.strip():
             raise ValueError(f"prompt {prompt!r}, question {question!r}: expected {{instruction}} once, and some text")
-        self.chat, self.cameras, self.answers = chat, tuple(cameras), tuple(answers)
-        self.question, self.prompt = question, prompt
+        self.chat, self.question, self.prompt = chat, question, prompt
         self.frame_size, self.frames_every = frame_size, frames_every
         self.max_frames, self.context_frames = max_frames, context_frames
         self.min_mass, self.reuse = min_mass, reuse
@@ -211,7 +218,8 @@ class ExpectedRating(AnswerReward):
     Args:
         chat: See `AnswerReward`.
         cameras: See `AnswerReward`.
-        answers: The ratings from worst to best, evenly spaced, at least two.
+        answers: The ratings from worst to best, evenly spaced, at least two, of which none begins with another: 1 … 10
+            are refused.
         question: See `AnswerReward`.
         prompt: See `AnswerReward`.
         frame_size: See `AnswerReward`.

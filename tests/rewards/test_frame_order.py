@@ -1,4 +1,6 @@
+import inspect
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,8 +89,17 @@ def test_a_real_model_keeps_what_every_reward_model_promises(folders, filmed):
     ("text", "wanted"),
     [
         ("Frame 1: 20%\nFrame 2: 45.5%\nFrame 3: 100%", [0.2, 0.455, 1.0]),
-        ("frame 2 : 50 %\n\n  Frame 1:0%\nFrame 3: 7", [0.0, 0.5, 0.07]),  # any order, blanks, a number alone
-        ("**Frame 1**: **30%**\n- Frame 2: 40%\nFrame 3: the drawer is open, 90%", [0.3, 0.4, 0.9]),
+        ("frame 2 : 50 %\r\n\n  Frame 1:0%\nFrame 3: 7%.", [0.0, 0.5, 0.07]),  # any order, blanks, a full stop
+        ("**Frame 1**: **30%**\n- Frame 2: 40%\n* **Frame 3:** 90 %. ", [0.3, 0.4, 0.9]),
+        ("Frame 1: 0.35\nFrame 2: 1\nFrame 3: 7", [None] * 3),  # a share or a percentage?
+        ("Frame 1: the drawer is open, 90%\nFrame 2: <5%\nFrame 3: not 100%", [None] * 3),
+        ("Frame 1: 10%0\nFrame 2: 20 % or 30\nFrame 3: 20%, I think", [None] * 3),
+        ("Frame 1: 20 to 40%\nFrame 2: 20 - 40%\nFrame 3: 20–40 %", [None] * 3),
+        ("Frame 1: 1 000%\nFrame 2: 1'000%\nFrame 3: 1\u202f0%", [None] * 3),
+        ("Frame 1: 1 0%\nFrame 2: ~20%\nFrame 3: +20%", [None] * 3),
+        ("Frame 1: 20%\nFrame 1 again, 40%\nFrame 2-3: 30%\nFrame 3: 40%", [None, None, 0.4]),
+        ("Frame 1: ٣٠%\nFrame 2: 1.2.3%\nFrame 3: " + "9" * 400 + "%", [None] * 3),
+        ("Frame " + "1" * 5000 + ": 20%\nFrame 2: 5%", [None, 0.05, None]),
         ("Frame 1: 20%\nFrame 3: 30%", [0.2, None, 0.3]),  # one is missing
         ("Frame 1: 20%\nFrame 1: 30%\nFrame 2: 20%\nFrame 2: 20%\nFrame 3: 1%", [None, 0.2, 0.01]),  # contradiction
         ("Frame 1: 120%\nFrame 2: -5%\nFrame 3: 1e3%", [None, None, None]),  # outside
@@ -104,6 +115,57 @@ def test_a_real_model_keeps_what_every_reward_model_promises(folders, filmed):
 def test_an_answer_is_read_strictly(text, wanted):
     got = [None if math.isnan(value) else pytest.approx(value) for value in frame_values(text, 3).tolist()]
     assert got == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "cut"),
+    [
+        ("Frame 1: 20%\nFrame 2: 10%", [0.2, 0.1], [0.2, None]),  # "10%" may have become anything
+        ("Frame 1: 20%\nFrame 2: 10", [0.2, None], [0.2, None]),
+        ("Frame 1: 20%\nFrame 2: 10%\n", [0.2, 0.1], [0.2, 0.1]),  # ended
+        ("Frame 1: 20%", [0.2, None], [None, None]),
+        ("", [None, None], [None, None]),
+    ],
+)
+def test_the_last_line_of_a_cut_answer_does_not_count(text, whole, cut):
+    for is_cut, wanted in ((False, whole), (True, cut)):
+        got = [None if math.isnan(v) else pytest.approx(v) for v in frame_values(text, 2, cut=is_cut).tolist()]
+        assert got == wanted
+
+
+def test_a_reply_with_a_problem_is_read_as_cut(filmed):
+    shown = filmed((1,), ((0, 1),))
+    for problem, known in (("", 2), ("cut after 9 tokens", 1)):
+        model = ShuffledFrames(Seeing("Frame 1: 20%\nFrame 2: 10%", problem), ["wrist"])
+        assert int(model(shown).progress.valid.sum()) == known
+        assert model.abstained["a frame without a clear value"] == 2 - known
+
+
+def test_a_window_from_the_middle_does_not_show_the_beginning(filmed):
+    chat = Seeing()
+    model = ShuffledFrames(chat, ["wrist"])
+    scored = model(replace(filmed(), offset=torch.tensor([3, 0])))
+    assert not bool(scored.valid[0].any()) and not bool(scored.progress.valid[0].any())
+    assert bool((scored.progress.values[0] == 0).all())
+    assert scored.valid[1].tolist() == [True, True, False, False]  # a row of two steps from the beginning
+    assert len(chat.prompts) == 1 and model.abstained["a window without the beginning"] == 5
+
+
+def test_no_rows_give_no_estimates(filmed):
+    scored = ShuffledFrames(Seeing(), ["wrist"])(filmed()[:0])
+    assert scored.rewards.shape == (0, 4) and scored.progress.values.shape == (0, 5)
+
+
+def test_a_lone_camera_name_is_not_taken_for_its_letters():
+    with pytest.raises(ValueError, match=r"cameras 'wrist': expected a list, got one text: write \['wrist'\]"):
+        unchecked(ShuffledFrames, Seeing(), "wrist")
+
+
+def unchecked(kind, *arguments):
+    """Build a component as where types are not checked."""
+    model = kind.__new__(kind, *arguments)
+    inspect.unwrap(kind.__init__)(model, *arguments)
+    return model
 
 
 @given(st.text(max_size=200))

@@ -1,3 +1,4 @@
+import inspect
 import math
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from guerdon.backbones.chat import Chat, Reply
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import Sampled
-from guerdon.rewards.vlm import CompletionLikelihood, ExpectedRating
+from guerdon.rewards.vlm import AnswerReward, CompletionLikelihood, ExpectedRating
 from guerdon.testing import check_reward_model
 
 
@@ -133,17 +134,40 @@ def test_another_camera_is_an_error_that_names_both(folders, filmed):
         model(filmed())
 
 
+@pytest.mark.parametrize("reuse", [True, False])
+def test_no_rows_give_no_estimates(folders, filmed, reuse):
+    scored = CompletionLikelihood(VLM(str(folders["smolvlm"])), ["wrist"], reuse=reuse)(filmed()[:0])
+    assert scored.rewards.shape == (0, 4) and scored.progress.values.shape == (0, 5)
+
+
+def test_a_lone_text_is_not_taken_for_its_letters():
+    for arguments, match in (
+        (("wrist",), r"cameras 'wrist': expected a list, got one text: write \['wrist'\]"),
+        ((["wrist"], "True"), r"answers 'True': expected a list"),
+    ):
+        model = CompletionLikelihood.__new__(CompletionLikelihood, Told([]), *arguments)
+        # types are checked in tests: go below, to see what is said where they are not
+        with pytest.raises(ValueError, match=match):
+            inspect.unwrap(AnswerReward.__init__)(model, Told([]), *arguments, *([["a"]] * (2 - len(arguments))), "?")
+
+
 def test_arguments_that_make_no_sense_are_refused():
     chat = Told([])
     for wrong, match in [
         ({"cameras": []}, "cameras"),
         ({"answers": ["yes", "yes"]}, "answers"),
         ({"answers": []}, "answers"),
+        ({"answers": ["yes", " "]}, "blank"),
+        ({"answers": ["yes", "no", "yes, nearly"]}, "'yes, nearly' begins with 'yes'"),
         ({"context_frames": 40}, "context"),
         ({"min_mass": 1.5}, "min_mass"),
         ({"prompt": "no task"}, "instruction"),
     ]:
         with pytest.raises(ValueError, match=match):
             CompletionLikelihood(chat, **{"cameras": ["wrist"], **wrong})
+    with pytest.raises(ValueError, match="'10' begins with '1', so the probability of '1' would hold that of '10'"):
+        ExpectedRating(chat, ["wrist"], answers=[str(rating) for rating in range(1, 11)])
+    with pytest.raises(ValueError, match="'1' begins with ' 1'"):  # a blank in front is no difference
+        ExpectedRating(chat, ["wrist"], answers=[" 1", "1"])
     with pytest.raises(ValueError, match="at least two ratings"):
         ExpectedRating(chat, ["wrist"], answers=["1"])
