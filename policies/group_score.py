@@ -1,18 +1,28 @@
 """Advantages of whole trajectories against others from the same initial state."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.batch import Advantages, End, RewardEstimates, TrajectoryBatch
+from ..core.batch import Advantages, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import AdvantageSource, Proposer, RewardModel
 from ..core.returns import group_standardise, leave_one_out
 
 NORMALISE = ("none", "zscore", "rank", "leave_one_out")
+
+
+@runtime_checkable
+class _Explains(Protocol):
+    """A reward model that says why it cannot score a row, as GRAPE's does."""
+
+    def why(self, batch: TrajectoryBatch) -> list[str]:
+        """One text per row, empty where it can be scored."""
+        ...
 
 
 class GroupScore(AdvantageSource):
@@ -20,12 +30,15 @@ class GroupScore(AdvantageSource):
 
     Every decision of a row gets the row's advantage. A row that is a piece of an episode, or of which a reward is
     unknown that could be known, is not valid and left out of what the others are compared with; a final reward that
-    would need an observation nobody made is not missed. Groups are rows with the same ``task`` and ``group``.
+    would need an observation nobody made is not missed. Whether a whole row whose end nobody recorded counts is for the
+    reward to say, by the validity of its estimates. Where no whole row of a batch counts, it is warned once, with the
+    reason that the reward gives if it has a method ``why``. Groups are rows with the same ``task`` and ``group``.
 
     After each batch ``figures`` says how many rows and groups took part, and each reward term's share of the variance
     within groups; `PolicyOptimizer` logs them. A term that does next to nothing is warned about once: weights that look
     comparable need not be, because terms differ in their spread (GRAPE's paper weighs a term that spans 1 with 0.01
-    beside one that spans tens of nats).
+    beside one that spans tens of nats). A term that is the same for all rows of each group, such as success where all
+    failed, is no case of that: no weight would change it.
 
     Args:
         reward: Any reward model; it is frozen and kept in evaluation mode. One that is not causal is welcome.
@@ -61,6 +74,7 @@ class GroupScore(AdvantageSource):
         self.term_weights = None if term_weights is None else dict(term_weights)
         self.figures: dict[str, float] = {}
         self._warned: set[str] = set()
+        self._told_why = False
 
     def train(self, mode: bool = True) -> "GroupScore":
         """What gives rewards stays in evaluation mode, whatever a trainer says."""
@@ -82,6 +96,8 @@ class GroupScore(AdvantageSource):
             FloatingPointError: If a reward that counts as known is not finite.
         """
         valid = complete_rows(batch, rewards)
+        if not self._told_why and not bool(valid.any()):
+            self._say_why(batch, rewards)
         group = _groups(batch)
         terms = {name: _row_sum(term, rewards.valid) for name, term in rewards.terms.items()}
         score = _row_sum(rewards.rewards, rewards.valid)
@@ -128,6 +144,23 @@ class GroupScore(AdvantageSource):
     def _normalised(self, term: Tensor, group: Tensor, valid: Tensor) -> Tensor:
         return group_normalise(term.masked_fill(~valid, 0.0), group, self.normalise_terms, valid)
 
+    def _say_why(self, batch: TrajectoryBatch, rewards: RewardEstimates) -> None:
+        """Warn that no row counts, if there are whole ones: training would go on and learn nothing."""
+        whole = batch[whole_rows(batch)]
+        if not len(whole):
+            return
+        self._told_why = True
+        unknown = int((~rewards.valid & batch.mask)[whole_rows(batch)].sum())
+        reason = f"{unknown} of their {int(whole.mask.sum())} rewards are unknown"
+        if isinstance(self.reward, _Explains):
+            given = Counter(text for text in self.reward.why(whole) if text)
+            reason = given.most_common(1)[0][0] if given else reason
+        warnings.warn(
+            f"{type(self.reward).__name__} scored none of the {len(whole)} whole episodes of this batch, so nothing "
+            f"is learned from it: {reason}",
+            stacklevel=3,
+        )
+
     def _note(self, score: Tensor, terms: Mapping[str, Tensor], group: Tensor, valid: Tensor) -> None:
         """Work out the figures, and warn about terms that do nothing."""
         rows = int(valid.sum())
@@ -149,23 +182,30 @@ class GroupScore(AdvantageSource):
         }
         for name, share in term_shares(terms, group, valid).items():
             self.figures[f"share_{name}"] = share
-            if share < self.min_share and name not in self._warned:
+            # a share of 0 is a term that is equal here, which no weight changes; it may differ in another batch
+            if 0 < share < self.min_share and name not in self._warned:
                 self._warned.add(name)
                 warnings.warn(
-                    f"the reward term {name!r} makes {100 * share:.1f} % of the variance within groups: it hardly "
+                    f"the reward term {name!r} makes {100 * share:.2g} % of the variance within groups: it hardly "
                     "changes which trajectory is preferred; raise its weight, or normalise the terms",
                     stacklevel=3,
                 )
 
 
-def complete_rows(batch: TrajectoryBatch, rewards: RewardEstimates) -> Bool[Tensor, " B"]:
-    """Rows that are whole, finished episodes with every reward known that could be.
+def whole_rows(batch: TrajectoryBatch) -> Bool[Tensor, " B"]:
+    """Rows with a step that are no pieces: they begin at step 0 and are as long as their episode."""
+    return (batch.offset == 0) & (batch.steps > 0) & (batch.steps >= batch.length)
 
-    A reward whose next observation was never made (``last_observed`` is False) cannot be known by most models.
+
+def complete_rows(batch: TrajectoryBatch, rewards: RewardEstimates) -> Bool[Tensor, " B"]:
+    """Whole rows with every reward known that could be.
+
+    The reward decides by its validity which ends it can score: a whole row with ``End.CUT``, whose end nobody recorded,
+    counts if the reward was valid on all its steps. A piece never does; rollouts that go on are pieces. A reward whose
+    next observation was never made (``last_observed`` is False) cannot be known by most models and is not missed.
     """
-    whole = (batch.offset == 0) & (batch.steps > 0) & (batch.steps >= batch.length) & (batch.end != End.CUT)
     unknown = batch.mask & ~rewards.valid & batch.observed[:, 1:]
-    return whole & ~unknown.any(1) & (rewards.valid & batch.mask).any(1)
+    return whole_rows(batch) & ~unknown.any(1) & (rewards.valid & batch.mask).any(1)
 
 
 def group_normalise(
@@ -236,4 +276,12 @@ def _groups(batch: TrajectoryBatch) -> Int[Tensor, " B"]:
     return torch.unique(torch.stack([batch.task, batch.group], 1), dim=0, return_inverse=True)[1]
 
 
-__all__ = ["GroupScore", "complete_rows", "group_normalise", "group_ranks", "group_variance", "term_shares"]
+__all__ = [
+    "GroupScore",
+    "complete_rows",
+    "group_normalise",
+    "group_ranks",
+    "group_variance",
+    "term_shares",
+    "whole_rows",
+]

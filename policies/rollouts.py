@@ -25,6 +25,10 @@ class Piece:
     decision_step: list[int] = field(default_factory=list[int])
     behaviour: dict[str, list[np.ndarray]] = field(default_factory=dict[str, list[np.ndarray]])
     """What the policy recorded at each decision: ``sample``, and where it gave them ``log_prob`` and its extras."""
+    tracks: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    """(W,) per observation, the numbers of all tracks side by side: one array is sent faster than four."""
+    track_widths: dict[str, int] = field(default_factory=dict[str, int])
+    """Numbers of each track, in their order in ``tracks``; W is their sum."""
     end: End = End.CUT
     fresh: int = 0
     """Steps before this one were handed out already; they come along as context of weight 0."""
@@ -92,7 +96,14 @@ class Runner:
         return sorted(done, key=lambda piece: place[id(piece)])
 
     def _start(self, index: int, context: Context) -> Piece:
-        return Piece(context=context, state=[self.envs.reset(index, context)])
+        state = self.envs.reset(index, context)
+        tracks = self.envs.tasks[index].tracks()  # a reset gives the state only
+        return Piece(
+            context=context,
+            state=[state],
+            tracks=[_side_by_side(list(tracks.values()))],
+            track_widths={name: len(point) for name, point in tracks.items()},
+        )
 
     def _round(self, policy: Policy, generator: torch.Generator, deterministic: bool, done: list[Piece]) -> int:
         """One decision of every running copy, carried out; returns the environment steps it took.
@@ -120,13 +131,16 @@ class Runner:
             for name, part in behaviour.items():
                 piece.behaviour.setdefault(name, []).append(part[k])
         actions = np.zeros((len(running), chunk.shape[2]), np.float32)
-        taken = 0
+        taken, names = 0, list(_piece(self._open[rows[0]]).track_widths)
         for step in range(executed[0]):
             actions[rows] = np.clip(chunk[:, step], self._low, self._high)
             came = self.envs.step(actions, running)
+            tracks = _side_by_side([came.tracks[name] for name in names])
             for i in np.flatnonzero(running):
                 piece = _piece(self._open[i])
                 piece.state.append(came.state[i])
+                if names:
+                    piece.tracks.append(tracks[i])
                 piece.actions.append(actions[i].copy())
                 piece.reward.append(float(came.reward[i]))
                 piece.success.append(bool(came.success[i]))
@@ -151,6 +165,11 @@ class Runner:
         self.envs.close()
 
 
+def _side_by_side(points: Sequence[np.ndarray]) -> np.ndarray:
+    """Join along the last axis; what has no numbers gives none."""
+    return np.concatenate(points, -1, dtype=np.float32) if points else np.zeros(0, np.float32)
+
+
 def _piece(piece: Piece | None) -> Piece:
     assert piece is not None
     return piece
@@ -166,22 +185,29 @@ def _snapshot(piece: Piece) -> Piece:
         success=list(piece.success),
         decision_step=list(piece.decision_step),
         behaviour={name: list(parts) for name, parts in piece.behaviour.items()},
+        tracks=list(piece.tracks),
+        track_widths=piece.track_widths,
         fresh=piece.fresh,
     )
 
 
 def batch_pieces(pieces: Sequence[Piece], instruction: str = "", hide_outcome: bool = False) -> TrajectoryBatch:
-    """Pad pieces to one batch: one row each, decisions and what the policy recorded included.
+    """Pad pieces to one batch: one row each, decisions, tracks and what the policy recorded included.
+
+    Tracks stand as in episodes that were collected: (B, T+1, 3) for a point, (B, T+1) for a number, one entry per
+    observation, that of the reset first. A number that is not finite is unknown. The ``length`` of an episode that goes
+    on is not known; it is given as one more than the steps so far, so that no one takes the piece for a whole episode.
 
     Args:
         pieces: At least one.
         instruction: What the task says.
         hide_outcome: Leave out the environment's reward and success, so that nothing that learns from the batch can
-            look at them. A piece that the simulator ended on success would still tell: collect with
-            ``end_on_success=False``.
+            look at them; tracks stay, as the state does. A piece that the simulator ended on success would still tell:
+            collect with ``end_on_success=False``.
 
     Raises:
-        ValueError: If there is no piece, or an outcome that should be hidden shows in how a piece ended.
+        ValueError: If there is no piece, pieces hold different tracks, or an outcome that should be hidden shows in how
+            a piece ended.
     """
     if not pieces:
         raise ValueError("expected at least one piece of an episode, got none")
@@ -208,15 +234,35 @@ def batch_pieces(pieces: Sequence[Piece], instruction: str = "", hide_outcome: b
         instructions=(instruction,) * len(pieces),
         task=torch.zeros(len(pieces), dtype=torch.long),
         end=end,
+        length=real + (end == End.CUT).long(),
         success=torch.zeros_like(success) if hide_outcome else success,
         success_known=torch.zeros_like(finished) if hide_outcome else finished,
         group=torch.tensor([p.context.index for p in pieces]),
         weight=(mask & (torch.arange(longest)[None] >= fresh[:, None])).float(),
         labels={} if hide_outcome else {"success": Labelled(values=flags, valid=asked)},
+        tracks=_tracks(pieces),
         recorded={} if hide_outcome else {"reward": Labelled(values=reward, valid=mask)},
         decision_step=decision_step,
         behaviour=behaviour,
     )
+
+
+def _tracks(pieces: Sequence[Piece]) -> dict[str, Labelled]:
+    """Tracks by name, valid at every observation of a piece where they are finite."""
+    widths = pieces[0].track_widths
+    for piece in pieces:
+        if piece.track_widths != widths:
+            raise ValueError(f"expected pieces of one task, got the tracks {widths} and {piece.track_widths}")
+    if not widths:
+        return {}
+    joined = _stack([np.stack(p.tracks) for p in pieces])
+    made = torch.arange(joined.shape[1])[None] < torch.tensor([len(p.tracks) for p in pieces])[:, None]
+    found: dict[str, Labelled] = {}
+    for name, values in zip(widths, joined.split(list(widths.values()), dim=2), strict=True):
+        valid = made & values.isfinite().all(2)
+        known = torch.where(valid[..., None], values, 0.0)
+        found[name] = Labelled(values=known[..., 0] if widths[name] == 1 else known, valid=valid)
+    return found
 
 
 def _stack(arrays: Sequence[np.ndarray], fill: float | int = 0) -> Tensor:

@@ -17,6 +17,7 @@ from guerdon.policies.group_score import GroupScore, group_normalise, group_rank
 from guerdon.policies.objectives import ClippedSurrogate
 from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.rewards.recorded import RecordedReward
+from guerdon.rewards.trajectory import GrapeScore
 from guerdon.testing import reopen
 
 properties = settings(max_examples=40, deadline=None)
@@ -123,9 +124,9 @@ def test_what_is_incomplete_is_left_out_of_the_baseline():
     batch = replace(
         batch,
         recorded={**batch.recorded, "one": replace(batch.recorded["one"], valid=valid)},
-        end=torch.tensor([2, 2, 2, 2, int(End.CUT), 2, 2]),
+        end=torch.tensor([2, 2, 2, 2, int(End.CUT), 2, int(End.CUT)]),
         offset=torch.tensor([0, 0, 0, 0, 0, 2, 0]),
-        length=torch.tensor([3, 3, 3, 3, 3, 5, 9]),
+        length=torch.tensor([3, 3, 3, 3, 4, 5, 9]),
     )
     source = quiet()
     advantages = run(source, batch)
@@ -136,12 +137,52 @@ def test_what_is_incomplete_is_left_out_of_the_baseline():
     assert source.figures["group_rows_left_out"] == 4
 
 
+def test_a_whole_row_with_an_open_end_counts_where_the_reward_scores_it():
+    """Logged episodes without a label; whether such a row can be scored is for the reward to say."""
+    batch = batch_of([1.0, 2.0, 6.0], end=End.CUT)
+    assert run(quiet(), batch).advantages[:, 0].tolist() == [-3.0, -1.5, 4.5]
+    spoken = -torch.tensor([1.0, 2.0, 6.0])[:, None, None].expand(3, 3, 1)
+    batch = replace(batch, behaviour={"log_prob": spoken})
+    given = {"weights": (1.0, 0.0, 0.0)}
+    advantages = run(GroupScore(GrapeScore(**given, open_ends=True)), batch)
+    assert bool(advantages.valid.all())
+    assert advantages.advantages[:, 0].tolist() == [9.0, 4.5, -13.5]  # −3, −6, −18 and the means of the others
+    with pytest.warns(UserWarning, match="none of the 3 whole episodes .* no whole, finished episode"):
+        assert not bool(run(GroupScore(GrapeScore(**given)), batch).valid.any())
+    with pytest.warns(UserWarning, match="none of the 1 whole episodes"):  # two are pieces
+        run(GroupScore(GrapeScore(**given)), replace(batch, length=torch.tensor([3, 4, 4])))
+
+
+def test_the_reason_why_no_row_counts_is_told_once():
+    batch = batch_of([1.0, 2.0, 3.0])
+    source = GroupScore(GrapeScore(weights=(1.0, 0.0, 1.0)))
+    with pytest.warns(UserWarning, match="GrapeScore scored none of the 3 whole .* recorded no finite log-probability"):
+        run(source, batch)
+    unknown = replace(batch.recorded["one"], valid=batch.mask & False)
+    unsaid = replace(batch, recorded={**batch.recorded, "one": unknown})
+    with pytest.warns(UserWarning, match="Parts scored none of the 3 whole episodes .* 9 of their 9 rewards"):
+        run(quiet(), unsaid)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(source, batch)
+        pieces = replace(unsaid, length=torch.tensor([4, 4, 4]))
+        told = quiet()
+        run(told, pieces)  # no episode came to its end yet
+        run(told, replace(unsaid, recorded=batch.recorded))
+        some = batch.mask.clone()
+        some[0] = False
+        run(told, replace(unsaid, recorded={**batch.recorded, "one": replace(unknown, valid=some)}))
+    with pytest.warns(UserWarning, match="9 of their 9"):  # silence before was no promise
+        run(told, unsaid)
+
+
 def test_a_final_reward_nobody_could_know_is_not_missed():
     batch = batch_of([1.0, 2.0])
     valid = batch.mask.clone()
     valid[:, 2] = False
     unknown = replace(batch, recorded={**batch.recorded, "one": replace(batch.recorded["one"], valid=valid)})
-    assert not bool(run(quiet(), unknown).valid.any())
+    with pytest.warns(UserWarning, match="2 of their 6 rewards are unknown"):
+        assert not bool(run(quiet(), unknown).valid.any())
     repeated = replace(unknown, last_observed=torch.zeros(2, dtype=torch.bool))
     assert bool(run(quiet(), repeated).valid.all())
 
@@ -198,10 +239,10 @@ def test_shares_add_up_and_variances_are_those_of_a_loop(seed):
     assert float(group_variance(terms["a"], group, valid)) == pytest.approx(total / max(free, 1), abs=1e-9)
 
 
-def test_a_term_that_does_nothing_is_warned_about_once():
-    batch = batch_of([1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
+def test_a_term_that_does_little_is_warned_about_once():
+    batch = batch_of([1.0, 2.0, 3.0], [5.0, 5.2, 5.0])  # variances 1 and 0.04/3: 1.3 % of the sum
     source = GroupScore(Parts())
-    with pytest.warns(UserWarning, match=r"'two' makes 0.0 % of the variance"):
+    with pytest.warns(UserWarning, match=r"'two' makes 1.3 % of the variance"):
         run(source, batch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -210,6 +251,18 @@ def test_a_term_that_does_nothing_is_warned_about_once():
         alone = GroupScore(Parts())
         run(alone, batch_of([1.0], [5.0]))  # nothing to compare, nothing to say
     assert "share_one" not in alone.figures
+
+
+def test_a_term_that_is_equal_in_a_batch_is_no_fault_of_its_weight():
+    """All rows fail at first; a later batch in which the term differs and does too little is still warned about."""
+    source = GroupScore(Parts())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(source, batch_of([1.0, 2.0, 3.0], [0.1, 0.1, 0.1]))
+        assert source.figures["share_two"] == 0
+        run(source, batch_of([1.0, 2.0, 3.0, 5.0], [0.1, 0.1, 7.0, 7.0], group=[0, 0, 1, 1]))  # equal in each group
+    with pytest.warns(UserWarning, match=r"'two' makes .* % of the variance"):
+        run(source, batch_of([1.0, 2.0, 3.0], [0.0, 0.1, 0.0]))
 
 
 def test_terms_on_one_scale():

@@ -11,7 +11,12 @@ from guerdon.core.interfaces import Policy
 from guerdon.envs.reach import joint_angles
 from guerdon.envs.task import Step, check_context, list_contexts
 from guerdon.envs.vector import VectorEnv, make_task
+from guerdon.policies.gaussian import GaussianPolicy
+from guerdon.policies.group_score import GroupScore
 from guerdon.policies.rollouts import Runner, batch_pieces, split_evenly
+from guerdon.rewards.rule_decomposer import RuleDecomposer
+from guerdon.rewards.subgoals import SubgoalReward
+from guerdon.rewards.trajectory import GrapeScore
 
 
 class Corridor:
@@ -61,6 +66,17 @@ class Corridor:
         return np.array([self.index, self.at], np.float32)
 
 
+class Tracked(Corridor):
+    """A point with the context and the step in it, and a number of a sensor that fails after the third step."""
+
+    def step(self, action):
+        return replace(super().step(action), tracks=self.tracks())
+
+    def tracks(self):
+        reading = np.nan if self.at == 3 else self.at / 10
+        return {"point": np.array([self.index, self.at, 1], np.float32), "sensor": np.array([reading], np.float32)}
+
+
 class Numbered(Policy):
     """Every decision it ever takes has a number of its own, written into each step of its sample."""
 
@@ -95,9 +111,9 @@ class Expert(Policy):
         return Decision(chunk=action[:, None], executed=torch.ones(len(state), dtype=torch.long))
 
 
-def corridor(envs=2, horizon=7, end_on_success=True):
+def corridor(envs=2, horizon=7, end_on_success=True, task=Corridor):
     runner = Runner("mujoco/reach", envs, end_on_success=end_on_success)
-    runner.envs = VectorEnv([Corridor(horizon) for _ in range(envs)])
+    runner.envs = VectorEnv([task(horizon) for _ in range(envs)])
     runner._low, runner._high = Corridor.action_low, Corridor.action_high
     return runner
 
@@ -267,6 +283,44 @@ def test_contexts_are_drawn_by_the_generator():
     assert drawn(0) != drawn(1)
 
 
+def test_a_piece_that_goes_on_is_no_whole_episode():
+    runner, draws = corridor(envs=1), generator()
+    # steps 1 … 4; then 5 … 7 to the time limit, and one more of a new episode
+    assert batch_pieces(runner.collect(Numbered(), 4, contexts(0), draws)).length.tolist() == [5]
+    assert batch_pieces(runner.collect(Numbered(), 4, contexts(0), draws)).length.tolist() == [7, 2]
+
+
+# --- tracks ---------------------------------------------------------------------------------------------------------
+
+
+def test_tracks_stand_at_their_observation_in_pieces_and_whole_episodes():
+    runner, draws = corridor(envs=2, task=Tracked), generator()
+    batches = [batch_pieces(runner.collect(Numbered(2, 2), 9, contexts(0, 3, 4, 6), draws)) for _ in range(4)]
+    batches.append(batch_pieces(runner.play(Numbered(), contexts(0, 3, 5), draws)))
+    assert {int(e) for b in batches for e in b.end} >= {End.CUT, End.SUCCESS, End.TIME_LIMIT}
+    for batch in batches:
+        point, sensor = batch.tracks["point"], batch.tracks["sensor"]
+        assert point.values.dtype == sensor.values.dtype == torch.float32
+        assert point.values.shape == (*batch.made.shape, 3)
+        assert torch.equal(point.valid, batch.made)
+        assert torch.equal(point.values[..., :2], batch.state), "the corridor's state is its context and step"
+        assert torch.equal(point.values[..., 2], batch.made.float()), "padding is 0"
+        seen = batch.made & (batch.state[..., 1] != 3)
+        assert torch.equal(sensor.valid, seen), "what is no number is unknown"
+        assert torch.equal(sensor.values, torch.where(seen, batch.state[..., 1] / 10, 0))
+
+
+def test_a_task_without_tracks_gives_none():
+    assert batch_pieces(corridor().play(Numbered(), contexts(0), generator())).tracks == {}
+
+
+def test_pieces_with_other_tracks_are_refused():
+    one = corridor().play(Numbered(), contexts(0), generator())
+    other = corridor(task=Tracked).play(Numbered(), contexts(0), generator())
+    with pytest.raises(ValueError, match=r"pieces of one task.*\{\} and \{'point': 3, 'sensor': 1\}"):
+        batch_pieces([*one, *other])
+
+
 # --- whole episodes -------------------------------------------------------------------------------------------------
 
 
@@ -361,6 +415,63 @@ def test_replaying_the_actions_gives_the_states():
             )
     assert batch.steps.tolist() == [50, 50]
     assert batch.success.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["mujoco/reach", "metaworld/push-v3"])
+def test_replaying_the_actions_gives_the_tracks(name):
+    if name.startswith("metaworld"):
+        pytest.importorskip("metaworld")
+    runner, task = Runner(name, 2, horizon=6), make_task(name)
+    policy, draws = GaussianPolicy(task.state_size, task.action_size, hidden=(8,), horizon=2, execute=2), generator()
+    starts = task.contexts("train", 3)
+    rows = {context.index: context for context in starts}
+    for _ in range(3):  # cut pieces, pieces that go on, whole episodes
+        batch = batch_pieces(runner.collect(policy.eval(), 8, starts, draws))
+        for row, index in enumerate(batch.group.tolist()):
+            task.reset(rows[index])
+            replayed = [task.tracks()]
+            for t in range(int(batch.steps[row])):
+                replayed.append(task.step(batch.actions[row, t].numpy()).tracks)
+            assert batch.tracks.keys() == replayed[0].keys()
+            for track, found in batch.tracks.items():
+                wanted = np.stack([points[track] for points in replayed])
+                wanted = wanted[:, 0] if wanted.shape[1] == 1 else wanted  # a number stands without a dimension
+                assert np.array_equal(found.values[row, : len(wanted)], wanted), track
+                assert found.valid[row].tolist() == [t < len(wanted) for t in range(found.valid.shape[1])]
+    runner.close()
+    task.close()
+
+
+def test_rewards_that_read_tracks_score_finished_rollouts():
+    """GRAPE's score with all of its terms, the baselines made of it, and stages by rule."""
+    task = make_task("mujoco/reach")
+    runner, starts = Runner("mujoco/reach", 4), task.contexts("train", 2)
+    policy = GaussianPolicy(task.state_size, task.action_size, hidden=(8,)).eval()
+    pieces = runner.play(policy, [*starts, *starts], generator(), deterministic=False)
+    pieces += runner.collect(policy, 20, starts, generator())  # four that go on
+    batch = batch_pieces(pieces, task.instruction)
+    finished = [True] * 4 + [False] * 4
+    assert (batch.end != End.CUT).tolist() == finished
+    score = GrapeScore(["mujoco/reach"])
+    assert score.why(batch)[:4] == [""] * 4
+    assert all("no whole, finished episode" in text for text in score.why(batch)[4:])
+    for model in (score, GrapeScore(["mujoco/reach"], weights=(1.0, 1.0, 0.0), open_ends=True)):
+        said = model(batch)
+        assert said.valid.any(1).tolist() == finished, "a piece that goes on has no open end, it is no episode"
+        distance = (batch.tracks["end_effector"].values - batch.tracks["goal"].values).norm(dim=2).double()
+        for row in range(4):
+            seen = distance[row, 1 : int(batch.steps[row]) + 1]
+            cost = 10 * max(0, float(seen[-1]) - 0.05) + 2 * max(0, float(seen.mean()) - 0.1)
+            cost += 0.005 * max(0, len(seen) - 30)
+            assert float(said.terms["external"][row].detach().sum()) == pytest.approx(np.exp(-cost), rel=1e-5)
+        source = GroupScore(model, min_share=0.0)
+        advantages = source(batch, source.estimate(batch))
+        assert torch.equal(advantages.valid, batch.decision_mask & torch.tensor(finished)[:, None])
+        assert source.figures["groups_compared"] == 2
+        assert float(advantages.advantages[:2, 0].abs().min()) > 0
+    staged = SubgoalReward(RuleDecomposer())(batch)
+    assert torch.equal(staged.valid, batch.mask)
+    runner.close()
 
 
 def test_a_shorter_time_limit_is_kept():

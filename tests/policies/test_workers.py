@@ -20,6 +20,7 @@ from guerdon.envs.task import EVAL_OFFSET
 from guerdon.envs.vector import make_task
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.pool import TaskSetting, WorkerError, WorkerPool, play_episodes
+from guerdon.policies.rollouts import batch_pieces
 from guerdon.policies.workers import RolloutData, hash_seed
 
 REACH = TaskSetting(task="mujoco/reach", horizon=8)
@@ -58,6 +59,18 @@ def test_two_workers_play_what_one_process_plays_in_the_same_order(pool):
         # copies act together, and a product of several rows rounds differently
         assert np.allclose(one.state, other.state, atol=1e-5)
         assert (one.end, one.decision_step, one.success) == (other.end, other.decision_step, other.success)
+
+
+def test_tracks_come_along_from_workers_whole_and_in_pieces(pool):
+    pool.play(gaussian(), contexts(1), seed=0)
+    rounds = [pool.collect(gaussian(), 9, contexts(40), seed=seed) for seed in range(3)]
+    assert any(0 < p.fresh < len(p.actions) for p in rounds[1]), "an episode was cut and went on"
+    for pieces in [*rounds, pool.play(gaussian(), contexts(3), seed=0)]:
+        batch = batch_pieces(pieces)
+        assert batch.tracks.keys() == {"end_effector", "goal"}
+        for name, columns in (("end_effector", slice(6, 9)), ("goal", slice(9, 12))):  # the arm's state ends in both
+            assert torch.equal(batch.tracks[name].values, batch.state[..., columns])
+            assert torch.equal(batch.tracks[name].valid, batch.made)
 
 
 def test_fewer_episodes_than_workers(pool):
