@@ -131,43 +131,12 @@ def _tokeniser(special: tuple[str, ...]) -> Any:
 
 def _qwen(text: dict[str, Any], width: int) -> tuple[Any, Any]:
     tokeniser = _tokeniser(_QWEN_TOKENS)
-    number = tokeniser.convert_tokens_to_ids
-    half = width // 4  # half an attention head, shared by the three directions of its positions
-    rotary = {
-        "rope_type": "default",
-        "rope_theta": 1e4,
-        "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
-    }
     config = Qwen2_5_VLConfig(
-        text_config=text
-        | {
-            "vocab_size": len(tokeniser),
-            "rope_parameters": rotary,
-            "bos_token_id": None,
-            "eos_token_id": tokeniser.eos_token_id,
-            "pad_token_id": tokeniser.pad_token_id,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": width,
-            "intermediate_size": width,
-            "out_hidden_size": width,
-            "num_heads": 2,
-            "patch_size": _PATCH,
-            "spatial_merge_size": _MERGE,
-            "window_size": 2 * _PATCH * _MERGE,
-            "fullatt_block_indexes": [1],
-            "initializer_range": 0.2,
-        },
-        image_token_id=number("<|image_pad|>"),
-        video_token_id=number("<|video_pad|>"),
-        vision_start_token_id=number("<|vision_start|>"),
-        vision_end_token_id=number("<|vision_end|>"),
-        tie_word_embeddings=True,
+        text_config=_qwen_text(text, width, tokeniser),
+        vision_config=_qwen_vision(width) | {"window_size": 2 * _PATCH * _MERGE, "fullatt_block_indexes": [1]},
+        **_qwen_numbers(tokeniser),
     )
-    cell = _PATCH * _MERGE
-    size = {"shortest_edge": cell**2, "longest_edge": (4 * cell) ** 2}  # in pixels of the whole picture, as Qwen's
-    pictures = Qwen2VLImageProcessor(patch_size=_PATCH, merge_size=_MERGE, size=size)
+    pictures, size = _qwen_pictures()
     videos = Qwen2VLVideoProcessor(patch_size=_PATCH, merge_size=_MERGE, size=size)
     processor = Qwen2_5_VLProcessor(pictures, tokeniser, videos, chat_template=_QWEN_TEMPLATE)
     return Qwen2_5_VLForConditionalGeneration(config).eval(), processor
@@ -175,48 +144,59 @@ def _qwen(text: dict[str, Any], width: int) -> tuple[Any, Any]:
 
 def _qwen3(text: dict[str, Any], width: int) -> tuple[Any, Any]:
     tokeniser = _tokeniser(_QWEN_TOKENS)
-    number = tokeniser.convert_tokens_to_ids
-    half = width // 4
-    sections = [half - 2 * (half // 3), half // 3, half // 3]
+    spread: dict[str, Any] = _qwen_text(text, width, tokeniser) | {"head_dim": width // 2}
+    spread["rope_parameters"]["mrope_interleaved"] = True
     config = Qwen3VLConfig(
-        text_config=text
-        | {
-            "vocab_size": len(tokeniser),
-            "head_dim": width // 2,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": sections,
-                "mrope_interleaved": True,
-            },
-            "bos_token_id": None,
-            "eos_token_id": tokeniser.eos_token_id,
-            "pad_token_id": tokeniser.pad_token_id,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": width,
-            "intermediate_size": width,
-            "out_hidden_size": width,
-            "num_heads": 2,
-            "patch_size": _PATCH,
-            "spatial_merge_size": _MERGE,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0],
-            "initializer_range": 0.2,
-        },
-        image_token_id=number("<|image_pad|>"),
-        video_token_id=number("<|video_pad|>"),
-        vision_start_token_id=number("<|vision_start|>"),
-        vision_end_token_id=number("<|vision_end|>"),
-        tie_word_embeddings=True,
+        text_config=spread,
+        vision_config=_qwen_vision(width) | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+        **_qwen_numbers(tokeniser),
     )
-    cell = _PATCH * _MERGE
-    size = {"shortest_edge": cell**2, "longest_edge": (4 * cell) ** 2}
-    pictures = Qwen2VLImageProcessor(patch_size=_PATCH, merge_size=_MERGE, size=size)
+    pictures, size = _qwen_pictures()
     videos = Qwen3VLVideoProcessor(patch_size=_PATCH, merge_size=_MERGE, size=size)
     processor = Qwen3VLProcessor(pictures, tokeniser, videos, chat_template=_QWEN_TEMPLATE)
     return Qwen3VLForConditionalGeneration(config).eval(), processor
+
+
+def _qwen_text(text: dict[str, Any], width: int, tokeniser: Any) -> dict[str, Any]:
+    half = width // 4  # half an attention head, shared by the three directions of its positions
+    sections = [half - 2 * (half // 3), half // 3, half // 3]
+    return text | {
+        "vocab_size": len(tokeniser),
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": sections},
+        "bos_token_id": None,
+        "eos_token_id": tokeniser.eos_token_id,
+        "pad_token_id": tokeniser.pad_token_id,
+    }
+
+
+def _qwen_vision(width: int) -> dict[str, Any]:
+    return {
+        "depth": 2,
+        "hidden_size": width,
+        "intermediate_size": width,
+        "out_hidden_size": width,
+        "num_heads": 2,
+        "patch_size": _PATCH,
+        "spatial_merge_size": _MERGE,
+        "initializer_range": 0.2,
+    }
+
+
+def _qwen_numbers(tokeniser: Any) -> dict[str, Any]:
+    number = tokeniser.convert_tokens_to_ids
+    return {
+        "image_token_id": number("<|image_pad|>"),
+        "video_token_id": number("<|video_pad|>"),
+        "vision_start_token_id": number("<|vision_start|>"),
+        "vision_end_token_id": number("<|vision_end|>"),
+        "tie_word_embeddings": True,
+    }
+
+
+def _qwen_pictures() -> tuple[Any, dict[str, int]]:
+    cell = _PATCH * _MERGE
+    size = {"shortest_edge": cell**2, "longest_edge": (4 * cell) ** 2}  # in pixels of the whole picture, as Qwen's
+    return Qwen2VLImageProcessor(patch_size=_PATCH, merge_size=_MERGE, size=size), size
 
 
 def _smol(text: dict[str, Any], width: int) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..core.interfaces import TaskPlan
 from .costs import PAIRED, Constraint, Kind, Number
 from .plans import Name as StageName
+from .plans import unique_keys
 
 LIBRARY = Path(__file__).parents[1] / "configs" / "costs"
 """Where the files of the simulated tasks lie, as ``<suite>/<task>.json``."""
@@ -202,7 +203,7 @@ def load_costs(source: str | Path | Mapping[str, Any]) -> TaskCosts:
             raise ValueError(f"no costs for {str(source)!r}: expected a .json file, or one of {', '.join(library())}")
         path = LIBRARY / f"{source}.json"
     try:
-        return TaskCosts.model_validate(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once))
+        return TaskCosts.model_validate(json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -305,16 +306,6 @@ def with_thresholds(
 
 def _kinds(constraints: Sequence[Constraint]) -> str:
     return ", ".join(sorted({c.kind for c in constraints})) or "none"
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a file; json itself would silently keep the last of two values."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
-        raise ValueError(f"expected every key once in an object, got {twice!r} twice")
-    return value
 
 
 def _stricter(constraint: Constraint, factor: float | int) -> Constraint:

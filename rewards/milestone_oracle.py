@@ -33,7 +33,7 @@ class MilestoneOracle(Paid):
 
     Args:
         stages: Each ``[point, point, radius]`` in metres, or ``["gripper"]``.
-        points: Columns of the state, first and one past the last, where a batch has no such track: rollouts carry none.
+        points: Columns of the state, first and one past the last, where a batch has no such track.
             `METAWORLD_POINTS` for Meta-World.
         near: At least 1.
         threshold: Of the gripper, in the unit of its point (a width in metres needs a smaller one, and a smaller

@@ -106,7 +106,7 @@ def read_object(text: str, shape: str) -> dict[str, Any]:
     if not body.startswith("{"):
         raise ValueError(f"expected one JSON object {shape} and nothing else, got {_short(stripped)}")
     try:
-        value = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole)
+        value = json.loads(body, object_pairs_hook=unique_keys, parse_constant=_no_constant, parse_int=_whole)
     except json.JSONDecodeError as error:
         what = "text after the object" if error.msg == "Extra data" else f"no valid JSON ({error.msg})"
         raise ValueError(
@@ -169,7 +169,7 @@ def read_plans(plans: Mapping[str, Any] | str | Path, max_stages: int = MAX_STAG
         where = str(plans)
         try:
             text = Path(plans).read_text(encoding="utf-8")
-            value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+            value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=_no_constant)
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no file of plans at {where}") from None
         except (ValueError, RecursionError) as error:
@@ -211,7 +211,8 @@ def plan_to_value(plan: TaskPlan) -> dict[str, Any]:
     }
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """What `json.loads` makes objects with (``object_pairs_hook``): one with a key given twice is refused."""
     value: dict[str, Any] = {}
     for key, entry in pairs:
         if key in value:
@@ -259,5 +260,7 @@ __all__ = [
     "parse_plan",
     "plan_to_json",
     "plan_to_value",
+    "read_object",
     "read_plans",
+    "unique_keys",
 ]

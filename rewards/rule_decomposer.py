@@ -15,7 +15,7 @@ from .segmentation import monotone_completed, online_completed
 
 HAND, OBJECT, GOAL = "end_effector", "object", "goal"
 METAWORLD_COLUMNS: dict[str, list[int]] = {HAND: [0, 1, 2], OBJECT: [4, 5, 6], GOAL: [36, 37, 38]}
-"""Where Meta-World's 39-number state holds what the tracks hold: rollouts carry the state only."""
+"""Where Meta-World's 39-number state holds what the tracks hold, for data without tracks."""
 _PUSHED = 0.02  # an object this far from where the hand met it was reached: it may slide or roll ahead of the hand
 _ALMOST = 0.99  # a fraction never reads as a whole stage
 
@@ -160,8 +160,8 @@ class RuleDecomposer(TaskDecomposer):
         use_success: Take ``labels["success"]``, and a row's end in success, for the completion of the last stage.
         hold: Known observations in a row in which a condition holds before it counts online.
         min_length: Observations a stage lasts in hindsight; see `monotone_completed`.
-        state_columns: Track → its three places in the state, used where a batch has no such track; rollouts carry
-            none. `METAWORLD_COLUMNS` are Meta-World's.
+        state_columns: Track → its three places in the state, used where a batch has no such track.
+            `METAWORLD_COLUMNS` are Meta-World's.
         aliases: Other wordings of an instruction → the one in `guerdon.envs.instructions`.
 
     Raises:
