@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.batch import Sampled, TrajectoryBatch
+from ..core.batch import Labelled, Sampled, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from ..core.intervals import wilson_interval
 from ..datasets.negatives import reorder, reverse_map, stall_map
@@ -140,12 +140,17 @@ def _cut(batch: TrajectoryBatch, length: Int[Tensor, " B"]) -> TrajectoryBatch:
         late = sampled.step > length.to(sampled.step.device)[:, None]
         return Sampled(values=sampled.values, step=torch.where(late, -1, sampled.step))
 
+    def known(track: Labelled) -> Labelled:
+        early = torch.arange(steps + 1, device=mask.device)[None] <= length[:, None]
+        return Labelled(values=track.values[:, : steps + 1], valid=track.valid[:, : steps + 1] & early)
+
     return TrajectoryBatch(
         state=batch.state[:, : steps + 1],
         actions=batch.actions[:, :steps],
         mask=mask,
         frames={name: shown(sampled) for name, sampled in batch.frames.items()},
         features={name: shown(sampled) for name, sampled in batch.features.items()},
+        tracks={name: known(track) for name, track in batch.tracks.items()},
         instructions=batch.instructions,
         task=batch.task,
         last_observed=batch.last_observed | (length < batch.steps),

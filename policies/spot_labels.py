@@ -19,7 +19,7 @@ _SHOWN = 8  # frames of a camera in the picture
 
 
 def stack_rows(rows: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
-    """One batch on the host of rows of any length: observations, actions and instructions only.
+    """One batch on the host of rows of any length: observations, actions, instructions, and tracks that all rows have.
 
     Raises:
         ValueError: If there is no row, or one holds other cameras or features than the first.
@@ -44,12 +44,19 @@ def stack_rows(rows: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
         step = [torch.nn.functional.pad(s.step, (0, width - s.step.shape[1]), value=-1) for s in given]
         return Sampled(values=torch.cat([padded(s.values, width) for s in given]), step=torch.cat(step))
 
+    def tracked(name: str) -> Labelled:
+        return Labelled(
+            values=torch.cat([padded(row.tracks[name].values, longest + 1) for row in single]),
+            valid=torch.cat([padded(row.tracks[name].valid, longest + 1) for row in single]),
+        )
+
     return TrajectoryBatch(
         state=torch.cat([padded(row.state, longest + 1) for row in single]),
         actions=torch.cat([padded(row.actions, longest) for row in single]),
         mask=torch.arange(longest)[None] < torch.cat([row.steps for row in single])[:, None],
         frames={n: sampled(n, "frames") for n in dict.fromkeys(name for row in single for name in row.frames)},
         features={n: sampled(n, "features") for n in dict.fromkeys(name for row in single for name in row.features)},
+        tracks={n: tracked(n) for n in single[0].tracks if all(n in row.tracks for row in single)},
         instructions=tuple(text for row in single for text in row.instructions),
         last_observed=torch.cat([row.last_observed for row in single]),
     )
@@ -65,6 +72,7 @@ def as_failures(batch: TrajectoryBatch) -> TrajectoryBatch:
         mask=batch.mask,
         frames=batch.frames,
         features=batch.features,
+        tracks=batch.tracks,
         instructions=batch.instructions,
         task=batch.task,
         end=torch.full_like(batch.end, int(End.FAILURE)),

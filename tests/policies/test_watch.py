@@ -724,6 +724,43 @@ def test_an_episode_is_written_and_read_again(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+class Tracked(RewardModel):
+    """Progress is where the hand is, in a track."""
+
+    def forward(self, batch):
+        hand = batch.tracks["hand"]
+        phi = torch.where(hand.valid, hand.values[..., 0], 0.0)
+        return RewardEstimates(
+            rewards=torch.where(batch.mask, phi[:, 1:] - phi[:, :-1], 0.0),
+            valid=batch.mask,
+            progress=Labelled(values=phi.clamp(0, 1), valid=batch.made & hand.valid),
+        )
+
+
+def tracked(to, steps):
+    """A row whose hand goes evenly from 0 to a place."""
+    hand = torch.linspace(0, to, steps + 1)[None, :, None] * torch.ones(3)
+    return replace(
+        rollout([to], steps=steps),
+        tracks={"hand": Labelled(values=hand, valid=torch.ones(1, steps + 1, dtype=torch.bool))},
+    )
+
+
+def test_a_reward_that_reads_tracks_is_probed_on_tracks():
+    found = probe(Tracked(), stack_rows([tracked(0.9, 4), tracked(0.8, 6)]))
+    assert found["honest"].paid == pytest.approx(0.9 + 0.8, abs=1e-5)
+    assert found["frozen"].paid == pytest.approx(0.0, abs=1e-5)
+    assert found["reversed"].paid == pytest.approx(-0.9 - 0.8, abs=1e-5)
+
+
+def test_tracks_that_all_rows_have_are_stacked():
+    both = stack_rows([tracked(0.9, 4), tracked(0.8, 6)])
+    hand = both.tracks["hand"]
+    assert hand.valid.tolist() == [[True] * 5 + [False] * 2, [True] * 7]
+    assert hand.values[0, 4, 0] == pytest.approx(0.9) and not hand.values[0, 5:].any()
+    assert not stack_rows([tracked(0.9, 4), rollout([0.1], steps=2)]).tracks
+
+
 def test_rows_of_different_length_are_stacked():
     both = stack_rows([rollout([0.4], steps=2), rollout([0.8], steps=5)])
     assert both.mask.tolist() == [[True] * 2 + [False] * 3, [True] * 5]
