@@ -22,6 +22,14 @@ class Reply:
     """Empty where all is well. With a text: why it may be incomplete, such as ``"cut after 256 tokens"``."""
 
 
+def harmless(text: str) -> str:
+    """Words of others for a prompt, so that nothing in them reads like one of a model's own tokens."""
+    return text.translate(_HARMLESS)
+
+
+_HARMLESS = str.maketrans({"<": "(", ">": ")", "|": "/", "[": "(", "]": ")"})
+
+
 class Chat(Component):
     """Answers prompts one by one, each in a conversation of its own."""
 

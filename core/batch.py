@@ -413,6 +413,11 @@ class TrajectoryBatch(Record):
         return self.observed & (self.steps > 0)[:, None]
 
     @property
+    def whole(self) -> Bool[Tensor, " B"]:
+        """True on rows with a step that are no pieces: they begin at step 0 and are as long as their episode."""
+        return (self.offset == 0) & (self.steps > 0) & (self.steps >= self.length)
+
+    @property
     def decision_mask(self) -> Bool[Tensor, "B N"]:
         """True on real decisions."""
         return self.decision_step >= 0

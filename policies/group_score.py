@@ -146,11 +146,11 @@ class GroupScore(AdvantageSource):
 
     def _say_why(self, batch: TrajectoryBatch, rewards: RewardEstimates) -> None:
         """Warn that no row counts, if there are whole ones: training would go on and learn nothing."""
-        whole = batch[whole_rows(batch)]
+        whole = batch[batch.whole]
         if not len(whole):
             return
         self._told_why = True
-        unknown = int((~rewards.valid & batch.mask)[whole_rows(batch)].sum())
+        unknown = int((~rewards.valid & batch.mask)[batch.whole].sum())
         reason = f"{unknown} of their {int(whole.mask.sum())} rewards are unknown"
         if isinstance(self.reward, _Explains):
             given = Counter(text for text in self.reward.why(whole) if text)
@@ -192,11 +192,6 @@ class GroupScore(AdvantageSource):
                 )
 
 
-def whole_rows(batch: TrajectoryBatch) -> Bool[Tensor, " B"]:
-    """Rows with a step that are no pieces: they begin at step 0 and are as long as their episode."""
-    return (batch.offset == 0) & (batch.steps > 0) & (batch.steps >= batch.length)
-
-
 def complete_rows(batch: TrajectoryBatch, rewards: RewardEstimates) -> Bool[Tensor, " B"]:
     """Whole rows with every reward known that could be.
 
@@ -205,7 +200,7 @@ def complete_rows(batch: TrajectoryBatch, rewards: RewardEstimates) -> Bool[Tens
     next observation was never made (``last_observed`` is False) cannot be known by most models and is not missed.
     """
     unknown = batch.mask & ~rewards.valid & batch.observed[:, 1:]
-    return whole_rows(batch) & ~unknown.any(1) & (rewards.valid & batch.mask).any(1)
+    return batch.whole & ~unknown.any(1) & (rewards.valid & batch.mask).any(1)
 
 
 def group_normalise(
@@ -283,5 +278,4 @@ __all__ = [
     "group_ranks",
     "group_variance",
     "term_shares",
-    "whole_rows",
 ]

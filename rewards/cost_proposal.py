@@ -8,12 +8,11 @@ from typing import Any, cast
 from pydantic import ValidationError
 from torch import Tensor
 
-from ..backbones.chat import Chat, Prompt
+from ..backbones.chat import Chat, Prompt, harmless
 from .cost_files import MAX_CONSTRAINTS, MAX_STAGES, TaskCosts, check_name
 from .costs import Constraint
 from .plans import read_object
 
-_HARMLESS = str.maketrans({"<": "(", ">": ")", "|": "/", "[": "(", "]": ")"})
 _FIELDS = tuple(Constraint.model_fields)
 
 PROMPT = """\
@@ -190,7 +189,7 @@ def _again(question: str, pictures: Sequence[Tensor], problem: str) -> Prompt:
     if not problem:
         return [*pictures, question]
     # what is quoted of an answer must not read like one of the model's own tokens
-    reason = problem.translate(_HARMLESS)
+    reason = harmless(problem)
     return [*pictures, f"{question}\n\nAn earlier answer was refused: {reason}\nAnswer with the JSON object only."]
 
 

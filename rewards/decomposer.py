@@ -1,6 +1,5 @@
 """A vision-language model as task decomposer: it plans a task, and says after every frame how far the plan is."""
 
-import math
 import string
 from collections import Counter
 from collections.abc import Sequence
@@ -9,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbones.chat import Chat, Prompt
+from ..backbones.chat import Chat, Prompt, harmless
 from ..core.batch import Labelled, TrajectoryBatch
 from ..core.interfaces import TaskDecomposer, TaskPlan
-from .moments import Moment, moments
+from .moments import Moment, each_once, likely, moments
 from .observed import RewardInputs
 from .plans import MAX_STAGES, parse_plan
 from .segmentation import monotone_completed, online_completed
@@ -76,8 +75,7 @@ class VlmDecomposer(TaskDecomposer):
         plan_prompt: str = _PLAN,
     ) -> None:
         super().__init__()
-        if not cameras or len(set(cameras)) < len(cameras):
-            raise ValueError(f"cameras {list(cameras)}: expected at least one, each once")
+        self.cameras = each_once("cameras", cameras)
         if not 1 <= max_stages < len(LETTERS):
             raise ValueError(f"max_stages is {max_stages}: expected 1 … {len(LETTERS) - 1}, a letter for each")
         if min(attempts, max_new_tokens, frames_every, hold) < 1 or min_length < 0:
@@ -89,7 +87,7 @@ class VlmDecomposer(TaskDecomposer):
             raise ValueError(f"threshold {threshold}, min_mass {min_mass}: expected 0 <= threshold < 1, and 0 … 1")
         if plan_prompt.count("{instruction}") != 1:
             raise ValueError(f"plan_prompt {plan_prompt!r}: expected {{instruction}} once")
-        self.chat, self.cameras, self.max_stages, self.attempts = chat, tuple(cameras), max_stages, attempts
+        self.chat, self.max_stages, self.attempts = chat, max_stages, attempts
         self.max_new_tokens, self.frame_size, self.frames_every = max_new_tokens, frame_size, frames_every
         self.min_length, self.threshold, self.hold, self.min_mass = min_length, threshold, hold, min_mass
         self.plan_prompt = plan_prompt
@@ -139,18 +137,20 @@ class VlmDecomposer(TaskDecomposer):
 
     def plan_question(self, instruction: str, first_frame: Tensor, problem: str = "") -> Prompt:
         """What asks for a plan, once more if the last answer had a problem."""
-        text = self.plan_prompt.replace("{instruction}", _plain(instruction) or "do the task")
-        told = _AGAIN.replace("{problem}", _plain(problem)) if problem else ""
+        text = self.plan_prompt.replace("{instruction}", harmless(instruction.strip()) or "do the task")
+        told = _AGAIN.replace("{problem}", harmless(problem.strip())) if problem else ""
         return [text + told, first_frame]
 
     def stage_question(self, plan: TaskPlan, first: Moment, now: Moment) -> Prompt:
         """What asks how far a plan is at one moment."""
-        names = [_plain(stage.name) for stage in plan.stages]
-        done = [_plain(stage.completion) for stage in plan.stages]
+        names = [harmless(stage.name.strip()) for stage in plan.stages]
+        done = [harmless(stage.completion.strip()) for stage in plan.stages]
         told = [
             f"{n}. {name}{f': {end}' if end else ''}" for n, (name, end) in enumerate(zip(names, done, strict=True), 1)
         ]
-        opening = f"A robot was told: {_plain(plan.instruction) or 'do the task'}. Its plan is:\n" + "\n".join(told)
+        opening = (
+            f"A robot was told: {harmless(plan.instruction.strip()) or 'do the task'}. Its plan is:\n" + "\n".join(told)
+        )
         choices = [f"{LETTERS[n]}: {name}" for n, name in enumerate(["no stage", *names])]
         question = "\nWhich stage is the last that is complete now? Answer with one letter.\n" + "\n".join(choices)
         return [f"{opening}\n{_BEGIN}", *first.parts, _NOW, *now.parts, question]
@@ -205,17 +205,8 @@ class VlmDecomposer(TaskDecomposer):
         answers = LETTERS[: len(plan.stages) + 1]
         questions = [self.stage_question(plan, row[0], moment) for moment in row]
         log_probs = self.chat.answer_log_probs(questions, list(answers)).cpu()
-        least = math.log(self.min_mass) if self.min_mass else -math.inf
-        clear = log_probs.isfinite().all(1) & (log_probs.logsumexp(1) >= least)
+        clear = likely(log_probs, self.min_mass)
         return torch.where(clear[:, None], log_probs.softmax(1), torch.nan)
-
-
-_HARMLESS = str.maketrans({"<": "(", ">": ")", "|": "/", "[": "(", "]": ")"})
-
-
-def _plain(text: str) -> str:
-    """Words of others, so that nothing in them reads like one of the model's own tokens."""
-    return text.strip().translate(_HARMLESS)
 
 
 __all__ = ["LETTERS", "VlmDecomposer"]

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..backbones.vision import VisionEncoder
 from ..core.batch import End, Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ..core.interfaces import RewardModel
+from .moments import each_once
 from .observed import RewardInputs, Tokens, encode_frames
 
 
@@ -53,11 +54,10 @@ class SimilarityReward(RewardModel):
         frames_every: int = 1,
     ) -> None:
         super().__init__()
-        if not cameras or len(set(cameras)) < len(cameras):
-            raise ValueError(f"cameras {list(cameras)}: expected at least one, each once")
+        self.cameras = each_once("cameras", cameras)
         if frames_every < 1 or pays not in ("level", "change"):
             raise ValueError(f"frames_every {frames_every}, pays {pays!r}: expected 1 or more, and 'level' or 'change'")
-        self.encoder, self.cameras, self.pays = encoder, tuple(cameras), pays
+        self.encoder, self.pays = encoder, pays
         self.frame_size, self.frames_every = frame_size, frames_every
         self.register_buffer("scale", torch.zeros(2))
         self.scale: Tensor

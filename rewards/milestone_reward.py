@@ -23,6 +23,7 @@ from ..core.interfaces import RewardModel
 from .heads import Heads
 from .milestone_labels import MILESTONE
 from .observed import ObservedReward, Tokens, balanced_bernoulli, required_label
+from .shaping import potential_difference
 
 Mode = Literal["additive", "first_hit", "potential"]
 MODES: tuple[Mode, ...] = ("additive", "first_hit", "potential")
@@ -92,11 +93,8 @@ class Paid(RewardModel):
             rewards = self.bonus * torch.where(best[:, :-1] >= 0, best[:, 1:] - best[:, :-1], 0.0)
             valid = known[:, 1:] & known[:, :-1]
         else:
-            place = torch.arange(z.shape[1], device=z.device)[None]
-            over = batch.terminated[:, None] & (place == batch.steps[:, None])
-            z_after, known_after = z.masked_fill(over, 0.0), known | over
-            rewards = self.beta * (self.gamma * z_after[:, 1:] - z_after[:, :-1])
-            valid = known_after[:, 1:] & known_after[:, :-1]
+            change, valid = potential_difference(z, known, batch, self.gamma)
+            rewards = self.beta * change
         valid = valid & batch.mask
         bonus = torch.where(valid & labelled.valid, self.bonus * labelled.values.float(), 0.0)
         return RewardEstimates(

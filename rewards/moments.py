@@ -1,5 +1,6 @@
 """The moments of an episode at which a vision-language model looks at it, and what holds between them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,16 @@ def each_once(name: str, given: Sequence[str]) -> tuple[str, ...]:
     if not given or len(set(given)) < len(given):
         raise ValueError(f"{name} {list(given)}: expected at least one, each once")
     return tuple(given)
+
+
+def likely(log_probs: Float[Tensor, "... K"], min_mass: float) -> Bool[Tensor, "..."]:
+    """Where all K answers were weighed and are, together, at least as likely as ``min_mass``.
+
+    Less likely ones say that the model would answer something else, and which of them it finds least unlikely means
+    nothing.
+    """
+    least = math.log(min_mass) if min_mass else -math.inf
+    return log_probs.isfinite().all(-1) & (log_probs.logsumexp(-1) >= least)
 
 
 def moments(batch: TrajectoryBatch, cameras: Sequence[str]) -> list[list[Moment]]:

@@ -13,7 +13,7 @@ from ..backbones.language import TextEncoder
 from ..backbones.temporal import CausalTransformer
 from ..backbones.vision import VisionEncoder
 from ..core.batch import Labelled, Sampled, TrajectoryBatch
-from ..core.interfaces import RewardModel
+from ..core.interfaces import Component, RewardModel
 
 _CLIP = 10.0  # standard deviations; a policy that leaves the training data must not blow a reward up
 
@@ -35,8 +35,8 @@ class RewardInputs:
     """Whether the model reads the instruction."""
 
 
-def inputs_of(model: RewardModel) -> RewardInputs:
-    """What a reward model reads; one that does not say needs neither cameras nor a certain state."""
+def inputs_of(model: Component) -> RewardInputs:
+    """What a reward model or a decomposer reads; one that does not say needs neither cameras nor a certain state."""
     inputs = getattr(model, "inputs", None)
     return inputs if isinstance(inputs, RewardInputs) else RewardInputs()
 

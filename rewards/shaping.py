@@ -161,14 +161,21 @@ class Potential(Shaped):
         self, phi: Float[Tensor, "B T1"], known: Bool[Tensor, "B T1"], batch: TrajectoryBatch
     ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
         """Valid where both observations are known; what follows an end is known to be 0."""
-        place = torch.arange(phi.shape[1], device=phi.device)[None]
-        over = batch.terminated[:, None] & (place == batch.steps[:, None])
-        phi, known = phi.masked_fill(over, 0.0), known | over
-        return self.gamma * phi[:, 1:] - phi[:, :-1], known[:, 1:] & known[:, :-1]
+        return potential_difference(phi, known, batch, self.gamma)
+
+
+def potential_difference(
+    phi: Float[Tensor, "B T1"], known: Bool[Tensor, "B T1"], batch: TrajectoryBatch, gamma: float
+) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """γ Φ_{t+1} − Φ_t with Φ = 0, known, where a row terminated; and where both ends are known (see `Potential`)."""
+    place = torch.arange(phi.shape[1], device=phi.device)[None]
+    over = batch.terminated[:, None] & (place == batch.steps[:, None])
+    phi, known = phi.masked_fill(over, 0.0), known | over
+    return gamma * phi[:, 1:] - phi[:, :-1], known[:, 1:] & known[:, :-1]
 
 
 def _filled(part: Labelled) -> Tensor:
     return torch.where(part.valid, part.values.float(), 0.0)
 
 
-__all__ = ["Delta", "FirstHit", "Level", "Potential", "Shaped", "Sparse"]
+__all__ = ["Delta", "FirstHit", "Level", "Potential", "Shaped", "Sparse", "potential_difference"]

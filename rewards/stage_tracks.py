@@ -15,7 +15,7 @@ from ..core.batch import Labelled, TrajectoryBatch
 from ..core.interfaces import TaskDecomposer, TaskPlan
 from .cost_files import TaskCosts
 from .costs import ConstraintCost, cost_table
-from .observed import RewardInputs
+from .observed import inputs_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +168,7 @@ class StageCosts:
 
         A decomposer that names its cameras gets a frame of them, and is not asked about rows that have none.
         """
-        inputs = getattr(decomposer, "inputs", None)
-        cameras = inputs.cameras if isinstance(inputs, RewardInputs) else ()
+        cameras = inputs_of(decomposer).cameras
         frames = {row: _first_frame(batch, row, cameras or tuple(batch.frames)) for row in rows}
         problems: dict[int, str] = {}
         if cameras:

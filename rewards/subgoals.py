@@ -18,7 +18,8 @@ from ..datasets.episodes import Column, Episode
 from ..datasets.labels import LabelFactory, with_remaining_targets, with_stage_targets, with_success_targets
 from ..datasets.stages import FRACTION, STAGE, stage_fraction
 from .moments import moments
-from .observed import RewardInputs
+from .observed import RewardInputs, inputs_of
+from .shaping import potential_difference
 
 _WHOLE = 1e-5  # counts are float32: this little below a whole number is that number
 
@@ -81,7 +82,7 @@ class SubgoalReward(RewardModel):
     @property
     def inputs(self) -> RewardInputs:
         """What the decomposer reads, where it says."""
-        return _inputs(self.decomposer)
+        return inputs_of(self.decomposer)
 
     def plans(self, batch: TrajectoryBatch) -> list[TaskPlan]:
         """A plan for every row, as `plans_for` makes it; plans that were made before are not asked for again.
@@ -100,7 +101,7 @@ class SubgoalReward(RewardModel):
         counted = completed_stages(self.decomposer, batch, self.plans(batch), self.causal)
         count, phi, known = counted
         batch = batch if batch.mask.device == phi.device else batch.to(phi.device)
-        pay = self._bonus(count, known) if self.mode == "bonus" else self._potential(phi, known, batch)
+        pay = self._bonus(count, known) if self.mode == "bonus" else potential_difference(phi, known, batch, self.gamma)
         valid = pay[1] & batch.mask
         progress = Labelled(values=torch.where(known, phi, 0.0), valid=known)
         return RewardEstimates(rewards=torch.where(valid, pay[0], 0.0), valid=valid, progress=progress)
@@ -113,14 +114,6 @@ class SubgoalReward(RewardModel):
         gained = best[:, 1:] - best[:, :-1]
         return self.bonus * gained, known[:, 1:] & (best[:, :-1] >= 0)
 
-    def _potential(
-        self, phi: Float[Tensor, "B Tp1"], known: Bool[Tensor, "B Tp1"], batch: TrajectoryBatch
-    ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
-        place = torch.arange(phi.shape[1], device=phi.device)[None]
-        over = batch.terminated[:, None] & (place == batch.steps[:, None])
-        phi, known = phi.masked_fill(over, 0.0), known | over
-        return self.gamma * phi[:, 1:] - phi[:, :-1], known[:, 1:] & known[:, :-1]
-
 
 def plans_for(decomposer: TaskDecomposer, batch: TrajectoryBatch, known: dict[PlanKey, TaskPlan]) -> list[TaskPlan]:
     """A plan for every row of a batch, all new ones in one call; those with stages are added to ``known``.
@@ -132,7 +125,7 @@ def plans_for(decomposer: TaskDecomposer, batch: TrajectoryBatch, known: dict[Pl
         ValueError: If the decomposer refuses an instruction, gives another number of plans than was asked for, or looks
             through cameras none of which is there.
     """
-    cameras = _inputs(decomposer).cameras
+    cameras = inputs_of(decomposer).cameras
     pictures = _first_pictures(batch, cameras) if cameras else {}
     keys: list[PlanKey | None] = [(text, "") for text in batch.instructions]
     if cameras:
@@ -156,11 +149,6 @@ def plans_for(decomposer: TaskDecomposer, batch: TrajectoryBatch, known: dict[Pl
         TaskPlan(instruction=text, stages=()) if key is None else plans[key]
         for key, text in zip(keys, batch.instructions, strict=True)
     ]
-
-
-def _inputs(decomposer: TaskDecomposer) -> RewardInputs:
-    inputs = getattr(decomposer, "inputs", None)
-    return inputs if isinstance(inputs, RewardInputs) else RewardInputs()
 
 
 def _first_pictures(batch: TrajectoryBatch, cameras: Sequence[str]) -> dict[int, Tensor]:
@@ -238,7 +226,7 @@ class StageLabels:
         Raises:
             ValueError: If the decomposer refuses the instruction or lacks a track.
         """
-        batch = collate([episode], cameras=_inputs(self.decomposer).cameras)
+        batch = collate([episode], cameras=inputs_of(self.decomposer).cameras)
         plans = plans_for(self.decomposer, batch, self._plans)
         stages = len(plans[0].stages)
         count, _, known = (part[0].cpu() for part in completed_stages(self.decomposer, batch, plans, self.causal))
@@ -282,7 +270,7 @@ class SubgoalLabels(LabelFactory):
         wrong_instruction: float = 0.0,
     ) -> None:
         super().__init__(rewind=rewind, reverse=reverse, wrong_instruction=wrong_instruction)
-        if _inputs(decomposer).cameras:
+        if inputs_of(decomposer).cameras:
             raise ValueError(
                 f"{type(decomposer).__name__} looks through cameras: label the data set once with StageLabels, then "
                 'train with LabelFactory(progress="stages")'

@@ -297,7 +297,7 @@ class GrapeScore(RewardModel):
     def _read(self, batch: TrajectoryBatch) -> tuple[ScoreInputs, list[RowCosts]]:
         device = batch.mask.device
         spoken, spoken_known = self._self(batch)
-        finished = (batch.offset == 0) & (batch.steps > 0) & (batch.steps >= batch.length)
+        finished = batch.whole
         if not self.open_ends:
             finished = finished & (batch.end != End.CUT)
         rows = [RowCosts(problem="the external term has no weight")] * len(batch)

@@ -1,6 +1,5 @@
 """Zero-shot rewards from a vision-language model: how likely it finds the task done, or a rating, after every frame."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import permutations
@@ -13,7 +12,7 @@ from ..backbones.chat import Chat, Prompt
 from ..backbones.vlm import VLM
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
-from .moments import Moment, each_once, held_progress, moments, steps_of, windows
+from .moments import Moment, each_once, held_progress, likely, moments, steps_of, windows
 from .observed import RewardInputs
 
 _PROMPT = "A robot was told: {instruction}. This is what it did, in order of time."
@@ -147,11 +146,10 @@ class AnswerReward(RewardModel):
 
     def _known(self, log_probs: Float[Tensor, "B F K"], asked: Bool[Tensor, "B F"]) -> Bool[Tensor, "B F"]:
         answered = log_probs.isfinite().all(-1)
-        least = math.log(self.min_mass) if self.min_mass and len(self.answers) > 1 else -math.inf
-        likely = answered & (log_probs.logsumexp(-1) >= least)
+        clear = likely(log_probs, self.min_mass if len(self.answers) > 1 else 0.0)
         self.abstained["no answer"] += int((asked & ~answered).sum())
-        self.abstained["the answers asked for are unlikely"] += int((asked & answered & ~likely).sum())
-        return asked & likely
+        self.abstained["the answers asked for are unlikely"] += int((asked & answered & ~clear).sum())
+        return asked & clear
 
 
 class CompletionLikelihood(AnswerReward):

@@ -8,7 +8,7 @@ from ..backbones.vlm import VLM
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from .heads import Heads
-from .moments import moments, steps_of, windows
+from .moments import each_once, moments, steps_of, windows
 from .observed import RewardInputs, Tokens
 
 _PROMPT = "A robot was told: {instruction}. After each moment, say how much of it is done."
@@ -74,8 +74,7 @@ class VlmProgressReward(RewardModel):
         longest: int = 1000,
     ) -> None:
         super().__init__()
-        if not cameras or len(set(cameras)) < len(cameras):
-            raise ValueError(f"cameras {list(cameras)}: expected at least one, each once")
+        self.cameras = each_once("cameras", cameras)
         if not 0 <= context_frames < max_frames:
             raise ValueError(
                 f"max_frames {max_frames}, context_frames {context_frames}: expected more frames than context"
@@ -87,7 +86,7 @@ class VlmProgressReward(RewardModel):
             )
         if prompt.count("{instruction}") != 1 or not marker.strip():
             raise ValueError(f"prompt {prompt!r}, marker {marker!r}: expected {{instruction}} once, and some text")
-        self.vlm, self.cameras = vlm, tuple(cameras)
+        self.vlm = vlm
         self.frame_size, self.frames_every = frame_size, frames_every
         self.max_frames, self.context_frames, self.micro_batch = max_frames, context_frames, micro_batch
         self.prompt, self.marker, self.max_instruction_tokens = prompt, marker, max_instruction_tokens
