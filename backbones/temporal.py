@@ -53,7 +53,7 @@ def sinusoidal(
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
-class _Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Pre-norm attention and perceptron, each added to the stream."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -128,7 +128,7 @@ class CausalTransformer(Component):
         self.positions = positions
         self.periods = (shortest, longest)
         self.embedding = nn.Linear(input_width, width)
-        self.blocks = nn.ModuleList([_Block(width, heads, dropout) for _ in range(layers)])
+        self.blocks = nn.ModuleList([TransformerBlock(width, heads, dropout) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
 
     def _embed(self, x: Tensor, mask: Tensor, times: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class CausalTransformer(Component):
         stream = self._embed(x, real, real.long().cumsum(1) - 1 if times is None else times)
         allowed = _causal_mask(real)
         for block in self.blocks:
-            assert isinstance(block, _Block)
+            assert isinstance(block, TransformerBlock)
             stream = block.mix(stream, *block.split(stream), allowed)
         return torch.where(real[..., None], self.norm(stream), 0.0)
 
@@ -207,7 +207,7 @@ class CausalTransformer(Component):
         keys: list[Tensor] = []
         values: list[Tensor] = []
         for block, old_key, old_value in zip(self.blocks, state.keys, state.values, strict=True):
-            assert isinstance(block, _Block)
+            assert isinstance(block, TransformerBlock)
             query, key, value = block.split(stream)
             keys.append(torch.cat([old_key, key], dim=2))
             values.append(torch.cat([old_value, value], dim=2))

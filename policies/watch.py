@@ -14,10 +14,10 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from ..backbones.model_inputs import inputs_of
 from ..core.batch import TrajectoryBatch
 from ..core.hub import save_component
 from ..core.interfaces import RewardModel
-from ..rewards.observed import inputs_of
 from .drift import Kind, TrainingFeatures, learn_training_features
 from .probes import PROBES, probe, probe_figures
 from .push_back import Retrain

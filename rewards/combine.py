@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
-from .observed import RewardInputs, inputs_of
 
 
 class Around(RewardModel):
@@ -25,7 +25,7 @@ class Around(RewardModel):
         self.causal = reward.causal
 
     @property
-    def inputs(self) -> RewardInputs:
+    def inputs(self) -> ModelInputs:
         """What the model inside reads."""
         return inputs_of(self.reward)
 
@@ -137,16 +137,16 @@ class Sum(RewardModel):
         self.causal = all(reward.causal for reward in rewards)
 
     @property
-    def inputs(self) -> RewardInputs:
+    def inputs(self) -> ModelInputs:
         """What the parts read, where at most one of them reads anything.
 
         Raises:
             ValueError: If several parts say what they read.
         """
-        read = [inputs for inputs in map(inputs_of, self._parts()) if inputs != RewardInputs()]
+        read = [inputs for inputs in map(inputs_of, self._parts()) if inputs != ModelInputs()]
         if any(inputs != read[0] for inputs in read[1:]):
             raise ValueError("the parts of a Sum read different inputs: score them one by one and add the columns")
-        return read[0] if read else RewardInputs()
+        return read[0] if read else ModelInputs()
 
     def _parts(self) -> list[RewardModel]:
         return [part for part in self.rewards if isinstance(part, RewardModel)]

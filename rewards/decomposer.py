@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.chat import Chat, Prompt, harmless
+from ..backbones.model_inputs import ModelInputs
 from ..core.batch import Labelled, TrajectoryBatch
 from ..core.interfaces import TaskDecomposer, TaskPlan
 from .moments import Moment, each_once, likely, moments
-from .observed import RewardInputs
 from .plans import MAX_STAGES, parse_plan
 from .segmentation import monotone_completed, online_completed
 
@@ -95,9 +95,9 @@ class VlmDecomposer(TaskDecomposer):
         """Why there was no plan or no stage, and how often, since the decomposer was made."""
 
     @property
-    def inputs(self) -> RewardInputs:
+    def inputs(self) -> ModelInputs:
         """What the model reads."""
-        return RewardInputs(
+        return ModelInputs(
             cameras=self.cameras, frame_size=self.frame_size, frames_every=self.frames_every, instruction=True
         )
 

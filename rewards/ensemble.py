@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ..core.hub import is_component
 from ..core.interfaces import RewardModel
 from .normaliser import Normalised
-from .observed import RewardInputs, encode_frames, inputs_of
+from .observed import encode_frames
 
 Aggregate = Literal["mean", "lower", "worst"]
 Bound = Literal["total", "step"]
@@ -97,7 +98,7 @@ class EnsembleReward(RewardModel):
         return [cast(RewardModel, member) for member in self.members]
 
     @property
-    def inputs(self) -> RewardInputs:
+    def inputs(self) -> ModelInputs:
         """What every member reads."""
         return inputs_of(self._models()[0])
 
@@ -246,7 +247,7 @@ def _scrambled(state: np.ndarray) -> np.ndarray:
     return state ^ (state >> np.uint64(31))
 
 
-def with_features(batch: TrajectoryBatch, inputs: RewardInputs) -> TrajectoryBatch:
+def with_features(batch: TrajectoryBatch, inputs: ModelInputs) -> TrajectoryBatch:
     """Encode frames a frozen encoder has no features of yet, and put them where the models look for them."""
     if inputs.encoder is None:
         return batch

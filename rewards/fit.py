@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import TrajectoryBatch
 from ..core.interfaces import RewardModel
 from ..core.metrics import value_order_correlation
 from ..datasets.labels import LabelFactory
 from .normaliser import Normalised
-from .observed import RewardInputs, inputs_of
 
 
 class RewardTraining(lightning.LightningModule):
@@ -133,7 +133,7 @@ class RewardTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def check_frames(inputs: RewardInputs, data: object) -> None:
+def check_frames(inputs: ModelInputs, data: object) -> None:
     """Refuse features that the model itself would not make of the same frames, as it does when it scores.
 
     Args:

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..backbones.chat import Chat, Prompt
+from ..backbones.model_inputs import ModelInputs
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from .moments import Moment, each_once, held_progress, moments, steps_of
-from .observed import RewardInputs
 
 _PROMPT = (
     "A robot was told: {instruction}. The first picture shows the scene before it began, where 0 % of the task is "
@@ -81,9 +81,9 @@ class ShuffledFrames(RewardModel):
         """Why frames got no estimate, and how many, since the model was made."""
 
     @property
-    def inputs(self) -> RewardInputs:
+    def inputs(self) -> ModelInputs:
         """What the model reads."""
-        return RewardInputs(cameras=self.cameras, frame_size=self.frame_size, instruction=True)
+        return ModelInputs(cameras=self.cameras, frame_size=self.frame_size, instruction=True)
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:

@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..backbones.model_inputs import ModelInputs
 from ..backbones.vision import VisionEncoder
 from ..core.batch import End, Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from .moments import each_once
-from .observed import RewardInputs, Tokens, encode_frames
+from .observed import Tokens, encode_frames
 
 
 class SimilarityReward(RewardModel):
@@ -64,9 +65,9 @@ class SimilarityReward(RewardModel):
         """S that counts as progress 0 and as progress 1; equal while nobody has said."""
 
     @property
-    def inputs(self) -> RewardInputs:
+    def inputs(self) -> ModelInputs:
         """What the model reads."""
-        return RewardInputs(
+        return ModelInputs(
             cameras=self.cameras,
             frame_size=self.frame_size,
             frames_every=self.frames_every,

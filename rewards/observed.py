@@ -10,35 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..backbones.language import TextEncoder
+from ..backbones.model_inputs import ModelInputs
 from ..backbones.temporal import CausalTransformer
 from ..backbones.vision import VisionEncoder
 from ..core.batch import Labelled, Sampled, TrajectoryBatch
-from ..core.interfaces import Component, RewardModel
+from ..core.interfaces import RewardModel
 
 _CLIP = 10.0  # standard deviations; a policy that leaves the training data must not blow a reward up
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardInputs:
-    """What a model reads, so that whoever loads data for it needs no options."""
-
-    state_size: int = 0
-    """S the model was built for; 0 = reads no state."""
-    cameras: tuple[str, ...] = ()
-    frame_size: int | None = None
-    """Shorter side of the frames, in pixels; None = as recorded."""
-    frames_every: int = 1
-    """Every how many recorded frames of a camera one is evaluated when scoring; the last always is."""
-    encoder: VisionEncoder | None = None
-    """Frozen encoder whose features may come from a cache, under ``features["<encoder.name>/<camera>"]``."""
-    instruction: bool = False
-    """Whether the model reads the instruction."""
-
-
-def inputs_of(model: Component) -> RewardInputs:
-    """What a reward model or a decomposer reads; one that does not say needs neither cameras nor a certain state."""
-    inputs = getattr(model, "inputs", None)
-    return inputs if isinstance(inputs, RewardInputs) else RewardInputs()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,10 +144,10 @@ class ObservedReward(RewardModel):
     state_count: Tensor
 
     @property
-    def inputs(self) -> RewardInputs:
+    def inputs(self) -> ModelInputs:
         """What the model reads."""
         frozen = self.encoder is not None and not self.encoder.trainable
-        return RewardInputs(
+        return ModelInputs(
             state_size=self.state_size,
             cameras=self.cameras,
             frame_size=self.frame_size,

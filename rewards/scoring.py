@@ -16,6 +16,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .. import __version__
+from ..backbones.model_inputs import inputs_of
 from ..core.batch import TrajectoryBatch
 from ..core.files import replacing
 from ..core.hub import class_path, component_hash, describe
@@ -25,7 +26,6 @@ from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
 from ..datasets.features import FeatureCache
 from ..datasets.opening import open_dataset
 from ..datasets.reader import EpisodeReader
-from .observed import inputs_of
 from .opening import open_reward_model
 from .scores import (
     COUNTERS,

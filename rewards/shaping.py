@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
-from .observed import RewardInputs, inputs_of
 
 
 class Shaped(RewardModel):
@@ -40,7 +40,7 @@ class Shaped(RewardModel):
         self.causal = reward.causal
 
     @property
-    def inputs(self) -> RewardInputs:
+    def inputs(self) -> ModelInputs:
         """What the model inside reads."""
         return inputs_of(self.reward)
 

@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..backbones.chat import Chat, Prompt
+from ..backbones.model_inputs import ModelInputs
 from ..backbones.vlm import VLM
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from .moments import Moment, each_once, held_progress, likely, moments, steps_of, windows
-from .observed import RewardInputs
 
 _PROMPT = "A robot was told: {instruction}. This is what it did, in order of time."
 _DONE = "Is the task done by the last of these pictures? Answer True or False."
@@ -100,9 +100,9 @@ class AnswerReward(RewardModel):
         """Why observations got no estimate, and how many, since the model was made."""
 
     @property
-    def inputs(self) -> RewardInputs:
+    def inputs(self) -> ModelInputs:
         """What the model reads."""
-        return RewardInputs(
+        return ModelInputs(
             cameras=self.cameras, frame_size=self.frame_size, frames_every=self.frames_every, instruction=True
         )
 

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.chat import Prompt
+from ..backbones.model_inputs import ModelInputs
 from ..backbones.vlm import VLM
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from .heads import Heads
 from .moments import each_once, moments, steps_of, windows
-from .observed import RewardInputs, Tokens
+from .observed import Tokens
 
 _PROMPT = "A robot was told: {instruction}. After each moment, say how much of it is done."
 
@@ -103,9 +104,9 @@ class VlmProgressReward(RewardModel):
         )
 
     @property
-    def inputs(self) -> RewardInputs:
+    def inputs(self) -> ModelInputs:
         """What the model reads."""
-        return RewardInputs(
+        return ModelInputs(
             cameras=self.cameras, frame_size=self.frame_size, frames_every=self.frames_every, instruction=True
         )
 

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from guerdon.backbones.model_inputs import ModelInputs
 from guerdon.core.batch import End, Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import RewardModel
@@ -37,7 +38,6 @@ from guerdon.policies.watch import HackingWarning, HackingWatch
 from guerdon.policies.watch_figures import EpisodeRecord, compare, wilson_interval
 from guerdon.policies.workers import RolloutData
 from guerdon.rewards.calibration import Calibrated
-from guerdon.rewards.observed import RewardInputs
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.shaping import FirstHit
 from guerdon.rewards.success import SuccessReward
@@ -573,7 +573,7 @@ class Clock(Told):
 class Listening(Told):
     """Believes in every success whose instruction begins with the right word."""
 
-    inputs = RewardInputs(instruction=True)
+    inputs = ModelInputs(instruction=True)
 
     def forward(self, batch):
         right = torch.tensor([float(text.startswith("reach")) for text in batch.instructions])
@@ -583,7 +583,7 @@ class Listening(Told):
 class Deaf(Told):
     """Says that it reads the instruction, and does not."""
 
-    inputs = RewardInputs(instruction=True)
+    inputs = ModelInputs(instruction=True)
 
 
 def told(batch, *texts):
@@ -630,7 +630,7 @@ def test_clips_end_where_the_score_is_best_and_failures_prove_nothing():
 class Bright(RewardModel):
     """Success is a bright picture."""
 
-    inputs = RewardInputs(cameras=("front",))
+    inputs = ModelInputs(cameras=("front",))
 
     def forward(self, batch):
         sampled = batch.frames["front"]

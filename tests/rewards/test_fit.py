@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from guerdon.backbones.language import HashedText
+from guerdon.backbones.model_inputs import ModelInputs
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End
 from guerdon.datasets.episodes import ArrayFrames, Episode
@@ -13,7 +14,6 @@ from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.rewards.fit import RewardTraining, check_frames, check_outcomes
-from guerdon.rewards.observed import RewardInputs
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.rewards.success import SuccessReward
@@ -190,13 +190,13 @@ def test_features_that_the_model_would_not_make_itself_are_refused(tmp_path):
     given = {"cameras": ["front"], "cache": str(tmp_path), "frame_size": 16}
     with pytest.raises(ValueError, match=f"revision {other.revision}, the model's has {one.revision}"):
         check_frames(
-            RewardInputs(cameras=("front",), encoder=one, frame_size=16), EpisodeData("x", encoder=other, **given)
+            ModelInputs(cameras=("front",), encoder=one, frame_size=16), EpisodeData("x", encoder=other, **given)
         )
     with pytest.raises(ValueError, match="frames of size 16, the model asks for None"):
-        check_frames(RewardInputs(cameras=("front",), encoder=one), EpisodeData("x", encoder=one, **given))
+        check_frames(ModelInputs(cameras=("front",), encoder=one), EpisodeData("x", encoder=one, **given))
     other.load_state_dict(one.state_dict())
-    check_frames(RewardInputs(cameras=("front",), encoder=one, frame_size=16), EpisodeData("x", encoder=other, **given))
-    check_frames(RewardInputs(), EpisodeData("x"))
+    check_frames(ModelInputs(cameras=("front",), encoder=one, frame_size=16), EpisodeData("x", encoder=other, **given))
+    check_frames(ModelInputs(), EpisodeData("x"))
 
 
 def test_training_on_failures_alone_stops_before_the_first_update(tmp_path):

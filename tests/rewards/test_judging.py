@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from guerdon.backbones.model_inputs import ModelInputs
 from guerdon.cli import main
 from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.hub import save_component
@@ -20,7 +21,6 @@ from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.rewards.calibration_data import collect
 from guerdon.rewards.evaluation import MODEL
 from guerdon.rewards.judging import evaluate_dataset
-from guerdon.rewards.observed import RewardInputs
 from guerdon.rewards.opening import open_reward_model
 from guerdon.rewards.progress import ProgressReward
 
@@ -36,8 +36,8 @@ class Seen(RewardModel):
         self.asked = 0
 
     @property
-    def inputs(self) -> RewardInputs:
-        return RewardInputs(cameras=(self.camera,) if self.camera else (), frames_every=2 if self.camera else 1)
+    def inputs(self) -> ModelInputs:
+        return ModelInputs(cameras=(self.camera,) if self.camera else (), frames_every=2 if self.camera else 1)
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
         self.asked += len(batch)

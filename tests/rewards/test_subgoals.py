@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from guerdon.backbones.chat import Chat, Reply
+from guerdon.backbones.model_inputs import ModelInputs
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import End, Labelled, Sampled, TrajectoryBatch
 from guerdon.core.interfaces import TaskDecomposer, TaskPlan, TaskStage
@@ -29,7 +30,6 @@ from guerdon.envs.vector import make_task
 from guerdon.policies.advantage import RewardToGo
 from guerdon.rewards.decomposer import VlmDecomposer
 from guerdon.rewards.fit import RewardTraining
-from guerdon.rewards.observed import RewardInputs
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedSuccess
 from guerdon.rewards.recorded_plans import RecordedDecomposer
@@ -286,7 +286,7 @@ def test_negatives_are_drawn_from_stage_targets():
 
 def test_a_decomposer_with_cameras_labels_beforehand():
     looking = Counts()
-    looking.inputs = RewardInputs(cameras=("top",))
+    looking.inputs = ModelInputs(cameras=("top",))
     with pytest.raises(ValueError, match="Counts looks through cameras: label the data set once with StageLabels"):
         SubgoalLabels(looking)
 

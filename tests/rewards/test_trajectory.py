@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guerdon.backbones.model_inputs import ModelInputs
 from guerdon.core.batch import End, Labelled, PreferencePairs, Sampled, TrajectoryBatch
 from guerdon.core.interfaces import TaskDecomposer, TaskPlan, TaskStage
 from guerdon.core.intervals import bootstrap_interval
@@ -18,7 +19,6 @@ from guerdon.envs.vector import make_task
 from guerdon.policies.group_score import GroupScore
 from guerdon.rewards.cost_files import library, load_costs
 from guerdon.rewards.costs import external_reward
-from guerdon.rewards.observed import RewardInputs
 from guerdon.rewards.rule_decomposer import RuleDecomposer
 from guerdon.rewards.trajectory import GrapeScore, carried_units
 from guerdon.testing import check_reward_model, pad_steps, reopen
@@ -304,7 +304,7 @@ def test_stages_of_a_decomposer():
 class Looking(Halves):
     """Plans from pictures of one camera: a bright one shows another task."""
 
-    inputs = RewardInputs(cameras=("wrist",))
+    inputs = ModelInputs(cameras=("wrist",))
 
     def plan(self, instructions, first_frames=None):
         assert first_frames is not None and len(first_frames) == len(instructions)
