@@ -2,6 +2,7 @@
 # pyright: reportAttributeAccessIssue=false, reportUnknownParameterType=false, reportOptionalMemberAccess=false
 """Single sub-tasks of the Franka kitchen."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from gymnasium_robotics.envs.franka_kitchen.kitchen_env import OBS_ELEMENT_GOALS
 
 from .instructions import KITCHEN
 from .render import OffscreenRenderer
+from .saved import Physics, SavedState, check_saved
 from .task import Context, Step, check_action, check_context, check_state, list_contexts
 
 _SITES = {
@@ -63,6 +65,7 @@ class Kitchen:
         view.distance, view.azimuth, view.elevation = 2.2, 70.0, -35.0
         view.lookat[:] = (-0.2, 0.5, 2.0)  # the view of the published renderings
         self._renderer = OffscreenRenderer(self._env.model, free_camera=view)
+        self._state = np.zeros(59, np.float32)
         self.fps = float(1 / self._env.robot_env.dt)
 
     def contexts(self, split: str, count: int | None = None) -> list[Context]:
@@ -74,21 +77,45 @@ class Kitchen:
         check_context(self.name, context)
         seed = int(np.random.SeedSequence([self.seed, context.index]).generate_state(1)[0])
         observation, _ = self._env.reset(seed=seed)
-        return check_state(self.name, observation["observation"])
+        self._state = check_state(self.name, observation["observation"])
+        return self._state.copy()
 
     def step(self, action: np.ndarray) -> Step:
         """See `Task.step`."""
         action = check_action(self.name, action, self.action_low, self.action_high)
         observation, reward, _, _, info = self._env.step(action)
         distance = float(np.linalg.norm(observation["achieved_goal"][self._element] - self._goal))
+        self._state = check_state(self.name, observation["observation"])
         return Step(
-            state=check_state(self.name, observation["observation"]),
+            state=self._state.copy(),
             reward=float(reward),
             success=self._element in info["step_task_completions"],
             terminated=False,
             stages={"distance": distance},
             tracks=self.tracks(),
         )
+
+    def save(self) -> SavedState:
+        """See `Task.save`; the sensor noise to come is part of it."""
+        robot = self._env.robot_env
+        parts = {
+            "physics": Physics.of(robot.model, robot.data),
+            "noise": copy.deepcopy(robot.np_random.bit_generator.state),
+            "sensed": robot._last_robot_qpos.copy(),  # the controller moves on from these noisy readings
+        }
+        return SavedState(
+            task=self.name, seed=self.seed, kind=type(self).__name__, state=self._state.copy(), parts=parts
+        )
+
+    def restore(self, saved: SavedState) -> np.ndarray:
+        """See `Task.restore`."""
+        saved = check_saved(self, saved)
+        robot = self._env.robot_env
+        saved.parts["physics"].put(robot.model, robot.data)
+        robot.np_random.bit_generator.state = copy.deepcopy(saved.parts["noise"])
+        robot._last_robot_qpos = saved.parts["sensed"].copy()
+        self._state = saved.state.copy()
+        return self._state.copy()
 
     def tracks(self) -> Mapping[str, np.ndarray]:
         """See `Task.tracks`: ``end_effector``, ``object`` (where it is touched), ``gripper`` (width in metres)."""

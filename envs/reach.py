@@ -10,6 +10,7 @@ import numpy as np
 
 from .instructions import REACH
 from .render import OffscreenRenderer
+from .saved import Physics, SavedState, check_saved
 from .task import Context, Step, check_action, check_context, check_state, list_contexts
 
 LINK = 0.3
@@ -109,6 +110,17 @@ class Reach:
             stages={"distance": distance},
             tracks=self.tracks(),
         )
+
+    def save(self) -> SavedState:
+        """See `Task.save`."""
+        parts = {"physics": Physics.of(self._model, self._data)}
+        return SavedState(task=self.name, seed=self.seed, kind=type(self).__name__, state=self._state(), parts=parts)
+
+    def restore(self, saved: SavedState) -> np.ndarray:
+        """See `Task.restore`."""
+        saved = check_saved(self, saved)
+        saved.parts["physics"].put(self._model, self._data)
+        return saved.state.copy()
 
     def tracks(self) -> Mapping[str, np.ndarray]:
         """See `Task.tracks`: ``end_effector`` and ``goal``."""

@@ -4,6 +4,7 @@
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import mujoco
@@ -14,6 +15,7 @@ from metaworld.types import Task as MetaWorldTask
 
 from .instructions import METAWORLD
 from .render import OffscreenRenderer
+from .saved import Physics, SavedState, check_saved
 from .task import Context, Step, check_action, check_context, check_state, list_contexts
 
 _CLOSE_VIEW = (0.75, 0.075, 0.7)
@@ -119,6 +121,20 @@ class MetaWorld:
             tracks=self.tracks(),
         )
 
+    def save(self) -> SavedState:
+        """See `Task.save`."""
+        parts = {"snapshot": _Snapshot(self._env, self._state.copy())}
+        return SavedState(
+            task=self.name, seed=self.seed, kind=type(self).__name__, state=self._state.copy(), parts=parts
+        )
+
+    def restore(self, saved: SavedState) -> np.ndarray:
+        """See `Task.restore`."""
+        saved = check_saved(self, saved)
+        saved.parts["snapshot"].restore(self._env)
+        self._state = saved.state.copy()
+        return self._state.copy()
+
     def tracks(self) -> Mapping[str, np.ndarray]:
         """See `Task.tracks`; the gripper is its opening, 0 closed to 1 open."""
         state = self._state
@@ -140,15 +156,14 @@ class MetaWorld:
 
 
 class _Snapshot:
-    """Everything a reset of a Meta-World environment sets: simulator state, model edits, plain attributes."""
+    """Everything that sets what a Meta-World environment does next: simulation, model edits, plain attributes."""
 
     def __init__(self, env: MujocoEnv, state: np.ndarray) -> None:
         self.state = state
-        self._physics = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
-        mujoco.mj_getState(env.model, env.data, self._physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._physics = Physics.of(env.model, env.data)
         self._model = {name: getattr(env.model, name).copy() for name in _MODEL_FIELDS}
         self._attributes = {
-            name: _copy(value, env.data)
+            name: _keep(value, env.data)
             for name, value in vars(env).items()
             if isinstance(value, (np.ndarray, *_PLAIN))
         }
@@ -157,21 +172,37 @@ class _Snapshot:
         for name, value in self._model.items():
             getattr(env.model, name)[:] = value
         for name, value in self._attributes.items():
-            setattr(env, name, _copy(value, env.data))
+            setattr(env, name, _give(value, env.data))
         for name in [n for n, v in vars(env).items() if isinstance(v, np.ndarray) and n not in self._attributes]:
             delattr(env, name)
-        mujoco.mj_resetData(env.model, env.data)
-        mujoco.mj_setState(env.model, env.data, self._physics, mujoco.mjtState.mjSTATE_INTEGRATION)
-        mujoco.mj_forward(env.model, env.data)  # what is derived from the state; it also moves the warm start, hence
-        mujoco.mj_setState(env.model, env.data, self._physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._physics.put(env.model, env.data)
         if env._target_pos is not None:
             for site in env._target_site_config:
                 env._set_pos_site(*site)
 
 
-def _copy(value: object, data: mujoco.MjData) -> object:
-    """Copy an array, but keep a view of the simulator's positions: Meta-World stores some and reads them later."""
+@dataclass(frozen=True)
+class _View:
+    """A window on the simulator's positions: Meta-World stores some as attributes and reads them later."""
+
+    field: str
+    first: int
+    size: int
+
+
+def _keep(value: object, data: mujoco.MjData) -> object:
+    """Copy an array; of a view, keep where it looks, so that it can be opened in another copy of the simulator."""
     if not isinstance(value, np.ndarray):
         return value
-    live = np.may_share_memory(value, data.xpos) or np.may_share_memory(value, data.site_xpos)
-    return value if live else value.copy()
+    for field in ("xpos", "site_xpos"):
+        whole = getattr(data, field)
+        if np.may_share_memory(value, whole):
+            first = (value.__array_interface__["data"][0] - whole.__array_interface__["data"][0]) // whole.itemsize
+            return _View(field, first, value.size)
+    return value.copy()
+
+
+def _give(value: object, data: mujoco.MjData) -> object:
+    if isinstance(value, _View):
+        return getattr(data, value.field).reshape(-1)[value.first : value.first + value.size]
+    return value.copy() if isinstance(value, np.ndarray) else value

@@ -6,6 +6,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from .saved import SavedState
+
 EVAL_OFFSET = 1_000_000
 """Index of the first evaluation context; everything below is a training context, so the splits cannot overlap."""
 
@@ -103,6 +105,22 @@ class Task(Protocol):
 
         Raises:
             ValueError: the action has the wrong shape or is not finite.
+        """
+        ...
+
+    def save(self) -> SavedState:
+        """Copy everything that what follows depends on, in the middle of an episode too.
+
+        From `restore` on, the same actions lead to the same states, rewards and successes, bit by bit. The state is
+        good for this task and for every other one of its class, name and seed, as often as one likes.
+        """
+        ...
+
+    def restore(self, saved: SavedState) -> np.ndarray:
+        """Go on from a saved state; returns the state (S,) as it was then.
+
+        Raises:
+            ValueError: the state was saved by a task of another class, name or seed.
         """
         ...
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from .instructions import KITCHEN, METAWORLD
 from .reach import Reach
+from .saved import SavedState
 from .task import Context, Step, Task
 
 __all__ = ["Context", "Step", "Task", "VectorEnv", "VectorStep", "make_task", "task_names"]
@@ -108,7 +109,7 @@ class VectorEnv:
 
     @property
     def steps(self) -> np.ndarray:
-        """(n,) int: control steps since each environment's reset."""
+        """(n,) int: control steps since each environment's reset, with those before a restored state."""
         return self._steps.copy()
 
     @property
@@ -125,6 +126,25 @@ class VectorEnv:
         self._running[index] = False
         self._state[index] = self.tasks[index].reset(context)
         self._steps[index] = 0
+        self._running[index] = True
+        return self._state[index].copy()
+
+    def restore(self, index: int, saved: SavedState, steps: int = 0) -> np.ndarray:
+        """Let environment `index` go on from a state that a task of this name and seed saved; returns the state (S,).
+
+        Args:
+            index: which environment.
+            saved: what `Task.save` returned.
+            steps: control steps already taken; the time limit counts from there, so 0 grants a whole new one.
+
+        Raises:
+            ValueError: the state is another task's, or no step is left.
+        """
+        if not 0 <= steps < self.tasks[index].horizon:
+            raise ValueError(f"{self.task.name}: expected fewer steps than {self.tasks[index].horizon}, got {steps}")
+        self._running[index] = False
+        self._state[index] = self.tasks[index].restore(saved)
+        self._steps[index] = steps
         self._running[index] = True
         return self._state[index].copy()
 

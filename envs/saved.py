@@ -1,0 +1,78 @@
+# MuJoCo's compiled half ships no type stubs: its names are unknown to the type checker.
+# pyright: reportAttributeAccessIssue=false, reportUnknownParameterType=false
+"""A task in the middle of an episode, saved so that it can be gone on with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mujoco
+import numpy as np
+
+_PLACES = (
+    *("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
+    *("cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
+)
+"""Where things are: a simulator's step leaves these one substep behind its joints, and pictures are drawn from them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SavedState:
+    """All that the future of a simulated task depends on; see `guerdon.envs.task.Task.save`."""
+
+    task: str
+    """Full name of the task."""
+    seed: int
+    """The task's seed."""
+    kind: str
+    """Name of the task's class."""
+    state: np.ndarray
+    """(S,) float32: what was observed."""
+    parts: Mapping[str, Any]
+    """What the task's class keeps; its own business."""
+
+
+def check_saved(task: Any, saved: object) -> SavedState:
+    """Refuse what another task saved.
+
+    Args:
+        task: Who is asked to go on.
+        saved: What it was given.
+
+    Raises:
+        TypeError: If it is no saved state.
+        ValueError: If it belongs to another class, name or seed, naming both.
+    """
+    if not isinstance(saved, SavedState):
+        raise TypeError(f"{task.name}: expected what Task.save() returned, got {type(saved).__name__}")
+    mine, other = (type(task).__name__, task.name, task.seed), (saved.kind, saved.task, saved.seed)
+    if mine != other:
+        raise ValueError(
+            f"expected a state saved by {mine[0]} {mine[1]} with seed {mine[2]}, got one of {other[0]} {other[1]} with "
+            f"seed {other[2]}: restore it in a task made the same way"
+        )
+    return saved
+
+
+@dataclass(frozen=True, eq=False)
+class Physics:
+    """State of a MuJoCo simulation, to the last bit of what follows."""
+
+    integration: np.ndarray
+    places: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, model: mujoco.MjModel, data: mujoco.MjData) -> "Physics":
+        """Copy it out."""
+        integration = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
+        return cls(integration, {name: getattr(data, name).copy() for name in _PLACES})
+
+    def put(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        """Copy it back."""
+        mujoco.mj_resetData(model, data)
+        mujoco.mj_setState(model, data, self.integration, mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_forward(model, data)  # what is derived from the state; it also moves the warm start, hence
+        mujoco.mj_setState(model, data, self.integration, mujoco.mjtState.mjSTATE_INTEGRATION)
+        for name, value in self.places.items():
+            getattr(data, name)[:] = value
