@@ -41,6 +41,23 @@ def terminated_from(end: Int[Tensor, " B"], terminating: Iterable[int] = TERMINA
     return torch.isin(end, torch.tensor(sorted(int(e) for e in terminating), dtype=end.dtype, device=end.device))
 
 
+def named_ends(argument: str, names: Sequence[str]) -> frozenset[End]:
+    """Ends by their names in lower case.
+
+    Args:
+        argument: Whose value it is, for errors.
+        names: Such as ``["success", "time_limit"]``.
+
+    Raises:
+        ValueError: If there is no such end. A cut is none: the episode goes on.
+    """
+    known = {end.name.lower(): end for end in End if end != End.CUT}
+    wrong = [names] if isinstance(names, str) else [name for name in names if name not in known]
+    if wrong:
+        raise ValueError(f"{argument}: {wrong[0]!r} is no end; expected a list of names out of {', '.join(known)}")
+    return frozenset(known[name] for name in names)
+
+
 class Record:
     """Base of the frozen dataclasses here: moves, maps and selects rows of everything it holds."""
 

@@ -12,7 +12,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ..backbones.vision import VisionEncoder
-from ..core.batch import TrajectoryBatch
+from ..core.batch import TrajectoryBatch, named_ends
 from .collate import Window, collate
 from .episodes import BadEpisodeError, Episode
 from .features import FeatureCache
@@ -50,6 +50,8 @@ class EpisodeData(lightning.LightningDataModule):
         val_fraction: Share of contexts held out where no validation split is recorded.
         seed: Of all draws.
         num_workers: Loader processes.
+        terminating: Names of the ends after which nothing is bootstrapped: ``success``, ``failure``, ``time_limit``,
+            ``takeover``. Critics and potentials ask; ALOE takes all four.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -73,8 +75,10 @@ class EpisodeData(lightning.LightningDataModule):
         val_fraction: float = VAL_FRACTION,
         seed: int = 0,
         num_workers: int = 0,
+        terminating: Sequence[str] = ("success", "failure"),
     ) -> None:
         super().__init__()
+        self.terminating = named_ends("terminating", terminating)
         if batch_size < 1 or repeats < 1 or frames_every < 1 or (window is not None and window < 1):
             raise ValueError(
                 f"batch_size {batch_size}, repeats {repeats}, frames_every {frames_every}, window {window}: expected "
@@ -118,7 +122,7 @@ class EpisodeData(lightning.LightningDataModule):
             held = ", ".join(dataset.cameras) or "none"
             raise ValueError(f"{dataset.name} has no camera {', '.join(map(repr, missing))}: it has {held}")
         cache = None if self.cache is None else FeatureCache(self.cache)
-        reader = EpisodeReader(dataset, self.cameras, self.frame_size, self.encoder, cache)
+        reader = EpisodeReader(dataset, self.cameras, self.frame_size, self.encoder, cache, self.terminating)
         sets, usable, outcomes, staged = self._go_through(reader, dataset)
         if not usable:
             raise ValueError(f"no episode of {dataset.name} can be used: {self._reasons()}")
@@ -186,7 +190,8 @@ class EpisodeData(lightning.LightningDataModule):
         """Whole training episodes without frames or labels: what a normaliser is fitted on."""
         reader = self._ready()
         for start in range(0, len(self.places["train"]), self.batch_size):
-            yield collate([reader(p) for p in self.places["train"][start : start + self.batch_size]])
+            chosen = self.places["train"][start : start + self.batch_size]
+            yield collate([reader(place) for place in chosen], terminating=self.terminating)
 
     def episodes(self, split: Literal["train", "val"]) -> Iterator[TrajectoryBatch]:
         """Whole episodes of a split one by one, with frames and what was recorded; without drawn labels or negatives.

@@ -1,12 +1,12 @@
 """Reads the episodes of a data set for a model: by place, the small ones kept, frames or features from the cache."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..backbones.vision import VisionEncoder
-from ..core.batch import TrajectoryBatch
+from ..core.batch import TERMINATING, TrajectoryBatch
 from .collate import FeatureReader, Window, collate
 from .episodes import BadEpisodeError, Episode, EpisodeDataset, FrameSource, blamed_on
 from .features import CachedFrames, FeatureCache, FeatureSource, revision_of
@@ -25,6 +25,7 @@ class EpisodeReader:
         frame_size: Shorter side to which frames are scaled, also before a frozen encoder sees them; None as recorded.
         encoder: Frozen encoder whose features a cache keeps.
         cache: The cache, if any: of an encoder's features, else of frames at ``frame_size``.
+        terminating: Ends after which nothing is bootstrapped.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class EpisodeReader:
         frame_size: int | None = None,
         encoder: VisionEncoder | None = None,
         cache: FeatureCache | None = None,
+        terminating: Iterable[int] = TERMINATING,
     ) -> None:
         self.dataset, self.cameras, self.frame_size = dataset, tuple(cameras), frame_size
-        self.encoder, self.cache = encoder, cache
+        self.encoder, self.cache, self.terminating = encoder, cache, frozenset(terminating)
         self._kept: dict[int, Episode] = {}
         self._bytes = 0
         self._open = _Opened()
@@ -114,6 +116,7 @@ class EpisodeReader:
             cameras=() if embedded else self.cameras,
             frame_count=frame_count,
             frame_size=self.frame_size,
+            terminating=self.terminating,
             frames_every=frames_every,
             features=(lambda episode: self._embedded(episode, revision)) if embedded else None,
         )

@@ -318,3 +318,34 @@ def test_episodes_without_a_split_beside_others_are_not_dropped_in_silence(writt
     path = written(split=lambda i: ("train", "val", "")[i % 3])
     with pytest.warns(UserWarning, match="have no split, while others have one"):
         EpisodeData(str(path)).setup("fit")
+
+
+def test_which_ends_terminate_is_said_once_and_holds_everywhere(written):
+    ends = (End.SUCCESS, End.FAILURE, End.TIME_LIMIT, End.TAKEOVER, End.CUT)
+    path = str(written(count=10, end=lambda i: ends[i % 5], success=lambda i: float(i % 5 == 0)))
+
+    def ended(**more):
+        labels = LabelFactory(rewind=0.0, reverse=0.0, wrong_instruction=0.0)
+        data = EpisodeData(path, batch_size=4, val_fraction=0.4, labels=labels, **more)
+        data.setup("fit")
+        sources = [data.train_dataloader(), data.val_dataloader(), data.state_batches()]
+        sources += [data.episodes("train"), data.episodes("val")]
+        found = [{End(int(e)) for batch in source for e in batch.end[batch.terminated]} for source in sources]
+        assert found[0] | found[1] == found[3] | found[4]
+        assert found[0] == found[2] == found[3] and found[1] == found[4]
+        return found[0] | found[1]
+
+    assert ended() == {End.SUCCESS, End.FAILURE}
+    assert ended(terminating=["success", "failure", "time_limit", "takeover"]) == set(ends) - {End.CUT}
+    assert ended(terminating=[]) == set()
+    # a window that ends before its episode is cut, whatever ends the episode
+    data = EpisodeData(path, window=2, val_fraction=0.4, terminating=["success"])
+    data.setup("fit")
+    for batch in data.train_dataloader():
+        assert torch.equal(batch.terminated, batch.end == End.SUCCESS)
+
+
+def test_ends_that_do_not_exist_are_refused():
+    for wrong in (["timeout"], ["cut"], "success"):
+        with pytest.raises(ValueError, match=r"terminating: .* is no end; .* success, failure, time_limit, takeover"):
+            EpisodeData("nowhere", terminating=wrong)
