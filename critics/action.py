@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.batch import TrajectoryBatch, ValueEstimates
+from ..core.batch import RewardEstimates, TrajectoryBatch, ValueEstimates
 from ..core.interfaces import Proposer
-from .chunks import Aggregate, ChunkCritic, aggregate
+from .chunks import Aggregate, ChunkCritic, Points, Tails, aggregate
+from .conservative import CalibratedFloor
 from .networks import ChunkNetwork
 
 TargetAggregate = Literal["min", "mean", "lcb", "independent"]
@@ -39,6 +39,8 @@ class ActionCritic(ChunkCritic):
             text; others count 1.
         across_replans: See `ChunkCritic`.
         micro_batch: See `ChunkCritic`.
+        tails: See `ChunkCritic`.
+        penalty: Keeps Q of chunks that nobody carried out from growing (Cal-QL); ALOE has none.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -57,8 +59,12 @@ class ActionCritic(ChunkCritic):
         source_weights: Mapping[str, float] | None = None,
         across_replans: bool = False,
         micro_batch: int = 4096,
+        tails: Tails = "complete",
+        penalty: CalibratedFloor | None = None,
     ) -> None:
-        super().__init__(network, gamma, pessimism, lcb, polyak_rate, source_weights, across_replans, micro_batch)
+        super().__init__(
+            network, gamma, pessimism, lcb, polyak_rate, source_weights, across_replans, micro_batch, tails
+        )
         if target_agg not in ("min", "mean", "lcb", "independent") or min(target_samples, value_samples) < 1:
             raise ValueError(
                 f"target_agg {target_agg!r}, target_samples {target_samples}, value_samples {value_samples}: expected "
@@ -66,6 +72,7 @@ class ActionCritic(ChunkCritic):
             )
         self.target_agg: TargetAggregate = target_agg
         self.target_samples, self.value_samples = target_samples, value_samples
+        self.penalty = penalty
 
     def bootstrap(
         self, batch: TrajectoryBatch, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"], proposer: Proposer | None
@@ -77,22 +84,26 @@ class ActionCritic(ChunkCritic):
             return members.mean(1)
         return aggregate(members, self.target_agg, self.lcb).mean(0, keepdim=True)
 
-    @torch.no_grad()
     def forward(self, batch: TrajectoryBatch, proposer: Proposer | None = None) -> ValueEstimates:
         """V of every observation from 0 to L, pessimistic Q and members of the logged chunk at every real step.
 
         Raises:
             ValueError: If there is no proposer; use ``logged_q`` for Q alone.
         """
-        index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
-        rows, steps = (index <= batch.steps[:, None]).nonzero(as_tuple=True)
-        chunks = self.proposals(batch, rows, steps, self.value_samples, proposer)
-        value = self.pessimistic(self.proposed_q(self.network, batch, rows, steps, chunks)).mean(0)
-        v = torch.zeros(len(batch), len(index), device=batch.state.device)
-        v[rows, steps] = value.to(v.device)
-        members = self.logged_q(batch)
-        q = torch.where(batch.mask, self.pessimistic(members), 0.0)
-        return ValueEstimates(v=v, q=q, members=members)
+        return self.valued_by_proposals(batch, proposer, self.value_samples, "mean")
+
+    def further_losses(
+        self,
+        batch: TrajectoryBatch,
+        rewards: RewardEstimates,
+        points: Points,
+        members: Float[Tensor, "K M"],
+        proposer: Proposer | None,
+    ) -> dict[str, Tensor]:
+        """The penalty, where there is one."""
+        if self.penalty is None:
+            return {}
+        return self.penalty(self, batch, rewards, points, members, proposer)
 
 
 __all__ = ["ActionCritic", "TargetAggregate"]

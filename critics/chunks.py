@@ -1,5 +1,7 @@
-"""What critics of action chunks share: which steps can be learned from, ensembles, target networks, proposals."""
+"""What critics of action chunks share: targets, ensembles, target networks, proposals."""
 
+import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,91 +9,17 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones.model_inputs import ModelInputs
-from ..core.batch import RewardEstimates, TrajectoryBatch
+from ..core.batch import RewardEstimates, TrajectoryBatch, ValueEstimates
 from ..core.interfaces import Critic, Proposer
 from ..core.returns import chunk_td_targets
+from .ensembles import Aggregate, aggregate, polyak
+from .logged import REPLAN, chunk_lengths, learnable_lengths, logged_chunks, replans, shown_lengths, silent_rows
 from .networks import ChunkNetwork
 
-Aggregate = Literal["min", "mean", "lcb"]
-REPLAN = "replan"
-"""Recorded column (B, T), true on the steps at which the acting policy decided anew: the re-plan boundary flag."""
-
-
-def aggregate(members: Float[Tensor, "K ..."], how: Aggregate, lcb: float | int = 1.0) -> Float[Tensor, "..."]:
-    """One number for an ensemble of K: the smallest, the mean, or the mean minus ``lcb`` deviations (ddof = 0).
-
-    For K = 2 the smallest is the mean minus one deviation; for K = 1 all three are the member itself.
-
-    Raises:
-        ValueError: If there is no such way, or no member.
-    """
-    if how not in get_args(Aggregate) or not len(members):
-        raise ValueError(f"aggregate {how!r} over {len(members)} members: expected min, mean or lcb, and a member")
-    if how == "min":
-        return members.amin(0)
-    mean = members.mean(0)
-    return mean if how == "mean" else mean - lcb * members.std(0, correction=0)
-
-
-@torch.no_grad()
-def polyak(target: nn.Module, online: nn.Module, rate: float | int) -> None:
-    """Move a target network: φ⁻ ← rate · φ + (1 − rate) · φ⁻ (ALOE, algorithm 1, line 8); buffers are copied."""
-    for slow, fast in zip(target.parameters(), online.parameters(), strict=True):
-        if slow is not fast:  # frozen encoders are shared
-            slow.lerp_(fast.to(slow.dtype), rate)
-    for slow, fast in zip(target.buffers(), online.buffers(), strict=True):
-        if slow is not fast:
-            slow.copy_(fast)
-
-
-def replans(batch: TrajectoryBatch) -> Bool[Tensor, "B T"] | None:
-    """Where the acting policy decided anew; None where the trajectories do not say.
-
-    Rollouts of a policy say it by their decisions, logs by a recorded column ``"replan"``.
-    """
-    if "sample" in batch.behaviour:
-        decided = torch.zeros(len(batch), batch.mask.shape[1] + 1, dtype=torch.bool, device=batch.mask.device)
-        steps = torch.where(batch.decision_step >= 0, batch.decision_step, batch.mask.shape[1])
-        return decided.scatter_(1, steps, True)[:, :-1] & batch.mask
-    column = batch.recorded.get(REPLAN)
-    if column is None or column.values.shape != batch.mask.shape:
-        return None
-    return column.valid & (column.values > 0) & batch.mask
-
-
-def chunk_lengths(batch: TrajectoryBatch, horizon: int, across_replans: bool = False) -> Int[Tensor, "B T"]:
-    """Steps of the logged chunk that begins at each real step: up to the horizon, the row's end, the next re-plan."""
-    index = torch.arange(batch.mask.shape[1], device=batch.mask.device)
-    length = (batch.steps[:, None] - index).clamp(max=horizon)
-    boundary = None if across_replans else replans(batch)
-    if boundary is not None:
-        length = torch.minimum(length, _next(boundary, index, after=True) - index)
-    return torch.where(batch.mask, length, 0)
-
-
-def learnable_lengths(
-    batch: TrajectoryBatch, rewards: RewardEstimates, horizon: int, across_replans: bool = False
-) -> Int[Tensor, "B T"]:
-    """Steps n of each chunk whose reward and next observation are known; 0 where there is nothing to learn from.
-
-    A chunk ends before an unknown reward and, where a row is cut without a last observation, one step early: its value
-    cannot be bootstrapped from an observation that nobody made.
-    """
-    index = torch.arange(batch.mask.shape[1], device=batch.mask.device)
-    unseen = (~batch.last_observed & ~batch.terminated).long()
-    length = torch.minimum(chunk_lengths(batch, horizon, across_replans), (batch.steps - unseen)[:, None] - index)
-    unknown = ~(rewards.valid & batch.mask)
-    return torch.minimum(length, _next(unknown, index, after=False) - index).clamp(min=0)
-
-
-def _next(flags: Bool[Tensor, "B T"], index: Int[Tensor, " T"], after: bool) -> Int[Tensor, "B T"]:
-    """Step of the next flag at (or strictly after) each step; T where none follows."""
-    steps = flags.shape[1]
-    place = torch.where(flags, index, steps).flip(1).cummin(1).values.flip(1)
-    return torch.cat([place[:, 1:], place.new_full((len(place), 1), steps)], 1) if after else place
+Tails = Literal["complete", "mask"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,9 +38,13 @@ class ChunkCritic(Critic):
 
     The target of a chunk is Σ_{k<n} γ^k r_{t+k} + γ^n · bootstrap, with n the steps that were logged of it: up to the
     horizon, the end of the row, the next re-plan (where the trajectories say when the policy planned anew), and the
-    first unknown reward. The steps behind n are masked out of the critic's input. Nothing is bootstrapped after a
-    termination; everything else (a time limit that does not terminate, a cut, a boundary of fragments) is continued.
-    Which ends terminate is said where batches are made (``terminating`` of `EpisodeData`).
+    first unknown reward. Nothing is bootstrapped after a termination; everything else (a time limit that does not
+    terminate, a cut, a boundary of fragments) is continued. Which ends terminate is said where batches are made
+    (``terminating`` of `EpisodeData`).
+
+    The critic is shown n steps, and the rest is masked out. A chunk that a termination cuts short is shown whole,
+    though (``tails``): a short one would tell the critic that the episode ends in n steps, whole ones would be those
+    that did not end it, and a chunk of the policy, which is always whole, would be valued as if it never could.
 
     Args:
         network: Q of K members.
@@ -124,6 +56,8 @@ class ChunkCritic(Critic):
         across_replans: Let logged chunks span re-plans. What they did then depended on what the policy saw on the way,
             and their value as blind chunks comes out too high.
         micro_batch: Chunks valued at a time where no gradient is needed.
+        tails: What is shown behind a termination: ``"complete"`` goes on with the plan that the policy had where
+            rollouts recorded it (``behaviour["sample"]``), else with the last action again; ``"mask"`` shows nothing.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -139,6 +73,7 @@ class ChunkCritic(Critic):
         source_weights: Mapping[str, float] | None,
         across_replans: bool,
         micro_batch: int,
+        tails: Tails = "complete",
     ) -> None:
         super().__init__()
         if not 0 <= gamma <= 1 or not 0 < polyak_rate <= 1 or lcb < 0 or micro_batch < 1:
@@ -146,18 +81,21 @@ class ChunkCritic(Critic):
                 f"gamma {gamma}, polyak_rate {polyak_rate}, lcb {lcb}, micro_batch {micro_batch}: expected gamma in "
                 "[0, 1], a rate in (0, 1], no negative bound, and at least one chunk at a time"
             )
-        if pessimism not in get_args(Aggregate):
-            raise ValueError(f"pessimism {pessimism!r}: expected min, mean or lcb")
-        wrong = [k for k, v in (source_weights or {}).items() if not k.lstrip("-").isdigit() or not 0 <= v < torch.inf]
-        if wrong:
+        if pessimism not in get_args(Aggregate) or tails not in get_args(Tails):
             raise ValueError(
-                f"source_weights[{wrong[0]!r}]: expected the number of a source, and a weight of 0 or more"
+                f"pessimism {pessimism!r}, tails {tails!r}: expected min, mean or lcb, and complete or mask"
             )
+        for source, factor in (source_weights or {}).items():
+            if not re.fullmatch(r"-?[0-9]+", source) or not 0 <= factor < math.inf:
+                raise ValueError(
+                    f"source_weights[{source!r}] = {factor}: expected the number of a source, and a weight of 0 or more"
+                )
         self.network, self.target = network, network.twin()
         self.gamma, self.lcb, self.polyak_rate = gamma, lcb, polyak_rate
         self.pessimism: Aggregate = pessimism
         self.source_weights = {int(k): float(v) for k, v in (source_weights or {}).items()}
         self.across_replans, self.micro_batch = across_replans, micro_batch
+        self.tails: Tails = tails
         self._warned = False
 
     @property
@@ -195,7 +133,7 @@ class ChunkCritic(Critic):
         """Steps to learn from: real, of positive weight, with a known reward and a known continuation.
 
         Raises:
-            ValueError: If a known reward is NaN or infinite.
+            ValueError: If a known reward, an action or an observed state is NaN or infinite.
         """
         wrong = rewards.valid & batch.mask & ~rewards.rewards.isfinite()
         if bool(wrong.any()):
@@ -204,13 +142,25 @@ class ChunkCritic(Critic):
                 f"the reward of episode {int(batch.episode[row])} is {float(rewards.rewards[row, step])} at step "
                 f"{step}, and counts as known: mark it invalid, or repair the episode"
             )
-        lengths = learnable_lengths(batch, rewards, self.horizon, self.across_replans)
+        odd = (batch.mask & ~batch.actions.isfinite().all(2)).any(1)
+        if self.network.state_size:
+            odd |= (batch.made & ~batch.state.isfinite().all(2)).any(1)
+        if bool(odd.any()):
+            episode = int(batch.episode[odd][0])
+            raise ValueError(
+                f"a state or an action of episode {episode} is NaN or infinite: repair it, or leave it out"
+            )
+        lengths = self.lengths(batch, rewards)
         self._warn_of_replans(batch)
         weight = batch.weight.clone()
         for source, factor in self.source_weights.items():
             weight[batch.source == source] *= factor
         rows, steps = ((lengths > 0) & (weight > 0)).nonzero(as_tuple=True)
         return Points(rows=rows, steps=steps, lengths=lengths, weight=weight[rows, steps])
+
+    def lengths(self, batch: TrajectoryBatch, rewards: RewardEstimates) -> Int[Tensor, "B T"]:
+        """Steps n of the chunk that begins at each step; 0 where there is nothing to learn from."""
+        return learnable_lengths(batch, rewards, self.horizon, self.across_replans)
 
     def _warn_of_replans(self, batch: TrajectoryBatch) -> None:
         if self._warned or self.horizon == 1:
@@ -220,7 +170,8 @@ class ChunkCritic(Critic):
             # the first decision of a row is the beginning of a chunk, not a boundary inside one
             reason = "span re-plans of the policy that acted" if bool(boundary[:, 1:].any()) else ""
         else:
-            reason = "" if boundary is not None else "may span re-plans: these trajectories do not say where there were"
+            silent = boundary is None or bool(silent_rows(batch).any())
+            reason = "may span re-plans: these trajectories do not all say where there were" if silent else ""
         if reason:
             self._warned = True
             warnings.warn(
@@ -273,13 +224,14 @@ class ChunkCritic(Critic):
         """
         points = self.points(batch, rewards)
         if not len(points.rows):
-            return {"loss": torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() * 0.0}
+            return {"loss": torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0}
         with torch.no_grad():
             targets = self.targets(batch, rewards, points, proposer).to(self.network.fitted.device)
         members = self.logged_members(batch, points.rows, points.steps, points.lengths)
         weight = points.weight.to(members.device)
         error = (members - targets).square().mean(0)
         loss = (error * weight).sum() / weight.sum()
+        further = self.further_losses(batch, rewards, points, members, proposer)
         with torch.no_grad():
             figures = {
                 "td_error": ((members - targets).mean(0).abs() * weight).sum() / weight.sum(),
@@ -287,17 +239,49 @@ class ChunkCritic(Critic):
                 "target": targets.mean(),
                 "spread": members.std(0, correction=0).mean(),
             }
-        return {"loss": loss, **figures}
+        if further:
+            figures["td_loss"] = loss.detach()
+        return {"loss": sum(further.values(), loss), **figures, **{k: v.detach() for k, v in further.items()}}
+
+    def further_losses(
+        self,
+        batch: TrajectoryBatch,
+        rewards: RewardEstimates,
+        points: Points,
+        members: Float[Tensor, "K M"],
+        proposer: Proposer | None,
+    ) -> dict[str, Tensor]:
+        """What a critic minimises beside the squared error, by name: nothing here.
+
+        Args:
+            batch: The trajectories.
+            rewards: Their rewards.
+            points: The steps that are learned from.
+            members: Q of each member for the logged chunks at the points, with gradients.
+            proposer: The current policy.
+        """
+        return {}
+
+    def logged_input(
+        self, batch: TrajectoryBatch, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"], lengths: Int[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "M h A"], Bool[Tensor, "M h"]]:
+        """The logged chunks that begin at M steps as the critic is shown them, and which of their steps it sees."""
+        shown = lengths
+        if self.tails == "complete":
+            shown = shown_lengths(batch, lengths, self.horizon, self.across_replans)
+        return logged_chunks(batch, rows, steps, shown[rows, steps], self.horizon)
 
     def logged_members(
-        self, batch: TrajectoryBatch, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"], lengths: Int[Tensor, "B T"]
+        self,
+        batch: TrajectoryBatch,
+        rows: Int[Tensor, " M"],
+        steps: Int[Tensor, " M"],
+        lengths: Int[Tensor, "B T"],
+        network: ChunkNetwork | None = None,
     ) -> Float[Tensor, "K M"]:
-        """Q of each member for the logged chunks that begin at M steps."""
-        offset = torch.arange(self.horizon, device=rows.device)
-        mask = offset < lengths[rows, steps][:, None]
-        index = (steps[:, None] + offset).clamp(max=batch.mask.shape[1] - 1)
-        chunk = batch.actions[rows[:, None], index]
-        return self.network(batch.observe(rows, steps), chunk, mask)
+        """Q of each member for the logged chunks that begin at M steps, by another network if one is given."""
+        chunk, mask = self.logged_input(batch, rows, steps, lengths)
+        return (network or self.network)(batch.observe(rows, steps), chunk, mask)
 
     @torch.no_grad()
     def logged_q(self, batch: TrajectoryBatch) -> Float[Tensor, "K B T"]:
@@ -305,7 +289,7 @@ class ChunkCritic(Critic):
         lengths = chunk_lengths(batch, self.horizon, self.across_replans)
         found = torch.zeros(self.network.members, *batch.mask.shape, device=batch.state.device)
         rows, steps = batch.mask.nonzero(as_tuple=True)
-        for part in torch.arange(len(rows), device=rows.device).split(self.micro_batch):
+        for part in torch.arange(len(rows), device=rows.device).split(self.micro_batch) if len(rows) else ():
             members = self.logged_members(batch, rows[part], steps[part], lengths)
             found[:, rows[part], steps[part]] = members.to(found.device)
         return found
@@ -352,7 +336,8 @@ class ChunkCritic(Critic):
         """Q of each member for n chunks at each of M observations."""
         count, points, length = chunks.shape[:3]
         found: list[Tensor] = []
-        for part in torch.arange(points, device=rows.device).split(max(1, self.micro_batch // count)):
+        parts = torch.arange(points, device=rows.device).split(max(1, self.micro_batch // count)) if points else ()
+        for part in parts:
             observation = batch.observe(rows[part], steps[part])
             again = torch.arange(len(part), device=rows.device).repeat(count)
             mask = torch.ones(len(again), length, dtype=torch.bool, device=chunks.device)
@@ -360,12 +345,41 @@ class ChunkCritic(Critic):
             found.append(network(observation[again], flat, mask).unflatten(1, (count, len(part))))
         return torch.cat(found, 2) if found else torch.zeros(network.members, count, 0, device=chunks.device)
 
+    def observations(self, batch: TrajectoryBatch) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
+        """Row and step of every observation from 0 to L."""
+        index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
+        rows, steps = (index <= batch.steps[:, None]).nonzero(as_tuple=True)
+        return rows, steps
+
+    @torch.no_grad()
+    def estimates(self, batch: TrajectoryBatch, value: Float[Tensor, " M"]) -> ValueEstimates:
+        """V as given for ``observations``, pessimistic Q and members of the logged chunk at every real step."""
+        v = torch.zeros(len(batch), batch.mask.shape[1] + 1, device=batch.state.device)
+        v[self.observations(batch)] = value.to(v.device)
+        members = self.logged_q(batch)
+        return ValueEstimates(v=v, q=torch.where(batch.mask, self.pessimistic(members), 0.0), members=members)
+
+    @torch.no_grad()
+    def valued_by_proposals(
+        self, batch: TrajectoryBatch, proposer: Proposer | None, count: int, over: Literal["mean", "max"]
+    ) -> ValueEstimates:
+        """Estimates whose V is the mean, or the largest, of the pessimistic Q of ``count`` chunks of the policy.
+
+        Raises:
+            ValueError: If there is no proposer, or what it proposes does not fit.
+        """
+        rows, steps = self.observations(batch)
+        chunks = self.proposals(batch, rows, steps, count, proposer)
+        found = self.pessimistic(self.proposed_q(self.network, batch, rows, steps, chunks))
+        return self.estimates(batch, found.mean(0) if over == "mean" else found.amax(0))
+
 
 __all__ = [
     "REPLAN",
     "Aggregate",
     "ChunkCritic",
     "Points",
+    "Tails",
     "aggregate",
     "chunk_lengths",
     "learnable_lengths",

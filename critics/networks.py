@@ -1,47 +1,20 @@
 """Networks that value chunks of actions: an ensemble of K members over state, chunk, cameras and instruction."""
 
-import copy
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..backbones.language import TextEncoder
-from ..backbones.model_inputs import ModelInputs
 from ..backbones.temporal import TransformerBlock
 from ..backbones.vision import VisionEncoder
 from ..core.batch import Observation
-from ..core.interfaces import Component
-
-N = TypeVar("N", bound="ChunkNetwork")
-_CLIP = 10.0  # standard deviations; an extreme nobody has seen must not blow a value up
+from .observations import ObservationReader, Scale, check_values, perceptron
 
 
-class Scale(nn.Module):
-    """Mean and deviation of W numbers, taken from data once and kept with the weights."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-
-    def forward(self, values: Float[Tensor, "*shape W"]) -> Float[Tensor, "*shape W"]:
-        """Standardise, and clip to ten standard deviations."""
-        return ((values.to(self.mean.device) - self.mean) / self.std).clamp(-_CLIP, _CLIP)
-
-    @torch.no_grad()
-    def fit(self, values: Float[Tensor, "M W"], floor: float) -> None:
-        """Take mean and deviation; what hardly moves keeps the scale ``floor``."""
-        self.mean.copy_(values.double().mean(0))
-        self.std.copy_(values.double().std(0, correction=0).clamp(min=floor))
-
-
-class ChunkNetwork(Component):
+class ChunkNetwork(ObservationReader):
     """Base of the networks behind the critics of action chunks; a subclass writes ``members_of``.
 
     States and actions are standardised with scales that ``fit`` takes from data. Frames come as features of a frozen
@@ -61,8 +34,6 @@ class ChunkNetwork(Component):
         ValueError: If a size makes no sense, nothing would be read, or an encoder is not frozen.
     """
 
-    fitted: Tensor
-
     def __init__(
         self,
         state_size: int,
@@ -74,34 +45,14 @@ class ChunkNetwork(Component):
         text: TextEncoder | None = None,
         frame_size: int | None = None,
     ) -> None:
-        super().__init__()
-        if state_size < 0 or min(action_size, horizon, members) < 1:
+        super().__init__(state_size, cameras, encoder, text, frame_size)
+        if min(action_size, horizon, members) < 1:
             raise ValueError(
-                f"state_size {state_size}, action_size {action_size}, horizon {horizon}, members {members}: expected "
-                "a state of 0 numbers or more, and at least one action dimension, step and member"
+                f"action_size {action_size}, horizon {horizon}, members {members}: expected at least one action "
+                "dimension, step and member"
             )
-        if not state_size and not cameras:
-            raise ValueError("state_size 0 and no camera: the critic would see nothing; give one of them")
-        if bool(cameras) != (encoder is not None) or len(set(cameras)) < len(cameras):
-            raise ValueError(f"cameras {list(cameras)}: expected each once, together with an encoder, or neither")
-        if any(part is not None and part.trainable for part in (encoder, text)):
-            raise ValueError("expected frozen encoders (trainable=False): a target network would chase a moving one")
-        self.state_size, self.action_size, self.horizon, self.members = state_size, action_size, horizon, members
-        self.cameras, self.encoder, self.text, self.frame_size = tuple(cameras), encoder, text, frame_size
-        self.state_scale = Scale(state_size)
+        self.action_size, self.horizon, self.members = action_size, horizon, members
         self.action_scale = Scale(action_size)
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
-
-    @property
-    def inputs(self) -> ModelInputs:
-        """What the network reads."""
-        return ModelInputs(
-            state_size=self.state_size,
-            cameras=self.cameras,
-            frame_size=self.frame_size,
-            encoder=self.encoder,
-            instruction=self.text is not None,
-        )
 
     def forward(
         self, observation: Observation, chunk: Float[Tensor, "M H A"], mask: Bool[Tensor, "M H"]
@@ -116,14 +67,14 @@ class ChunkNetwork(Component):
         Raises:
             ValueError: If widths or lengths do not fit, or a feature is missing.
         """
-        self._check(observation, chunk)
+        self._check(chunk)
         device = self.fitted.device
         chunk, mask = chunk.to(device), mask.to(device)
         short = self.horizon - chunk.shape[1]
         chunk, mask = nn.functional.pad(chunk, (0, 0, 0, short)), nn.functional.pad(mask, (0, short), value=False)
         # masked before scaling: a NaN behind the mask would come back in the gradient
         actions = self.action_scale(chunk.masked_fill(~mask[..., None], 0.0).float()).masked_fill(~mask[..., None], 0.0)
-        return self.members_of(self.state_scale(observation.state.float()), actions, mask, observation).float()
+        return self.members_of(self.scaled_state(observation), actions, mask, observation).float()
 
     def members_of(
         self,
@@ -135,54 +86,17 @@ class ChunkNetwork(Component):
         """Q of each member, from standardised state and actions (0 behind the mask)."""
         raise NotImplementedError(f"{type(self).__name__} values nothing: write members_of(state, actions, …)")
 
-    def camera_features(self, observation: Observation) -> list[Float[Tensor, "M P E"]]:
-        """Features of each camera, P patches of width E (P = 1 where the encoder pools)."""
-        found: list[Tensor] = []
-        for camera in self.cameras:
-            assert self.encoder is not None
-            stored = observation.features.get(f"{self.encoder.name}/{camera}")
-            if stored is None and camera not in observation.frames:
-                raise ValueError(
-                    f"the critic looks through {camera!r}, and these observations hold neither its frames nor "
-                    f"features {self.encoder.name}/{camera}"
-                )
-            seen = self.encoder.encode(observation.frames[camera]) if stored is None else stored
-            found.append(seen.to(self.fitted.device).float().reshape(len(seen), -1, self.encoder.width))
-        return found
-
-    def instruction_features(self, observation: Observation) -> Float[Tensor, "M E"] | None:
-        """Features of the instructions, each distinct one encoded once; None if they are not read."""
-        if self.text is None:
-            return None
-        distinct = {text: i for i, text in enumerate(dict.fromkeys(observation.instructions))}
-        with torch.no_grad():
-            features = self.text(list(distinct)).float().to(self.fitted.device)
-        return features[[distinct[text] for text in observation.instructions]]
-
     def fit(self, state: Float[Tensor, "M S"], actions: Float[Tensor, "N A"]) -> None:
         """Take the scales of states and actions from data.
 
         Raises:
             ValueError: If there is nothing to fit, widths do not fit, or something is not a number.
         """
-        for name, values, size in (("state", state, self.state_size), ("action", actions, self.action_size)):
-            if values.shape[1] != size or not len(values):
-                raise ValueError(f"expected {name}s of width {size} to take scales from, got {tuple(values.shape)}")
-            if not bool(values.isfinite().all()):
-                raise ValueError(f"a {name} is NaN or infinite: repair the data, or leave the episode out")
-        # a state that hardly moves in a handful of demonstrations may move later; see Inputs.fit
-        self.state_scale.fit(state, floor=0.1)
+        check_values("action", actions, self.action_size)
+        self.fit_state(state)
         self.action_scale.fit(actions, floor=1e-3)
-        self.fitted.fill_(True)
 
-    def twin(self: N) -> N:
-        """A copy with weights of its own and the same frozen encoders: a target network."""
-        kept = {id(part): part for part in (self.encoder, self.text) if part is not None}
-        return copy.deepcopy(self, kept).requires_grad_(False).eval()
-
-    def _check(self, observation: Observation, chunk: Tensor) -> None:
-        if observation.state.shape[1] != self.state_size:
-            raise ValueError(f"expected a state of width {self.state_size}, got {observation.state.shape[1]}")
+    def _check(self, chunk: Tensor) -> None:
         if chunk.shape[2] != self.action_size:
             raise ValueError(
                 f"the critic values actions of {self.action_size} dimensions, these chunks have {chunk.shape[2]}: the "
@@ -351,17 +265,8 @@ class ChunkPerceptron(ChunkNetwork):
         frame_size: int | None = None,
     ) -> None:
         super().__init__(state_size, action_size, horizon, members, cameras, encoder, text, frame_size)
-        width = state_size + horizon * (action_size + 1)
-        width += len(self.cameras) * (0 if encoder is None else encoder.width) + (0 if text is None else text.width)
-        self.networks = nn.ModuleList([self._network(width, hidden) for _ in range(members)])
-
-    @staticmethod
-    def _network(width: int, hidden: Sequence[int]) -> nn.Sequential:
-        layers: list[nn.Module] = []
-        for size in hidden:
-            layers += [nn.Linear(width, size), nn.LayerNorm(size), nn.GELU()]
-            width = size
-        return nn.Sequential(*layers, nn.Linear(width, 1))
+        width = self.width + horizon * (action_size + 1)
+        self.networks = nn.ModuleList([perceptron(width, hidden) for _ in range(members)])
 
     def members_of(
         self,
@@ -371,10 +276,7 @@ class ChunkPerceptron(ChunkNetwork):
         observation: Observation,
     ) -> Float[Tensor, "K M"]:
         """See `ChunkNetwork.members_of`."""
-        text = self.instruction_features(observation)
-        cameras = [patches.mean(1) for patches in self.camera_features(observation)]
-        parts = [state, actions.flatten(1), mask.float(), *cameras, *([] if text is None else [text])]
-        inputs = torch.cat(parts, 1)
+        inputs = torch.cat([self.vector(state, observation), actions.flatten(1), mask.float()], 1)
         return torch.stack([network(inputs).squeeze(1) for network in self.networks])
 
 
