@@ -1,19 +1,136 @@
-"""State values, learned from TD(λ) targets."""
+"""State values, learned from Monte-Carlo returns or TD(λ) targets."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..backbones.model_inputs import ModelInputs
 from ..backbones.perceptron import Inputs, tanh_network
 from ..core.batch import Observation, RewardEstimates, TrajectoryBatch, ValueEstimates
 from ..core.interfaces import Critic, Proposer
 from ..core.returns import gae
 
+Cuts = Literal["bootstrap", "leave_out", "end"]
 
-class ValueCritic(Critic):
-    """V(s) by a multi-layer perceptron on state and frozen features.
+
+class StateCritic(Critic):
+    """Base of the values of observations; a subclass writes ``value`` and ``loss_of``.
+
+    Targets are λ-returns (Schulman et al. 2016, arXiv 1506.02438, equation 16): λ = 1 is Monte-Carlo, λ = 0 one-step
+    TD. Where a row ends without having terminated (a window, a fragment, a time limit that does not terminate) its
+    return is not known, and ``cuts`` says what to do about it.
+
+    Args:
+        state_size: Width S of the state.
+        hidden: Widths of the hidden layers (tanh).
+        feature_sizes: Frozen features to look at beside the state: name → width.
+        outputs: Numbers that the network gives.
+        gamma: Discount per step of the targets that ``loss`` computes on its own.
+        lam: λ of the targets.
+        cuts: A row that did not terminate is continued by its own value (``"bootstrap"``), its steps are left out, as
+            is every step whose return runs over an unknown reward (``"leave_out"``), or it is taken to be over
+            (``"end"``).
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        state_size: int,
+        hidden: Sequence[int],
+        feature_sizes: Mapping[str, int] | None,
+        outputs: int,
+        gamma: float,
+        lam: float,
+        cuts: Cuts,
+    ) -> None:
+        super().__init__()
+        if not (0 <= gamma <= 1 and 0 <= lam <= 1) or cuts not in get_args(Cuts):
+            raise ValueError(
+                f"gamma {gamma}, lam {lam}, cuts {cuts!r}: expected numbers in [0, 1], and one of "
+                f"{', '.join(get_args(Cuts))}"
+            )
+        self.gamma, self.lam = gamma, lam
+        self.cuts: Cuts = cuts
+        self.reads = Inputs(state_size, feature_sizes)
+        self.network = tanh_network(self.reads.width, hidden, outputs, last_gain=1.0)
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """What the critic reads beside the features that it names."""
+        return ModelInputs(state_size=self.reads.state_size)
+
+    @torch.no_grad()
+    def fit_scales(self, batch: TrajectoryBatch) -> None:
+        """Take the scales of states and features from the observations of a batch that were really made."""
+        rows, steps = batch.made.nonzero(as_tuple=True)
+        self.reads.fit(batch.observe(rows, steps))
+
+    def value(self, observation: Observation) -> Float[Tensor, " M"]:
+        """Value of M observations, in float32 whatever the precision of the network's sums."""
+        raise NotImplementedError(f"{type(self).__name__} values nothing: write value(observation)")
+
+    def loss_of(
+        self, observation: Observation, targets: Float[Tensor, " M"]
+    ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"], dict[str, Tensor]]:
+        """Loss at each of M observations, their values, and figures."""
+        raise NotImplementedError(f"{type(self).__name__} does not learn: write loss_of(observation, targets)")
+
+    def forward(self, batch: TrajectoryBatch, proposer: Proposer | None = None) -> ValueEstimates:
+        """Value every real observation; padding gets 0."""
+        real = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)[None] <= batch.steps[:, None]
+        rows, steps = real.nonzero(as_tuple=True)
+        values = torch.zeros(real.shape, device=batch.state.device)
+        return ValueEstimates(v=values.index_put((rows, steps), self.value(batch.observe(rows, steps))))
+
+    @torch.no_grad()
+    def targets(
+        self, batch: TrajectoryBatch, rewards: RewardEstimates
+    ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
+        """λ-returns, and the steps whose target can be learned from.
+
+        An unknown reward is taken to be no surprise, and is not learned from itself. A step into an observation that
+        was never made cannot be continued: it is unknown, unless the row is over.
+
+        Raises:
+            ValueError: If a known reward is NaN or infinite.
+        """
+        values = self.forward(batch).v
+        over = batch.terminated | (self.cuts == "end")
+        last = _last(batch)
+        known = rewards.valid & batch.mask & ~(last & ~batch.last_observed[:, None] & ~over[:, None])
+        after = values[:, 1:].masked_fill(last & over[:, None], 0.0)
+        filled = torch.where(known, rewards.rewards, values[:, :-1] - self.gamma * after)
+        found = gae(filled, values, batch.mask, over, self.gamma, self.lam).returns
+        if self.cuts == "leave_out":
+            known = known_returns(batch, known)
+        return found, known
+
+    def loss(
+        self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted mean over the steps that can be learned from, and figures; 0 where there is none.
+
+        Raises:
+            ValueError: If a known reward is NaN or infinite.
+        """
+        targets, counted = self.targets(batch, rewards)
+        rows, steps = (counted & (batch.weight > 0)).nonzero(as_tuple=True)
+        if not len(rows):
+            return {"loss": torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0}
+        target, weight = targets[rows, steps], batch.weight[rows, steps]
+        each, values, figures = self.loss_of(batch.observe(rows, steps), target)
+        values = values.detach()
+        figures = {**figures, "td_error": (values - target).abs().mean(), "v": values.mean(), "target": target.mean()}
+        return {"loss": (each * weight).sum() / weight.sum().clamp(min=1e-8), **figures}
+
+
+class ValueCritic(StateCritic):
+    """V(s) by a multi-layer perceptron on state and frozen features, with squared errors.
 
     Args:
         state_size: Width S of the state.
@@ -21,6 +138,7 @@ class ValueCritic(Critic):
         feature_sizes: Frozen features to look at beside the state: name → width.
         gamma: Discount of the targets that ``loss`` computes on its own.
         lam: λ of TD(λ): 1 is Monte-Carlo, 0 is one-step TD.
+        cuts: What a row that did not terminate means; see `StateCritic`.
     """
 
     def __init__(
@@ -30,44 +148,32 @@ class ValueCritic(Critic):
         feature_sizes: Mapping[str, int] | None = None,
         gamma: float = 0.99,
         lam: float = 0.95,
+        cuts: Cuts = "bootstrap",
     ) -> None:
-        super().__init__()
-        self.gamma, self.lam = gamma, lam
-        self.inputs = Inputs(state_size, feature_sizes)
-        self.network = tanh_network(self.inputs.width, hidden, 1, last_gain=1.0)
+        super().__init__(state_size, hidden, feature_sizes, 1, gamma, lam, cuts)
 
     def value(self, observation: Observation) -> Float[Tensor, " M"]:
         """Value of M observations, in float32 whatever the precision of the network's sums."""
-        return self.network(self.inputs(observation)).squeeze(1).float()
+        return self.network(self.reads(observation)).squeeze(1).float()
 
-    def forward(self, batch: TrajectoryBatch, proposer: Proposer | None = None) -> ValueEstimates:
-        """Value every real observation; padding gets 0."""
-        real = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)[None] <= batch.steps[:, None]
-        rows, steps = real.nonzero(as_tuple=True)
-        values = torch.zeros(real.shape, device=batch.state.device)
-        return ValueEstimates(v=values.index_put((rows, steps), self.value(batch.observe(rows, steps))))
+    def loss_of(
+        self, observation: Observation, targets: Float[Tensor, " M"]
+    ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"], dict[str, Tensor]]:
+        """Squared errors."""
+        values = self.value(observation)
+        return (values - targets).square(), values, {}
 
-    def loss(
-        self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None
-    ) -> dict[str, Tensor]:
-        """Squared TD(λ) error over the steps whose reward is known; an unknown reward is taken to be no surprise.
 
-        A step into an observation that was never made cannot be bootstrapped: it is unknown, unless the row terminated.
-        """
-        values = self.forward(batch).v
-        fixed = values.detach()
-        last = _last(batch)
-        known = rewards.valid & batch.mask & ~(last & ~batch.last_observed[:, None] & ~batch.terminated[:, None])
-        after = fixed[:, 1:].masked_fill(last & batch.terminated[:, None], 0.0)
-        filled = torch.where(known, rewards.rewards, fixed[:, :-1] - self.gamma * after)
-        targets = gae(filled, fixed, batch.mask, batch.terminated, self.gamma, self.lam).returns
-        counted = known & (batch.weight > 0)
-        error = (values[:, :-1] - targets).square().masked_fill(~counted, 0.0)
-        weight = batch.weight.masked_fill(~counted, 0.0)
-        return {"loss": (error * weight).sum() / weight.sum().clamp(min=1e-8)}
+def known_returns(batch: TrajectoryBatch, known: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Steps of rows that terminated, from which on every reward is known: their return is a fact."""
+    later = (known | ~batch.mask).flip(1).cummin(1).values.flip(1)
+    return later & batch.mask & batch.terminated[:, None]
 
 
 def _last(batch: TrajectoryBatch) -> Tensor:
     """True on the last real step of every row."""
     index = torch.arange(batch.mask.shape[1], device=batch.mask.device)
     return index[None] == (batch.steps - 1)[:, None]
+
+
+__all__ = ["Cuts", "StateCritic", "ValueCritic", "known_returns"]

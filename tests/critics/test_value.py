@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guerdon.core.batch import End, Labelled, Observation, RewardEstimates, TrajectoryBatch
-from guerdon.critics.value import ValueCritic
+from guerdon.core.returns import discounted_returns
+from guerdon.critics.value import ValueCritic, known_returns
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.testing import check_critic, pad_steps, trajectory_batches
 
@@ -120,6 +121,98 @@ def test_context_steps_are_not_trained_on():
     assert critic.loss(last_only, rewards)["loss"].item() == pytest.approx((1 - value) ** 2, rel=1e-5)
 
 
+# T3: −1 a step, d steps to the end; V_0 = −(1 − .99^(d−1))/.01, and a failure at the end adds .99^(d−1) · its cost
+@pytest.mark.parametrize(
+    "length, end, final, expected",
+    [(50, End.SUCCESS, 0.0, -38.8883), (300, End.SUCCESS, 0.0, -95.0464), (50, End.FAILURE, -1000.0, -650.0055)],
+)
+def test_monte_carlo_targets_of_a_long_chain(length, end, final, expected):
+    batch, rewards = chain(length, end, reward=-1.0, final=final)
+    targets, counted = table(length, 0.99, 1.0).targets(batch, rewards)
+    assert targets[0, 0].item() == pytest.approx(expected, abs=1e-3)
+    assert counted.all()
+
+
+@pytest.mark.parametrize("lam", [1.0, 0.5])
+def test_the_same_tail_is_continued_where_it_was_cut_and_not_where_it_terminated(lam):  # T7
+    cut, rewards = chain(3, End.CUT, reward=0.0)
+    over, _ = chain(3, End.FAILURE, reward=0.0)
+    critic = table(3, 0.5, lam)
+    with torch.no_grad():
+        critic.network[-1].weight[0, 3] = 8.0  # V of the last observation
+    # V of the others is 0: λ-returns of the cut row are .5 · 8, then .5 · λ · 4, then .5 · λ of that
+    assert critic.targets(cut, rewards)[0].tolist() == [[1.0 * lam * lam, 2.0 * lam, 4.0]]
+    assert critic.targets(over, rewards)[0].tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_fragments_are_stitched_by_values_and_not_by_returns():  # T8
+    # A → B in two steps by one actor, B → goal in three by another, never in one row: states 0 1 2 and 2 3 4 5
+    def piece(states, end, rewards):
+        steps = len(states) - 1
+        batch = TrajectoryBatch(
+            state=torch.eye(6)[states][None],
+            actions=torch.zeros(1, steps, 1),
+            mask=torch.ones(1, steps, dtype=torch.bool),
+            end=torch.tensor([int(end)]),
+        )
+        return batch, RewardEstimates(rewards=torch.tensor([rewards]), valid=batch.mask)
+
+    first, second = piece([0, 1, 2], End.CUT, [-1.0, -1.0]), piece([2, 3, 4, 5], End.SUCCESS, [-1.0, -1.0, 0.0])
+
+    def learned(**how):
+        critic = ValueCritic(6, hidden=(), gamma=0.9, **how)
+        torch.nn.init.zeros_(critic.network[-1].weight)
+        critic.network[-1].bias.requires_grad_(False)
+        optimizer = torch.optim.SGD([critic.network[-1].weight], lr=0.5)
+        for _ in range(200):
+            optimizer.zero_grad()
+            sum(critic.loss(*each)["loss"] for each in (first, second)).backward()
+            optimizer.step()
+        return critic(first[0]).v[0, 0].item()
+
+    # V(B) = −1 − .9 = −1.9; V(A) = −1.9 + .81 · V(B) = −3.439: both TD and a Monte-Carlo return continued by a value
+    assert learned(lam=0.0) == pytest.approx(-3.439, abs=1e-3)
+    assert learned(lam=1.0) == pytest.approx(-3.439, abs=1e-3)
+    # the return of the first fragment alone: −1.9 if it is taken to be over, unknown (so 0, as it began) if left out
+    assert learned(lam=1.0, cuts="end") == pytest.approx(-1.9, abs=1e-3)
+    assert learned(lam=1.0, cuts="leave_out") == 0.0
+
+
+def test_leaving_out_takes_only_returns_that_are_facts():
+    batch, rewards = chain(4, End.SUCCESS, reward=-1.0)
+    critic = ValueCritic(5, gamma=0.9, lam=1.0, cuts="leave_out")
+    valid = torch.tensor([[True, False, True, True]])
+    unknown = RewardEstimates(rewards=torch.where(valid, -1.0, torch.nan), valid=valid)
+    targets, counted = critic.targets(batch, unknown)
+    assert counted.tolist() == [[False, False, True, True]]
+    assert targets[counted].tolist() == pytest.approx([-1.9, -1.0])
+    limit, rewards = chain(4, End.TIME_LIMIT, reward=-1.0, last_observed=False)
+    assert not critic.targets(limit, rewards)[1].any()
+    assert critic.loss(limit, rewards)["loss"].item() == 0
+    # taken to be over, not even the observation that nobody made is missed
+    over = ValueCritic(5, gamma=0.9, lam=1.0, cuts="end").targets(limit, rewards)
+    assert over[1].all() and over[0][0].tolist() == pytest.approx([-3.439, -2.71, -1.9, -1.0])
+
+
+def test_a_reward_that_is_no_number_is_an_error():
+    batch, rewards = chain(3, End.SUCCESS, reward=1.0)
+    broken = replace(rewards, rewards=torch.tensor([[1.0, torch.nan, 1.0]]))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        ValueCritic(4).loss(batch, broken)
+    for wrong in ({"cuts": "bootstrap_all"}, {"gamma": 1.5}, {"lam": -0.1}):
+        with pytest.raises((ValueError, TypeError), match="cuts"):
+            ValueCritic(4, **wrong)
+
+
+def test_scales_come_from_observations_that_were_made():
+    batch, _ = chain(2, End.CUT, reward=0.0, last_observed=False)
+    batch = replace(batch, state=torch.tensor([[[0.0], [4.0], [4.0]]]))
+    critic = ValueCritic(1)
+    critic.fit_scales(pad_steps(batch, 3))
+    assert critic.reads.mean.item() == 2.0 and critic.reads.std.item() == 2.0 and bool(critic.reads.fitted)
+    assert critic.inputs.state_size == 1
+
+
 def test_padding_is_worth_nothing():
     batch, _ = chain(3, End.SUCCESS, reward=1.0)
     critic = ValueCritic(4, hidden=(8,))
@@ -149,6 +242,18 @@ def test_the_loss_is_a_number_whatever_stands_in_the_padding(batch, lam):
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.isfinite().all() for p in critic.parameters() if p.grad is not None)
+
+
+@quick
+@given(trajectory_batches(state_size=2), st.sampled_from(["bootstrap", "leave_out", "end"]))
+def test_a_terminated_row_with_known_rewards_has_one_return_whatever_cuts_mean(batch, cuts):
+    rewards = RecordedReward()(batch)
+    targets, counted = ValueCritic(2, hidden=(4,), gamma=0.9, lam=1.0, cuts=cuts).targets(batch, rewards)
+    facts = known_returns(batch, rewards.valid)
+    returns = discounted_returns(torch.where(rewards.valid, rewards.rewards, 0.0), batch.mask, 0.9)
+    assert bool(counted[facts].all())
+    assert torch.allclose(targets[facts], returns[facts], atol=1e-5)
+    assert cuts != "leave_out" or torch.equal(counted, facts)
 
 
 def test_its_loss_reaches_its_parameters():
