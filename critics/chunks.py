@@ -147,9 +147,7 @@ class ChunkCritic(Critic):
             odd |= (batch.made & ~batch.state.isfinite().all(2)).any(1)
         if bool(odd.any()):
             episode = int(batch.episode[odd][0])
-            raise ValueError(
-                f"a state or an action of episode {episode} is NaN or infinite: repair it, or leave it out"
-            )
+            raise ValueError(f"a state or action of episode {episode} is NaN or infinite: repair it, or leave it out")
         lengths = self.lengths(batch, rewards)
         self._warn_of_replans(batch)
         weight = batch.weight.clone()
@@ -170,7 +168,7 @@ class ChunkCritic(Critic):
             # the first decision of a row is the beginning of a chunk, not a boundary inside one
             reason = "span re-plans of the policy that acted" if bool(boundary[:, 1:].any()) else ""
         else:
-            silent = boundary is None or bool(silent_rows(batch).any())
+            silent = bool(silent_rows(batch).any())
             reason = "may span re-plans: these trajectories do not all say where there were" if silent else ""
         if reason:
             self._warned = True
