@@ -226,6 +226,14 @@ class Policy(Component):
 class Objective(Component):
     """What a policy optimizer minimises on a minibatch of decisions."""
 
+    def weights(self, batch: TrajectoryBatch, advantages: Advantages) -> Float[Tensor, "B N"]:
+        """What each decision counts, said once per batch, before the passes over it; ``forward`` gets it as its weight.
+
+        Here: the weight that its step has in the batch. Padding may hold anything.
+        """
+        last = max(batch.weight.shape[1] - 1, 0)
+        return batch.weight.gather(1, batch.decision_step.clamp(0, last))
+
     def forward(
         self,
         policy: Policy,

@@ -1,13 +1,23 @@
 """Turns rewards and values into advantages on the policy's decisions."""
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.batch import Advantages, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import AdvantageSource, Proposer, RewardModel
 from ..core.returns import gae, macro_rewards, standardise
 from ..critics.value import ValueCritic
+
+
+def at_decisions(batch: TrajectoryBatch, per_observation: Float[Tensor, "B Tp1"]) -> Float[Tensor, "B Np1"]:
+    """Values at the decision observations and at the observation after the last step; 0 behind it."""
+    mask = batch.decision_mask
+    count = mask.sum(1, keepdim=True)
+    steps = torch.cat([batch.decision_step, batch.decision_step.new_zeros(len(mask), 1)], 1)
+    index = torch.arange(steps.shape[1], device=steps.device)[None]
+    steps = torch.where(index < count, steps, batch.steps[:, None])
+    return per_observation.gather(1, steps).masked_fill(index > count, 0.0)
 
 
 class RewardToGo(AdvantageSource):
@@ -86,7 +96,7 @@ class RewardToGo(AdvantageSource):
         gained = rewards.rewards.masked_fill(~rewards.valid, 0.0)
         macro = macro_rewards(gained, batch.decision_step, batch.mask)
         unknown = macro_rewards((~rewards.valid & batch.mask).float(), batch.decision_step, batch.mask) > 0
-        values = self._at_decisions(batch, self.critic(batch).v)
+        values = at_decisions(batch, self.critic(batch).v)
         last = torch.arange(mask.shape[1], device=mask.device)[None] == (mask.sum(1) - 1)[:, None]
         over = last & batch.terminated[:, None]
         unknown = unknown | (last & ~over & ~batch.last_observed[:, None])
@@ -94,8 +104,8 @@ class RewardToGo(AdvantageSource):
             scored = self.potential(batch).progress
             if scored is None:
                 raise ValueError(f"{type(self.potential).__name__} gives no progress: it cannot be a potential")
-            phi = self._at_decisions(batch, scored.values.masked_fill(~scored.valid, 0.0))
-            known = self._at_decisions(batch, scored.valid.float()) > 0
+            phi = at_decisions(batch, scored.values.masked_fill(~scored.valid, 0.0))
+            known = at_decisions(batch, scored.valid.float()) > 0
             macro = macro + self.gamma * phi[:, 1:].masked_fill(over, 0.0) - phi[:, :-1]
             unknown = unknown | ~known[:, :-1] | (~known[:, 1:] & ~over)
         surprise_free = values[:, :-1] - self.gamma * values[:, 1:].masked_fill(over, 0.0)
@@ -107,16 +117,6 @@ class RewardToGo(AdvantageSource):
         return Advantages(
             advantages=advantages.masked_fill(~valid, 0.0), returns=estimate.returns, valid=valid, values=values
         )
-
-    @staticmethod
-    def _at_decisions(batch: TrajectoryBatch, per_observation: Tensor) -> Tensor:
-        """Values at the decision observations, and at the observation after the last step: (B, T+1) → (B, N+1)."""
-        mask = batch.decision_mask
-        count = mask.sum(1, keepdim=True)
-        steps = torch.cat([batch.decision_step, batch.decision_step.new_zeros(len(mask), 1)], 1)
-        index = torch.arange(steps.shape[1], device=steps.device)[None]
-        steps = torch.where(index < count, steps, batch.steps[:, None])
-        return per_observation.gather(1, steps).masked_fill(index > count, 0.0)
 
     def loss(
         self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]

@@ -1,12 +1,18 @@
 """What a policy is trained to minimise on a minibatch of decisions."""
 
+import warnings
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.batch import Decision, Observation
+from ..core.batch import Advantages, Decision, Observation, TrajectoryBatch
 from ..core.interfaces import Objective, Policy
 from ..core.losses import clipped_surrogate
+from .weights import Weighting, effective_share
+
+_FEW = 0.2  # effective share below which imitation rests on a few samples
+_PATIENCE = 3  # batches in a row
 
 
 class ClippedSurrogate(Objective):
@@ -68,22 +74,66 @@ class ClippedSurrogate(Objective):
 
 
 class WeightedImitation(Objective):
-    """Imitation of logged chunks, each weighted by exp(advantage / temperature).
+    """Imitation of logged chunks, each counting as much as its advantage says.
 
-    Without a temperature every chunk counts the same, which is behaviour cloning. With one it is advantage-weighted
-    regression (Peng et al. 2019, arXiv:1910.00177, Eq. 9), the exponent clipped to ±``clip`` before the exponential and
-    the weights divided by their mean.
+    Without a weighting every chunk counts the same, which is behaviour cloning. With `guerdon.policies.weights` it is
+    advantage-weighted regression (Peng et al. 2019, arXiv:1910.00177, Eq. 9), ALOE's actor (arXiv 2602.12691, Eq. 15),
+    or filtered cloning. Weights are worked out once per batch over all its decisions: what a chunk counts depends
+    neither on the minibatch it is drawn into nor on the pass. Where the effective sample size stays below a fifth of
+    the decisions for three batches, it is warned once.
 
     Args:
-        temperature: Scale of the advantages; None ignores them.
-        clip: Largest absolute exponent.
+        weighting: How advantages become weights; None ignores them.
+        renormalise: Divide the weights of a batch by their mean over its decisions (recommended for ALOE, where the
+            weights of a bad batch are all small). What a chunk counts then depends on the batch it was loaded with.
     """
 
-    def __init__(self, temperature: float | None = None, clip: float = 3.0) -> None:
+    def __init__(self, weighting: Weighting | None = None, renormalise: bool = False) -> None:
         super().__init__()
-        if temperature is not None and temperature <= 0:
-            raise ValueError(f"expected a positive temperature or None, got {temperature}")
-        self.temperature, self.clip = temperature, clip
+        self.weighting, self.renormalise = weighting, renormalise
+        self._few = 0
+        self._warned = False
+
+    @torch.no_grad()
+    def weights(self, batch: TrajectoryBatch, advantages: Advantages) -> Float[Tensor, "B N"]:
+        """Weight of each decision; 0 where nothing is known of it.
+
+        Raises:
+            ValueError: If an advantage that counts as known is NaN or infinite.
+        """
+        valid = advantages.valid
+        weight = super().weights(batch, advantages).masked_fill(~valid, 0.0)
+        rows = valid.nonzero(as_tuple=True)[0]
+        if not len(rows):
+            return weight
+        if self.weighting is not None:
+            known = advantages.advantages[valid]
+            wrong = ~known.isfinite()
+            if bool(wrong.any()):
+                at = int(wrong.nonzero()[0, 0])
+                raise ValueError(
+                    f"an advantage of episode {int(batch.episode[rows[at]])} is {float(known[at])} and counts as "
+                    "known: mark it invalid, or look for a critic that diverged"
+                )
+            self.weighting.update(known, batch.task[rows])
+            weight[valid] *= self.weighting(known, batch.task[rows]).to(weight.dtype)
+            self._watch(float(effective_share(weight[valid])))
+        if self.renormalise:
+            mean = weight[valid].mean()
+            weight = weight / torch.where(mean > 0, mean, 1.0)
+        return weight
+
+    def _watch(self, share: float) -> None:
+        """Warn once when a few decisions stand for all of them, batch after batch."""
+        self._few = self._few + 1 if share < _FEW else 0
+        if self._few == _PATIENCE and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the weights of the last {_PATIENCE} batches rest on less than {_FEW:.0%} of their decisions "
+                f"(effective sample size over number, now {share:.1%}): the policy imitates a few chunks. Weigh more "
+                "evenly (a larger beta or kappa, a smaller clip, a larger share), or look for outliers of the critic",
+                stacklevel=4,
+            )
 
     def forward(
         self,
@@ -93,12 +143,16 @@ class WeightedImitation(Objective):
         advantage: Float[Tensor, " M"],
         weight: Float[Tensor, " M"],
     ) -> dict[str, Tensor]:
-        """Loss, and the effective share of the samples (effective sample size over their number)."""
+        """Weighted mean of the imitation losses, and the effective share of the minibatch.
+
+        Args:
+            policy: What imitates.
+            observation: What was seen.
+            decision: What was done.
+            advantage: Not read: it is in the weights already.
+            weight: Of each decision, as ``weights`` gave it.
+        """
         carried = torch.arange(decision.chunk.shape[1], device=weight.device)[None] < decision.executed[:, None]
-        factor = weight
-        if self.temperature is not None:
-            factor = weight * (advantage / self.temperature).clamp(-self.clip, self.clip).exp()
-        total = factor.sum().clamp(min=1e-8)
         error = policy.imitation_loss(observation, decision.chunk, carried)
-        share = total.square() / (factor.square().sum().clamp(min=1e-8) * len(factor))
-        return {"loss": (error * factor).sum() / total, "effective_share": share.detach()}
+        loss = (error * weight).sum() / max(1, len(weight))
+        return {"loss": loss, "effective_share": effective_share(weight)}

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from ..backbones.perceptron import Inputs
 from ..core.batch import Advantages, TrajectoryBatch
-from ..core.interfaces import AdvantageSource, Component, Objective, Policy, RewardModel
+from ..core.interfaces import AdvantageSource, Component, Critic, Objective, Policy, RewardModel
+from .proposer import PolicyProposer
 
 
 class PolicyOptimizer(lightning.LightningModule):
     """Scores a batch of trajectories once, then makes several passes over its decisions in minibatches.
 
     Estimates and advantages are computed once per batch, so groups stay whole and targets stay fixed. PPO is many
-    passes over rollouts; offline weighting and behaviour cloning are one pass over logged data.
+    passes over rollouts; offline weighting and behaviour cloning are one pass over logged data. What each decision
+    counts is said by the objective once per batch, too. An advantage source may ask the policy, as it is when a batch
+    begins, for chunks through a `PolicyProposer`.
 
     Args:
         policy: What is trained.
@@ -62,7 +65,10 @@ class PolicyOptimizer(lightning.LightningModule):
         self.max_grad_norm, self.target_kl = max_grad_norm, target_kl
         self.freeze_policy_batches = freeze_policy_batches
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
+        # not a module of this one: the policy would come twice in every checkpoint
+        self.__dict__["_proposer"] = PolicyProposer(policy, seed=seed)
 
+    _proposer: PolicyProposer
     batches_seen: Tensor
 
     @property
@@ -80,14 +86,17 @@ class PolicyOptimizer(lightning.LightningModule):
         return torch.optim.Adam(groups, eps=1e-5, fused=True)
 
     def on_fit_start(self) -> None:
-        """Let a reward be in evaluation mode, as it must be, without a warning."""
+        """Let a reward be in evaluation mode, as it must be, without a warning; forget what the policy was."""
+        self._proposer.updated()
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
     def training_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
         """Score the batch, then train on its decisions."""
         self._fit_inputs(batch)
         rewards = self.advantage.estimate(batch)
-        advantages = self.advantage(batch, rewards)
+        # the number of batches the policy learned from: the same after an interruption as without one
+        self._proposer.version = max(0, int(self.batches_seen) - self.freeze_policy_batches)
+        advantages = self.advantage(batch, rewards, self._proposer)
         known = rewards.valid & batch.mask
         self._log("reward_per_row", rewards.rewards.masked_fill(~known, 0.0).sum(1).mean())
         self._log("reward_unknown", (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1))
@@ -102,7 +111,8 @@ class PolicyOptimizer(lightning.LightningModule):
             return
         steps = batch.decision_step[rows, decisions]
         observation, decision = batch.at(rows, steps, self.policy.horizon)
-        advantage, weight = advantages.advantages[rows, decisions], batch.weight[rows, steps]
+        advantage = advantages.advantages[rows, decisions]
+        weight = self.objective.weights(batch, advantages)[rows, decisions]
         frozen = int(self.batches_seen) < self.freeze_policy_batches
         figures: list[dict[str, Tensor]] = []
         for index in self._minibatches(len(rows), each):
@@ -185,11 +195,12 @@ class PolicyOptimizer(lightning.LightningModule):
     def _fit_inputs(self, batch: TrajectoryBatch) -> None:
         """Take input scales nobody set yet from the first batch.
 
-        Never those of a policy that has acted with them, nor of a reward model, which is as it was trained.
+        Never those of a policy that has acted with them, nor of a reward model or a critic that learns no more: they
+        are as they were trained.
         """
         acted = "sample" in batch.behaviour
         modules = [*self.advantage.modules(), *(() if acted else self.policy.modules())]
-        frozen = {id(m) for reward in modules if isinstance(reward, RewardModel) for m in reward.modules()}
+        frozen = {id(m) for part in modules if _learned(part) for m in part.modules()}
         unset = [m for m in modules if isinstance(m, Inputs) and not bool(m.fitted) and id(m) not in frozen]
         if unset:
             rows, steps = batch.mask.nonzero(as_tuple=True)
@@ -206,6 +217,12 @@ class PolicyOptimizer(lightning.LightningModule):
     def _log_figures(self, figures: list[dict[str, Tensor]]) -> None:
         for name in dict.fromkeys(k for f in figures for k in f):
             self._log(name, torch.stack([f[name] for f in figures if name in f]).mean())
+
+
+def _learned(part: torch.nn.Module) -> bool:
+    """Whether a part was trained before and is only used now."""
+    frozen = isinstance(part, Critic) and not any(p.requires_grad for p in part.parameters())
+    return isinstance(part, RewardModel) or frozen
 
 
 def _explained_variance(advantages: Advantages) -> Tensor:

@@ -88,6 +88,7 @@ class PolicyProposer(Component):
     def updated(self) -> None:
         """Say that the policy changed: what was kept is forgotten."""
         self.version += 1
+        self._drawn_with = None  # whoever sets the version back to the number it had means another policy
 
     @torch.no_grad()
     def forward(

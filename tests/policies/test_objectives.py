@@ -1,6 +1,7 @@
 """Objectives by hand: where the gradient stops, what a chunk's ratio is, and what imitation reduces to."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from guerdon.core.batch import Decision, Evaluation, Observation
+from guerdon.core.batch import Advantages, Decision, Evaluation, Observation, TrajectoryBatch
 from guerdon.core.interfaces import Policy
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
+from guerdon.policies.weights import Exponential, Positive, TopShare
 
 
 class Told(Policy):
@@ -134,50 +136,101 @@ def test_logs_without_log_probabilities_are_refused():
 # --- imitation ------------------------------------------------------------------------------------------------------
 
 
-def imitated(objective, advantage, weight, executed=(2, 1, 2)):
+def logged(advantages, weight=None, valid=None, task=None):
+    """A row for each task, with a decision at every step."""
+    advantages = torch.tensor(advantages)
+    rows, steps = advantages.shape
+    mask = torch.ones(rows, steps, dtype=torch.bool)
+    batch = TrajectoryBatch(
+        state=torch.randn(rows, steps + 1, 1, generator=torch.Generator().manual_seed(0)),
+        actions=torch.randn(rows, steps, 1, generator=torch.Generator().manual_seed(1)),
+        mask=mask,
+        weight=mask.float() if weight is None else torch.tensor(weight),
+        task=torch.arange(rows) if task is None else torch.tensor(task),
+    )
+    valid = mask if valid is None else torch.tensor(valid)
+    return batch, Advantages(advantages=advantages, returns=advantages, valid=valid)
+
+
+def imitated(objective, weight, executed=(2, 1, 2)):
     policy = GaussianPolicy(1, 1, horizon=2, execute=1, hidden=())
     observation = Observation(state=torch.tensor([[1.0], [2.0], [3.0]]))
     chunk = torch.tensor([[[1.0], [2.0]], [[3.0], [99.0]], [[5.0], [6.0]]])
     decision = Decision(chunk=chunk, executed=torch.tensor(executed))
     real = torch.arange(2) < torch.tensor(executed)[:, None]
     errors = policy.imitation_loss(observation, chunk, real).detach()
-    return objective(policy, observation, decision, torch.tensor(advantage), torch.tensor(weight)), errors
+    return objective(policy, observation, decision, torch.zeros(3), torch.tensor(weight)), errors
 
 
-def test_without_a_temperature_it_is_behaviour_cloning():
-    parts, errors = imitated(WeightedImitation(), [5.0, -3.0, 0.0], [1.0, 1.0, 1.0])
+def test_without_a_weighting_it_is_behaviour_cloning():
+    batch, advantages = logged([[5.0, -3.0, 0.0]])
+    objective = WeightedImitation()
+    assert objective.weights(batch, advantages).tolist() == [[1, 1, 1]]
+    parts, errors = imitated(objective, [1.0, 1.0, 1.0])
     assert parts["loss"].item() == pytest.approx(errors.mean().item(), rel=1e-6)
     assert parts["effective_share"].item() == pytest.approx(1.0)
 
 
-def test_equal_advantages_are_behaviour_cloning_at_any_temperature():
-    parts, errors = imitated(WeightedImitation(temperature=0.3), [0.7, 0.7, 0.7], [1.0, 1.0, 1.0])
-    assert parts["loss"].item() == pytest.approx(errors.mean().item(), rel=1e-5)
-
-
-def test_chunks_weigh_by_the_exponential_of_their_advantage():
-    parts, errors = imitated(WeightedImitation(temperature=2.0), [2.0, 0.0, -2.0], [1.0, 1.0, 1.0])
-    factors = torch.tensor([math.e, 1.0, 1 / math.e])
-    assert parts["loss"].item() == pytest.approx(((factors * errors).sum() / factors.sum()).item(), rel=1e-5)
-    # effective sample size (Σw)²/Σw² over 3: (e + 1 + 1/e)²/(e² + 1 + 1/e²)/3
-    share = (math.e + 1 + 1 / math.e) ** 2 / (math.e**2 + 1 + math.e**-2) / 3
+def test_chunks_count_as_much_as_they_weigh():
+    parts, errors = imitated(WeightedImitation(), [math.e, 0.0, 1 / math.e])
+    factors = torch.tensor([math.e, 0.0, 1 / math.e])
+    assert parts["loss"].item() == pytest.approx(((factors * errors).sum() / 3).item(), rel=1e-5)
+    # effective sample size (Σw)²/Σw² over 3: (e + 1/e)²/(e² + 1/e²)/3
+    share = (math.e + 1 / math.e) ** 2 / (math.e**2 + math.e**-2) / 3
     assert parts["effective_share"].item() == pytest.approx(share, rel=1e-5)
+    nothing, _ = imitated(WeightedImitation(), [0.0, 0.0, 0.0])
+    assert nothing["loss"].item() == 0 and nothing["effective_share"].item() == 0
 
 
-def test_the_exponent_is_clipped_before_the_exponential():
-    parts, errors = imitated(WeightedImitation(temperature=1e-3, clip=1.0), [1e6, 0.0, -1e6], [1.0, 1.0, 1.0])
-    factors = torch.tensor([math.e, 1.0, 1 / math.e])
-    assert parts["loss"].item() == pytest.approx(((factors * errors).sum() / factors.sum()).item(), rel=1e-5)
+def test_weights_are_exponentials_of_the_advantages_times_those_of_the_steps():
+    batch, advantages = logged([[2.0, 0.0, -2.0]], weight=[[1.0, 0.5, 1.0]])
+    weights = WeightedImitation(Exponential(beta=2.0)).weights(batch, advantages)
+    assert weights.tolist()[0] == pytest.approx([math.e, 0.5, 1 / math.e])
+    mean = (math.e + 0.5 + 1 / math.e) / 3
+    even = WeightedImitation(Exponential(beta=2.0), renormalise=True).weights(batch, advantages)
+    assert even.tolist()[0] == pytest.approx([math.e / mean, 0.5 / mean, 1 / math.e / mean])
 
 
-def test_context_decisions_weigh_nothing():
-    parts, errors = imitated(WeightedImitation(), [0.0, 0.0, 0.0], [0.0, 1.0, 0.0])
-    assert parts["loss"].item() == pytest.approx(errors[1].item(), rel=1e-6)
-    nothing, _ = imitated(WeightedImitation(), [0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
-    assert nothing["loss"].item() == 0
+def test_what_is_unknown_counts_nothing_and_moves_no_statistic():
+    known, unknown = [[1.0, -1.0, 3.0]], [[1.0, -1.0, 3.0, math.nan, 1e9]]
+    first = WeightedImitation(Exponential(clip=10.0)).weights(*logged(known))
+    second = WeightedImitation(Exponential(clip=10.0)).weights(*logged(unknown, valid=[[True] * 3 + [False] * 2]))
+    assert second.tolist()[0] == [*first.tolist()[0], 0.0, 0.0]
+    nothing = WeightedImitation(Exponential()).weights(*logged(known, valid=[[False] * 3]))
+    assert nothing.tolist() == [[0, 0, 0]]
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_a_temperature_that_is_not_positive_is_refused(temperature):
-    with pytest.raises(ValueError, match="positive temperature"):
-        WeightedImitation(temperature=temperature)
+def test_an_advantage_that_counts_as_known_must_be_a_number():
+    batch, advantages = logged([[0.0, 1.0], [math.nan, 1.0]])
+    with pytest.raises(ValueError, match="an advantage of episode 1 is nan and counts as known: mark it invalid"):
+        WeightedImitation(Exponential(beta=1.0)).weights(batch, advantages)
+
+
+def test_weights_know_the_task_of_a_decision():
+    batch, advantages = logged([[1.0, 2.0, 3.0, 4.0], [101.0, 102.0, 103.0, 104.0]])
+    weights = WeightedImitation(TopShare(share=0.5)).weights(batch, advantages)
+    assert weights.tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
+    same = logged([[1.0, 2.0, 3.0, 4.0], [101.0, 102.0, 103.0, 104.0]], task=[5, 5])
+    assert WeightedImitation(TopShare(share=0.5)).weights(*same).tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
+
+
+def few(share):
+    """Advantages of which the positive ones are that share of a hundred."""
+    return logged([[1.0] * round(100 * share) + [-1.0] * round(100 - 100 * share)])
+
+
+def test_it_is_said_once_when_few_decisions_stand_for_all():
+    objective = WeightedImitation(Positive())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for share in (0.1, 0.1, 0.25, 0.1, 0.1):  # never three in a row
+            objective.weights(*few(share))
+    with pytest.warns(UserWarning, match=r"last 3 batches rest on less than 20% .* now 12.0%.*Weigh more evenly"):
+        objective.weights(*few(0.12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            objective.weights(*few(0.05))
+        even = WeightedImitation(TopShare(share=0.3))
+        for _ in range(5):
+            even.weights(*logged([torch.arange(100.0).tolist()]))

@@ -1,5 +1,6 @@
 """The policy optimizer in a real trainer: what is used when and how often, resuming, two processes, learning."""
 
+import itertools
 import math
 import os
 import subprocess
@@ -14,11 +15,16 @@ from torch import nn
 
 from guerdon.core.batch import Advantages, End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.interfaces import AdvantageSource, RewardModel
+from guerdon.critics.action import ActionCritic
+from guerdon.critics.networks import ChunkPerceptron
 from guerdon.critics.value import ValueCritic
+from guerdon.policies.action_advantage import ActionAdvantage
 from guerdon.policies.advantage import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
 from guerdon.policies.optimizer import PolicyOptimizer
+from guerdon.policies.step_advantage import StepAdvantage
+from guerdon.policies.weights import Exponential, RewardAligned, TopShare, Weighting
 from guerdon.rewards.recorded import RecordedReward
 
 # most runs here have nothing to judge on
@@ -223,6 +229,149 @@ def test_learning_rates_are_kept_apart():
     assert [g["lr"] for g in groups] == [1e-3, 1e-2]
     assert [g["lr"] for g in made(learning_rate=1e-3).configure_optimizers().param_groups] == [1e-3, 1e-3]
     assert len(made(advantage=Uniform()).configure_optimizers().param_groups) == 1
+
+
+# --- what the objective and the source are told ---------------------------------------------------------------------
+
+
+class Asking(AdvantageSource):
+    """Asks the proposer for chunks, and gives their first number as the advantage."""
+
+    def __init__(self):
+        super().__init__()
+        self.versions, self.chunks, self.expected = [], [], []
+
+    def estimate(self, batch):
+        return RewardEstimates(rewards=torch.zeros_like(batch.weight), valid=batch.mask)
+
+    def forward(self, batch, rewards, proposer=None):
+        rows, steps = batch.mask.nonzero(as_tuple=True)
+        chunks = proposer(batch, rows, steps, 1)[0]
+        self.versions.append(proposer.version)
+        self.chunks.append(chunks)
+        value = chunks[:, 0, 0].view(batch.mask.shape)
+        return Advantages(advantages=value, returns=value, valid=batch.mask)
+
+
+def test_a_source_may_ask_the_policy_as_it_is_when_a_batch_begins():
+    source = Asking()
+    module = made(horizon=3, execute=2, objective=WeightedImitation(), advantage=source, freeze_policy_batches=1)
+    weights = []
+
+    class Noting(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            weights.append(module.policy.network[0].weight.clone())
+
+    batch = logged()
+    fit(module, [batch, batch, batch, batch], callbacks=[Noting()])
+    assert [c.shape for c in source.chunks] == [(40, 2, 2)] * 4, "cut to the steps that are carried out"
+    # the first batch is not for the policy, so it is the same for the second
+    same = [torch.equal(a, b) for a, b in itertools.pairwise(weights)]
+    assert same == [True, False, False]
+    assert [a == b for a, b in itertools.pairwise(source.versions)] == same
+    assert [torch.equal(a, b) for a, b in itertools.pairwise(source.chunks)] == same
+    assert not any("propos" in name for name in module.state_dict()), "the policy would be saved twice"
+    assert [m for m in module.modules() if m is module.policy] == [module.policy]
+
+
+def test_another_run_does_not_see_the_chunks_of_an_earlier_one():
+    source = Asking()
+    module = made(objective=WeightedImitation(), advantage=source, freeze_policy_batches=9)
+    batch = logged()
+    fit(module, [batch])
+    with torch.no_grad():
+        module.policy.network[-1].bias += 100  # another policy, say from a checkpoint
+    fit(module, [batch])
+    assert source.versions == [0, 0]
+    assert (source.chunks[1] > 50).all() and (source.chunks[0] < 50).all()
+
+
+class Weights(WeightedImitation):
+    """Keeps the weights that it was handed."""
+
+    def __init__(self, weighting: Weighting):
+        super().__init__(weighting)
+        self.asked, self.handed = 0, []
+
+    def weights(self, batch, advantages):
+        self.asked += 1
+        return super().weights(batch, advantages)
+
+    def forward(self, policy, observation, decision, advantage, weight):
+        self.handed.append(dict(zip(advantage.tolist(), weight.tolist(), strict=True)))
+        return super().forward(policy, observation, decision, advantage, weight)
+
+
+@pytest.mark.parametrize("weighting", [Exponential, TopShare, RewardAligned])
+def test_weights_do_not_depend_on_the_minibatch_or_the_pass(weighting):
+    values = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    told = Advantages(advantages=values, returns=values, valid=torch.ones(8, 5, dtype=torch.bool))
+    handed = []
+    for size in (40, 7):
+        module = made(objective=Weights(weighting()), advantage=Fixed(told), passes=3, minibatch_size=size)
+        fit(module, [logged()])
+        assert module.objective.asked == 1
+        assert int(module.objective.weighting.memory.count) == 40, "statistics move once per batch, not per pass"
+        for part in module.objective.handed:
+            assert len(part) <= size
+        each = {a: {part[a] for part in module.objective.handed if a in part} for a in values.flatten().tolist()}
+        assert all(len(found) == 1 for found in each.values())
+        handed.append(each)
+    assert handed[0] == handed[1]
+    assert len({w for found in handed[0].values() for w in found}) > 1
+
+
+def test_statistics_of_weights_are_resumed(tmp_path):
+    values = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    told = Advantages(advantages=values, returns=values, valid=torch.ones(8, 5, dtype=torch.bool))
+
+    def fresh():
+        return made(objective=WeightedImitation(Exponential()), advantage=Fixed(told), passes=1)
+
+    module = fresh()
+    fit(module, [logged()]).save_checkpoint(tmp_path / "one.ckpt")
+    again = fresh()
+    trainer(max_epochs=2).fit(again, Loader(lambda i: logged(), 1), ckpt_path=tmp_path / "one.ckpt")
+    assert int(again.objective.weighting.memory.count) == 80
+
+
+def test_a_trained_critic_stays_as_it_was():
+    critic = ActionCritic(ChunkPerceptron(2, 2))
+    module = made(objective=WeightedImitation(Exponential()), advantage=ActionAdvantage(critic), passes=2)
+    before = {k: v.clone() for k, v in critic.state_dict().items()}
+    policy = {k: v.clone() for k, v in module.policy.state_dict().items()}
+    figures = fit(module, [logged(seed=i) for i in range(2)]).callback_metrics
+    assert all(torch.equal(before[k], v) for k, v in critic.state_dict().items())
+    assert not all(torch.equal(policy[k], v) for k, v in module.policy.state_dict().items())
+    assert 0 < float(figures["effective_share"]) < 1
+    values = ValueCritic(2, hidden=(4,))  # trained without fitting its inputs
+    stepped = made(objective=WeightedImitation(Exponential()), advantage=StepAdvantage(values, RecordedReward()))
+    fit(stepped, [rollout(stepped.policy)])
+    assert not bool(values.reads.fitted) and bool(stepped.objective.weighting.memory.count > 0)
+
+
+def test_imitation_weighted_by_advantages_learns_the_better_of_two_habits():
+    """W2: actions −1 and 1 in equal numbers, advantages −1 and 1 with beta 1. The mean is (e − 1/e)/(e + 1/e) = 0.7616,
+    where cloning has 0."""
+    found = {}
+    for weighting in (None, Exponential(beta=1.0)):
+        means = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            actions = torch.tensor([-1.0, 1.0]).repeat(32)[:, None, None].expand(-1, 5, 2)
+            batch = TrajectoryBatch(
+                state=torch.randn(64, 6, 2), actions=actions.clone(), mask=torch.ones(64, 5, dtype=torch.bool)
+            )
+            value = actions[:, :, 0].clone()
+            told = Advantages(advantages=value, returns=value, valid=batch.mask)
+            objective = WeightedImitation(weighting, renormalise=True)
+            module = made(objective=objective, advantage=Fixed(told), passes=60, learning_rate=0.02)
+            fit(module, [batch])
+            with torch.no_grad():
+                means.append(float(module.policy.act(observe(torch.randn(200, 2)), deterministic=True).chunk.mean()))
+        found[weighting is not None] = torch.tensor(means)
+    assert (found[True] - 0.7616).abs().max() < 0.06
+    assert found[False].abs().max() < 0.06
 
 
 # --- input scales ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,344 @@
+"""What a chunk counts in imitation, from its advantage: exponential, filtered, the best share, by progress gained."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..core.interfaces import Component
+
+_CLIP = math.log(20.0)  # weights in [1/20, 20]
+_LARGEST = 80.0  # e^80 is still a float32
+
+
+@torch.no_grad()
+def exponential_weights(
+    advantages: Float[Tensor, " N"], beta: float | int, clip: float | int = _CLIP
+) -> Float[Tensor, " N"]:
+    """exp(clip(A/β, ±c)) (ALOE, arXiv 2602.12691, Eq. 11), in [e^−c, e^c].
+
+    With the clip this is no longer the exact solution of a KL-constrained improvement: of two advantages beyond it the
+    larger counts no more.
+
+    Raises:
+        ValueError: If an advantage is not finite, or β or c is not positive.
+    """
+    if not 0 < beta < math.inf or not 0 < clip <= _LARGEST:
+        raise ValueError(f"beta {beta}, clip {clip}: expected positive numbers, the clip at most {_LARGEST}")
+    return (_finite(advantages).double() / beta).clamp(-clip, clip).exp().to(advantages.dtype)
+
+
+@torch.no_grad()
+def filtered_weights(advantages: Float[Tensor, " N"], threshold: float | int = 0.0) -> Float[Tensor, " N"]:
+    """1[A > threshold]: imitate what was better than expected, and nothing else.
+
+    Raises:
+        ValueError: If an advantage is not finite.
+    """
+    return (_finite(advantages) > threshold).to(advantages.dtype)
+
+
+@torch.no_grad()
+def aligned_weights(
+    gains: Float[Tensor, " N"],
+    mean: float | int,
+    std: float | int,
+    low: float | int = -2.0,
+    high: float | int = 2.0,
+) -> Float[Tensor, " N"]:
+    """Weight that rises from 0 at ``low`` deviations from the mean to 1 at ``high``: (Δ − (μ − 2σ))/4σ by default.
+
+    The soft part of reward-aligned behaviour cloning (SARM, arXiv:2509.25358). Nothing in it has the unit of the gains.
+    Where all gains are equal (σ = 0) a gain at the mean has the weight of the middle, −low/(high − low).
+
+    Raises:
+        ValueError: If a gain is not finite, or the bounds are not in order.
+    """
+    if not low < high or std < 0:
+        raise ValueError(f"low {low}, high {high}, std {std}: expected low < high, and no negative deviation")
+    apart = _finite(gains).double() - mean
+    # the smallest spread that can be told from rounding: equal gains count as the middle, any other as an extreme
+    deviations = apart / std if std > 0 else torch.where(apart == 0, 0.0, apart.sign() * math.inf)
+    return ((deviations - low) / (high - low)).clamp(0.0, 1.0).to(gains.dtype)
+
+
+@torch.no_grad()
+def effective_share(weights: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Effective sample size over the number of samples, (Σw)²/(N·Σw²): 1 for equal weights, 1/N for a single one.
+
+    0 where no weight is positive, or there is none.
+    """
+    top = weights.amax() if len(weights) else weights.new_zeros(())
+    scaled = weights.double() / torch.where(top > 0, top, 1.0)  # squares of large weights would overflow
+    return (scaled.sum().square() / (scaled.square().sum() * len(weights)).clamp(min=1e-300)).to(weights.dtype)
+
+
+class AdvantageMemory(nn.Module):
+    """The most recent advantages with their tasks: statistics that change slowly, and are saved with the weights.
+
+    Args:
+        size: How many to remember; older ones are forgotten, because critic and policy move on.
+
+    Raises:
+        ValueError: If that is not at least one.
+    """
+
+    values: Tensor
+    tasks: Tensor
+    count: Tensor
+    """How many there have ever been."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"memory {size}: expected to remember at least one advantage")
+        self.register_buffer("values", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("tasks", torch.zeros(size, dtype=torch.long))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def add(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> None:
+        """Remember a batch; of one larger than the memory, evenly spaced ones.
+
+        Raises:
+            ValueError: If an advantage is not finite.
+        """
+        _finite(advantages)
+        size = len(self.values)
+        if len(advantages) > size:
+            chosen = torch.linspace(0, len(advantages) - 1, size, dtype=torch.float64).round().long()
+            advantages, task = advantages[chosen.to(advantages.device)], task[chosen.to(task.device)]
+        place = (int(self.count) + torch.arange(len(advantages), device=self.values.device)) % size
+        self.values[place] = advantages.to(self.values)
+        self.tasks[place] = task.to(self.tasks)
+        self.count += len(advantages)
+
+    def held(self, task: int | None = None) -> Float[Tensor, " K"]:
+        """What is remembered, of one task or of all.
+
+        Raises:
+            ValueError: If that is nothing.
+        """
+        known = min(int(self.count), len(self.values))
+        values = self.values[:known]
+        if task is not None:
+            values = values[self.tasks[:known] == task]
+        if not len(values):
+            of = "" if task is None else f" of task {task}"
+            raise ValueError(
+                f"no advantage{of} was seen yet, so that none can be compared: pass those of a whole batch to update() "
+                "first, as PolicyOptimizer does"
+            )
+        return values
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and deviation (ddof = 0); the deviation is exactly 0 where all are equal.
+
+        Raises:
+            ValueError: If nothing was seen yet.
+        """
+        values = self.held()
+        if bool(values.max() == values.min()):
+            return float(values[0]), 0.0
+        top = values.abs().max()  # squares of very large ones would overflow
+        scaled = values / top
+        return float(scaled.mean() * top), float(scaled.std(correction=0) * top)
+
+
+class Weighting(Component):
+    """Turns advantages into weights of 0 or more; a subclass writes ``forward``.
+
+    ``update`` is called once per batch with all its known advantages, before their weights are asked for. What it keeps
+    is all that a weight depends on beside the advantage itself: not on what else stands in a minibatch.
+    """
+
+    def update(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> None:
+        """See the advantages of a batch. Here: nothing is kept.
+
+        Args:
+            advantages: All that are known.
+            task: Number of the task of each.
+        """
+
+    def forward(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Weight of each advantage, 0 or more."""
+        raise NotImplementedError(f"{type(self).__name__} weighs nothing: write forward(advantages, task)")
+
+
+class Exponential(Weighting):
+    """exp(clip(A/β, ±c)), ALOE's weights (arXiv 2602.12691, Eq. 11), with β fixed or a multiple of their spread.
+
+    Advantages have the unit of returns, and a β that fits one reward fits no other: either bring returns into [−1, 0]
+    (`guerdon.rewards.step_cost.StepCost`) and give β, or leave it to the data: β = κ · standard deviation of the last
+    ``memory`` advantages. Advantages that are all equal then say nothing, and count 1 each.
+
+    Args:
+        beta: Fixed temperature; None takes κ times the spread.
+        kappa: κ.
+        clip: c, the largest exponent; ln 20 keeps weights in [0.05, 20].
+        memory: Advantages to take the spread of; that of the first batch is taken over the batch as a whole.
+
+    Raises:
+        ValueError: If a number is not positive.
+    """
+
+    def __init__(
+        self, beta: float | None = None, kappa: float = 1.0, clip: float = _CLIP, memory: int = 32_768
+    ) -> None:
+        super().__init__()
+        if not (beta is None or 0 < beta < math.inf) or not 0 < kappa < math.inf or not 0 < clip <= _LARGEST:
+            raise ValueError(
+                f"beta {beta}, kappa {kappa}, clip {clip}: expected positive numbers, the clip at most {_LARGEST}"
+            )
+        self.beta, self.kappa, self.clip = beta, kappa, clip
+        self.memory = AdvantageMemory(memory) if beta is None else None
+
+    def update(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> None:
+        """Take their spread into account."""
+        if self.memory is not None:
+            self.memory.add(advantages, task)
+
+    @torch.no_grad()
+    def forward(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Weight of each advantage.
+
+        Raises:
+            ValueError: If an advantage is not finite, or their spread is wanted and none was seen.
+        """
+        if self.memory is None:
+            assert self.beta is not None
+            return exponential_weights(advantages, self.beta, self.clip)
+        spread = self.kappa * self.memory.moments()[1]
+        if not spread > 0:
+            return torch.ones_like(_finite(advantages))
+        return exponential_weights(advantages, spread, self.clip)
+
+
+class Positive(Weighting):
+    """1[A > threshold]: filtered behaviour cloning.
+
+    Args:
+        threshold: What an advantage must exceed.
+    """
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        super().__init__()
+        if not math.isfinite(threshold):
+            raise ValueError(f"threshold {threshold}: expected a finite number")
+        self.threshold = threshold
+
+    def forward(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """1 or 0 for each advantage."""
+        return filtered_weights(advantages, self.threshold)
+
+
+class TopShare(Weighting):
+    """1[A > ε] with ε such that a share of everything seen exceeds it: RECAP's improvement indicator.
+
+    RECAP (arXiv 2511.14759) sets ε for each task so that about 30 % of its frames are positive, and conditions the
+    policy on the indicator; here it is a weight. ε is the quantile of the last ``memory`` advantages, of the task or of
+    all, and not of a minibatch, in which the best third may be bad. Where more than the share equal the largest one,
+    those are taken; so advantages that are all equal count 1 each.
+
+    Args:
+        share: Of the advantages that count, between 0 and 1.
+        per_task: Compare within a task, by its number in the batch; tasks differ in how far advantages spread.
+        memory: Advantages that make up the quantile.
+
+    Raises:
+        ValueError: If the share is not between 0 and 1.
+    """
+
+    def __init__(self, share: float = 0.3, per_task: bool = True, memory: int = 32_768) -> None:
+        super().__init__()
+        if not 0 < share < 1:
+            raise ValueError(f"share {share}: expected a number between 0 and 1")
+        self.share, self.per_task = share, per_task
+        self.memory = AdvantageMemory(memory)
+
+    def update(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> None:
+        """Take them into the quantile."""
+        self.memory.add(advantages, task)
+
+    @torch.no_grad()
+    def forward(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """1 or 0 for each advantage.
+
+        Raises:
+            ValueError: If an advantage is not finite, or none of a task was seen.
+        """
+        values = _finite(advantages).double()
+        weights = torch.zeros_like(values)
+        for one in task.unique().tolist() if self.per_task else [None]:
+            held = self.memory.held(one).sort().values
+            # the largest that is not among the best share: exactly ⌊share · K⌋ exceed it unless some are equal
+            threshold = held[len(held) - 1 - min(int(self.share * len(held)), len(held) - 1)]
+            mine = torch.ones_like(task, dtype=torch.bool) if one is None else task == one
+            good = (values > threshold) | ((threshold == held[-1]) & (values >= threshold))
+            weights[mine & good] = 1.0
+        return weights.to(advantages.dtype)
+
+
+class RewardAligned(Weighting):
+    """Reward-aligned behaviour cloning (SARM, arXiv:2509.25358): the more progress a chunk makes, the more it counts.
+
+    Made for the gains of `guerdon.policies.progress_gain.ProgressGain`. The weight rises from 0 at ``low`` deviations
+    from the mean gain to 1 at ``high``, mean and deviation taken over the last ``memory`` gains. The published rule
+    also gives full weight to all gains above a constant in units of progress, which fits one model and chunk length
+    only; here ``high`` takes its place.
+
+    Args:
+        low: Deviations from the mean at which the weight is 0.
+        high: Deviations from the mean from which on it is 1.
+        drop_losses: A negative gain counts 0, as published.
+        memory: Gains to take mean and deviation of.
+
+    Raises:
+        ValueError: If the bounds are not in order.
+    """
+
+    def __init__(self, low: float = -2.0, high: float = 2.0, drop_losses: bool = True, memory: int = 32_768) -> None:
+        super().__init__()
+        if not low < high:
+            raise ValueError(f"low {low}, high {high}: expected low < high")
+        self.low, self.high, self.drop_losses = low, high, drop_losses
+        self.memory = AdvantageMemory(memory)
+
+    def update(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> None:
+        """Take their mean and deviation into account."""
+        self.memory.add(advantages, task)
+
+    @torch.no_grad()
+    def forward(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """Weight of each gain, in [0, 1].
+
+        Raises:
+            ValueError: If a gain is not finite, or none was seen.
+        """
+        weights = aligned_weights(advantages, *self.memory.moments(), self.low, self.high)
+        return weights.masked_fill(advantages < 0, 0.0) if self.drop_losses else weights
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not bool(values.isfinite().all()):
+        wrong = values[~values.isfinite()]
+        raise ValueError(
+            f"{len(wrong)} of {len(values)} advantages are NaN or infinite (the first is {float(wrong[0])}): leave out "
+            "what is unknown, or look for a critic that diverged"
+        )
+    return values
+
+
+__all__ = [
+    "AdvantageMemory",
+    "Exponential",
+    "Positive",
+    "RewardAligned",
+    "TopShare",
+    "Weighting",
+    "aligned_weights",
+    "effective_share",
+    "exponential_weights",
+    "filtered_weights",
+]
