@@ -23,6 +23,8 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 REACH = ["--data.init_args.path", "{reach}"]
 CLIPS = ["--data.init_args.path", "{clips}", "--data.init_args.cache", "{cache}"]
 REWARD, POLICY = "--model.init_args.reward.init_args", "--model.init_args.policy.init_args"
+CRITIC, PROPOSER = "--model.init_args.critic.init_args", "--model.init_args.proposer.init_args"
+REACHED = [f"{CRITIC}.network.init_args.state_size", "12", f"{CRITIC}.network.init_args.action_size", "3"]
 DECOMPOSER = "--model.init_args.decomposer.init_args"
 # what makes each configuration small, and fit for the tiny data; {name} stands for a folder
 SMALL = {
@@ -35,6 +37,14 @@ SMALL = {
         *(*REACH, f"{REWARD}.state_size", "12", f"{REWARD}.action_size", "3"),
         *("--data.init_args.labels.init_args.gripper", ""),
     ],
+    "aloe_critic": [*REACH, *REACHED, f"{PROPOSER}.policy.init_args.path", "{behaviour_cloning}"],
+    "aloe_policy": [
+        *(*REACH, f"{POLICY}.path", "{behaviour_cloning}"),
+        *("--model.init_args.advantage.init_args.critic.init_args.path", "{aloe_critic}"),
+    ],
+    "q_chunking": [*REACH, *REACHED, f"{PROPOSER}.policy.init_args.path", "{behaviour_cloning}"],
+    "iql_critic": [*REACH, *REACHED],
+    "distributional_value": [*REACH, f"{CRITIC}.state_size", "12"],
     "grape_score": [*REACH, f"{REWARD}.costs", '["mujoco/reach"]'],
     "decomposer": [
         *("--data.path", "{seen}", "--data.frames_every", "8", "--data.frame_size", "16"),

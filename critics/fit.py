@@ -1,0 +1,377 @@
+"""Trains a critic on logged trajectories: the LightningModule that ``guerdon fit`` runs."""
+
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import lightning
+import torch
+from jaxtyping import Bool, Float
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from ..core.batch import RewardEstimates, TrajectoryBatch
+from ..core.interfaces import Component, Critic, Proposer, RewardModel
+from .monte_carlo import returns_to_go
+
+
+@runtime_checkable
+class TakesScale(Protocol):
+    """A reward with numbers to take from data, once."""
+
+    fitted: Tensor
+    """Whether they are known."""
+
+    def fit(self, batches: Iterable[TrajectoryBatch]) -> object:
+        """Take them from the training data."""
+        ...
+
+
+class CriticTraining(lightning.LightningModule):
+    """Minimises ``critic.loss`` with AdamW on steps drawn from logged trajectories, and logs all its figures.
+
+    Of every batch of episodes (or windows) rewards are asked for once. Then come ``updates_per_batch`` updates, each on
+    its own draw of ``transitions`` steps, evenly from the real ones that have a weight and a known reward; the others
+    are context. The target network follows each update. An update in which nothing could be learned (every gradient is
+    0) is left out.
+
+    Scales that the reward or the critic takes from data are taken from the training episodes at the start, once: what
+    was fitted before, a saved critic that goes on learning or a run that is resumed, stays as it is.
+
+    In validation ``val_td_error`` and the other figures are those of held-out episodes, ``val_value`` is the mean V,
+    and ``val_explained_variance`` 1 − Var(G − V)/Var(G) over steps whose discounted return G of the log is a fact.
+    It judges values of whoever acted; a critic that evaluates another policy (ALOE) may be right and explain little.
+
+    Args:
+        critic: What is trained, and shared at the end.
+        reward: What it learns from; frozen, in evaluation mode.
+        proposer: The current policy, for critics that ask it (`guerdon.policies.proposer.PolicyProposer`); frozen.
+        transitions: Steps in an update.
+        updates_per_batch: Updates on each batch of trajectories.
+        learning_rate: Largest learning rate.
+        betas: Of AdamW; ALOE's.
+        weight_decay: Of AdamW, on weights with two dimensions or more.
+        max_grad_norm: Gradients are scaled down to this norm.
+        warmup_steps: Updates over which the learning rate rises from 0.
+        schedule: Afterwards constant, or falling to 0 as half a cosine until the last update.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    updates: Tensor
+
+    def __init__(
+        self,
+        critic: Critic,
+        reward: RewardModel,
+        proposer: Component | Proposer | None = None,  # a configuration can only name a component
+        transitions: int = 256,
+        updates_per_batch: int = 1,
+        learning_rate: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        warmup_steps: int = 100,
+        schedule: Literal["constant", "cosine"] = "constant",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(transitions, updates_per_batch) < 1 or min(learning_rate, max_grad_norm) <= 0:
+            raise ValueError(
+                f"transitions {transitions}, updates_per_batch {updates_per_batch}, learning_rate {learning_rate}, "
+                f"max_grad_norm {max_grad_norm}: expected positive numbers"
+            )
+        if weight_decay < 0 or warmup_steps < 0 or schedule not in ("constant", "cosine"):
+            raise ValueError(
+                f"weight_decay {weight_decay}, warmup_steps {warmup_steps}, schedule {schedule!r}: expected none below "
+                "0, and constant or cosine"
+            )
+        theirs, ours = getattr(reward, "gamma", None), getattr(critic, "gamma", None)
+        if theirs is not None and ours is not None and theirs != ours:
+            raise ValueError(
+                f"{type(reward).__name__} has gamma {theirs}, {type(critic).__name__} discounts with {ours}: "
+                "give both the same"
+            )
+        if proposer is not None and not isinstance(proposer, Proposer):
+            raise ValueError(f"{type(proposer).__name__} proposes no chunks: expected a PolicyProposer or the like")
+        self.automatic_optimization = False
+        self.critic, self.reward = critic, reward.requires_grad_(False)
+        self.proposer = proposer
+        if isinstance(proposer, nn.Module):
+            proposer.requires_grad_(False)
+        self.transitions, self.updates_per_batch, self.seed = transitions, updates_per_batch, seed
+        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
+        self.max_grad_norm, self.warmup_steps = max_grad_norm, warmup_steps
+        self.schedule: Literal["constant", "cosine"] = schedule
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self._sums = torch.zeros(5, dtype=torch.float64)
+
+    @property
+    def component(self) -> Component:
+        """What is shared after training."""
+        return self.critic
+
+    def train(self, mode: bool = True) -> "CriticTraining":
+        """Switch the critic; what gives rewards and chunks stays in evaluation mode."""
+        super().train(mode)
+        self.reward.eval()
+        if isinstance(self.proposer, nn.Module):
+            self.proposer.eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work before anything is loaded.
+
+        Raises:
+            ValueError: If the precision is half, or there is nothing to train.
+        """
+        if str(self.trainer.precision) in ("bf16-true", "16-true", "16-mixed"):
+            raise ValueError(
+                f"precision {self.trainer.precision} would cut states and rewards to half precision, or scale the "
+                "gradients that are clipped: use bf16-mixed or 32-true"
+            )
+        if stage == "fit" and not any(p.requires_grad for p in self.critic.parameters()):
+            raise ValueError(f"{type(self.critic).__name__} has nothing to train: use it as it is")
+
+    def on_fit_start(self) -> None:
+        """Take scales from the training episodes where none were taken yet."""
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
+        self.train()  # a critic that was opened from a folder comes in evaluation mode
+        data = cast(Any, self.trainer).datamodule
+        if not hasattr(data, "state_batches"):
+            return
+        for module in self.reward.modules():
+            if isinstance(module, RewardModel) and isinstance(module, TakesScale) and not bool(module.fitted):
+                module.fit(data.state_batches())
+        reads = getattr(self.critic, "reads", None)
+        if not self._fitted() and not getattr(reads, "feature_sizes", None):
+            self._fit_critic(_joined(data.state_batches()))
+
+    def _fitted(self) -> bool:
+        named = self.critic.named_buffers()
+        return all(bool(buffer) for name, buffer in named if name.rpartition(".")[2] == "fitted")
+
+    def _fit_critic(self, batch: TrajectoryBatch) -> None:
+        """Take the critic's scales; processes that saw other data take the first one's."""
+        fit = getattr(self.critic, "fit_scales", None)
+        if fit is None:
+            return
+        fit(batch.to(self.device))
+        if self.trainer.world_size > 1:
+            for buffer in self.critic.buffers():
+                buffer.copy_(self.trainer.strategy.broadcast(buffer))
+
+    @torch.no_grad()
+    def score(self, batch: TrajectoryBatch) -> RewardEstimates:
+        """Rewards of a batch.
+
+        Raises:
+            ValueError: If rows are no logged trajectories, or the reward looks into a future that was cut off.
+            FloatingPointError: If a known reward is not finite.
+        """
+        negative = batch.labels.get("negative")
+        if negative is not None and bool((negative.values[:, 0] != 0).any()):
+            raise ValueError(
+                "a critic learns from what happened, and this batch holds negatives (reordered steps, wrong "
+                "instructions): set rewind, reverse and wrong_instruction of the data's labels to 0"
+            )
+        if not self.reward.causal and bool((batch.offset + batch.steps < batch.length).any()):
+            raise ValueError(
+                f"{type(self.reward).__name__} is not causal: it can score whole episodes only, and these are windows; "
+                "leave window out of the data's arguments"
+            )
+        rewards = self.reward(batch)
+        broken = rewards.valid & batch.mask & ~rewards.rewards.isfinite()
+        if bool(broken.any()):
+            row, step = (int(i) for i in broken.nonzero()[0])
+            raise FloatingPointError(
+                f"{type(self.reward).__name__} gave {float(rewards.rewards[row, step])} as a known reward (episode "
+                f"{int(batch.episode[row])}, step {int(batch.offset[row]) + step}; {int(broken.sum())} in all): mark "
+                "it invalid, or repair the episode"
+            )
+        return rewards
+
+    def training_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
+        """Score the batch, then learn from draws of its steps."""
+        if not self._fitted():
+            self._fit_critic(batch)
+        rewards = self.score(batch)
+        known = rewards.valid & batch.mask
+        chosen = known & (batch.weight > 0)
+        figures: list[dict[str, Tensor]] = []
+        for index in range(self.updates_per_batch):
+            drawn = self._draw(chosen, batch_index * self.updates_per_batch + index)
+            parts = self.critic.loss(
+                replace(batch, weight=torch.where(drawn, batch.weight, 0.0)), rewards, self.proposer
+            )
+            if self._step(parts["loss"]):
+                figures.append({name: value.detach() for name, value in parts.items()})
+        for name in dict.fromkeys(name for found in figures for name in found):
+            mean = torch.stack([found[name].float() for found in figures if name in found]).mean()
+            self.log(f"train_{name}", mean, on_step=True, on_epoch=False, batch_size=1)
+            if name == "loss":
+                self.log("loss", mean, prog_bar=True, logger=False, batch_size=1)
+        unknown = (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1)
+        self.log("reward_unknown", unknown, on_step=True, on_epoch=False, batch_size=1)
+        self.log("updates_left_out", float(self.updates_per_batch - len(figures)), on_step=True, batch_size=1)
+
+    def _draw(self, chosen: Bool[Tensor, "B T"], number: int) -> Bool[Tensor, "B T"]:
+        """``transitions`` of the chosen steps, or all of them where there are fewer; other ones in every update."""
+        rows, steps = chosen.nonzero(as_tuple=True)
+        if len(rows) <= self.transitions:
+            return chosen
+        place = (self.seed, int(self.current_epoch), number, self.trainer.global_rank)
+        seed = 0
+        for part in place:
+            seed = (seed * 1_000_003 + part) % 2**62
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        taken = order[: self.transitions].to(rows.device)
+        drawn = torch.zeros_like(chosen)
+        drawn[rows[taken], steps[taken]] = True
+        return drawn
+
+    def _step(self, loss: Tensor) -> bool:
+        """One update; False, and none, where no parameter would learn anything."""
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.zero_grad()
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        if isinstance(self.trainer.strategy, DDPStrategy):
+            # DDP waits for a gradient of every parameter
+            loss = loss + 0.0 * torch.stack([p.sum() for p in trained]).sum()
+        self.manual_backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], self.max_grad_norm)
+        if not bool(norm.isfinite()):
+            raise FloatingPointError(
+                f"the gradient became {float(norm)} in update {int(self.updates) + 1}: lower the learning rate, or "
+                "look for extreme rewards or states in the data"
+            )
+        if not float(norm):  # momentum and weight decay would move the critic all the same
+            return False
+        optimizer.step()
+        schedule = self.lr_schedulers()
+        if schedule is not None:
+            cast(Any, schedule).step()
+        self.critic.after_step()
+        self.updates += 1
+        return True
+
+    def on_train_epoch_end(self) -> None:
+        """Say so if there was nothing to learn from.
+
+        Raises:
+            ValueError: If a whole epoch went by without an update.
+        """
+        if not int(self.updates):
+            raise ValueError(
+                f"no step of the training data can be learned from: {type(self.reward).__name__} knows no reward, "
+                "every step has weight 0, or the critic knows no continuation (rows cut before their last observation "
+                "was made, or returns wanted of rows that never end: see cuts, and terminating of the data)"
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count."""
+        self._sums = torch.zeros(5, dtype=torch.float64)
+
+    def validation_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
+        """Log the loss and its figures over all steps, and the mean value."""
+        rewards = self.score(batch)
+        parts = self.critic.loss(batch, rewards, self.proposer)
+        if len(parts) > 1:  # else there was nothing to learn from, which is no loss of 0
+            steps = int(batch.mask.sum())
+            self.log("val_loss", parts["loss"], prog_bar=True, batch_size=steps, sync_dist=True)
+            figures = {f"val_{name}": value.float() for name, value in parts.items() if name != "loss"}
+            self.log_dict(figures, batch_size=steps, sync_dist=True)
+        v = self.critic(batch, self.proposer).v
+        made = batch.made.to(v.device)
+        if bool(made.any()):
+            self.log("val_value", v[made].mean(), batch_size=int(made.sum()), sync_dist=True)
+        gamma = getattr(self.critic, "gamma", None)
+        if gamma is not None:
+            returns, known = returns_to_go(batch, rewards, gamma)
+            told = returns[known].double().cpu()
+            error = told - v[:, :-1][known.to(v.device)].double().cpu()
+            moments = [told.sum(), told.square().sum(), error.sum(), error.square().sum()]
+            self._sums += torch.stack([torch.tensor(float(len(told)), dtype=torch.float64), *moments])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the explained variance, where returns are known and differ."""
+        sums = self._sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
+        if self.trainer.world_size > 1:
+            sums = cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        explained = explained_variance(sums)
+        if explained is not None:
+            self.log("val_explained_variance", explained, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW without decay on biases and norms; a schedule by update."""
+        trained = [p for p in self.critic.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+                {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=self.learning_rate,
+            betas=self.betas,
+        )
+        if self.schedule == "constant" and not self.warmup_steps:
+            return optimizer
+        total = self._total_updates() if self.schedule == "cosine" else 0
+
+        def factor(update: int) -> float:
+            if update < self.warmup_steps:
+                return (update + 1) / (self.warmup_steps + 1)
+            if self.schedule == "constant":
+                return 1.0
+            done = (update - self.warmup_steps) / max(total - self.warmup_steps, 1)
+            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
+
+    def _total_updates(self) -> int:
+        """Updates of the whole run. Lightning counts batches towards epochs, but updates towards ``max_steps``."""
+        most, batches = self.trainer.max_steps, self.trainer.estimated_stepping_batches
+        updates = int(batches) * self.updates_per_batch if math.isfinite(batches) else most
+        return updates if most < 0 else min(updates, most)
+
+
+def explained_variance(sums: Float[Tensor, " 5"]) -> Tensor | None:
+    """1 − Var(e)/Var(g) from the count, Σ g, Σ g², Σ e and Σ e²; None where g does not vary."""
+    count, told, told_squared, error, error_squared = sums
+    if count < 2:
+        return None
+    spread = told_squared / count - (told / count).square()
+    if float(spread) <= 1e-12 * float(told_squared / count):
+        return None
+    return (1 - (error_squared / count - (error / count).square()) / spread).float()
+
+
+def _joined(batches: Iterable[TrajectoryBatch]) -> TrajectoryBatch:
+    """States and actions of several batches as one: what scales are taken from.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    pieces = list(batches)
+    if not pieces:
+        raise ValueError("there is no training episode to take the critic's scales from")
+    longest = max(piece.mask.shape[1] for piece in pieces)
+
+    def padded(value: Tensor, length: int) -> Tensor:
+        return nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, length - value.shape[1]))
+
+    return TrajectoryBatch(
+        state=torch.cat([padded(piece.state, longest + 1) for piece in pieces]),
+        actions=torch.cat([padded(piece.actions, longest) for piece in pieces]),
+        mask=torch.cat([padded(piece.mask, longest) for piece in pieces]),
+        last_observed=torch.cat([piece.last_observed for piece in pieces]),
+    )
+
+
+__all__ = ["CriticTraining", "TakesScale", "explained_variance"]
