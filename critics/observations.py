@@ -40,6 +40,8 @@ class Scale(nn.Module):
     @torch.no_grad()
     def fit(self, values: Float[Tensor, "M W"], floor: float) -> None:
         """Take mean, deviation and range; what hardly moves keeps the scale ``floor``."""
+        if not values.shape[1]:
+            return
         self.mean.copy_(values.double().mean(0))
         self.std.copy_(values.double().std(0, correction=0).clamp(min=floor))
         self.low.copy_(values.amin(0))
