@@ -102,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     sft.add_argument("--config", "-c", action="append", default=[], metavar="FILE.yaml")
     sft.add_argument("--out", type=Path, metavar="DIR")
     sft.add_argument("--resume", action="store_true")
-    _add_score(add("score", _score, "Score every episode of a data set with a reward model"))
-    _add_evaluate(add("evaluate", _evaluate, "Judge a reward model on a data set, beside controls that need no model"))
+    _add_score(add("score", _score, "Score every episode of a data set with a reward model or a critic"))
+    _add_evaluate(add("evaluate", _evaluate, "Judge a reward model, beside controls, or a critic on a data set"))
     _add_calibrate(add("calibrate", _calibrate, "Calibrate a reward model on a held-out split, and let it abstain"))
     labels = add("labels", _labels, "Draw training samples with their targets, as a picture to check")
     labels.add_argument("--data", type=Path, metavar="DIR", help="data set, drawn from with the default labels")
@@ -144,7 +144,7 @@ def _add_collect(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="folder of a saved reward model, or owner/name")
+    parser.add_argument("--model", required=True, metavar="DIR", help="folder of a saved model, or owner/name")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set, in any format read here")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="episodes at once; default: %(default)s")
     parser.add_argument("--device", default="auto", help="cpu, cuda, …; default: a GPU where there is one")
@@ -155,6 +155,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
 def _add_score(parser: argparse.ArgumentParser) -> None:
     _add_model_and_data(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores.parquet")
+    parser.add_argument("--policy", metavar="DIR", help="policy whose chunks a critic values observations by")
     parser.add_argument("--overwrite", action="store_true", help="replace the scores of another model or data set")
 
 
@@ -179,6 +180,23 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quality-order", default="", metavar="WORST,…,BEST", help="of recorded qualities; default: where known"
+    )
+
+    group = parser.add_argument_group("for a critic")
+    group.add_argument("--policy", metavar="DIR", help="policy whose chunks are valued, and that acts with --env")
+    group.add_argument("--env", metavar="TASK", help="roll returns out again in this task, such as mujoco/reach")
+    group.add_argument("--states", type=int, default=32, metavar="N", help="to roll out from; default: %(default)s")
+    group.add_argument("--rollouts", type=int, default=4, metavar="R", help="of each; default: %(default)s")
+    group.add_argument("--candidates", type=int, default=4, metavar="C", help="chunks at a state; default: %(default)s")
+    group.add_argument("--horizon", type=int, metavar="STEPS", help="time limit of the task; default: its own")
+    group.add_argument("--reward", metavar="DIR", help="reward model that the critic learned; default: a step cost")
+    group.add_argument("--failure-cost", type=float, metavar="C", help="of the step cost; default: the mean length")
+    group.add_argument("--scale", type=float, metavar="S", help="of the step cost; default: taken from the data")
+    group.add_argument("--terminating", metavar="ENDS", help="such as success,failure; default: what the reward prices")
+    group.add_argument(
+        "--tail",
+        choices=("never", "failure", "zero"),
+        help="what follows the time limit; default: failure where that terminates, never elsewhere",
     )
 
 
@@ -245,6 +263,11 @@ def _score(options: argparse.Namespace, rest: list[str]) -> int:
     from .rewards.scoring import score_dataset
 
     _can_write(options.out / SCORES)
+    proposer = None
+    if options.policy is not None:
+        from .cli_evaluate_critic import open_proposer
+
+        proposer, _ = open_proposer(options.policy, options.device, options.trust)
     existed = options.out.exists()
     try:
         report = score_dataset(
@@ -256,6 +279,7 @@ def _score(options: argparse.Namespace, rest: list[str]) -> int:
             cache=options.cache,
             overwrite=options.overwrite,
             trust=options.trust,
+            proposer=proposer,
         )
     except BaseException:
         if not existed and options.out.is_dir() and not any(options.out.iterdir()):
@@ -277,7 +301,10 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
     from rich.console import Console
 
+    from . import cli_evaluate_critic
     from .core.files import write_json
+    from .core.interfaces import Critic, RewardModel
+    from .core.opening import open_component
     from .datasets.joined import JoinedDatasets
     from .datasets.opening import open_dataset
     from .rewards.evaluation_table import print_evaluation
@@ -285,14 +312,20 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from .rewards.opening import open_reward_model
 
     _can_write(options.json)
-    reward, said = open_reward_model(options.model, device=options.device, trust=options.trust)
+    model, said = open_component(
+        options.model, (RewardModel, Critic), "a reward model or a critic", options.device, options.trust
+    )
+    datasets = [open_dataset(path) for path in (options.data, *options.also)]
+    dataset = JoinedDatasets(datasets) if options.also else datasets[0]
+    if isinstance(model, Critic):
+        return cli_evaluate_critic.run(options, model, said, dataset)
+    cli_evaluate_critic.refuse_for_reward_models(options)
     other, other_said = None, None
     if options.against is not None:
         other, other_said = open_reward_model(options.against, device=options.device, trust=options.trust)
-    datasets = [open_dataset(path) for path in (options.data, *options.also)]
     evaluation = evaluate_dataset(
-        reward,
-        JoinedDatasets(datasets) if options.also else datasets[0],
+        model,
+        dataset,
         split=options.split,
         batch_size=options.batch_size,
         cache=options.cache,

@@ -16,6 +16,7 @@ from scipy.stats import rankdata
 
 from ..core.arrays import Array, Numbers, as_array, paired
 from ..core.intervals import bootstrap_interval, percentile_interval
+from ..core.series import drop, largest_fall
 
 SAMPLES = 500
 """Resamples of an interval, unless told otherwise."""
@@ -267,30 +268,6 @@ def spanning_share(replan: Numbers, mask: Numbers, horizon: int) -> float:
     for ahead in range(1, min(horizon, real.shape[1])):
         spans[:, :-ahead] |= (flags & real)[:, ahead:]
     return float(spans[real].mean())
-
-
-def drop(values: Numbers) -> float:
-    """Last value minus the largest one before it, of one episode: far below 0 where something went wrong at the end.
-
-    Returns:
-        NaN with fewer than two known values.
-    """
-    value = as_array(values).ravel().astype(np.float64)
-    value = value[~np.isnan(value)]
-    return float(value[-1] - value[:-1].max()) if value.size > 1 else math.nan
-
-
-def largest_fall(values: Numbers) -> tuple[int, int] | None:
-    """Where one episode's value falls furthest: (place of the peak, place of the trough); None if it never falls."""
-    value = as_array(values).ravel().astype(np.float64)
-    known = np.flatnonzero(~np.isnan(value))
-    if known.size < 2:
-        return None
-    fall = np.maximum.accumulate(value[known]) - value[known]
-    trough = int(fall.argmax())
-    if not fall[trough] > 0:
-        return None
-    return int(known[value[known][: trough + 1].argmax()]), int(known[trough])
 
 
 def resampled(

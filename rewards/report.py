@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.files import replacing
+from ..core.series import largest_fall
 from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
 from ..datasets.opening import open_dataset
 from .report_figures import read_evaluation
@@ -94,27 +95,32 @@ def build(
     doubt_name, doubt = _doubt(usable)
     others = [e for e in usable if e.index not in shown and not np.isnan(doubt[e.index])]
     doubtful = sorted(others, key=lambda e: -doubt[e.index])[:count]
+    limits = _limits(usable)
     chosen = {
         "Best episodes": (f"Highest {name}.", best),
         "Worst episodes": (f"Lowest {name}.", worst),
         "Most doubtful episodes": (f"{doubt_name}; those above are left out.", doubtful),
     }
     return Page(
-        title="Reward report",
+        title="Value report" if limits is not None else "Reward report",
         facts=_facts(metadata, data),
         counts=_counts(scored, data),
         configuration=dict(metadata.get("configuration") or {}),
         outcomes=_outcomes(usable, data, rank),
         score_name=name,
-        sections={k: (line, _cards(rows, data, name, rank)) for k, (line, rows) in chosen.items() if rows},
+        sections={k: (line, _cards(rows, data, name, rank, limits)) for k, (line, rows) in chosen.items() if rows},
         bad=[(e.index, e.status, reasons.get(e.index, "")) for e in scored if not e.usable],
         evaluation=evaluation,
     )
 
 
 def _ranking(usable: Sequence[ScoredEpisode]) -> tuple[str, dict[int, float]]:
-    """Final success probability, else final progress, else summed reward: the first that any episode has."""
-    for name, column in (("final success probability", "success"), ("final progress", "progress")):
+    """Final success probability, progress or value, else summed reward: the first that any episode has."""
+    for name, column in (
+        ("final success probability", "success"),
+        ("final progress", "progress"),
+        ("final value", "value"),
+    ):
         rank = {e.index: e.last(column) for e in usable}
         if any(not np.isnan(v) for v in rank.values()):
             return name, rank
@@ -160,7 +166,20 @@ class _Data:
             return None, f"{error.status}: {error.reason}"
 
 
-def _cards(episodes: Sequence[ScoredEpisode], data: _Data, name: str, rank: Mapping[int, float]) -> list[Card]:
+def _limits(usable: Sequence[ScoredEpisode]) -> tuple[float, float] | None:
+    """Smallest and largest value of a critic; None where there is none."""
+    values = [e.value[~np.isnan(e.value)] for e in usable]
+    joined = np.concatenate([*values, np.zeros(0)])
+    return (float(joined.min()), float(joined.max())) if joined.size else None
+
+
+def _cards(
+    episodes: Sequence[ScoredEpisode],
+    data: _Data,
+    name: str,
+    rank: Mapping[int, float],
+    limits: tuple[float, float] | None,
+) -> list[Card]:
     cards: list[Card] = []
     for scored in episodes:
         episode, note = data.read(scored.index)
@@ -173,12 +192,14 @@ def _cards(episodes: Sequence[ScoredEpisode], data: _Data, name: str, rank: Mapp
                 note = f"{error.status}: {error.reason}"
         elif episode is not None:
             state = _states(episode, scored)
+        outcome = data.outcome(scored.index)
+        failed = limits is not None and outcome is not None and outcome < 1
         spread = f", mean standard deviation {np.nanmean(scored.std):.2f}" if not np.isnan(scored.std).all() else ""
         cards.append(
             Card(
                 index=scored.index,
                 instruction=data.summaries[scored.index][1].instruction if scored.index in data.summaries else "",
-                outcome=data.outcome(scored.index),
+                outcome=outcome,
                 seconds=scored.seconds,
                 progress=scored.progress,
                 success=scored.success,
@@ -187,6 +208,9 @@ def _cards(episodes: Sequence[ScoredEpisode], data: _Data, name: str, rank: Mapp
                 jpegs=jpegs,
                 state=state,
                 note=note,
+                value=None if limits is None else scored.value,
+                limits=limits or (0.0, 0.0),
+                fall=largest_fall(scored.value) if failed else None,
             )
         )
     return cards

@@ -13,19 +13,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from .report_curves import HEIGHT, WIDTH, across, points, render_value, runs, time_axis
+from .report_curves import STYLE as CURVE_STYLE
 from .report_figures import STYLE as FIGURE_STYLE
 from .report_figures import render_evaluation
 
-WIDTH, HEIGHT = 960, 150
-"""Of a curve, in SVG units; the film strip above it is as wide, so that both share one time axis."""
-_POINTS = 480  # more would not be seen at this width
-_TOP, _BOTTOM = 8, 22
-
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1d2430; --soft: #667085; --line: #e3e7ee;
-  --progress: #2563eb; --success: #0d9488; --good: #15803d; --bad: #b42318; --warn: #b45309; }
+  --progress: #2563eb; --success: #0d9488; --value: #7c3aed; --good: #15803d; --bad: #b42318; --warn: #b45309; }
 @media (prefers-color-scheme: dark) { :root { --page: #12151b; --card: #1a1f28; --ink: #e7eaf0; --soft: #98a2b3;
-  --line: #2d3441; --progress: #7aa8ff; --success: #4fd1c5; --good: #6ee7a0; --bad: #ff9c92; --warn: #fbc46d; } }
+  --line: #2d3441; --progress: #7aa8ff; --success: #4fd1c5; --value: #c4a5fd; --good: #6ee7a0; --bad: #ff9c92;
+  --warn: #fbc46d; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
 main { max-width: 1060px; margin: 0 auto; padding: 28px 20px 60px; }
@@ -56,6 +54,7 @@ th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var
 th { color: var(--soft); font-weight: 500; } details { margin: 8px 0; }
 pre { white-space: pre-wrap; font-size: 12.5px; }
 """
+_LEVELS = ((0.0, "0"), (0.5, "0.5"), (1.0, "1"))
 _STATE_COLOURS = ("#2563eb", "#d97706", "#0d9488", "#be185d", "#7c3aed", "#65a30d", "#0891b2", "#b91c1c")
 
 
@@ -78,6 +77,12 @@ class Card:
     state: Float[np.ndarray, "F S"] | None = None
     """Shown where there is no film strip."""
     note: str = ""
+    value: Float[np.ndarray, " F"] | None = None
+    """A critic's; None where a reward model was asked."""
+    limits: tuple[float, float] = (0.0, 0.0)
+    """Smallest and largest value of the page."""
+    fall: tuple[int, int] | None = None
+    """Frames between which the value falls furthest, to be marked."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +124,7 @@ def render(page: Page) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(page.title)}</title><style>{STYLE}{FIGURE_STYLE}</style></head>\n"
+        f"<title>{escape(page.title)}</title><style>{STYLE}{CURVE_STYLE}{FIGURE_STYLE}</style></head>\n"
         f"<body><main>{chr(10).join(p for p in parts if p)}</main></body></html>\n"
     )
 
@@ -157,25 +162,28 @@ def _card(card: Card) -> str:
     elif card.state is not None and card.state.size:
         strip = _states(card)
     note = f'<p class="soft">{escape(card.note)}</p>' if card.note else ""
-    return f'<article class="card">{head}{strip}{_curves(card)}{note}</article>'
+    value = "" if card.value is None else render_value(card.seconds, card.value, card.limits, card.fall)
+    told = not np.isnan(card.progress).all() or not np.isnan(card.success).all()
+    curves = "" if value and not told else _curves(card)
+    return f'<article class="card">{head}{strip}{curves}{value}{note}</article>'
 
 
 def _curves(card: Card) -> str:
     """Progress with its band and success over time, on the strip's axis."""
     seconds = card.seconds
-    x = _across(seconds)
+    x = across(seconds)
     shapes: list[str] = []
     known = ~np.isnan(card.progress) & ~np.isnan(card.std)
     if known.any():
         upper, lower = card.progress + card.std, card.progress - card.std
-        for run in _runs(known):
-            edge = [*_points(x[run], upper[run]), *_points(x[run], lower[run])[::-1]]
+        for run in runs(known):
+            edge = [*points(x[run], upper[run]), *points(x[run], lower[run])[::-1]]
             shapes.append(f'<polygon class="band" points="{" ".join(edge)}"/>')
     keys: list[str] = []
     for name, values in (("progress", card.progress), ("success", card.success)):
-        drawn = [_points(x[run], values[run]) for run in _runs(~np.isnan(values))]
-        for points in drawn:
-            shapes.append(f'<polyline class="curve {name}" points="{" ".join(points)}"/>')
+        drawn = [points(x[run], values[run]) for run in runs(~np.isnan(values))]
+        for line in drawn:
+            shapes.append(f'<polyline class="curve {name}" points="{" ".join(line)}"/>')
         if drawn:
             dashed = "; border-top-style: dashed" if name == "success" else ""
             label = "progress" if name == "progress" else "success probability"
@@ -186,38 +194,22 @@ def _curves(card: Card) -> str:
     if not keys:
         return '<p class="soft">The model gave neither progress nor success for this episode.</p>'
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="progress and success over time">{_axes(seconds)}'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="progress and success over time">'
+        f"{time_axis(seconds, _LEVELS)}"
         f'{"".join(shapes)}</svg><div class="key">{"".join(keys)}</div>'
     )
-
-
-def _axes(seconds: Float[np.ndarray, " F"]) -> str:
-    lines: list[str] = []
-    for level in (0.0, 0.5, 1.0):
-        y = _down(np.array([level]))[0]
-        lines.append(f'<line class="grid" x1="0" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        lines.append(f'<text x="3" y="{y - 3 if level == 0 else y + 11:.1f}">{level:g}</text>')
-    start, stop = float(seconds[0]), float(seconds[-1])
-    for part in range(9):
-        at = WIDTH * part / 8
-        anchor = "start" if part == 0 else "end" if part == 8 else "middle"
-        moment = start + (stop - start) * part / 8
-        lines.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-        said = f"{moment:.2f}" if stop - start < 4 else f"{moment:.1f}"
-        lines.append(f'<text x="{at:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{said} s</text>')
-    return "".join(lines)
 
 
 def _states(card: Card) -> str:
     """Up to eight state dimensions, each scaled to its own range: there is no picture to show."""
     assert card.state is not None
-    x, shapes = _across(card.seconds), list[str]()
+    x, shapes = across(card.seconds), list[str]()
     moving = np.argsort(-card.state.std(0), kind="stable")[: len(_STATE_COLOURS)]
     for colour, dimension in zip(_STATE_COLOURS, sorted(moving.tolist()), strict=False):
         values = card.state[:, dimension]
         span = float(values.max() - values.min())
         scaled = (values - values.min()) / span if span > 0 else np.full(len(values), 0.5)
-        shapes.append(f'<polyline class="state" stroke="{colour}" points="{" ".join(_points(x, scaled))}"/>')
+        shapes.append(f'<polyline class="state" stroke="{colour}" points="{" ".join(points(x, scaled))}"/>')
     said = f"No camera: {len(moving)} of {card.state.shape[1]} state dimensions, each over its own range"
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT - 14}" role="img" aria-label="state over time">{"".join(shapes)}</svg>'
@@ -257,23 +249,3 @@ def _outcomes(outcomes: Mapping[str, Sequence[float]], score_name: str) -> str:
         f'<div class="card"><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="final score by true outcome">'
         f"{''.join(shapes)}</svg></div>"
     )
-
-
-def _across(seconds: Float[np.ndarray, " F"]) -> Float[np.ndarray, " F"]:
-    span = float(seconds[-1] - seconds[0])
-    return WIDTH * (seconds - seconds[0]) / span if span > 0 else np.full(len(seconds), WIDTH / 2)
-
-
-def _down(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    return _TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - np.clip(values, 0, 1))
-
-
-def _points(x: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"]) -> list[str]:
-    chosen = np.unique(np.linspace(0, len(x) - 1, min(len(x), _POINTS)).round().astype(int))
-    return [f"{a:.1f},{b:.1f}" for a, b in zip(x[chosen], _down(values[chosen]), strict=True)]
-
-
-def _runs(known: np.ndarray) -> list[slice]:
-    """Stretches without a gap, so that a line is never drawn over what is not known."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], known.astype(int), [0]])))
-    return [slice(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float
 
-from ..core.batch import Labelled, RewardEstimates
+from ..core.batch import Labelled, RewardEstimates, ValueEstimates
 from ..core.files import replacing
 from ..datasets.episodes import BadEpisodeError, Episode
 
@@ -39,11 +39,19 @@ SCHEMA = pa.schema(
         ("valid", pa.bool_()),
         ("status", pa.string()),
         ("reason", pa.string()),
+        ("value", pa.float32()),
+        ("q", pa.float32()),
     ]
 )
+_OF_CRITICS = ("value", "q")
+"""Columns that files written before critics were scored do not have."""
 
 
 Table = Any  # pyarrow ships no types
+
+
+def _none() -> Float[np.ndarray, " F"]:
+    return np.zeros(0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +67,16 @@ class ScoredEpisode:
     reward: Float[np.ndarray, " F"]
     """Of the step that leaves the observation."""
     std: Float[np.ndarray, " F"]
+    value: Float[np.ndarray, " F"] = field(default_factory=_none)
+    """A critic's V of the observation; not of one that follows a termination."""
+    q: Float[np.ndarray, " F"] = field(default_factory=_none)
+    """A critic's Q of what was done there."""
+
+    def __post_init__(self) -> None:
+        """Fill in what a reward model does not say."""
+        for name in _OF_CRITICS:
+            if not len(getattr(self, name)):
+                object.__setattr__(self, name, np.full(len(self.seconds), np.nan))
 
     @property
     def usable(self) -> bool:
@@ -108,7 +126,7 @@ class Scores:
         edges = [0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)] if len(index) else []
         numbers = {
             name: self.table[name].to_numpy().astype(np.float64)
-            for name in ("timestamp", "progress", "success", "reward", "std")
+            for name in ("timestamp", "progress", "success", "reward", "std", *_OF_CRITICS)
         }
         numbers["seconds"] = numbers.pop("timestamp")
         status = self.table["status"].to_pylist()
@@ -139,9 +157,12 @@ def read_scores(path: str | Path) -> Scores:
         table = pq.read_table(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file} cannot be read as parquet: {error}") from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    absent = [name for name in SCHEMA.names if name not in table.column_names]
+    missing = [name for name in absent if name not in _OF_CRITICS]
     if missing:
         raise ValueError(f"{file} is no score file: it lacks {', '.join(missing)}")
+    for name in absent:
+        table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), pa.float32()))
     stored: dict[bytes, bytes] = table.schema.metadata or {}
     metadata: dict[str, Any] = {k.decode(): v.decode() for k, v in stored.items()}
     for key in ("configuration", "settings", COUNTERS):
@@ -149,16 +170,43 @@ def read_scores(path: str | Path) -> Scores:
     return Scores(table=table, metadata=metadata)
 
 
-def episode_rows(episode: Episode, estimates: RewardEstimates, row: int) -> Table:
+def episode_rows(
+    episode: Episode, estimates: RewardEstimates | ValueEstimates, row: int, terminated: bool = False
+) -> Table:
     """One row per recorded observation of an episode; null where the model abstains.
 
     Args:
         episode: Scored as a whole.
         estimates: Of a batch that holds it.
         row: Its row there.
+        terminated: Whether nothing follows its last observation, so that a critic's value of it means nothing.
     """
-    steps = episode.steps
-    count = steps + int(episode.last_observed)
+    count = episode.steps + int(episode.last_observed)
+    if isinstance(estimates, ValueEstimates):
+        columns, broken = _values(estimates, row, episode.steps, count, terminated)
+    else:
+        columns, broken = _rewards(estimates, row, episode.steps, count)
+    if broken:
+        reason = "the model gave NaN or infinity where it claimed to know"
+        return bad_rows(BadEpisodeError(episode.index, NOT_A_NUMBER, reason), count)
+    valid = np.any([~np.isnan(values) for values in columns.values()], axis=0)
+    index = np.arange(count)
+    nothing = np.full(count, np.nan)
+    numbers = {name: columns.get(name, nothing) for name in ("progress", "success", "reward", "std", *_OF_CRITICS)}
+    arrays = {
+        "episode_index": pa.array(np.full(count, episode.index)),
+        "frame_index": pa.array(index),
+        "timestamp": pa.array(index / episode.fps),
+        **{name: pa.array(values, pa.float32(), from_pandas=True) for name, values in numbers.items()},
+        "valid": pa.array(valid),
+        "status": pa.array([OK] * count),
+        "reason": pa.nulls(count, pa.string()),
+    }
+    return pa.table({name: arrays[name] for name in SCHEMA.names}, schema=SCHEMA)
+
+
+def _rewards(estimates: RewardEstimates, row: int, steps: int, count: int) -> tuple[dict[str, np.ndarray], bool]:
+    """Columns of a reward model, and whether one holds what is no number where it claims to know."""
 
     def per_observation(column: Labelled | None) -> np.ndarray:
         if column is None:
@@ -177,27 +225,27 @@ def episode_rows(episode: Episode, estimates: RewardEstimates, row: int) -> Tabl
     for column in (estimates.progress, estimates.success):
         if column is not None:
             claimed.append((column.valid[row] & ~column.values[row].isfinite())[:count].numpy())
-    if any(c.any() for c in claimed):
-        reason = "the model gave NaN or infinity where it claimed to know"
-        return bad_rows(BadEpisodeError(episode.index, NOT_A_NUMBER, reason), count)
     columns = {
         "progress": per_observation(estimates.progress),
         "success": per_observation(estimates.success),
         "reward": per_step(estimates.rewards),
         "std": per_step(estimates.std),
     }
-    valid = np.any([~np.isnan(values) for values in columns.values()], axis=0)
-    index = np.arange(count)
-    arrays = {
-        "episode_index": pa.array(np.full(count, episode.index)),
-        "frame_index": pa.array(index),
-        "timestamp": pa.array(index / episode.fps),
-        **{name: pa.array(values, pa.float32(), from_pandas=True) for name, values in columns.items()},
-        "valid": pa.array(valid),
-        "status": pa.array([OK] * count),
-        "reason": pa.nulls(count, pa.string()),
-    }
-    return pa.table(arrays, schema=SCHEMA)
+    return columns, any(bool(c.any()) for c in claimed)
+
+
+def _values(
+    estimates: ValueEstimates, row: int, steps: int, count: int, terminated: bool
+) -> tuple[dict[str, np.ndarray], bool]:
+    """Columns of a critic, and whether one holds what is no number."""
+    told = steps if terminated else count
+    value, q = np.full(steps + 1, np.nan), np.full(steps + 1, np.nan)
+    value[:told] = estimates.v[row, :told].double().numpy()
+    broken = not np.isfinite(value[:told]).all()
+    if estimates.q is not None:
+        q[:steps] = estimates.q[row, :steps].double().numpy()
+        broken |= not np.isfinite(q[:steps]).all()
+    return {"value": value[:count], "q": q[:count]}, broken
 
 
 def bad_rows(error: BadEpisodeError, steps: int) -> Table:

@@ -17,16 +17,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import __version__
 from ..backbones.model_inputs import inputs_of
-from ..core.batch import TrajectoryBatch
+from ..core.batch import RewardEstimates, TrajectoryBatch, ValueEstimates
 from ..core.files import replacing
 from ..core.hub import class_path, component_hash, describe
-from ..core.interfaces import RewardModel
+from ..core.interfaces import Component, Critic, Proposer, RewardModel
+from ..core.opening import open_component
 from ..datasets.collate import Window
 from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
 from ..datasets.features import FeatureCache
 from ..datasets.opening import open_dataset
 from ..datasets.reader import EpisodeReader
-from .opening import open_reward_model
 from .scores import (
     COUNTERS,
     PARTS,
@@ -63,7 +63,7 @@ class ScoringReport:
     """What the model and its parts counted meanwhile (``abstained``, ``failures``); see `model_counters`."""
 
 
-def model_reader(model: RewardModel, dataset: EpisodeDataset, cache: FeatureCache | None = None) -> EpisodeReader:
+def model_reader(model: Component, dataset: EpisodeDataset, cache: FeatureCache | None = None) -> EpisodeReader:
     """A reader that gives a model what it was built for.
 
     Args:
@@ -89,7 +89,7 @@ def model_reader(model: RewardModel, dataset: EpisodeDataset, cache: FeatureCach
     return EpisodeReader(dataset, inputs.cameras, inputs.frame_size, inputs.encoder, useful)
 
 
-def read_for(reader: EpisodeReader, model: RewardModel, episodes: Sequence[Episode]) -> TrajectoryBatch:
+def read_for(reader: EpisodeReader, model: Component, episodes: Sequence[Episode]) -> TrajectoryBatch:
     """Batch whole episodes as a model evaluates them: every ``frames_every``-th recorded frame.
 
     Raises:
@@ -99,7 +99,7 @@ def read_for(reader: EpisodeReader, model: RewardModel, episodes: Sequence[Episo
 
 
 def read_usable(
-    reader: EpisodeReader, model: RewardModel, places: Iterable[int], bad: dict[int, BadEpisodeError]
+    reader: EpisodeReader, model: Component, places: Iterable[int], bad: dict[int, BadEpisodeError]
 ) -> tuple[TrajectoryBatch | None, list[Episode]]:
     """A batch of the episodes at some places without those whose video turns out to be broken; None without any left.
 
@@ -122,7 +122,7 @@ def read_usable(
 
 
 def score_dataset(
-    model: RewardModel | str | Path,
+    model: RewardModel | Critic | str | Path,
     dataset: EpisodeDataset | str | Path,
     out: str | Path,
     *,
@@ -133,11 +133,13 @@ def score_dataset(
     overwrite: bool = False,
     progress_bar: bool = True,
     trust: bool = False,
+    proposer: Proposer | None = None,
 ) -> ScoringReport:
     """Score every episode of a data set into ``out/scores.parquet``.
 
     A row stands for one recorded observation i: progress and success there, the reward of the step that leaves it and
     its ``std`` (null at the last observation, and wherever the model abstains), ``valid`` where anything is known,
+    a critic's ``value`` there and its ``q`` of what was done (null for reward models; no value after a termination),
     ``status`` "ok" or why the episode could not be scored, ``reason`` in words. A bad episode keeps its rows, all null.
     The schema's metadata hold the model's hash and configuration, the version, the data folder and the time, how many
     ``observations`` the scored episodes have and how many are ``estimated``, and the model's ``counters``. An episode
@@ -147,7 +149,8 @@ def score_dataset(
     the same call. A finished file of the same run is left as it is.
 
     Args:
-        model: Any reward model, or the folder or repository that holds one; put on the device in evaluation mode.
+        model: Any reward model or critic, or the folder or repository that holds one; put on the device in evaluation
+            mode.
         dataset: Episodes, or the folder that holds them.
         out: Folder of the scores.
         batch_size: Episodes in a forward pass.
@@ -157,20 +160,25 @@ def score_dataset(
         overwrite: Start again where ``out`` holds the scores of another model, data set or setting.
         progress_bar: Show one.
         trust: Open classes outside guerdon, where ``model`` is a folder.
+        proposer: Chunks of the policy, for a critic that values observations by them. Its noise is the same for the
+            same part, so that a run that goes on gives the same scores.
 
     Raises:
         OSError: If ``out`` cannot be written; before any work.
-        ValueError: If ``out`` holds another run, or the data set does not fit the model.
+        ValueError: If ``out`` holds another run, the data set does not fit the model, or a critic lacks a proposer.
     """
     if batch_size < 1 or part_size < 1:
         raise ValueError(f"batch_size {batch_size}, part_size {part_size}: expected positive numbers")
     folder = Path(out)
     _check_writable(folder)
     opened = dataset if isinstance(dataset, EpisodeDataset) else open_dataset(dataset)
-    where = "" if isinstance(model, RewardModel) else str(model)
-    model = model if isinstance(model, RewardModel) else open_reward_model(model, "cpu", trust)[0]
+    where = str(model) if isinstance(model, str | Path) else ""
+    if isinstance(model, str | Path):
+        model = open_component(model, (RewardModel, Critic), "a reward model or a critic", "cpu", trust)[0]
+    if proposer is not None and isinstance(model, RewardModel):
+        raise ValueError(f"a policy proposes chunks to critics, and {type(model).__name__} is a reward model")
     reader = model_reader(model, opened, None if cache is None else FeatureCache(cache))
-    metadata = run_metadata(model, opened, part_size) | {"model": where}
+    metadata = run_metadata(model, opened, part_size, proposer) | {"model": where}
     done = _begin(folder, metadata, overwrite)
     if done is not None:
         return done
@@ -181,13 +189,15 @@ def score_dataset(
     resumed = 0
     with _bar(progress_bar) as bar:
         task = bar.add_task("scoring", total=len(opened))
-        for start, file in zip(parts, files, strict=True):
+        for number, (start, file) in enumerate(zip(parts, files, strict=True)):
             places = range(start, min(start + part_size, len(opened)))
             if file.is_file():
                 resumed += len(places)
             else:
                 before = model_counters(model)
-                table = pa.concat_tables(list(_score(model, reader, places, batch_size, chosen)))
+                if proposer is not None:
+                    proposer.version = number
+                table = pa.concat_tables(list(_score(model, reader, places, batch_size, chosen, proposer)))
                 counted = json.dumps(_since(before, model_counters(model)))
                 write_part(table.replace_schema_metadata({COUNTERS: counted}), file)
             bar.update(task, advance=len(places))
@@ -204,7 +214,7 @@ def score_dataset(
     )
 
 
-def model_counters(model: RewardModel) -> dict[str, dict[str, int]]:
+def model_counters(model: Component) -> dict[str, dict[str, int]]:
     """What a model and the modules in it count: attributes ``abstained`` and ``failures`` that are a ``Counter``.
 
     Returns:
@@ -235,11 +245,11 @@ def _check_writable(folder: Path) -> None:
         raise OSError(f"cannot write scores to {folder}: {error.strerror}; choose another folder") from error
 
 
-def run_metadata(model: RewardModel, dataset: EpisodeDataset, part_size: int) -> dict[str, str]:
+def run_metadata(
+    model: Component, dataset: EpisodeDataset, part_size: int, proposer: Proposer | None = None
+) -> dict[str, str]:
     """What the scores are of; two runs with the same ``fingerprint`` give the same scores."""
-    with tempfile.TemporaryDirectory() as parent:
-        model.save_pretrained(Path(parent) / "model")
-        model_hash = component_hash(Path(parent) / "model")
+    model_hash = _hash(model)
     path = Path(dataset.name)
     data = str(path.resolve()) if path.exists() else dataset.name
     identity = hashlib.sha256()
@@ -254,6 +264,8 @@ def run_metadata(model: RewardModel, dataset: EpisodeDataset, part_size: int) ->
     settings |= {"cameras": list(inputs.cameras), "episodes": len(dataset)}
     named = {"model_hash": model_hash, "data": data, "settings": json.dumps(settings)}
     named |= {"data_hash": identity.hexdigest()[:16]}
+    if isinstance(proposer, Component):
+        named["policy_hash"] = _hash(proposer)
     return {
         **named,
         "fingerprint": hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16],
@@ -262,6 +274,12 @@ def run_metadata(model: RewardModel, dataset: EpisodeDataset, part_size: int) ->
         "version": __version__,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _hash(model: Component) -> str:
+    with tempfile.TemporaryDirectory() as parent:
+        model.save_pretrained(Path(parent) / "model")
+        return component_hash(Path(parent) / "model")
 
 
 def _recording(path: Path) -> list[Path]:
@@ -313,9 +331,9 @@ def _refuse_other(folder: Path, earlier: Mapping[str, Any], now: Mapping[str, st
         return
     names = {"model_hash": "model", "data": "data folder", "data_hash": "episodes", "settings": "settings"}
     differ = [
-        f"{words}: {earlier.get(key)} there, {now[key]} now"
-        for key, words in names.items()
-        if earlier.get(key) != now[key]
+        f"{words}: {earlier.get(key)} there, {now.get(key)} now"
+        for key, words in {**names, "policy_hash": "policy"}.items()
+        if earlier.get(key) != now.get(key)
     ]
     raise ValueError(
         f"{folder} holds scores of another run ({'; '.join(differ)}): choose another folder, or overwrite it"
@@ -328,7 +346,12 @@ def _bar(shown: bool) -> Progress:
 
 
 def _score(
-    model: RewardModel, reader: EpisodeReader, places: Sequence[int], batch_size: int, device: str
+    model: RewardModel | Critic,
+    reader: EpisodeReader,
+    places: Sequence[int],
+    batch_size: int,
+    device: str,
+    proposer: Proposer | None,
 ) -> Iterator[Table]:
     """Tables of some episodes, in order."""
     for start in range(0, len(places), batch_size):
@@ -338,7 +361,7 @@ def _score(
                 found[place] = reader(place)
             except BadEpisodeError as error:
                 found[place] = error
-        scored = _forward(model, reader, found, device)
+        scored = _forward(model, reader, found, device, proposer)
         for place, episode in found.items():
             if isinstance(episode, BadEpisodeError):
                 yield bad_rows(episode, reader.dataset.summary(place).steps)
@@ -347,7 +370,11 @@ def _score(
 
 
 def _forward(
-    model: RewardModel, reader: EpisodeReader, found: dict[int, Episode | BadEpisodeError], device: str
+    model: RewardModel | Critic,
+    reader: EpisodeReader,
+    found: dict[int, Episode | BadEpisodeError],
+    device: str,
+    proposer: Proposer | None,
 ) -> dict[int, Table]:
     """Score the good episodes together; one whose video breaks is marked and the rest goes on."""
     while True:
@@ -363,5 +390,22 @@ def _forward(
             found[broken[0]] = error
             continue
         with torch.no_grad():
-            estimates = model(batch.to(device)).to("cpu")
-        return {p: episode_rows(e, estimates, row) for row, (p, e) in enumerate(good.items())}
+            estimates = _estimate(model, batch.to(device), proposer).to("cpu")
+        over = batch.terminated.tolist()
+        return {p: episode_rows(e, estimates, row, over[row]) for row, (p, e) in enumerate(good.items())}
+
+
+def _estimate(
+    model: RewardModel | Critic, batch: TrajectoryBatch, proposer: Proposer | None
+) -> RewardEstimates | ValueEstimates:
+    if isinstance(model, RewardModel):
+        return model(batch)
+    try:
+        return model(batch, proposer)
+    except ValueError as error:
+        if proposer is None and "proposer" in str(error):
+            raise ValueError(
+                f"{type(model).__name__} values observations by chunks of a policy: name it with --policy DIR, or pass "
+                "a proposer"
+            ) from error
+        raise

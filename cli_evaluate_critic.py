@@ -1,0 +1,263 @@
+"""Critics on the command line: ``guerdon evaluate`` and ``guerdon score`` with a folder that holds one."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from . import __version__
+from .core.batch import End, named_ends
+from .core.files import write_json
+from .core.interfaces import Critic, Policy, RewardModel
+from .core.opening import open_component
+from .critics.diagnostics import Calibration, Estimate
+from .datasets.collate import Window
+from .datasets.episodes import BadEpisodeError, EpisodeDataset
+from .datasets.features import FeatureCache
+from .datasets.reader import EpisodeReader
+from .policies.critic_evaluation import AgainstReturns, CriticEvaluation, judge_critic, read_values
+from .policies.critic_logs import LogReader
+from .policies.critic_rollouts import RolledOut, Rollouts, roll_out
+from .policies.proposer import PolicyProposer
+from .policies.reroll import Tail, step_cost
+from .rewards.opening import open_reward_model
+from .rewards.step_cost import StepCost
+
+OPTIONS = ("policy", "env", "reward", "failure_cost", "scale", "terminating", "tail")
+"""Options that only a critic takes, by their names in the parsed arguments; None where they were not given."""
+NOT_FOR_CRITICS = {"against": "--against", "threshold": "--threshold", "quality_order": "--quality-order"}
+
+
+def refuse_for_reward_models(options: argparse.Namespace) -> None:
+    """Refuse options that would do nothing for a reward model.
+
+    Raises:
+        ValueError: Naming the first.
+    """
+    given = [name for name in OPTIONS if getattr(options, name, None) is not None]
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')} is for critics, {options.model} holds a reward model")
+
+
+def open_proposer(path: str | None, device: str, trust: bool) -> tuple[PolicyProposer | None, dict[str, Any] | None]:
+    """The proposer of a saved policy, and which it is; None without one."""
+    if path is None:
+        return None, None
+    policy, said = open_component(path, Policy, "a policy", device, trust)
+    return PolicyProposer(policy), said
+
+
+def run(options: argparse.Namespace, critic: Critic, said: dict[str, Any], dataset: EpisodeDataset) -> int:
+    """Judge a critic and print what was found.
+
+    Raises:
+        ValueError: If an option makes no sense for a critic, or is missing.
+    """
+    for name, flag in NOT_FOR_CRITICS.items():
+        if getattr(options, name):
+            raise ValueError(f"{flag} is for reward models, {options.model} holds a {type(critic).__name__}")
+    if options.env is not None and options.policy is None:
+        raise ValueError("--env rolls returns out again with a policy: name it with --policy DIR")
+    device = str(next((p.device for p in critic.parameters()), "cpu"))
+    proposer, policy_said = open_proposer(options.policy, device, options.trust)
+    gamma = float(getattr(critic, "gamma", 0.99))
+    reward, words = _reward(options, dataset, gamma, device)
+    ends = _terminating(options.terminating, reward)
+    cache = None if options.cache is None else FeatureCache(options.cache)
+    reader = LogReader(critic, reward, dataset, [int(end) for end in ends], proposer, cache)
+    bad: dict[int, BadEpisodeError] = {}
+    console = Console(stderr=True)
+    with console.status("valuing the logs"):
+        found = read_values(reader, options.split, options.batch_size, bad)
+    rolled: RolledOut | None = None
+    if options.env is not None and proposer is not None:
+        if not isinstance(reward, StepCost):
+            raise ValueError(
+                f"--env needs a reward that is known while a simulation runs: a step cost, not a "
+                f"{type(reward).__name__}; leave --env out to judge along the logs only"
+            )
+        tail: Tail = options.tail or ("failure" if End.TIME_LIMIT in ends else "never")
+        setting = Rollouts(
+            env=options.env,
+            states=options.states,
+            rollouts=options.rollouts,
+            candidates=options.candidates,
+            horizon=options.horizon,
+            tail=tail,
+            seed=options.seed,
+        )
+        paid = step_cost(float(reward.cost), float(reward.divisor))
+        with console.status(f"rolling out again in {options.env}"):
+            rolled = roll_out(found, reader, proposer.policy, paid, setting, options.batch_size)
+    evaluation = judge_critic(
+        found,
+        reader,
+        reward=words,
+        model=said,
+        policy=policy_said,
+        split=options.split,
+        version=__version__,
+        bad=[error for _, error in sorted(bad.items())],
+        rolled_out=rolled,
+        notes=[f"terminating ends: {', '.join(sorted(end.name.lower() for end in ends))}"],
+        seed=options.seed,
+    )
+    print_critic(evaluation, Console(width=None if Console().is_terminal else 100))
+    if options.json is not None:
+        write_json(options.json, evaluation.to_json())
+    return 0
+
+
+def _reward(options: argparse.Namespace, dataset: EpisodeDataset, gamma: float, device: str) -> tuple[RewardModel, str]:
+    """The reward that the critic's values should be the discounted sum of, and what to call it."""
+    if options.reward is not None:
+        if options.failure_cost is not None or options.scale is not None:
+            raise ValueError("--reward names the reward: --failure-cost and --scale would change another one")
+        reward, said = open_reward_model(options.reward, device, options.trust)
+        return reward, f"{said['class_path']} {said.get('hash', '')}".strip()
+    reward = StepCost(failure_cost=options.failure_cost, scale=options.scale, gamma=gamma)
+    taken = ""
+    if not bool(reward.fitted):
+        reader, bad = EpisodeReader(dataset), dict[int, BadEpisodeError]()
+        reward.fit(reader.batch([Window(episode=episode)]) for _, episode in reader.usable(bad))
+        taken = " (what was not given is taken from these data; the critic may have learned another scale)"
+    words = f"step cost: −1 a step, −{float(reward.cost):.4g} at a failure, over {float(reward.divisor):.4g}{taken}"
+    return reward.to(device).eval(), words
+
+
+def _terminating(text: str | None, reward: RewardModel) -> frozenset[End]:
+    if text is not None:
+        return named_ends("--terminating", [name.strip() for name in text.split(",") if name.strip()])
+    if isinstance(reward, StepCost):
+        return frozenset({End.SUCCESS, *reward.failures})
+    return frozenset({End.SUCCESS, End.FAILURE})
+
+
+def print_critic(evaluation: CriticEvaluation, console: Console | None = None) -> None:
+    """Print what was found; tables fit into 100 columns."""
+    out = console or Console()
+    counts = evaluation.counts
+    out.print(Text(f"{evaluation.model.get('class_path', 'critic')} {evaluation.model.get('hash', '')}", style="bold"))
+    split = f", split {evaluation.split}" if evaluation.split else ""
+    out.print(Text(f"on {evaluation.data}{split}"))
+    kinds = [f"{counts[k]} {w}" for k, w in (("success", "successes"), ("failure", "failures"), ("unknown", "unknown"))]
+    out.print(
+        Text(f"{counts['episodes']} episodes, {counts['steps']} steps: {', '.join(kinds)}; {counts['bad']} not used")
+    )
+    out.print(Text(f"reward: {evaluation.reward}; discount {evaluation.gamma:g}"))
+    if evaluation.policy is not None:
+        out.print(Text(f"policy: {evaluation.policy.get('path')}"))
+    _print_along(evaluation, out)
+    _print_against(evaluation, out)
+    _print_residuals(evaluation, out)
+    if evaluation.rolled_out is not None:
+        _print_rolled(evaluation.rolled_out, out)
+    out.print()
+    for note in evaluation.notes:
+        out.print(_indented(f"note: {note}"))
+    for bad in evaluation.bad:
+        out.print(Text(f"  episode {bad['episode']} not used, {bad['status']}: {bad['reason']}", style="red"))
+
+
+def _print_along(evaluation: CriticEvaluation, out: Console) -> None:
+    table = _table("along the logs", "episodes", "V start", "V end", "Q start", "Q end", "V end − max before")
+    for name, row in evaluation.along.items():
+        numbers = (row.v_start, row.v_end, row.q_start, row.q_end, row.drop)
+        table.add_row(name, str(row.episodes), *(_number(n) for n in numbers))
+    _show(table, out)
+
+
+def _print_against(evaluation: CriticEvaluation, out: Console) -> None:
+    table = _table("logged return", "rank corr.", "slope", "intercept", "mean error", "steps")
+    for name, found in (("V", evaluation.v), ("Q", evaluation.q)):
+        if found is not None:
+            table.add_row(name, *_against(found))
+    _show(table, out)
+    out.print(_indented("the return of whoever acted in the log, which is not that of another policy", dim=True))
+
+
+def _against(found: AgainstReturns) -> Sequence[str]:
+    return _row(found.rank, found.calibration)
+
+
+def _row(rank: Estimate, line: Calibration) -> Sequence[str]:
+    numbers = (_number(n) for n in (line.slope, line.intercept, line.mean_error))
+    return [_interval(rank), *numbers, str(line.n)]
+
+
+def _print_residuals(evaluation: CriticEvaluation, out: Console) -> None:
+    if evaluation.residuals:
+        table = _table("TD residual by source", "mean", "rms", "steps")
+        for source, found in evaluation.residuals.items():
+            table.add_row(str(source), _number(found.mean), _number(found.rms), str(found.n))
+        _show(table, out)
+    out.print()
+    if evaluation.members > 1:
+        pairs = (
+            ("correlation of values", evaluation.member_correlation),
+            ("of errors", evaluation.error_correlation),
+            ("spread against error", evaluation.spread_error),
+        )
+        said = ", ".join(f"{words} {_number(value)}" for words, value in pairs)
+        out.print(_indented(f"ensemble of {evaluation.members}: {said}"))
+    elif evaluation.members == 1:
+        out.print(_indented("one member: no ensemble to speak of"))
+    if not math.isnan(evaluation.spanning):
+        out.print(_indented(f"logged chunks that go on past a re-plan: {100 * evaluation.spanning:.0f} %"))
+
+
+def _print_rolled(found: RolledOut, out: Console) -> None:
+    table = _table("return rolled out again", "rank corr.", "slope", "intercept", "mean error", "states")
+    table.add_row("V", *_row(found.v_rank, found.v_calibration))
+    if found.candidates:
+        table.add_row("Q of logged chunks", *_row(found.q_rank, found.q_calibration))
+    _show(table, out)
+    for line in found.v_calibration.bins:
+        said = f"V about {_number(line.predicted)}: return {_number(line.observed)} ({line.count} states)"
+        out.print(_indented(said, dim=True))
+    over = found.over_estimation
+    out.print(_indented(f"V − return at the {over.n} first observations: {_interval(over)}"))
+    if found.candidates:
+        pairs = f"{found.ranking_pairs} pairs at {found.ranking.n} states"
+        out.print(_indented(f"chunk-ranking AUC (chance 0.5): {_interval(found.ranking)}, {pairs}"))
+    out.print(
+        _indented(
+            f"{found.env}: {found.states} states of {found.episodes} episodes, {found.rollouts} rollouts of each and "
+            f"of each of {found.candidates} chunks; the policy succeeded in {100 * found.success:.0f} %; after the "
+            f"time limit: {found.tail}",
+            dim=True,
+        )
+    )
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    return table
+
+
+def _show(table: Table, out: Console) -> None:
+    out.print()
+    out.print(table)
+
+
+def _indented(text: str, dim: bool = False) -> Padding:
+    return Padding(Text(text, style="dim" if dim else ""), (0, 0, 0, 2), expand=False)
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3g}"
+
+
+def _interval(found: Estimate) -> str:
+    interval = "" if math.isnan(found.low) else f" ({_number(found.low)}…{_number(found.high)})"
+    return _number(found.value) + interval
+
+
+__all__ = ["open_proposer", "print_critic", "refuse_for_reward_models", "run"]

@@ -1,0 +1,235 @@
+"""Judges a critic on a data set: values along the logs, residuals, ensembles, and returns that are rolled out again."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..critics.diagnostics import (
+    Calibration,
+    Estimate,
+    Residual,
+    calibration,
+    drop,
+    ensemble_correlation,
+    rank_correlation_interval,
+    spanning_share,
+    spread_error_correlation,
+    td_residual_by_source,
+)
+from ..datasets.episodes import BadEpisodeError
+from ..datasets.joined import joined
+from ..datasets.splits import Kin, in_split_each
+from .critic_logs import LoggedValues, LogReader, episode_of_steps, joined_steps
+from .critic_rollouts import RolledOut
+
+OUTCOMES = ("success", "failure", "unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Along:
+    """Means over the episodes of one outcome."""
+
+    episodes: int
+    v_start: float
+    v_end: float
+    """At the last observation that something was done at."""
+    q_start: float
+    q_end: float
+    drop: float
+    """V at the end minus its maximum before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstReturns:
+    """Predictions against the discounted return of the log: that of whoever acted, not of any other policy."""
+
+    rank: Estimate
+    calibration: Calibration
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticEvaluation:
+    """What is known of a critic."""
+
+    model: Mapping[str, Any]
+    policy: Mapping[str, Any] | None
+    reward: str
+    gamma: float
+    data: str
+    split: str
+    version: str
+    counts: Mapping[str, int]
+    along: Mapping[str, Along]
+    """By outcome, those that there are."""
+    v: AgainstReturns
+    q: AgainstReturns | None
+    residuals: Mapping[int, Residual]
+    """By source."""
+    members: int
+    """K; 0 for a critic without an ensemble."""
+    member_correlation: float
+    """Mean pairwise correlation of the members' values of logged chunks."""
+    error_correlation: float
+    """The same of their errors, where the return of the log is known."""
+    spread_error: float
+    spanning: float
+    """Share of logged chunks that go on past a re-plan; NaN where the logs do not say."""
+    rolled_out: RolledOut | None
+    notes: tuple[str, ...]
+    bad: tuple[Mapping[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, with null for what is not known."""
+        found = _plain(dataclasses.asdict(self))
+        assert isinstance(found, dict)
+        return {"kind": "critic", **found}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+def read_values(reader: LogReader, split: str, batch_size: int, bad: dict[int, BadEpisodeError]) -> list[LoggedValues]:
+    """What the critic says of every episode of a split (of all, if it is empty), in the order of the data.
+
+    Raises:
+        ValueError: If no episode can be used.
+    """
+    if batch_size < 1:
+        raise ValueError(f"expected at least one episode at once, got {batch_size}")
+    dataset = joined(reader.reader.dataset)
+    usable: list[tuple[int, int]] = []
+    sets: list[list[Kin]] = [[] for _ in dataset.datasets]
+    for place, episode in reader.reader.usable(bad):
+        which, kin = dataset.kin(place, episode)
+        sets[which].append(kin)
+        usable.append((place, episode.steps))
+    chosen = [usable[i] for i in in_split_each(sets, split, dataset.name)]
+    chosen.sort(key=lambda one: (one[1], one[0]))
+    found: list[LoggedValues] = []
+    for start in range(0, len(chosen), batch_size):
+        found += reader.values([place for place, _ in chosen[start : start + batch_size]], bad)
+    if not found:
+        raise ValueError(f"{dataset.name}: no episode{f' of split {split!r}' if split else ''} can be used")
+    return sorted(found, key=lambda one: one.place)
+
+
+def judge_critic(
+    found: Sequence[LoggedValues],
+    reader: LogReader,
+    *,
+    reward: str,
+    model: Mapping[str, Any],
+    policy: Mapping[str, Any] | None = None,
+    split: str = "",
+    version: str = "",
+    bad: Sequence[BadEpisodeError] = (),
+    rolled_out: RolledOut | None = None,
+    notes: Sequence[str] = (),
+    seed: int = 0,
+) -> CriticEvaluation:
+    """Compute the figures from what a critic said along the logs.
+
+    Args:
+        found: At least one episode.
+        reader: Who read them.
+        reward: What was paid, in words.
+        model: Which critic it is.
+        policy: Which policy proposed and acted.
+        split: Name of the split.
+        version: Of this package.
+        bad: Episodes that could not be used.
+        rolled_out: Figures from re-rolled returns.
+        notes: What else should be known.
+        seed: Of intervals.
+    """
+    episodes, returns = episode_of_steps(found), joined_steps(found, "returns")
+    v = joined_steps(found, "v")
+    q = None if found[0].q is None else joined_steps(found, "q")
+    said = list(notes)
+    if np.isnan(returns).all():
+        said.append("no return of the log is known: no episode terminated with all its rewards known")
+    members = None
+    if found[0].members is not None:
+        members = np.concatenate([one.members for one in found if one.members is not None], 1)
+    replan = _replans(found)
+    spanning = math.nan if replan is None else spanning_share(*replan, reader.horizon)
+    return CriticEvaluation(
+        model=model,
+        policy=policy,
+        reward=reward,
+        gamma=reader.gamma,
+        data=reader.reader.dataset.name,
+        split=split,
+        version=version,
+        counts=_counts(found, bad, returns),
+        along={name: _along([one for one in found if one.outcome == name]) for name in _outcomes(found)},
+        v=_against(v, returns, episodes, seed),
+        q=None if q is None else _against(q, returns, episodes, seed),
+        residuals=td_residual_by_source(
+            joined_steps(found, "residual"), np.repeat([one.source for one in found], [len(one.v) for one in found])
+        ),
+        members=0 if members is None else len(members),
+        member_correlation=math.nan if members is None else ensemble_correlation(members),
+        error_correlation=math.nan if members is None else ensemble_correlation(members - returns),
+        spread_error=math.nan if members is None else spread_error_correlation(members, returns),
+        spanning=spanning,
+        rolled_out=rolled_out,
+        notes=(*said, *(() if rolled_out is None else rolled_out.notes)),
+        bad=tuple({"episode": e.index, "status": e.status, "reason": e.reason} for e in bad),
+    )
+
+
+def _outcomes(found: Sequence[LoggedValues]) -> list[str]:
+    return [name for name in OUTCOMES if any(one.outcome == name for one in found)]
+
+
+def _counts(found: Sequence[LoggedValues], bad: Sequence[BadEpisodeError], returns: np.ndarray) -> dict[str, int]:
+    counts = {name: sum(one.outcome == name for one in found) for name in OUTCOMES}
+    steps = sum(len(one.v) for one in found)
+    return {"episodes": len(found), "steps": steps, **counts, "known": int((~np.isnan(returns)).sum()), "bad": len(bad)}
+
+
+def _along(group: Sequence[LoggedValues]) -> Along:
+    def mean(values: Sequence[float]) -> float:
+        known = [value for value in values if not math.isnan(value)]
+        return sum(known) / len(known) if known else math.nan
+
+    return Along(
+        episodes=len(group),
+        v_start=mean([one.v[0] for one in group]),
+        v_end=mean([one.v[-1] for one in group]),
+        q_start=mean([math.nan if one.q is None else one.q[0] for one in group]),
+        q_end=mean([math.nan if one.q is None else one.q[-1] for one in group]),
+        drop=mean([drop(one.v) for one in group]),
+    )
+
+
+def _against(values: np.ndarray, returns: np.ndarray, episodes: np.ndarray, seed: int) -> AgainstReturns:
+    return AgainstReturns(
+        rank=rank_correlation_interval(values, returns, episodes, seed=seed), calibration=calibration(values, returns)
+    )
+
+
+def _replans(found: Sequence[LoggedValues]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Flags and mask (B, T) of the episodes; None where the logs do not say, at any step of any, where plans began."""
+    if any(one.replan is None for one in found) or not any(one.replan.any() for one in found if one.replan is not None):
+        return None
+    longest = max(len(one.v) for one in found)
+    flags, mask = np.zeros((2, len(found), longest), bool)
+    for row, one in enumerate(found):
+        flags[row, : len(one.v)], mask[row, : len(one.v)] = one.replan, True
+    return flags, mask
+
+
+__all__ = ["AgainstReturns", "Along", "CriticEvaluation", "judge_critic", "read_values"]
