@@ -23,11 +23,11 @@ class _Kept:
 class PolicyProposer(Component):
     """Samples chunks of a policy at observations of a batch; a `guerdon.core.interfaces.Proposer`.
 
-    Sampling the next chunk is what a critic's step spends most of its time on where the policy needs several passes of
-    a large network (ALOE, arXiv 2602.12691, samples it for every target). So chunks are kept, by what was observed: the
-    bytes of state, frames and features, and the instruction. The same step of the same episode is recognised in any
-    window and any batch. Asking for more chunks than are kept draws the missing ones; fewer, and the first of them
-    come back. Observations that are equal share their chunks.
+    ALOE (arXiv 2602.12691) samples the next chunk for every target, which costs several passes of the policy's network
+    in each update of the critic. So chunks are kept, by what was observed: the bytes of state, frames and features, and
+    the instruction. The same step of the same episode is recognised in any window and any batch. Asking for more chunks
+    than are kept draws the missing ones; fewer, and the first of them come back. Observations that are equal share
+    their chunks.
 
     The policy is read, never changed: no gradients are taken, `requires_grad` is left alone, and its modules act in
     evaluation mode and get their mode back. It may therefore be one that is being trained; whoever trains it says so by
