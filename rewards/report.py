@@ -17,7 +17,7 @@ from ..core.series import largest_fall
 from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
 from ..datasets.opening import open_dataset
 from .report_figures import read_evaluation
-from .report_page import Card, Page, render
+from .report_page import VALUE, Card, Page, render
 from .scores import ScoredEpisode, read_scores
 
 _FRAMES, _PICTURE = 8, 120  # pictures in a strip, and the shorter side of one in pixels
@@ -119,7 +119,7 @@ def _ranking(usable: Sequence[ScoredEpisode]) -> tuple[str, dict[int, float]]:
     for name, column in (
         ("final success probability", "success"),
         ("final progress", "progress"),
-        ("final value", "value"),
+        (VALUE, "value"),
     ):
         rank = {e.index: e.last(column) for e in usable}
         if any(not np.isnan(v) for v in rank.values()):
@@ -243,7 +243,8 @@ def _states(episode: Episode, scored: ScoredEpisode) -> np.ndarray:
 
 def _facts(metadata: Mapping[str, Any], data: _Data) -> dict[str, str]:
     facts = {"data": f"{data.folder or 'unknown'}{f' ({data.problem})' if data.problem else ''}"}
-    for label, key in (("model", "model"), ("model class", "class_path"), ("model hash", "model_hash")):
+    keys = {"model": "model", "model class": "class_path", "model hash": "model_hash", "policy hash": "policy_hash"}
+    for label, key in keys.items():
         if metadata.get(key):
             facts[label] = str(metadata[key])
     facts["scored"] = f"{metadata.get('created_at', 'unknown')} by guerdon {metadata.get('version', 'unknown')}"

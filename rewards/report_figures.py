@@ -41,6 +41,11 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
         found: Any = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no JSON: {error}; expected what `guerdon evaluate --json` writes") from error
+    if isinstance(found, dict) and cast(Any, found).get("kind") == "critic":
+        raise ValueError(
+            f"{file} holds figures of a critic, which the report does not draw: leave them out; values are drawn from "
+            "the scores"
+        )
     if not (
         isinstance(found, dict) and isinstance(cast(Any, found).get("figures"), dict) and MODEL in found["figures"]
     ):

@@ -54,6 +54,8 @@ th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var
 th { color: var(--soft); font-weight: 500; } details { margin: 8px 0; }
 pre { white-space: pre-wrap; font-size: 12.5px; }
 """
+VALUE = "final value"
+"""What episodes are ranked by where a critic was asked."""
 _LEVELS = ((0.0, "0"), (0.5, "0.5"), (1.0, "1"))
 _STATE_COLOURS = ("#2563eb", "#d97706", "#0d9488", "#be185d", "#7c3aed", "#65a30d", "#0891b2", "#b91c1c")
 
@@ -224,7 +226,10 @@ def _outcomes(outcomes: Mapping[str, Sequence[float]], score_name: str) -> str:
     if not rows:
         return ""
     every = [v for values in rows.values() for v in values]
-    low, high = min(0.0, *every), max(1.0, *every)
+    low, high = min(every), max(every)
+    if score_name != VALUE:  # a value has a scale of its own
+        low, high = min(0.0, low), max(1.0, high)
+    high = high if high > low else low + 1
     left, row_height = 90, 34
     colours = {"success": "good", "failure": "bad", "partial": "warn"}
     shapes: list[str] = []
