@@ -149,6 +149,8 @@ class CriticTraining(lightning.LightningModule):
         for module in self.reward.modules():
             if isinstance(module, RewardModel) and isinstance(module, TakesScale) and not bool(module.fitted):
                 module.fit(data.state_batches())
+                if self.trainer.is_global_zero:  # whoever goes on with the critic needs the same numbers
+                    print(f"taken from the training episodes: {module}")
         reads = getattr(self.critic, "reads", None)
         if not self._fitted() and not getattr(reads, "feature_sizes", None):
             self._fit_critic(_joined(data.state_batches()))

@@ -69,6 +69,12 @@ class StepCost(RewardModel):
         self.register_buffer("divisor", torch.tensor(float(scale or 1.0)))
         self.register_buffer("fitted", torch.tensor(failure_cost is not None and scale is not None))
 
+    def extra_repr(self) -> str:
+        """The numbers in use, in the words of the constructor."""
+        if not bool(self.fitted):
+            return "failure cost or scale not taken from data yet"
+        return f"failure_cost={float(self.cost):.7g}, scale={float(self.divisor):.7g}, gamma={self.gamma}"
+
     @torch.no_grad()
     def fit(self, batches: Iterable[TrajectoryBatch]) -> "StepCost":
         """Take what was left open from the lengths of episodes; windows of one episode count once.

@@ -217,9 +217,10 @@ def test_context_and_unknown_rewards_are_not_drawn(walks):
 # --- what is fitted, once -------------------------------------------------------------------------------------------
 
 
-def test_scales_come_from_all_training_episodes_once(walks):
+def test_scales_come_from_all_training_episodes_once(walks, capsys):
     module, data = aloe(), logged(walks)
     fit(module, data)
+    assert f"taken from the training episodes: {module.reward}\n" in capsys.readouterr().out
     batches = list(data.state_batches())
     state = torch.cat([b.state[b.made] for b in batches])
     scale = module.critic.network.state_scale
@@ -231,6 +232,7 @@ def test_scales_come_from_all_training_episodes_once(walks):
     scale.mean += 1.0
     fit(module, data)
     assert torch.equal(scale.mean, mean + 1.0) and torch.equal(module.reward.cost, cost)
+    assert "taken from" not in capsys.readouterr().out
 
 
 def test_a_critic_of_features_takes_its_scales_from_the_first_batch(walks):

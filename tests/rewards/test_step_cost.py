@@ -93,6 +93,9 @@ def test_fitted_numbers_are_saved():
     reward = reopen(StepCost(gamma=0.9).fit([rows([End.FAILURE, End.SUCCESS], [3, 5])]))
     assert bool(reward.fitted) and reward.cost.item() == 4.0
     assert reward.divisor.item() == pytest.approx(3.439 + 0.6561 * 4)  # Σ_{k<4} .9^k and .9^4 · 4
+    # what is printed makes the same reward again
+    assert str(reward) == "StepCost(failure_cost=4, scale=6.0634, gamma=0.9)"
+    assert "not taken" in str(StepCost())
 
 
 def test_what_makes_no_sense_is_refused():
