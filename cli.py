@@ -189,7 +189,11 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rollouts", type=int, default=4, metavar="R", help="of each; default: %(default)s")
     group.add_argument("--candidates", type=int, default=4, metavar="C", help="chunks at a state; default: %(default)s")
     group.add_argument("--horizon", type=int, metavar="STEPS", help="time limit of the task; default: its own")
-    group.add_argument("--reward", metavar="DIR", help="reward model that the critic learned; default: a step cost")
+    group.add_argument(
+        "--reward",
+        metavar="DIR",
+        help="reward model that the critic learned; default: the one its run left, else a step cost",
+    )
     group.add_argument("--failure-cost", type=float, metavar="C", help="of the step cost; default: the mean length")
     group.add_argument("--scale", type=float, metavar="S", help="of the step cost; default: taken from the data")
     group.add_argument("--terminating", metavar="ENDS", help="such as success,failure; default: what the reward prices")

@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.text import Text
 from . import __version__
 from .core.batch import End, named_ends
 from .core.files import write_json
+from .core.hub import SPEC
 from .core.interfaces import Critic, Policy, RewardModel
 from .core.opening import open_component
 from .critics.diagnostics import Calibration, Estimate
@@ -118,8 +120,10 @@ def _reward(options: argparse.Namespace, dataset: EpisodeDataset, gamma: float, 
     if options.reward is not None:
         if options.failure_cost is not None or options.scale is not None:
             raise ValueError("--reward names the reward: --failure-cost and --scale would change another one")
-        reward, said = open_reward_model(options.reward, device, options.trust)
-        return reward, f"{said['class_path']} {said.get('hash', '')}".strip()
+        return _saved_reward(options.reward, device, options.trust)
+    beside = _reward_beside(Path(options.model))
+    if beside is not None and options.failure_cost is None and options.scale is None:
+        return _saved_reward(beside, device, options.trust)
     reward = StepCost(failure_cost=options.failure_cost, scale=options.scale, gamma=gamma)
     taken = ""
     if not bool(reward.fitted):
@@ -128,6 +132,19 @@ def _reward(options: argparse.Namespace, dataset: EpisodeDataset, gamma: float, 
         taken = " (what was not given is taken from these data; the critic may have learned another scale)"
     words = f"step cost: −1 a step, −{float(reward.cost):.4g} at a failure, over {float(reward.divisor):.4g}{taken}"
     return reward.to(device).eval(), words
+
+
+def _saved_reward(path: str | Path, device: str, trust: bool) -> tuple[RewardModel, str]:
+    reward, said = open_reward_model(path, device, trust)
+    return reward, f"{said['path']}: {said['class_path']} {said.get('hash', '')}".strip()
+
+
+def _reward_beside(model: Path) -> Path | None:
+    """The reward that ``guerdon fit`` left beside a critic, whether the run or its model is named."""
+    for folder in (model / "reward", model.parent / "reward" if model.name == "model" else None):
+        if folder is not None and (folder / SPEC).is_file():
+            return folder
+    return None
 
 
 def _terminating(text: str | None, reward: RewardModel) -> frozenset[End]:

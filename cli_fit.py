@@ -175,7 +175,10 @@ class _Command(LightningCLI):
             stored = torch.load(best, map_location="cpu", weights_only=True)
             self.model.load_state_dict(stored["state_dict"])
             print(f"sharing the weights of {best} ({checkpoint.monitor} was best there)")  # pyright: ignore
-        save_component(trained_component(self.model), Path(cast(str, self._get(self.config, "out"))) / MODEL)
+        run = Path(cast(str, self._get(self.config, "out")))
+        save_component(trained_component(self.model), run / MODEL)
+        for name, companion in companions(self.model).items():
+            save_component(companion, run / name)
 
 
 def trained_component(module: nn.Module) -> nn.Module:
@@ -191,6 +194,15 @@ def trained_component(module: nn.Module) -> nn.Module:
     raise ValueError(
         f"{type(module).__name__} has nothing to share: give it a property `component` that returns what it trains"
     )
+
+
+def companions(module: nn.Module) -> dict[str, nn.Module]:
+    """What a LightningModule leaves beside its component, by folder: its ``companions``, where it has any.
+
+    A critic's values mean little without the reward they are sums of, fitted numbers included.
+    """
+    found = cast(dict[str, Any], getattr(module, "companions", {}))
+    return {name: part for name, part in found.items() if is_component(part)}
 
 
 def run(command: str, arguments: Sequence[str], config: Path | None, out: Path | None) -> int:

@@ -51,7 +51,7 @@ from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
 from guerdon.policies.proposer import PolicyProposer
 
-TASK, UPDATES, CONTEXTS = "drawer-open-v3", 2000, 20
+TASK, UPDATES, CONTEXTS = "drawer-open-v3", 1500, 20
 ENSEMBLES: tuple[tuple[int, TargetAggregate, bool], ...] = (
     (1, "min", True),
     (2, "mean", True),
@@ -97,7 +97,7 @@ def run(seed: int, updates: int, episodes: int, contexts: int) -> list[dict[str,
             critic = ActionCritic(network(task, members, shared=shared), GAMMA, how, "mean", polyak_rate=0.01)
             critic.fit_scales(batch)
             proposer = PolicyProposer(policy, keep=0, seed=seed)
-            train(critic, batch, rewards, proposer, updates, seed)
+            train(critic, batch, rewards, proposer, updates, seed, each=2)
             found = judge(*said_of(critic, held, proposer), held)
             errors = members_of(critic, held) - held.returns.ravel()
             found["correlation of members' errors"] = ensemble_correlation(errors)

@@ -117,6 +117,11 @@ class CriticTraining(lightning.LightningModule):
         """What is shared after training."""
         return self.critic
 
+    @property
+    def companions(self) -> dict[str, Component]:
+        """What is left beside it: the reward that its values are sums of, with the numbers it took from the data."""
+        return {"reward": self.reward}
+
     def train(self, mode: bool = True) -> "CriticTraining":
         """Switch the critic; what gives rewards and chunks stays in evaluation mode."""
         super().train(mode)

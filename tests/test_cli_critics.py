@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -265,3 +266,14 @@ def test_the_report_draws_values_and_marks_falls_of_failures(run, tmp_path):
     run("evaluate", "action", "--policy", "@policy", "--json", "e.json")
     with pytest.raises(ValueError, match=r"e\.json holds figures of a critic, which the report does not draw"):
         write_report("s", tmp_path / "page.html", evaluation="e.json")
+
+
+def test_the_reward_of_a_run_is_taken_from_beside_its_critic(place, tmp_path, run):
+    whole = tmp_path / "run"
+    for name, source in (("model", "action"), ("reward", "cost")):
+        shutil.copytree(place / source, whole / name)
+    for named in (whole, whole / "model"):
+        said = run("evaluate", named, "--policy", "@policy")
+        assert f"{whole / 'reward'}: guerdon.rewards.step_cost.StepCost" in " ".join(said.split())
+    given = run("evaluate", whole, "--policy", "@policy", "--failure-cost", "5", "--scale", "10")
+    assert "−5 at a failure, over 10" in " ".join(given.split())

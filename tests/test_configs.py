@@ -133,3 +133,5 @@ def test_the_configuration_runs(path, folders, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(model)
     assert isinstance(load_component(model), RewardModel | Critic | Policy | TaskDecomposer)
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
+    if path.stem.endswith("_critic"):
+        assert isinstance(load_component(model.with_name("reward")), RewardModel)

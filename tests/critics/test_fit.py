@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from guerdon.cli_fit import trained_component
+from guerdon.cli_fit import companions, trained_component
 from guerdon.core.batch import End, RewardEstimates
 from guerdon.core.interfaces import Component, Critic, RewardModel
 from guerdon.core.pretrained import pretrained_critic
@@ -164,6 +164,7 @@ def test_the_policy_is_asked_and_not_trained_and_the_critic_is_shared(walks):
     same(before, module.proposer.state_dict())
     assert module.proposer.misses > 0
     assert trained_component(module) is module.critic
+    assert companions(module) == {"reward": module.reward}  # with the numbers it took from the data
 
 
 # --- what is drawn --------------------------------------------------------------------------------------------------
