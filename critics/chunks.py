@@ -114,6 +114,12 @@ class ChunkCritic(Critic):
         self.target.eval()
         return self
 
+    def requires_grad_(self, requires_grad: bool = True) -> "ChunkCritic":
+        """Freeze or thaw what learns; the target network, which follows, and encoders stay frozen."""
+        super().requires_grad_(requires_grad)
+        self.target.requires_grad_(False)  # it shares the encoders
+        return self
+
     @torch.no_grad()
     def fit_scales(self, batch: TrajectoryBatch) -> None:
         """Take the scales of states and actions from a batch, for the network and its target."""

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.batch import RewardEstimates, TrajectoryBatch
+from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
 
 REPLAN = "replan"
 """Recorded column (B, T), true on the steps at which the acting policy decided anew: the re-plan boundary flag."""
@@ -19,10 +19,27 @@ def replans(batch: TrajectoryBatch) -> Bool[Tensor, "B T"] | None:
         decided = torch.zeros(len(batch), batch.mask.shape[1] + 1, dtype=torch.bool, device=batch.mask.device)
         steps = torch.where(batch.decision_step >= 0, batch.decision_step, batch.mask.shape[1])
         return decided.scatter_(1, steps, True)[:, :-1] & batch.mask
+    column = _recorded(batch)
+    return None if column is None else column.valid & (column.values > 0)
+
+
+def _recorded(batch: TrajectoryBatch) -> Labelled | None:
+    """The recorded column on real steps; a flag of an observation is that of the step which begins there.
+
+    Raises:
+        ValueError: If it holds anything but one number each.
+    """
     column = batch.recorded.get(REPLAN)
-    if column is None or column.values.shape != batch.mask.shape:
+    if column is None:
         return None
-    return column.valid & (column.values > 0) & batch.mask
+    if column.values.numel() != column.valid.numel():
+        raise ValueError(
+            f"recorded[{REPLAN!r}]: expected one flag a step, (B, T), true where the policy decided anew, got "
+            f"{tuple(column.values.shape)}: record it so, or leave it out"
+        )
+    steps = batch.mask.shape[1]
+    flags = column.values.reshape(column.valid.shape)[:, :steps]
+    return Labelled(values=flags, valid=column.valid[:, :steps] & batch.mask)
 
 
 def chunk_lengths(batch: TrajectoryBatch, horizon: int, across_replans: bool = False) -> Int[Tensor, "B T"]:
@@ -62,10 +79,8 @@ def silent_rows(batch: TrajectoryBatch) -> Bool[Tensor, " B"]:
     several = batch.steps > 1
     if "sample" in batch.behaviour:
         return several & ~batch.decision_mask.any(1)
-    column = batch.recorded.get(REPLAN)
-    if column is None or column.values.shape != batch.mask.shape:
-        return several
-    return several & ~(column.valid & batch.mask).any(1)
+    column = _recorded(batch)
+    return several if column is None else several & ~column.valid.any(1)
 
 
 def shown_lengths(

@@ -51,7 +51,10 @@ class Scale(nn.Module):
 def check_values(name: str, values: Float[Tensor, "M W"], size: int) -> None:
     """Refuse to take scales from nothing, from another width, or from what is no number."""
     if values.shape[1] != size or not len(values):
-        raise ValueError(f"expected {name}s of width {size} to take scales from, got {tuple(values.shape)}")
+        raise ValueError(
+            f"expected {name}s of width {size} to take scales from, got {len(values)} of width {values.shape[1]}: give "
+            f"the network the {name}_size of the data"
+        )
     if not bool(values.isfinite().all()):
         raise ValueError(f"a {name} is NaN or infinite: repair the data, or leave the episode out")
 

@@ -14,7 +14,8 @@ from .advantage import at_decisions
 class CriticAdvantage(AdvantageSource):
     """Base of the advantages that a trained critic gives; a subclass writes ``forward``.
 
-    Critic and reward are frozen and kept in evaluation mode: nothing learns alongside.
+    Critic and reward are frozen and kept in evaluation mode: nothing learns alongside. A critic that is trained again
+    afterwards in the same program needs ``requires_grad_(True)``.
 
     Args:
         critic: Any critic that was trained before.

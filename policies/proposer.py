@@ -32,7 +32,9 @@ class PolicyProposer(Component):
     The policy is read, never changed: no gradients are taken, `requires_grad` is left alone, and its modules act in
     evaluation mode and get their mode back. It may therefore be one that is being trained; whoever trains it says so by
     ``updated()`` (or by setting ``version``), and what was kept is forgotten. Noise comes from a generator of its own,
-    seeded by ``seed`` and the version, so that neither the global one nor an interrupted run makes a difference.
+    seeded by ``seed`` and the version: the global one makes no difference, nor does an interruption between two
+    versions. Within a version neither chunks nor noise are saved: a critic whose training is resumed beside a policy
+    that stays the same goes on with other chunks of that policy (with ``deterministic``, the same).
 
     Args:
         policy: What proposes.

@@ -273,7 +273,8 @@ class TopShare(Weighting):
         for one in task.unique().tolist() if self.per_task else [None]:
             held = self.memory.held(one).sort().values
             # the largest that is not among the best share: exactly ⌊share · K⌋ exceed it unless some are equal
-            threshold = held[len(held) - 1 - min(int(self.share * len(held)), len(held) - 1)]
+            best = int(self.share * len(held) + 1e-6)  # 0.57 · 100 is a little below 57 in floating point
+            threshold = held[len(held) - 1 - min(best, len(held) - 1)]
             mine = torch.ones_like(task, dtype=torch.bool) if one is None else task == one
             good = (values > threshold) | ((threshold == held[-1]) & (values >= threshold))
             weights[mine & good] = 1.0

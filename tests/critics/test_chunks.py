@@ -20,6 +20,7 @@ from guerdon.critics.chunks import (
     polyak,
     replans,
 )
+from guerdon.critics.expectile import ExpectileCritic
 from guerdon.critics.logged import logged_chunks, shown_lengths, silent_rows
 from guerdon.critics.networks import ChunkPerceptron
 from guerdon.testing import pad_steps, reopen, trajectory_batches
@@ -225,8 +226,17 @@ def test_replans_are_told_by_rollouts_and_by_a_column():
     logged = replace(batch, recorded={REPLAN: column})
     assert replans(logged).tolist() == [[True, False, False], [False, False, False]]
     assert silent_rows(logged).tolist() == [False, True]
-    per_observation = Labelled(values=torch.zeros(2, 4), valid=torch.ones(2, 4, dtype=torch.bool))
-    assert replans(replace(batch, recorded={REPLAN: per_observation})) is None
+    # kept with the observations, or as a vector of one number: the same flags
+    flags = torch.tensor([[1.0, 0.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
+    for values in (flags, flags[..., None]):
+        per_observation = Labelled(values=values, valid=torch.ones(2, 4, dtype=torch.bool))
+        found = replace(batch, recorded={REPLAN: per_observation})
+        assert replans(found).tolist() == [[True, False, True], [True, False, False]]
+        assert silent_rows(found).tolist() == [False, False]
+    several = Labelled(values=torch.zeros(2, 3, 2), valid=torch.ones(2, 3, dtype=torch.bool))
+    for ask in (replans, silent_rows):
+        with pytest.raises(ValueError, match=r"expected one flag a step.*\(2, 3, 2\)"):
+            ask(replace(batch, recorded={REPLAN: several}))
 
 
 def rows_of(lengths, end=End.CUT):
@@ -283,6 +293,15 @@ def test_the_target_stays_in_evaluation_mode_and_gets_no_gradient():
     critic.loss(stepwise(batch), rewards, Zero())["loss"].backward()
     assert all(p.grad is not None for p in critic.network.parameters())
     assert all(p.grad is None and not p.requires_grad for p in critic.target.parameters())
+
+
+def test_a_critic_that_was_frozen_learns_again_without_its_target():
+    # an advantage source freezes its critic; the next iteration goes on training it
+    critic = ExpectileCritic(ChunkPerceptron(2, 1, 2, hidden=(8,)))
+    learns = [p.requires_grad for p in critic.parameters()]
+    assert True in learns and False in learns
+    assert not any(p.requires_grad for p in critic.requires_grad_(False).parameters())
+    assert [p.requires_grad for p in critic.requires_grad_(True).parameters()] == learns
 
 
 def test_padding_changes_neither_loss_nor_gradient():
