@@ -156,6 +156,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     _add_model_and_data(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores.parquet")
     parser.add_argument("--policy", metavar="DIR", help="policy whose chunks a critic values observations by")
+    parser.add_argument("--terminating", metavar="ENDS", help="no value after these; default: what its reward prices")
     parser.add_argument("--overwrite", action="store_true", help="replace the scores of another model or data set")
 
 
@@ -235,6 +236,10 @@ def _collect(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _quality(text: str) -> str | dict[str, float]:
     if "=" not in text:
         return text
@@ -284,6 +289,7 @@ def _score(options: argparse.Namespace, rest: list[str]) -> int:
             overwrite=options.overwrite,
             trust=options.trust,
             proposer=proposer,
+            terminating=None if options.terminating is None else _names(options.terminating),
         )
     except BaseException:
         if not existed and options.out.is_dir() and not any(options.out.iterdir()):
@@ -339,7 +345,7 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
         console=Console(stderr=True),
         threshold=options.threshold,
         confusion=options.confusion,
-        quality_order=[name.strip() for name in options.quality_order.split(",") if name.strip()],
+        quality_order=_names(options.quality_order),
         against=other,
         against_model=other_said,
     )

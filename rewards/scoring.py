@@ -17,9 +17,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import __version__
 from ..backbones.model_inputs import inputs_of
-from ..core.batch import RewardEstimates, TrajectoryBatch, ValueEstimates
+from ..core.batch import RewardEstimates, TrajectoryBatch, ValueEstimates, named_ends
 from ..core.files import replacing
-from ..core.hub import class_path, component_hash, describe
+from ..core.hub import SPEC, class_path, component_hash, describe, read_spec
 from ..core.interfaces import Component, Critic, Proposer, RewardModel
 from ..core.opening import open_component
 from ..datasets.collate import Window
@@ -40,8 +40,10 @@ from .scores import (
     read_scores,
     write_part,
 )
+from .step_cost import StepCost
 
 RUN = "run.json"
+_ENDS = ("success", "failure")
 Table = Any  # pyarrow ships no types
 
 
@@ -134,6 +136,7 @@ def score_dataset(
     progress_bar: bool = True,
     trust: bool = False,
     proposer: Proposer | None = None,
+    terminating: Sequence[str] | None = None,
 ) -> ScoringReport:
     """Score every episode of a data set into ``out/scores.parquet``.
 
@@ -162,6 +165,8 @@ def score_dataset(
         trust: Open classes outside guerdon, where ``model`` is a folder.
         proposer: Chunks of the policy, for a critic that values observations by them. Its noise is the same for the
             same part, so that a run that goes on gives the same scores.
+        terminating: Names of the ends after which a critic's value means nothing; None takes `priced_ends` where
+            ``model`` is a folder, else success and failure.
 
     Raises:
         OSError: If ``out`` cannot be written; before any work.
@@ -178,7 +183,11 @@ def score_dataset(
     if proposer is not None and isinstance(model, RewardModel):
         raise ValueError(f"a policy proposes chunks to critics, and {type(model).__name__} is a reward model")
     reader = model_reader(model, opened, None if cache is None else FeatureCache(cache))
-    metadata = run_metadata(model, opened, part_size, proposer) | {"model": where}
+    ends: Sequence[str] = ()  # of no consequence to a reward model
+    if isinstance(model, Critic):
+        ends = (priced_ends(where) if where else _ENDS) if terminating is None else terminating
+        reader.terminating = named_ends("terminating", ends)
+    metadata = run_metadata(model, opened, part_size, proposer, ends) | {"model": where}
     done = _begin(folder, metadata, overwrite)
     if done is not None:
         return done
@@ -214,6 +223,24 @@ def score_dataset(
     )
 
 
+def priced_ends(model: str | Path) -> tuple[str, ...]:
+    """Names of the ends after which the values of a saved critic mean nothing.
+
+    These are the success and the failures of the step cost that ``guerdon fit`` left beside it; success and failure
+    where another reward lies there, or none.
+
+    Args:
+        model: The critic's folder, or its run's.
+    """
+    folder = Path(model)
+    for reward in (folder / "reward", folder.parent / "reward"):
+        if (reward / SPEC).is_file() and (reward.parent == folder or folder.name == "model"):
+            spec = read_spec(reward)
+            if spec["class_path"] == class_path(StepCost):
+                return ("success", *spec["init_args"]["failures"])
+    return _ENDS
+
+
 def model_counters(model: Component) -> dict[str, dict[str, int]]:
     """What a model and the modules in it count: attributes ``abstained`` and ``failures`` that are a ``Counter``.
 
@@ -246,7 +273,11 @@ def _check_writable(folder: Path) -> None:
 
 
 def run_metadata(
-    model: Component, dataset: EpisodeDataset, part_size: int, proposer: Proposer | None = None
+    model: Component,
+    dataset: EpisodeDataset,
+    part_size: int,
+    proposer: Proposer | None = None,
+    terminating: Sequence[str] = (),
 ) -> dict[str, str]:
     """What the scores are of; two runs with the same ``fingerprint`` give the same scores."""
     model_hash = _hash(model)
@@ -262,6 +293,8 @@ def run_metadata(
     inputs = inputs_of(model)
     settings = {"part_size": part_size, "frames_every": inputs.frames_every, "frame_size": inputs.frame_size}
     settings |= {"cameras": list(inputs.cameras), "episodes": len(dataset)}
+    if terminating:
+        settings |= {"terminating": sorted(set(terminating))}
     named = {"model_hash": model_hash, "data": data, "settings": json.dumps(settings)}
     named |= {"data_hash": identity.hexdigest()[:16]}
     if isinstance(proposer, Component):

@@ -215,6 +215,29 @@ def test_scores_of_a_critic_are_its_values(run, place, tmp_path):
     assert again.splitlines()[0] == text.splitlines()[0]
 
 
+def test_scores_know_which_ends_the_reward_of_the_run_prices(place, tmp_path):
+    """Trained with time limits that end values, a critic has none after one; and the last chunks are shown whole."""
+    for name, source in (("model", "action"), ("reward", "cost")):
+        shutil.copytree(place / source, tmp_path / "run" / name)
+    proposer = PolicyProposer(GaussianPolicy.from_pretrained(place / "policy"))
+    given = {"device": "cpu", "proposer": proposer, "progress_bar": False}
+    dataset = open_dataset(place / "logs")
+    critic, reward = ActionCritic.from_pretrained(place / "action"), StepCost.from_pretrained(place / "cost")
+    reader = LogReader(critic, reward, dataset, [1, 2, 3, 4], proposer)
+    judged = {one.episode: one for one in reader.values(range(8), {})}
+    for folder in ("run", "run/model"):
+        score_dataset(tmp_path / folder, place / "logs", tmp_path / "s", overwrite=True, **given)
+        for scored in read_scores(tmp_path / "s").episodes:
+            one = judged[scored.index]
+            assert np.isnan(scored.value[-1]) and np.allclose(scored.q[:-1], one.q, atol=1e-5)
+    score_dataset(place / "action", place / "logs", tmp_path / "t", **given)  # no reward beside it: time limits go on
+    late = [e for e in read_scores(tmp_path / "t").episodes if not dataset[e.index].success]
+    assert late and all(np.isfinite(e.value[-1]) for e in late)
+    assert any(not np.allclose(e.q[:-1], judged[e.index].q, atol=1e-3) for e in late)
+    with pytest.raises(ValueError, match="another run"):
+        score_dataset(place / "action", place / "logs", tmp_path / "t", terminating=["success"], **given)
+
+
 def test_a_run_that_goes_on_gives_the_same_values(place, tmp_path, monkeypatch):
     def proposer(seed=0):
         return PolicyProposer(GaussianPolicy.from_pretrained(place / "policy"), seed=seed)
