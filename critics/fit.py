@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from ..core.batch import RewardEstimates, TrajectoryBatch
+from ..core.batch import End, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import Component, Critic, Proposer, RewardModel
 from .monte_carlo import returns_to_go
 
@@ -49,7 +49,8 @@ class CriticTraining(lightning.LightningModule):
     Args:
         critic: What is trained, and shared at the end.
         reward: What it learns from; frozen, in evaluation mode.
-        proposer: The current policy, for critics that ask it (`guerdon.policies.proposer.PolicyProposer`); frozen.
+        proposer: The current policy, for critics that ask it (`guerdon.policies.proposer.PolicyProposer`); it learns
+            nothing here.
         transitions: Steps in an update.
         updates_per_batch: Updates on each batch of trajectories.
         learning_rate: Largest learning rate.
@@ -101,10 +102,11 @@ class CriticTraining(lightning.LightningModule):
         if proposer is not None and not isinstance(proposer, Proposer):
             raise ValueError(f"{type(proposer).__name__} proposes no chunks: expected a PolicyProposer or the like")
         self.automatic_optimization = False
+        if not any(p.requires_grad for p in critic.parameters()):
+            critic.requires_grad_(True)  # it was frozen for use, by an advantage source for instance
         self.critic, self.reward = critic, reward.requires_grad_(False)
         self.proposer = proposer
-        if isinstance(proposer, nn.Module):
-            proposer.requires_grad_(False)
+        self._frozen: list[nn.Parameter] = []
         self.transitions, self.updates_per_batch, self.seed = transitions, updates_per_batch, seed
         self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
         self.max_grad_norm, self.warmup_steps = max_grad_norm, warmup_steps
@@ -143,6 +145,25 @@ class CriticTraining(lightning.LightningModule):
             )
         if stage == "fit" and not any(p.requires_grad for p in self.critic.parameters()):
             raise ValueError(f"{type(self.critic).__name__} has nothing to train: use it as it is")
+        steps, horizon = getattr(self.proposer, "steps", None), getattr(self.critic, "horizon", None)
+        if stage == "fit" and steps is not None and horizon is not None and steps != horizon:
+            warnings.warn(
+                f"the policy proposes chunks of {steps} steps, the critic's horizon is {horizon}: it then values "
+                f"another policy, one that plans anew after other steps, or chunks of a length that logs hardly hold. "
+                f"Give the network horizon {steps}",
+                stacklevel=2,
+            )
+        if isinstance(self.proposer, nn.Module):
+            # only while this trains: the policy may be trained by others before and after
+            self._frozen = [p for p in self.proposer.parameters() if p.requires_grad]
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
+
+    def teardown(self, stage: str) -> None:
+        """Let the policy that proposed learn again, where it could before."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
 
     def on_fit_start(self) -> None:
         """Take scales from the training episodes where none were taken yet."""
@@ -151,11 +172,20 @@ class CriticTraining(lightning.LightningModule):
         data = cast(Any, self.trainer).datamodule
         if not hasattr(data, "state_batches"):
             return
+        learned = self._fitted() and any(name.rpartition(".")[2] == "fitted" for name, _ in self.critic.named_buffers())
         for module in self.reward.modules():
             if isinstance(module, RewardModel) and isinstance(module, TakesScale) and not bool(module.fitted):
                 module.fit(data.state_batches())
                 if self.trainer.is_global_zero:  # whoever goes on with the critic needs the same numbers
                     print(f"taken from the training episodes: {module}")
+                if learned:
+                    warnings.warn(
+                        f"{type(self.critic).__name__} was trained before, and {type(module).__name__} took new "
+                        "numbers from these data: its values are in another unit now. Name the reward that its run "
+                        "left: guerdon.core.pretrained.pretrained_reward with path RUN/reward",
+                        stacklevel=2,
+                    )
+        _check_ends(data.state_batches())
         reads = getattr(self.critic, "reads", None)
         if not self._fitted() and not getattr(reads, "feature_sizes", None):
             self._fit_critic(_joined(data.state_batches()))
@@ -357,6 +387,27 @@ def explained_variance(sums: Float[Tensor, " 5"]) -> Tensor | None:
     if float(spread) <= 1e-12 * float(told_squared / count):
         return None
     return (1 - (error_squared / count - (error / count).square()) / spread).float()
+
+
+def _check_ends(batches: Iterable[TrajectoryBatch]) -> None:
+    """Warn where values hang in the air: no episode terminates, or one that succeeded goes on."""
+    rows = ended = gone_on = 0
+    for batch in batches:
+        rows, ended = rows + len(batch), ended + int(batch.terminated.sum())
+        gone_on += int(((batch.end == End.CUT) & batch.success_known & (batch.success >= 1)).sum())
+    if rows and not ended:
+        warnings.warn(
+            f"none of {rows} training episodes ends for good: values are then made of one another alone, and costs of "
+            "a step drive them to the sum of costs without end. Record how episodes end (`end` of an episode), or name "
+            "more ends in `terminating` of the data",
+            stacklevel=3,
+        )
+    if gone_on:
+        warnings.warn(
+            f"{gone_on} of {rows} training episodes are successes that do not end in one (`end` is CUT): a critic "
+            "takes them for pieces of longer episodes, and pays nothing for the success. Record their `end` as SUCCESS",
+            stacklevel=3,
+        )
 
 
 def _joined(batches: Iterable[TrajectoryBatch]) -> TrajectoryBatch:

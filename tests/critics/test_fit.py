@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -270,6 +271,7 @@ def test_a_saved_critic_goes_on_with_its_target_network_and_scales(walks, tmp_pa
     )
     target = [p.clone() for p in opened.target.parameters()]
     module = aloe(critic=opened, updates_per_batch=1)
+    module.reward = first.reward
     fit(module, logged(other, val_fraction=0.0), max_steps=1, limit_val_batches=0)
     assert torch.equal(opened.network.state_scale.mean, first.critic.network.state_scale.mean)
     for slow, before, fast in zip(opened.target.parameters(), target, opened.network.parameters(), strict=True):
@@ -299,6 +301,17 @@ def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(walks, tmp_path
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-6)  # the cosine knew its last update
 
 
+def test_a_saved_critic_that_goes_on_with_other_numbers_in_its_reward_is_told(walks, tmp_path):
+    first = aloe()
+    fit(first, logged(walks))
+    first.critic.save_pretrained(tmp_path / "model")
+    with pytest.warns(UserWarning, match="StepCost took new numbers from these data"):
+        fit(aloe(critic=pretrained_critic(str(tmp_path / "model"))), logged(walks))
+    module = aloe(critic=pretrained_critic(str(tmp_path / "model")))
+    module.reward = first.reward  # with its numbers: warnings are errors here
+    fit(module, logged(walks))
+
+
 # --- what cannot be learned -----------------------------------------------------------------------------------------
 
 
@@ -323,8 +336,25 @@ def test_data_without_a_step_to_learn_from_are_refused_and_move_nothing(walks):
         module = CriticTraining(critic, reward, weight_decay=0.1)
         before = [p.detach().clone() for p in critic.parameters()]
         with pytest.raises(ValueError, match="no step of the training data can be learned from"):
-            fit(module, logged(walks, **more))
+            with pytest.warns(UserWarning, match="ends for good") if more else nullcontext():
+                fit(module, logged(walks, **more))
         assert all(torch.equal(a, b) for a, b in zip(before, critic.parameters(), strict=True))
+
+
+def test_logs_that_do_not_say_how_they_end_are_told_of(tmp_path):
+    """As a writer leaves them who gives an outcome and no end, or neither; one that does both is trained silently."""
+    for name, changes, words in (
+        ("neither", {"end": End.CUT, "success": None}, ["none of 6 training episodes ends for good"]),
+        ("outcome", {"end": End.CUT, "success": 1.0}, ["none of 6 training", "6 of 6 training episodes are successes"]),
+        ("failures", {"end": End.CUT, "success": 0.0}, ["none of 6 training"]),
+        ("both", {"end": End.SUCCESS, "success": 1.0}, []),
+    ):
+        data = logged(write(tmp_path / name, 6, **changes), val_fraction=0.0)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            fit(aloe(), data, limit_val_batches=0)
+        told = [str(w.message) for w in said if "training episodes" in str(w.message)]
+        assert len(told) == len(words) and all(t.startswith(w) for t, w in zip(told, words, strict=True)), told
 
 
 def test_an_update_without_anything_to_learn_is_left_out(walks):
