@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..critics.diagnostics import (
     Calibration,
@@ -14,6 +15,7 @@ from ..critics.diagnostics import (
     Residual,
     calibration,
     drop,
+    effective_sample_share,
     ensemble_correlation,
     rank_correlation_interval,
     spanning_share,
@@ -25,6 +27,7 @@ from ..datasets.joined import joined
 from ..datasets.splits import Kin, in_split_each
 from .critic_logs import LoggedValues, LogReader, episode_of_steps, joined_steps
 from .critic_rollouts import RolledOut
+from .weights import exponential_weights
 
 OUTCOMES = ("success", "failure", "unknown")
 
@@ -78,6 +81,9 @@ class CriticEvaluation:
     spread_error: float
     spanning: float
     """Share of logged chunks that go on past a re-plan; NaN where the logs do not say."""
+    weight_share: float
+    """Effective sample size over number of the weights exp((Q − V)/β) of logged steps, β the spread of Q − V; NaN
+    without Q."""
     rolled_out: RolledOut | None
     notes: tuple[str, ...]
     bad: tuple[Mapping[str, Any], ...]
@@ -162,6 +168,9 @@ def judge_critic(
     members = None
     if found[0].members is not None:
         members = np.concatenate([one.members for one in found if one.members is not None], 1)
+    share = math.nan if q is None else _weight_share(q - v)
+    if not math.isnan(share):
+        said.append(f"weights exp((Q − V)/spread) of these steps would rest on {share:.0%} of them")
     replan = _replans(found)
     spanning = math.nan if replan is None else spanning_share(*replan, reader.horizon)
     return CriticEvaluation(
@@ -184,6 +193,7 @@ def judge_critic(
         error_correlation=math.nan if members is None else ensemble_correlation(members - returns),
         spread_error=math.nan if members is None else spread_error_correlation(members, returns),
         spanning=spanning,
+        weight_share=share,
         rolled_out=rolled_out,
         notes=(*said, *(() if rolled_out is None else rolled_out.notes)),
         bad=tuple({"episode": e.index, "status": e.status, "reason": e.reason} for e in bad),
@@ -219,6 +229,14 @@ def _against(values: np.ndarray, returns: np.ndarray, episodes: np.ndarray, seed
     return AgainstReturns(
         rank=rank_correlation_interval(values, returns, episodes, seed=seed), calibration=calibration(values, returns)
     )
+
+
+def _weight_share(advantages: np.ndarray) -> float:
+    """1 where advantages are all equal, and so say nothing."""
+    spread = float(advantages.std()) if advantages.max() > advantages.min() else 0.0
+    if not spread > 0:
+        return 1.0
+    return effective_sample_share(exponential_weights(torch.from_numpy(advantages), spread).numpy())
 
 
 def _replans(found: Sequence[LoggedValues]) -> tuple[np.ndarray, np.ndarray] | None:

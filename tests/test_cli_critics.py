@@ -93,6 +93,14 @@ def test_evaluate_along_the_logs(run, place, tmp_path):
     assert counts["steps"] == sum(dataset[i].steps for i in range(8)) == counts["known"]
     assert set(found["residuals"]) == {"0", "3"}  # experts and random walkers
     assert found["gamma"] == 0.95 and found["spanning"] is None
+    # the weights again, from the values in a score file: V of the same proposals, Q of the same chunks
+    run("score", "action", "--policy", "@policy", "--out", "s", "--terminating", "success,failure,time_limit,takeover")
+    advantage = np.concatenate([(e.q - e.value)[:-1] for e in read_scores("s").episodes])
+    assert np.isfinite(advantage).all() and len(advantage) == counts["steps"]
+    weight = np.exp(np.clip(advantage / advantage.std(), -math.log(20), math.log(20)))
+    share = weight.sum() ** 2 / (len(weight) * np.square(weight).sum())
+    assert found["weight_share"] == pytest.approx(share, abs=0.05) and 0 < share < 1  # other noise in V
+    assert f"would rest on {found['weight_share']:.0%} of them" in " ".join(text.split())
 
 
 def test_figures_are_those_of_the_critic_on_the_logs(run, tmp_path, place):
