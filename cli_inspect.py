@@ -42,6 +42,9 @@ def describe_folder(folder: Path, console: Console | None = None, make_room: str
     elif (folder / "model" / SPEC).is_file():
         out.print(Text(f"run of guerdon fit; it left the component {folder / 'model'}"))
         _component(folder / "model", out)
+        if (folder / "reward" / SPEC).is_file():
+            out.print(Text(f"and the reward that its values are sums of, {folder / 'reward'}"))
+            _component(folder / "reward", out)
     elif (folder / SCORES).is_file() or (folder / PARTS).is_dir():
         _scores(folder, out)
     else:

@@ -299,12 +299,14 @@ def test_the_report_draws_values_and_marks_falls_of_failures(run, tmp_path):
         write_report("s", tmp_path / "page.html", evaluation="e.json")
 
 
-def test_the_reward_of_a_run_is_taken_from_beside_its_critic(place, tmp_path, run):
+def test_the_reward_of_a_run_is_taken_from_beside_its_critic(place, tmp_path, run, capsys):
     whole = tmp_path / "run"
     for name, source in (("model", "action"), ("reward", "cost")):
         shutil.copytree(place / source, whole / name)
     for named in (whole, whole / "model"):
         said = run("evaluate", named, "--policy", "@policy")
         assert f"{whole / 'reward'}: guerdon.rewards.step_cost.StepCost" in " ".join(said.split())
+    assert main(["inspect", str(whole)]) == 0
+    assert "the reward that its values are sums of" in " ".join(capsys.readouterr().out.split())
     given = run("evaluate", whole, "--policy", "@policy", "--failure-cost", "5", "--scale", "10")
     assert "−5 at a failure, over 10" in " ".join(given.split())
