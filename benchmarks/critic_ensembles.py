@@ -97,7 +97,7 @@ def run(seed: int, updates: int, episodes: int, contexts: int) -> list[dict[str,
             critic = ActionCritic(network(task, members, shared=shared), GAMMA, how, "mean", polyak_rate=0.01)
             critic.fit_scales(batch)
             proposer = PolicyProposer(policy, keep=0, seed=seed)
-            train(critic, batch, rewards, proposer, updates, seed, each=2)
+            train(critic, batch, rewards, proposer, updates, seed)
             found = judge(*said_of(critic, held, proposer), held)
             errors = members_of(critic, held) - held.returns.ravel()
             found["correlation of members' errors"] = ensemble_correlation(errors)

@@ -173,9 +173,9 @@ def run(seed: int, marks: tuple[int, ...], episodes: int, contexts: int) -> list
             critic = learner(task, calm, horizon, seed)
 
             watch = _Watch(critic, held, PolicyProposer(policies[horizon], keep=0, seed=seed), marks, row)
-            train(critic, *evaluated(calm), proposer, max(marks), seed, watch, each=2)
+            train(critic, *evaluated(calm), proposer, max(marks), seed, watch)
             critic = learner(task, moved, horizon, seed)
-            train(critic, *evaluated(moved), proposer, max(marks), seed, each=2)
+            train(critic, *evaluated(moved), proposer, max(marks), seed)
             row["bias of closed-loop chunks, steps"] = float(
                 (said(critic, states, chunks[horizon]) - blind[horizon]).mean() * WORST
             )

@@ -8,7 +8,7 @@ Judged is what each says about the *cloned* policy, on held-out initial states: 
 candidate chunk is carried out and the policy goes on until it succeeds or 200 steps are over, several times. The return
 is -1 a step and 0 on success, discounted; what never succeeds pays -1 for ever.
 
-Critics: temporal differences on chunks of the current policy (ALOE); Q-chunking (the best of 8 chunks); implicit
+Critics: temporal differences on chunks of the current policy (ALOE); Q-chunking (the best of 4 chunks); implicit
 Q-learning; Monte-Carlo values of whoever acted, as Q of the same network, as a state value, and as a distribution over
 201 bins. Monte-Carlo returns need an end: failures, time limits and fragments that lead to one are labelled as RECAP
 does, with a cost of the mean length of an episode; a fragment that leads nowhere has no return and is left out.
@@ -69,8 +69,8 @@ GAMMA = 0.98
 WORST = 1 / (1 - GAMMA)
 """Magnitude of the return of what never succeeds; values are learned and shown as shares of it."""
 CHUNK = 4
-EPISODES, UPDATES = 160, 3000
-CONTEXTS, MOMENTS, ROLLOUTS = 20, 3, 3
+EPISODES, UPDATES = 120, 2500
+CONTEXTS, MOMENTS, ROLLOUTS = 18, 3, 3
 """Held-out initial states, moments of each (the first is its start), and rollouts of each candidate."""
 CANDIDATES = ("policy", "policy again", "expert", "noisy expert", "random")
 SPREAD = -1.5
@@ -131,7 +131,15 @@ def labelled(batch: TrajectoryBatch) -> tuple[TrajectoryBatch, RewardEstimates]:
 
 def network(task: Task, members: int = 2, chunk: int = CHUNK, shared: bool = True) -> ChunkTransformer:
     return ChunkTransformer(
-        task.state_size, task.action_size, chunk, members, width=64, layers=2, heads=4, shared=shared
+        task.state_size,
+        task.action_size,
+        chunk,
+        members,
+        width=64,
+        layers=2,
+        heads=4,
+        shared=shared,
+        action_range=(-1, 1),
     )
 
 
@@ -153,7 +161,7 @@ ARMS = {
         make=lambda t: DistributionalValue(t.state_size, (128, 128), gamma=GAMMA, low=-3.0), data=labelled
     ),
     "IQL": Arm(make=lambda t: ExpectileCritic(network(t), (128, 128), GAMMA, polyak_rate=0.01)),
-    "Q-chunking (best of 8)": Arm(make=lambda t: BestOfCritic(network(t), GAMMA, candidates=8, polyak_rate=0.01)),
+    "Q-chunking (best of 4)": Arm(make=lambda t: BestOfCritic(network(t), GAMMA, candidates=4, polyak_rate=0.01)),
 }
 
 
@@ -166,7 +174,7 @@ def train(
     seed: int,
     watch: Callable[[int], None] | None = None,
     rows: int = 64,
-    each: int = 4,
+    each: int = 2,
 ) -> Critic:
     """Adam on steps drawn evenly: rows by their length, then steps of each."""
     optimizer = torch.optim.Adam([p for p in critic.parameters() if p.requires_grad], lr=5e-4)

@@ -29,6 +29,9 @@ class ChunkNetwork(ObservationReader):
         encoder: Frozen encoder of their frames.
         text: Frozen encoder of instructions; None does not read them, so that the critic serves one task only.
         frame_size: Shorter side of the frames that the encoder is shown, in pixels; None as recorded.
+        action_range: Lowest and highest number that the robot carries out in any action dimension; actions are cut to
+            it before they are valued, as they are before they are carried out. None cuts nothing: a policy's sample
+            beyond what was ever logged is then valued where nothing was learned.
 
     Raises:
         ValueError: If a size makes no sense, nothing would be read, or an encoder is not frozen.
@@ -44,6 +47,7 @@ class ChunkNetwork(ObservationReader):
         encoder: VisionEncoder | None = None,
         text: TextEncoder | None = None,
         frame_size: int | None = None,
+        action_range: Sequence[float | int] | None = None,
     ) -> None:
         super().__init__(state_size, cameras, encoder, text, frame_size)
         if min(action_size, horizon, members) < 1:
@@ -51,7 +55,10 @@ class ChunkNetwork(ObservationReader):
                 f"action_size {action_size}, horizon {horizon}, members {members}: expected at least one action "
                 "dimension, step and member"
             )
+        if action_range is not None and (len(action_range) != 2 or not action_range[0] < action_range[1]):
+            raise ValueError(f"action_range {list(action_range)}: expected a lowest and a highest number, or None")
         self.action_size, self.horizon, self.members = action_size, horizon, members
+        self.action_range = None if action_range is None else (float(action_range[0]), float(action_range[1]))
         self.action_scale = Scale(action_size)
 
     def forward(
@@ -73,7 +80,10 @@ class ChunkNetwork(ObservationReader):
         short = self.horizon - chunk.shape[1]
         chunk, mask = nn.functional.pad(chunk, (0, 0, 0, short)), nn.functional.pad(mask, (0, short), value=False)
         # masked before scaling: a NaN behind the mask would come back in the gradient
-        actions = self.action_scale(chunk.masked_fill(~mask[..., None], 0.0).float()).masked_fill(~mask[..., None], 0.0)
+        chunk = chunk.masked_fill(~mask[..., None], 0.0).float()
+        if self.action_range is not None:
+            chunk = chunk.clamp(*self.action_range)
+        actions = self.action_scale(chunk).masked_fill(~mask[..., None], 0.0)
         return self.members_of(self.scaled_state(observation), actions, mask, observation).float()
 
     def members_of(
@@ -128,6 +138,9 @@ class ChunkTransformer(ChunkNetwork):
         pool: How the patches of a camera become one token: their mean, or attention with a learned query.
         text: Frozen encoder of instructions; None leaves that token out.
         frame_size: Shorter side of the frames that the encoder is shown, in pixels; None as recorded.
+        action_range: Lowest and highest number that the robot carries out in any action dimension; actions are cut to
+            it before they are valued, as they are before they are carried out. None cuts nothing: a policy's sample
+            beyond what was ever logged is then valued where nothing was learned.
     """
 
     def __init__(
@@ -145,8 +158,9 @@ class ChunkTransformer(ChunkNetwork):
         pool: Literal["mean", "attention"] = "mean",
         text: TextEncoder | None = None,
         frame_size: int | None = None,
+        action_range: Sequence[float | int] | None = None,
     ) -> None:
-        super().__init__(state_size, action_size, horizon, members, cameras, encoder, text, frame_size)
+        super().__init__(state_size, action_size, horizon, members, cameras, encoder, text, frame_size, action_range)
         if min(width, layers, heads) < 1 or width % heads:
             raise ValueError(f"width {width}, layers {layers}, heads {heads}: expected heads that divide the width")
         if pool not in ("mean", "attention"):
@@ -250,6 +264,9 @@ class ChunkPerceptron(ChunkNetwork):
         encoder: Frozen encoder of their frames.
         text: Frozen encoder of instructions; None does not read them.
         frame_size: Shorter side of the frames that the encoder is shown, in pixels; None as recorded.
+        action_range: Lowest and highest number that the robot carries out in any action dimension; actions are cut to
+            it before they are valued, as they are before they are carried out. None cuts nothing: a policy's sample
+            beyond what was ever logged is then valued where nothing was learned.
     """
 
     def __init__(
@@ -263,8 +280,9 @@ class ChunkPerceptron(ChunkNetwork):
         encoder: VisionEncoder | None = None,
         text: TextEncoder | None = None,
         frame_size: int | None = None,
+        action_range: Sequence[float | int] | None = None,
     ) -> None:
-        super().__init__(state_size, action_size, horizon, members, cameras, encoder, text, frame_size)
+        super().__init__(state_size, action_size, horizon, members, cameras, encoder, text, frame_size, action_range)
         width = self.width + horizon * (action_size + 1)
         self.networks = nn.ModuleList([perceptron(width, hidden) for _ in range(members)])
 

@@ -39,13 +39,17 @@ class Scale(nn.Module):
 
     @torch.no_grad()
     def fit(self, values: Float[Tensor, "M W"], floor: float) -> None:
-        """Take mean, deviation and range; what hardly moves keeps the scale ``floor``."""
+        """Take mean, deviation and range; what hardly moves keeps the scale ``floor``, what never does the scale 1.
+
+        A gripper that nobody moved may be moved later: in units of its rounding it would be at the clip at once.
+        """
         if not values.shape[1]:
             return
         self.mean.copy_(values.double().mean(0))
-        self.std.copy_(values.double().std(0, correction=0).clamp(min=floor))
         self.low.copy_(values.amin(0))
         self.high.copy_(values.amax(0))
+        std = values.double().std(0, correction=0).clamp(min=floor)
+        self.std.copy_(torch.where(self.high > self.low, std, 1.0))
 
 
 def check_values(name: str, values: Float[Tensor, "M W"], size: int) -> None:

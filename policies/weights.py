@@ -266,12 +266,14 @@ class TopShare(Weighting):
         """1 or 0 for each advantage.
 
         Raises:
-            ValueError: If an advantage is not finite, or none of a task was seen.
+            ValueError: If an advantage is not finite, or none was seen.
         """
         values = _finite(advantages).double()
         weights = torch.zeros_like(values)
+        known = set(self.memory.tasks[: int(self.memory.count)].tolist())
         for one in task.unique().tolist() if self.per_task else [None]:
-            held = self.memory.held(one).sort().values
+            # of a task too rare to be remembered, all tasks together say more than nothing
+            held = self.memory.held(one if one in known else None).sort().values
             # the largest that is not among the best share: exactly ⌊share · K⌋ exceed it unless some are equal
             best = int(self.share * len(held) + 1e-6)  # 0.57 · 100 is a little below 57 in floating point
             threshold = held[len(held) - 1 - min(best, len(held) - 1)]

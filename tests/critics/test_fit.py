@@ -26,6 +26,7 @@ from guerdon.datasets.episodes import Column, Episode
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
+from guerdon.policies.action_advantage import ActionAdvantage
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
 from guerdon.rewards.step_cost import StepCost
@@ -472,3 +473,26 @@ def test_two_processes_stay_in_step(walks, tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert int(first["updates"]) == 6  # 24 episodes, 8 at a time, twice each
     same(first, second)
+
+
+def test_a_policy_and_a_critic_go_on_learning_after_they_were_used(walks):
+    module = aloe()
+    policy = module.proposer.policy
+    fit(module, logged(walks))
+    assert all(p.requires_grad for p in policy.parameters())  # frozen only while the critic learned
+    ActionAdvantage(module.critic)  # freezes it for use
+    assert not any(p.requires_grad for p in module.critic.parameters())
+    again = CriticTraining(module.critic, module.reward, module.proposer, transitions=32, warmup_steps=3)
+    before = {k: v.clone() for k, v in module.critic.network.state_dict().items()}
+    fit(again, logged(walks))
+    assert any(not torch.equal(v, before[k]) for k, v in again.critic.network.state_dict().items())
+    assert not any(p.requires_grad for p in again.critic.target.parameters())
+
+
+def test_a_horizon_other_than_the_policys_chunks_is_told_of(walks):
+    module = aloe(critic=ActionCritic(ChunkPerceptron(2, 1, horizon=3, hidden=(4,))))
+    with (
+        pytest.warns(UserWarning, match="may span re-plans"),
+        pytest.warns(UserWarning, match=r"proposes chunks of 1 steps, the critic's horizon is 3"),
+    ):
+        fit(module, logged(walks))

@@ -241,8 +241,12 @@ def test_scales_are_those_of_the_data():
     state, actions = torch.randn(500, 3) * torch.tensor([1.0, 5.0, 0.0]) + 2, torch.rand(500, 2) * 4 - 1
     network.fit(state, actions)
     torch.testing.assert_close(network.state_scale.mean, state.mean(0))
-    # what hardly moves keeps a scale of 0.1, an action one of 0.001
-    torch.testing.assert_close(network.state_scale.std, torch.tensor([*state.std(0, correction=0)[:2], 0.1]))
+    # what never moves keeps a scale of 1, what hardly does one of 0.1, an action one of 0.001
+    torch.testing.assert_close(network.state_scale.std, torch.tensor([*state.std(0, correction=0)[:2], 1.0]))
+    network.fit(torch.stack([torch.linspace(0, 1e-3, 9)] * 3, 1), torch.stack([torch.linspace(0, 1e-5, 9)] * 2, 1))
+    torch.testing.assert_close(network.state_scale.std, torch.full((3,), 0.1))
+    torch.testing.assert_close(network.action_scale.std, torch.full((2,), 1e-3))
+    network.fit(state, actions)
     torch.testing.assert_close(network.action_scale.low, actions.amin(0))
     torch.testing.assert_close(network.action_scale.high, actions.amax(0))
     scale = Scale(1)
@@ -315,3 +319,26 @@ def test_scales_from_bad_data_are_refused():
     with pytest.raises(ValueError, match="a state is NaN"):
         network.fit(torch.full((3, 3), math.nan), torch.zeros(3, 2))
     assert not bool(network.fitted)
+
+
+@pytest.mark.parametrize("kind", [ChunkTransformer, ChunkPerceptron])
+def test_actions_are_cut_to_what_is_carried_out(kind):
+    network = kind(3, 2, horizon=4, action_range=[-1, 1])
+    seen, whole = Observation(state=torch.randn(5, 3)), torch.ones(5, 4, dtype=torch.bool)
+    chunk = 3 * torch.randn(5, 4, 2)
+    assert torch.equal(network(seen, chunk, whole), network(seen, chunk.clamp(-1, 1), whole))
+    free = kind(3, 2, horizon=4)
+    free.load_state_dict(network.state_dict())
+    assert not torch.allclose(free(seen, chunk, whole), network(seen, chunk, whole))
+    assert torch.equal(free(seen, chunk.clamp(-1, 1), whole), network(seen, chunk, whole))
+    for wrong in ([1, -1], [0], [0, 0]):
+        with pytest.raises(ValueError, match="action_range"):
+            kind(3, 2, horizon=4, action_range=wrong)
+
+
+def test_an_action_that_never_moved_keeps_its_unit():
+    # a gripper closed all along: an opening of 0.5 must not look like 500 deviations
+    network = ChunkPerceptron(1, 2, horizon=1)
+    network.fit(torch.randn(20, 1), torch.stack([torch.linspace(-1, 1, 20), torch.ones(20)], 1))
+    assert network.action_scale.std[1] == 1
+    assert network.action_scale(torch.tensor([0.0, 0.5]))[1] == -0.5
