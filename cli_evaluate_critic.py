@@ -65,6 +65,8 @@ def run(options: argparse.Namespace, critic: Critic, said: dict[str, Any], datas
             raise ValueError(f"{flag} is for reward models, {options.model} holds a {type(critic).__name__}")
     if options.env is not None and options.policy is None:
         raise ValueError("--env rolls returns out again with a policy: name it with --policy DIR")
+    if options.tail is not None and options.env is None:
+        raise ValueError("--tail says what follows rollouts, and there are none: name the task with --env")
     device = str(next((p.device for p in critic.parameters()), "cpu"))
     proposer, policy_said = open_proposer(options.policy, device, options.trust)
     gamma = float(getattr(critic, "gamma", 0.99))
@@ -106,7 +108,10 @@ def run(options: argparse.Namespace, critic: Critic, said: dict[str, Any], datas
         version=__version__,
         bad=[error for _, error in sorted(bad.items())],
         rolled_out=rolled,
-        notes=[f"terminating ends: {', '.join(sorted(end.name.lower() for end in ends))}"],
+        notes=[
+            f"terminating ends: {', '.join(sorted(end.name.lower() for end in ends))}",
+            *_length_note(critic, proposer),
+        ],
         seed=options.seed,
     )
     print_critic(evaluation, Console(width=None if Console().is_terminal else 100))
@@ -134,9 +139,21 @@ def _reward(options: argparse.Namespace, dataset: EpisodeDataset, gamma: float, 
     return reward.to(device).eval(), words
 
 
+def _length_note(critic: Critic, proposer: PolicyProposer | None) -> list[str]:
+    """What to know where the policy's chunks are not as long as those the critic was made for."""
+    horizon = getattr(critic, "horizon", None)
+    if proposer is None or horizon is None or proposer.steps == horizon:
+        return []
+    return [
+        f"the policy proposes chunks of {proposer.steps} steps, the critic's horizon is {horizon}: V is then of "
+        "another policy, or of chunks of a length that logs hardly hold"
+    ]
+
+
 def _saved_reward(path: str | Path, device: str, trust: bool) -> tuple[RewardModel, str]:
     reward, said = open_reward_model(path, device, trust)
-    return reward, f"{said['path']}: {said['class_path']} {said.get('hash', '')}".strip()
+    told = repr(reward) if isinstance(reward, StepCost) else f"{said['class_path']} {said.get('hash', '')}".strip()
+    return reward, f"{said['path']}: {told}"
 
 
 def _reward_beside(model: Path) -> Path | None:

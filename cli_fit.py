@@ -248,6 +248,10 @@ def run(command: str, arguments: Sequence[str], config: Path | None, out: Path |
         return 130
     except ArgumentError as error:
         raise ValueError(tidy(str(error))) from error
+    except ValueError as error:
+        if "Does not validate" not in str(error):
+            raise
+        raise ValueError(tidy(str(error))) from error  # what a constructor refused, inside an account of every type
     finally:
         if trains and not done and not keeper.step:
             take_back(folder, earlier, made)
@@ -289,13 +293,14 @@ def tidy(message: str) -> str:
     for noise in (
         r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: ",
         r"- Expected a <class 'NoneType'> ?",
+        r"- Type [^:]{1,120} expects a function or a callable class: .*?(?=Given value type|$)",
         r"- Expected a path but \S+ either not accessible or invalid ?",
         r"Given value type: <class '[\w.]*(?:NestedArg|Namespace)'> Given value: (?:NestedArg|Namespace)\(.*\)",
     ):
         text = re.sub(noise, "", text)
     text = re.sub(r"Given value type: <class '\w+'> Given value: ", "got ", text)
     text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace(": - ", ": ").replace("Parser key ", "")
-    return " ".join(text.split())
+    return re.sub(r"^(- )+", "", " ".join(text.split()))
 
 
 def take_back(folder: Path, earlier: set[Path], made: Sequence[Path]) -> None:

@@ -54,11 +54,12 @@ class Scale(nn.Module):
 
 def check_values(name: str, values: Float[Tensor, "M W"], size: int) -> None:
     """Refuse to take scales from nothing, from another width, or from what is no number."""
-    if values.shape[1] != size or not len(values):
+    if values.shape[1] != size:
         raise ValueError(
-            f"expected {name}s of width {size} to take scales from, got {len(values)} of width {values.shape[1]}: give "
-            f"the network the {name}_size of the data"
+            f"the network was made for {name}s of width {size}, the data have {values.shape[1]}: set its {name}_size"
         )
+    if not len(values):
+        raise ValueError(f"there is no {name} in the data to take scales from")
     if not bool(values.isfinite().all()):
         raise ValueError(f"a {name} is NaN or infinite: repair the data, or leave the episode out")
 

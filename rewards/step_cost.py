@@ -28,7 +28,7 @@ class StepCost(RewardModel):
     Returns reach from −1 to 0 with ``scale`` taken from data: it is then the largest magnitude that the discounted
     return of an episode no longer than the longest one, of N steps, can have,
 
-        max(C, Σ_{k<N−1} γ^k + γ^{N−1} · C).
+        max(C, Σ_{k<N−1} γ^k + γ^{N−1} · max(C, 1)).
 
     An episode that takes longer than any in the data may fall a little below −1.
 
@@ -91,9 +91,9 @@ class StepCost(RewardModel):
         cost = sum(length.values()) / len(length) if self.failure_cost is None else self.failure_cost
         steps = max(length.values()) - 1
         slow = steps if self.gamma == 1 else (1 - self.gamma**steps) / (1 - self.gamma)
-        largest = max(cost, slow + self.gamma**steps * cost)
+        largest = max(cost, slow + self.gamma**steps * max(cost, 1.0))  # a cut pays 1 where a failure pays C
         self.cost.fill_(cost)
-        self.divisor.fill_(self.scale or largest or 1.0)  # 0 only if no step can cost anything
+        self.divisor.fill_(self.scale or largest)
         self.fitted.fill_(True)
         return self
 
@@ -105,8 +105,9 @@ class StepCost(RewardModel):
         """
         if not bool(self.fitted):
             raise ValueError(
-                "StepCost does not know its failure cost or its scale yet: call fit(batches) on the data it will be "
-                "used with, or give failure_cost and scale"
+                "StepCost does not know its failure cost or its scale yet, which training takes from its data: name "
+                "the checkpoint (--ckpt_path) or the reward that a run left (RUN/reward), give failure_cost and scale, "
+                "or call fit(batches)"
             )
         index = torch.arange(batch.mask.shape[1], device=batch.mask.device)
         last = (index == batch.steps[:, None] - 1) & batch.mask

@@ -305,7 +305,7 @@ def test_the_reward_of_a_run_is_taken_from_beside_its_critic(place, tmp_path, ru
         shutil.copytree(place / source, whole / name)
     for named in (whole, whole / "model"):
         said = run("evaluate", named, "--policy", "@policy")
-        assert f"{whole / 'reward'}: guerdon.rewards.step_cost.StepCost" in " ".join(said.split())
+        assert f"{whole / 'reward'}: StepCost(failure_cost=20, scale=20, gamma=0.95)" in " ".join(said.split())
     assert main(["inspect", str(whole)]) == 0
     assert "the reward that its values are sums of" in " ".join(capsys.readouterr().out.split())
     given = run("evaluate", whole, "--policy", "@policy", "--failure-cost", "5", "--scale", "10")

@@ -312,9 +312,9 @@ def test_input_that_does_not_fit_is_refused():
 
 def test_scales_from_bad_data_are_refused():
     network = make("perceptron")
-    with pytest.raises(ValueError, match="expected actions of width 2"):
+    with pytest.raises(ValueError, match="actions of width 2, the data have 7: set its action_size"):
         network.fit(torch.zeros(3, 3), torch.zeros(3, 7))
-    with pytest.raises(ValueError, match="expected states of width 3"):
+    with pytest.raises(ValueError, match="there is no state in the data"):
         network.fit(torch.zeros(0, 3), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="a state is NaN"):
         network.fit(torch.full((3, 3), math.nan), torch.zeros(3, 2))

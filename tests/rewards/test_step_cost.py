@@ -74,11 +74,11 @@ def test_returns_of_the_data_lie_between_minus_one_and_zero(batch, gamma, cost):
     reward = StepCost(failure_cost=cost, gamma=gamma).fit([batch])
     returns = discounted_returns(reward(batch).rewards, batch.mask, gamma)
     assert returns.max() <= 0 and returns.min() >= -1 - 1e-6
-    longest = int(batch.steps.max())
-    failed = replace(batch, end=torch.full_like(batch.end, int(End.FAILURE)))
-    # the bound is met: by a failure as long as the longest episode, at its beginning or at its end
+    worst = End.CUT if cost == 0.0 else End.FAILURE  # a cut costs 1
+    failed = replace(batch, end=torch.full_like(batch.end, int(worst)))
+    # the bound is met by an episode as long as the longest, at its beginning or at its end
     returns = discounted_returns(reward(failed).rewards, batch.mask, gamma)
-    assert returns.min().item() == pytest.approx(-1 if longest > 1 or cost != 0.0 else 0, abs=1e-5)
+    assert returns.min().item() == pytest.approx(-1, abs=1e-5)
 
 
 @quick
