@@ -51,7 +51,7 @@ from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
 from guerdon.policies.proposer import PolicyProposer
 
-TASK, UPDATES, CONTEXTS = "drawer-open-v3", 1500, 20
+TASK, UPDATES, CONTEXTS = "drawer-open-v3", 1200, 16
 ENSEMBLES: tuple[tuple[int, TargetAggregate, bool], ...] = (
     (1, "min", True),
     (2, "mean", True),

@@ -64,9 +64,9 @@ from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
 from guerdon.policies.reroll import reroll
 
-TASK, HORIZONS, MARKS = "drawer-open-v3", (1, 4, 8, 16), (250, 500, 1000, 1500)
+TASK, HORIZONS, MARKS = "drawer-open-v3", (1, 4, 8, 16), (125, 250, 500, 1000)
 MIXTURE = {"expert": 0.5, "noisy": 0.3, "random": 0.2}
-EPISODES, CONTEXTS = 120, 12
+EPISODES, CONTEXTS = 120, 10
 PUSH, PERSISTENCE = 0.6, 0.9
 """Deviation of the disturbance in half ranges of the action, and its correlation from step to step."""
 CORRIDOR, CORRIDOR_HORIZONS = 100, (1, 5, 10, 25, 50)

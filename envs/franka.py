@@ -96,7 +96,7 @@ class Kitchen:
         )
 
     def save(self) -> SavedState:
-        """See `Task.save`; the sensor noise to come is part of it."""
+        """See `ResumableTask.save`; the sensor noise to come is part of it."""
         robot = self._env.robot_env
         parts = {
             "physics": Physics.of(robot.model, robot.data),
@@ -108,7 +108,7 @@ class Kitchen:
         )
 
     def restore(self, saved: SavedState) -> np.ndarray:
-        """See `Task.restore`."""
+        """See `ResumableTask.restore`."""
         saved = check_saved(self, saved)
         robot = self._env.robot_env
         saved.parts["physics"].put(robot.model, robot.data)

@@ -112,12 +112,12 @@ class Reach:
         )
 
     def save(self) -> SavedState:
-        """See `Task.save`."""
+        """See `ResumableTask.save`."""
         parts = {"physics": Physics.of(self._model, self._data)}
         return SavedState(task=self.name, seed=self.seed, kind=type(self).__name__, state=self._state(), parts=parts)
 
     def restore(self, saved: SavedState) -> np.ndarray:
-        """See `Task.restore`."""
+        """See `ResumableTask.restore`."""
         saved = check_saved(self, saved)
         saved.parts["physics"].put(self._model, self._data)
         return saved.state.copy()

@@ -122,14 +122,14 @@ class MetaWorld:
         )
 
     def save(self) -> SavedState:
-        """See `Task.save`."""
+        """See `ResumableTask.save`."""
         parts = {"snapshot": _Snapshot(self._env, self._state.copy())}
         return SavedState(
             task=self.name, seed=self.seed, kind=type(self).__name__, state=self._state.copy(), parts=parts
         )
 
     def restore(self, saved: SavedState) -> np.ndarray:
-        """See `Task.restore`."""
+        """See `ResumableTask.restore`."""
         saved = check_saved(self, saved)
         saved.parts["snapshot"].restore(self._env)
         self._state = saved.state.copy()

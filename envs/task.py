@@ -108,22 +108,6 @@ class Task(Protocol):
         """
         ...
 
-    def save(self) -> SavedState:
-        """Copy everything that what follows depends on, in the middle of an episode too.
-
-        From `restore` on, the same actions lead to the same states, rewards and successes, bit by bit. The state is
-        good for this task and for every other one of its class, name and seed, as often as one likes.
-        """
-        ...
-
-    def restore(self, saved: SavedState) -> np.ndarray:
-        """Go on from a saved state; returns the state (S,) as it was then.
-
-        Raises:
-            ValueError: the state was saved by a task of another class, name or seed.
-        """
-        ...
-
     def tracks(self) -> Mapping[str, np.ndarray]:
         """Tracks at the current observation (the only way to have them right after `reset`)."""
         ...
@@ -139,6 +123,27 @@ class Task(Protocol):
 
     def close(self) -> None:
         """Free the simulator and its renderer."""
+        ...
+
+
+@runtime_checkable
+class ResumableTask(Task, Protocol):
+    """A task that can go on from the middle of an episode as often as one likes; every simulator here can."""
+
+    def save(self) -> SavedState:
+        """Copy everything that what follows depends on, in the middle of an episode too.
+
+        From `restore` on, the same actions lead to the same states, rewards and successes, bit by bit. The state is
+        good for this task and for every other one of its class, name and seed, as often as one likes.
+        """
+        ...
+
+    def restore(self, saved: SavedState) -> np.ndarray:
+        """Go on from a saved state; returns the state (S,) as it was then.
+
+        Raises:
+            ValueError: the state was saved by a task of another class, name or seed.
+        """
         ...
 
 

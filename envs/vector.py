@@ -11,7 +11,7 @@ import numpy as np
 from .instructions import KITCHEN, METAWORLD
 from .reach import Reach
 from .saved import SavedState
-from .task import Context, Step, Task
+from .task import Context, ResumableTask, Step, Task
 
 __all__ = ["Context", "Step", "Task", "VectorEnv", "VectorStep", "make_task", "task_names"]
 
@@ -22,7 +22,7 @@ def task_names() -> list[str]:
     return [f"metaworld/{name}" for name in METAWORLD] + kitchen + ["mujoco/reach"]
 
 
-def make_task(name: str, horizon: int | None = None, seed: int = 0) -> Task:
+def make_task(name: str, horizon: int | None = None, seed: int = 0) -> ResumableTask:
     """Build one task by name.
 
     Args:
@@ -134,16 +134,20 @@ class VectorEnv:
 
         Args:
             index: which environment.
-            saved: what `Task.save` returned.
+            saved: what `ResumableTask.save` returned.
             steps: control steps already taken; the time limit counts from there, so 0 grants a whole new one.
 
         Raises:
             ValueError: the state is another task's, or no step is left.
+            TypeError: the task cannot go on from a saved state.
         """
+        task = self.tasks[index]
+        if not isinstance(task, ResumableTask):
+            raise TypeError(f"{task.name}: {type(task).__name__} has no save and restore, so nothing can go on in it")
         if not 0 <= steps < self.tasks[index].horizon:
             raise ValueError(f"{self.task.name}: expected fewer steps than {self.tasks[index].horizon}, got {steps}")
         self._running[index] = False
-        self._state[index] = self.tasks[index].restore(saved)
+        self._state[index] = task.restore(saved)
         self._steps[index] = steps
         self._running[index] = True
         return self._state[index].copy()

@@ -13,7 +13,7 @@ from ..core.batch import Observation
 from ..core.interfaces import Policy
 from ..datasets.episodes import Episode
 from ..envs.saved import SavedState
-from ..envs.task import EVAL_OFFSET, Context, Task
+from ..envs.task import EVAL_OFFSET, Context, ResumableTask, Task
 from ..envs.vector import VectorEnv
 
 Tail = Literal["never", "failure", "zero"]
@@ -92,7 +92,7 @@ def reroll(
     Args:
         envs: Copies of the task that the states were saved from.
         policy: Follows after the chunk; it sees states, no pictures.
-        saved: M states, see `guerdon.envs.task.Task.save`.
+        saved: M states, see `guerdon.envs.task.ResumableTask.save`.
         first_chunks: Carried out first; None follows the policy from the start.
         lengths: Steps of each first chunk, 0 … H; None takes all.
         rollouts: n of each state.
@@ -270,6 +270,8 @@ def replay(task: Task, episode: Episode, steps: Sequence[int], tolerance: float 
         ValueError: If the episode is of another task or seed, does not say where it started, or does not repeat; the
             step and the difference are named.
     """
+    if not isinstance(task, ResumableTask):
+        raise TypeError(f"{task.name}: {type(task).__name__} has no save and restore, so nothing can go on in it")
     name, seed, context = context_of(episode)
     if (name, seed) != (task.name, task.seed):
         raise ValueError(

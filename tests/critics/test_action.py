@@ -700,7 +700,7 @@ def test_actions_of_another_width_are_refused():
     data = replace(batch, actions=torch.zeros(1, 3, 7))
     with pytest.raises(ValueError, match=r"values actions of 1 dimensions, these chunks have 7"):
         critic.loss(data, rewards, Always([0.0]))
-    with pytest.raises(ValueError, match=r"expected actions of width 1"):
+    with pytest.raises(ValueError, match=r"actions of width 1, the data have 7"):
         critic.fit_scales(data)
     with pytest.raises(ValueError, match=r"expected a state of width 4, got 9"):
         critic.loss(replace(batch, state=torch.zeros(1, 4, 9)), rewards, Always([0.0]))
