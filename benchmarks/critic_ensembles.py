@@ -1,12 +1,12 @@
 """Over-estimation against the number of members, their reduction inside the target, and shared or separate trunks.
 
-    python benchmarks/critic_ensembles.py [--quick] [--seeds 3]
+    python benchmarks/critic_ensembles.py [--quick] [--seeds 2]
 
 The task, buffer, policy and held-out states of critic_values.py on drawer-open-v3; only the ensemble of the ALOE critic
 changes. Over-estimation is V minus the re-rolled return of the policy at held-out initial states, in steps. Members are
 compared by their errors on the candidate chunks: what they get wrong together no reduction can mend.
 
-Prints a table, writes JSON. Needs `pip install 'guerdon[sim]'`; about twenty minutes of one core.
+Prints a table, writes JSON. Needs `pip install 'guerdon[sim]'`; about a quarter of an hour of one core.
 """
 
 import argparse
@@ -50,8 +50,9 @@ from guerdon.critics.diagnostics import ensemble_correlation
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
 from guerdon.policies.proposer import PolicyProposer
+from guerdon.rewards.figures import without_nan
 
-TASK, UPDATES, CONTEXTS = "drawer-open-v3", 1200, 16
+TASK, UPDATES, CONTEXTS = "drawer-open-v3", 1000, 12
 ENSEMBLES: tuple[tuple[int, TargetAggregate, bool], ...] = (
     (1, "min", True),
     (2, "mean", True),
@@ -60,7 +61,6 @@ ENSEMBLES: tuple[tuple[int, TargetAggregate, bool], ...] = (
     (2, "min", False),
     (5, "lcb", True),
     (5, "min", True),
-    (5, "min", False),
 )
 """Members, reduction inside the target, shared trunk."""
 FIGURES = (
@@ -124,7 +124,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, a few updates: to see that it runs")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "critic_ensembles.json")
     options = parser.parse_args()
@@ -144,7 +144,8 @@ def main() -> None:
     Console(width=180).print(table)
     if not options.quick:
         settings = {"task": TASK, "updates": updates, "episodes": episodes, "contexts": contexts, "seeds": seeds}
-        write_json(options.out, {"version": __version__, "settings": settings, "summary": found, "runs": rows})
+        told = {"version": __version__, "settings": settings, "summary": found, "runs": rows}
+        write_json(options.out, without_nan(told))  # one member has no correlation
         print(options.out)
 
 

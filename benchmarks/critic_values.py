@@ -14,7 +14,7 @@ Q-learning; Monte-Carlo values of whoever acted, as Q of the same network, as a 
 does, with a cost of the mean length of an episode; a fragment that leads nowhere has no return and is left out.
 A state value has no opinion of a chunk: it is shown the state the chunk led to, which the others have to foresee.
 
-Prints tables, writes JSON. Needs `pip install 'guerdon[sim]'`; about an hour of one core.
+Prints tables, writes JSON. Needs `pip install 'guerdon[sim]'`; about an hour and a half of one core.
 """
 
 import argparse
@@ -59,6 +59,7 @@ from guerdon.envs.vector import VectorEnv, make_task
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
 from guerdon.policies.reroll import reroll
+from guerdon.rewards.figures import without_nan
 
 DEMONSTRATIONS = {"drawer-open-v3": 1, "push-v3": 8}
 """Expert episodes of each task that the policy is cloned from: so few that it fails at times."""
@@ -463,7 +464,8 @@ def main() -> None:
         "rollouts": ROLLOUTS,
         "seeds": seeds,
     }
-    write_json(options.out, {"version": __version__, "settings": settings, "summary": found, "runs": rows})
+    told = {"version": __version__, "settings": settings, "summary": found, "runs": rows}
+    write_json(options.out, without_nan(told))
     print(options.out)
 
 
