@@ -24,6 +24,7 @@ from .batch import (
 from .hub import load_component, push_component, save_component
 
 C = TypeVar("C", bound="Component")
+A = TypeVar("A", bound="AdvantageSource")
 
 
 class Component(nn.Module):
@@ -178,7 +179,15 @@ class TaskDecomposer(Component):
 
 
 class AdvantageSource(Component):
-    """All a policy optimizer knows of rewards and values."""
+    """All a policy optimizer knows of rewards and values; a reward model in it stays in evaluation mode."""
+
+    def train(self: A, mode: bool = True) -> A:
+        """Switch what learns alongside; what gives rewards is as it was trained, whatever a trainer says."""
+        super().train(mode)
+        for part in self.children():
+            if isinstance(part, RewardModel):
+                part.eval()
+        return self
 
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
         """Score a batch, once, when it was collected."""

@@ -13,6 +13,7 @@ from ..core.returns import discounted_returns
 from .chunks import Aggregate, ChunkCritic, Points, Tails
 from .logged import chunk_lengths
 from .networks import ChunkNetwork
+from .value import known_onwards, known_returns
 
 Cuts = Literal["leave_out", "end"]
 
@@ -27,9 +28,7 @@ def returns_to_go(
     as if nothing followed, which is what Monte-Carlo values of fragments come down to.
     """
     known = rewards.valid & batch.mask
-    later = (known | ~batch.mask).flip(1).cummin(1).values.flip(1) & batch.mask
-    if cuts == "leave_out":
-        later &= batch.terminated[:, None]
+    later = known_returns(batch, known) if cuts == "leave_out" else known_onwards(batch, known)
     returns = discounted_returns(torch.where(known, rewards.rewards, 0.0), batch.mask, gamma)
     return torch.where(later, returns, 0.0), later
 

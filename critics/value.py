@@ -166,8 +166,12 @@ class ValueCritic(StateCritic):
 
 def known_returns(batch: TrajectoryBatch, known: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     """Steps of rows that terminated, from which on every reward is known: their return is a fact."""
-    later = (known | ~batch.mask).flip(1).cummin(1).values.flip(1)
-    return later & batch.mask & batch.terminated[:, None]
+    return known_onwards(batch, known) & batch.terminated[:, None]
+
+
+def known_onwards(batch: TrajectoryBatch, known: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """Real steps from which on every reward of the row is known."""
+    return (known | ~batch.mask).flip(1).cummin(1).values.flip(1) & batch.mask
 
 
 def _last(batch: TrajectoryBatch) -> Tensor:
@@ -176,4 +180,4 @@ def _last(batch: TrajectoryBatch) -> Tensor:
     return index[None] == (batch.steps - 1)[:, None]
 
 
-__all__ = ["Cuts", "StateCritic", "ValueCritic", "known_returns"]
+__all__ = ["Cuts", "StateCritic", "ValueCritic", "known_onwards", "known_returns"]

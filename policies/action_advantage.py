@@ -33,11 +33,9 @@ class CriticAdvantage(AdvantageSource):
         self.force_positive = tuple(int(source) for source in force_positive)
 
     def train(self, mode: bool = True) -> "CriticAdvantage":
-        """Critic and reward stay in evaluation mode, whatever a trainer says."""
+        """The critic stays in evaluation mode too: it was trained before."""
         super().train(mode)
         self.critic.eval()
-        if self.reward is not None:
-            self.reward.eval()
         return self
 
     @torch.no_grad()

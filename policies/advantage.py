@@ -55,14 +55,6 @@ class RewardToGo(AdvantageSource):
             potential.requires_grad_(False).eval()
         self.gamma, self.lam, self.normalise, self.value_weight = gamma, lam, normalise, value_weight
 
-    def train(self, mode: bool = True) -> "RewardToGo":
-        """Switch the critic; what gives rewards stays in evaluation mode, whatever a trainer says."""
-        super().train(mode)
-        self.reward.eval()
-        if self.potential is not None:
-            self.potential.eval()
-        return self
-
     @torch.no_grad()
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
         """Score the rollout.

@@ -76,12 +76,6 @@ class GroupScore(AdvantageSource):
         self._warned: set[str] = set()
         self._told_why = False
 
-    def train(self, mode: bool = True) -> "GroupScore":
-        """What gives rewards stays in evaluation mode, whatever a trainer says."""
-        super().train(mode)
-        self.reward.eval()
-        return self
-
     @torch.no_grad()
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
         """Score the rollout."""

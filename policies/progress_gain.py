@@ -28,12 +28,6 @@ class ProgressGain(AdvantageSource):
             raise ValueError(f"steps {steps}: expected at least one")
         self.reward, self.steps = reward.requires_grad_(False).eval(), steps
 
-    def train(self, mode: bool = True) -> "ProgressGain":
-        """The reward stays in evaluation mode, whatever a trainer says."""
-        super().train(mode)
-        self.reward.eval()
-        return self
-
     @torch.no_grad()
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
         """Score the batch."""
