@@ -254,27 +254,27 @@ def _quality(text: str) -> str | dict[str, float]:
 
 
 def _fit(options: argparse.Namespace, rest: list[str]) -> int:
-    from . import cli_fit
+    from .commands import fit
 
-    configs = [cli_fit.resolve_config(name) for name in options.config]
+    configs = [fit.resolve_config(name) for name in options.config]
     arguments = [part for config in configs for part in ("--config", str(config))] + rest
-    return cli_fit.run(options.command, arguments, configs[0] if configs else None, options.out)
+    return fit.run(options.command, arguments, configs[0] if configs else None, options.out)
 
 
 def _sft(options: argparse.Namespace, rest: list[str]) -> int:
-    from . import cli_sft
+    from .commands import sft
 
-    return cli_sft.run(options.config, rest, options.out, options.resume)
+    return sft.run(options.config, rest, options.out, options.resume)
 
 
 def _score(options: argparse.Namespace, rest: list[str]) -> int:
-    from .rewards.scores import SCORES
-    from .rewards.scoring import score_dataset
+    from .scoring.dataset import score_dataset
+    from .scoring.scores import SCORES
 
     _can_write(options.out / SCORES)
     proposer = None
     if options.policy is not None:
-        from .cli_evaluate_critic import open_proposer
+        from .commands.evaluate_critic import open_proposer
 
         proposer, _ = open_proposer(options.policy, options.device, options.trust)
     existed = options.out.exists()
@@ -311,14 +311,14 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
     from rich.console import Console
 
-    from . import cli_evaluate_critic
+    from .commands import evaluate_critic
     from .core.files import write_json
     from .core.interfaces import Critic, RewardModel
     from .core.opening import open_component
     from .datasets.joined import JoinedDatasets
     from .datasets.opening import open_dataset
-    from .rewards.evaluation_table import print_evaluation
-    from .rewards.judging import evaluate_dataset
+    from .evaluation.dataset import evaluate_dataset
+    from .evaluation.table import print_evaluation
     from .rewards.opening import open_reward_model
 
     _can_write(options.json)
@@ -328,8 +328,8 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     datasets = [open_dataset(path) for path in (options.data, *options.also)]
     dataset = JoinedDatasets(datasets) if options.also else datasets[0]
     if isinstance(model, Critic):
-        return cli_evaluate_critic.run(options, model, said, dataset)
-    cli_evaluate_critic.refuse_for_reward_models(options)
+        return evaluate_critic.run(options, model, said, dataset)
+    evaluate_critic.refuse_for_reward_models(options)
     other, other_said = None, None
     if options.against is not None:
         other, other_said = open_reward_model(options.against, device=options.device, trust=options.trust)
@@ -357,20 +357,20 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _calibrate(options: argparse.Namespace, rest: list[str]) -> int:
-    from .cli_calibrate import run
+    from .commands.calibrate import run
 
     _can_write(options.json)
     return run(options)
 
 
 def _labels(options: argparse.Namespace, rest: list[str]) -> int:
-    from .cli_labels import run
+    from .commands.labels import run
 
     return run(options.data, options.config, rest, options.show, options.seed, options.out)
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
-    from .rewards.report import write_report
+    from .pages.report import write_report
 
     _can_write(options.out)
     print(write_report(options.scores, options.out, episodes=options.episodes, evaluation=options.evaluation))
@@ -378,7 +378,7 @@ def _report(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _inspect(options: argparse.Namespace, rest: list[str]) -> int:
-    from .cli_inspect import describe_folder
+    from .commands.inspecting import describe_folder
 
     describe_folder(options.folder, None, options.evict)
     return 0
@@ -396,7 +396,7 @@ def _can_write(path: Path | None) -> None:
 
 
 def _demo(options: argparse.Namespace, rest: list[str]) -> int:
-    from .policies.demo import run
+    from .commands.demo import run
 
     run(options.out, seed=options.seed, quick=options.quick)
     return 0

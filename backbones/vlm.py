@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from .chat import Chat, Prompt, Reply
 from .revision import weights_revision
 from .vlm_answers import answers_after, answers_along, read_prompts
-from .vlm_opening import add_lora, freeze, open_vlm
+from .vlm_loading import add_lora, freeze, open_vlm
 from .vlm_prompts import PromptReader
 
 V = TypeVar("V", bound="VLM")

@@ -46,11 +46,11 @@ from guerdon.core.batch import Observation
 from guerdon.core.files import write_json
 from guerdon.core.intervals import bootstrap_interval
 from guerdon.critics.action import ActionCritic, TargetAggregate
-from guerdon.critics.diagnostics import ensemble_correlation
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
+from guerdon.evaluation.critics.diagnostics import ensemble_correlation
+from guerdon.evaluation.metrics import without_nan
 from guerdon.policies.proposer import PolicyProposer
-from guerdon.rewards.figures import without_nan
 
 TASK, UPDATES, CONTEXTS = "drawer-open-v3", 1000, 12
 ENSEMBLES: tuple[tuple[int, TargetAggregate, bool], ...] = (

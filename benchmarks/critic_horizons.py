@@ -54,16 +54,16 @@ from guerdon.core.files import write_json
 from guerdon.core.intervals import bootstrap_interval
 from guerdon.core.returns import chunk_td_targets
 from guerdon.critics.action import ActionCritic
-from guerdon.critics.diagnostics import rank_correlation
 from guerdon.envs.collect import collect
 from guerdon.envs.experts import scripted_expert
 from guerdon.envs.saved import SavedState
 from guerdon.envs.task import Step, Task
 from guerdon.envs.vector import VectorEnv, make_task
+from guerdon.evaluation.critics.diagnostics import rank_correlation
+from guerdon.evaluation.critics.reroll import reroll
+from guerdon.evaluation.metrics import without_nan
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
-from guerdon.policies.reroll import reroll
-from guerdon.rewards.figures import without_nan
 
 TASK, HORIZONS, MARKS = "drawer-open-v3", (1, 4, 8, 16), (125, 250, 500)
 MIXTURE = {"expert": 0.5, "noisy": 0.3, "random": 0.2}

@@ -44,7 +44,6 @@ from guerdon.core.intervals import bootstrap_interval
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.best_of import BestOfCritic
 from guerdon.critics.chunks import ChunkCritic
-from guerdon.critics.diagnostics import chunk_ranking_auc, rank_correlation
 from guerdon.critics.distributional import DistributionalValue
 from guerdon.critics.expectile import ExpectileCritic
 from guerdon.critics.monte_carlo import MonteCarloCritic
@@ -56,10 +55,11 @@ from guerdon.envs.collect import collect
 from guerdon.envs.experts import scripted_expert
 from guerdon.envs.task import Task
 from guerdon.envs.vector import VectorEnv, make_task
+from guerdon.evaluation.critics.diagnostics import chunk_ranking_auc, rank_correlation
+from guerdon.evaluation.critics.reroll import reroll
+from guerdon.evaluation.metrics import without_nan
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
-from guerdon.policies.reroll import reroll
-from guerdon.rewards.figures import without_nan
 
 DEMONSTRATIONS = {"drawer-open-v3": 1, "push-v3": 8}
 """Expert episodes of each task that the policy is cloned from: so few that it fails at times."""

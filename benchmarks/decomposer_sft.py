@@ -30,11 +30,11 @@ from guerdon.core.metrics import bootstrap_interval
 from guerdon.datasets.collate import Window, collate
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
-from guerdon.rewards.decomposer import VlmDecomposer
-from guerdon.rewards.decomposer_training import DecomposerTraining
-from guerdon.rewards.rule_decomposer import RuleDecomposer
-from guerdon.rewards.stage_figures import stage_accuracy, stage_iou
-from guerdon.testing_checkpoints import tiny_vlm
+from guerdon.rewards.stages.decomposer import VlmDecomposer
+from guerdon.rewards.stages.decomposer_training import DecomposerTraining
+from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
+from guerdon.rewards.stages.stage_metrics import stage_accuracy, stage_iou
+from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 RESULT = Path(__file__).parent / "results" / "decomposer_sft.json"
 TASKS = ("metaworld/drawer-open-v3", "metaworld/pick-place-v3", "metaworld/door-open-v3")

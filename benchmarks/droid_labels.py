@@ -26,8 +26,8 @@ from guerdon.core.hub import load_component
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
+from guerdon.evaluation.dataset import evaluate_dataset
 from guerdon.rewards.fit import RewardTraining
-from guerdon.rewards.judging import evaluate_dataset
 from guerdon.rewards.progress import ProgressReward
 
 TIME = {"rewind": 0.2, "reverse": 0.15, "stall": 0.1, "warp": 0.1}

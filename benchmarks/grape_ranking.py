@@ -43,12 +43,12 @@ from guerdon.envs.collect import collect
 from guerdon.envs.experts import scripted_expert
 from guerdon.envs.task import Context, Task
 from guerdon.envs.vector import make_task
+from guerdon.policies.advantages.group_score import complete_rows, term_shares
 from guerdon.policies.gaussian import GaussianPolicy
-from guerdon.policies.group_score import complete_rows, term_shares
-from guerdon.rewards.cost_files import TaskCosts, efficiency, load_costs, safety, task_completion
 from guerdon.rewards.costs import Constraint
-from guerdon.rewards.rule_decomposer import RuleDecomposer
-from guerdon.rewards.trajectory import WEIGHTS, GrapeScore
+from guerdon.rewards.grape.cost_files import TaskCosts, efficiency, load_costs, safety, task_completion
+from guerdon.rewards.grape.trajectory import WEIGHTS, GrapeScore
+from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
 
 TASKS = (
     "push-v3",

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from guerdon.policies.demo import Size, run
+from guerdon.commands.demo import Size, run
 
 TASKS = {"metaworld/drawer-open-v3": 100, "metaworld/handle-pull-v3": 150}
 """Tasks and their time limits, where a policy cloned from eight noisy demonstrations succeeds in 20 to 60 %."""

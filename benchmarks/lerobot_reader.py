@@ -24,8 +24,8 @@ from rich.progress import track
 from rich.table import Table
 
 from guerdon.datasets.episodes import ArrayFrames, Episode
-from guerdon.datasets.lerobot import LeRobotDataset
-from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.lerobot import LeRobotDataset
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 
 HERE = Path(__file__).resolve().parent
 EPISODES, FRAMES, WINDOW, FPS = 8, 150, 16, 20

@@ -23,7 +23,7 @@ from rich.table import Table
 from guerdon.envs.collect import collect
 from guerdon.envs.instructions import METAWORLD
 from guerdon.envs.vector import make_task
-from guerdon.rewards.milestones import MilestoneDetector, keyframe_steps, smoothed_speed
+from guerdon.rewards.milestones.detection import MilestoneDetector, keyframe_steps, smoothed_speed
 
 RULES = {
     "all": MilestoneDetector(start_steps=0),

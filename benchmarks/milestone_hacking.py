@@ -34,17 +34,17 @@ from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
 from guerdon.envs.collect import collect_dataset
 from guerdon.envs.vector import make_task
-from guerdon.policies.advantage import RewardToGo, Uniform
+from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
 from guerdon.policies.optimizer import PolicyOptimizer
-from guerdon.policies.pool import TaskSetting, play_episodes
-from guerdon.policies.workers import RolloutData
+from guerdon.policies.rollouts.data import RolloutData
+from guerdon.policies.rollouts.pool import TaskSetting, play_episodes
 from guerdon.rewards.combine import Sum
 from guerdon.rewards.fit import RewardTraining
-from guerdon.rewards.milestone_labels import MilestoneLabels
-from guerdon.rewards.milestone_oracle import METAWORLD_POINTS, MilestoneOracle
-from guerdon.rewards.milestone_reward import MilestoneReward, in_mode
+from guerdon.rewards.milestones.labels import MilestoneLabels
+from guerdon.rewards.milestones.oracle import METAWORLD_POINTS, MilestoneOracle
+from guerdon.rewards.milestones.reward import MilestoneReward, in_mode
 from guerdon.rewards.recorded import RecordedSuccess
 
 STAGES: dict[str, list[list[str | float]]] = {

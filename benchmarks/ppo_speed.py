@@ -27,11 +27,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from guerdon.critics.value import ValueCritic
 from guerdon.envs.vector import VectorEnv, make_task
-from guerdon.policies.advantage import RewardToGo
+from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate
 from guerdon.policies.optimizer import PolicyOptimizer
-from guerdon.policies.workers import RolloutData
+from guerdon.policies.rollouts.data import RolloutData
 from guerdon.rewards.recorded import RecordedReward
 
 ENVS, STEPS, EPOCHS, MINIBATCH, CONTEXTS = 8, 256, 10, 256, 40

@@ -18,8 +18,8 @@ import torch
 
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import Sampled, TrajectoryBatch
-from guerdon.rewards.vlm import CompletionLikelihood
-from guerdon.testing_checkpoints import tiny_vlm
+from guerdon.rewards.zero_shot.vlm import CompletionLikelihood
+from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 RESULT = Path(__file__).parent / "results" / "prefix_reuse.json"
 PIXELS = 64

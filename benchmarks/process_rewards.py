@@ -30,9 +30,9 @@ from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
 from guerdon.envs.collect import collect_dataset
-from guerdon.rewards.calibration import calibrate
+from guerdon.evaluation.calibration.fit import calibrate
+from guerdon.evaluation.dataset import evaluate_dataset
 from guerdon.rewards.fit import RewardTraining
-from guerdon.rewards.judging import evaluate_dataset
 from guerdon.rewards.progress import ProgressReward
 
 TASKS = (

@@ -25,7 +25,7 @@ from guerdon.datasets.episodes import Episode
 from guerdon.envs.collect import collect
 from guerdon.envs.instructions import METAWORLD
 from guerdon.envs.vector import make_task
-from guerdon.rewards.rule_decomposer import RULES, RuleDecomposer
+from guerdon.rewards.stages.rule_decomposer import RULES, RuleDecomposer
 
 WORSE = {"noisy": 0.4, "aborted": 0.3, "random": 0.3}
 HORIZON = 300

@@ -30,8 +30,8 @@ from guerdon.core.intervals import percentile_interval
 from guerdon.core.metrics import bootstrap_interval, success_auroc, value_order_correlation
 from guerdon.datasets.collate import collate
 from guerdon.datasets.episodes import Column, Episode
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.labels import LabelFactory
-from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.stages import stage_proportions
 from guerdon.rewards.fit import RewardTraining

@@ -39,18 +39,18 @@ from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
 from guerdon.envs.collect import collect_dataset
 from guerdon.envs.vector import make_task
-from guerdon.policies.advantage import RewardToGo, Uniform
+from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
 from guerdon.policies.optimizer import PolicyOptimizer
-from guerdon.policies.pool import TaskSetting, play_episodes
-from guerdon.policies.workers import RolloutData
+from guerdon.policies.rollouts.data import RolloutData
+from guerdon.policies.rollouts.pool import TaskSetting, play_episodes
 from guerdon.rewards.fit import RewardTraining
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedSuccess
-from guerdon.rewards.rule_decomposer import METAWORLD_COLUMNS, RuleDecomposer
 from guerdon.rewards.shaping import FirstHit
-from guerdon.rewards.subgoals import SubgoalReward
+from guerdon.rewards.stages.rule_decomposer import METAWORLD_COLUMNS, RuleDecomposer
+from guerdon.rewards.stages.subgoals import SubgoalReward
 
 ARMS = ("sparse success", "learned progress", "subgoals", "sparse + subgoals")
 C = TypeVar("C", bound=Component)

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .core.files import write_json
-from .core.hub import component_hash
-from .datasets.opening import open_dataset
-from .datasets.splits import VAL_FRACTION
-from .rewards.calibration import calibrate
-from .rewards.calibration_report import CalibrationReport, Estimate
-from .rewards.opening import open_reward_model
+from ..core.files import write_json
+from ..core.hub import component_hash
+from ..datasets.opening import open_dataset
+from ..datasets.splits import VAL_FRACTION
+from ..evaluation.calibration.fit import calibrate
+from ..evaluation.calibration.report import CalibrationReport, Estimate
+from ..rewards.opening import open_reward_model
 
 
 def run(options: argparse.Namespace) -> int:

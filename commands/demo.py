@@ -29,21 +29,21 @@ from ..datasets.opening import open_dataset
 from ..envs.collect import collect_dataset
 from ..envs.quality import NOISE
 from ..envs.vector import make_task
-from ..rewards.evaluation_table import print_evaluation
+from ..evaluation.dataset import evaluate_dataset
+from ..evaluation.table import print_evaluation
+from ..pages.report import write_report
+from ..policies.advantages.reward_to_go import RewardToGo, Uniform
+from ..policies.gaussian import GaussianPolicy
+from ..policies.objectives import ClippedSurrogate, WeightedImitation
+from ..policies.optimizer import PolicyOptimizer
+from ..policies.rollouts.data import RolloutData
+from ..policies.rollouts.pool import TaskSetting, play_episodes
 from ..rewards.fit import RewardTraining
-from ..rewards.judging import evaluate_dataset
 from ..rewards.opening import open_reward_model
 from ..rewards.progress import ProgressReward
 from ..rewards.recorded import RecordedSuccess
-from ..rewards.report import write_report
-from ..rewards.scoring import score_dataset
 from ..rewards.shaping import FirstHit
-from .advantage import RewardToGo, Uniform
-from .gaussian import GaussianPolicy
-from .objectives import ClippedSurrogate, WeightedImitation
-from .optimizer import PolicyOptimizer
-from .pool import TaskSetting, play_episodes
-from .workers import RolloutData
+from ..scoring.dataset import score_dataset
 
 ENVS, WORKERS = 16, 2
 SUCCESS_WEIGHT = 2.0

@@ -11,24 +11,24 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from . import __version__
-from .core.batch import End, named_ends
-from .core.files import write_json
-from .core.hub import SPEC
-from .core.interfaces import Critic, Policy, RewardModel
-from .core.opening import open_component
-from .critics.diagnostics import Calibration, Estimate
-from .datasets.collate import Window
-from .datasets.episodes import BadEpisodeError, EpisodeDataset
-from .datasets.features import FeatureCache
-from .datasets.reader import EpisodeReader
-from .policies.critic_evaluation import AgainstReturns, CriticEvaluation, judge_critic, read_values
-from .policies.critic_logs import LogReader
-from .policies.critic_rollouts import RolledOut, Rollouts, roll_out
-from .policies.proposer import PolicyProposer
-from .policies.reroll import Tail, step_cost
-from .rewards.opening import open_reward_model
-from .rewards.step_cost import StepCost
+from .. import __version__
+from ..core.batch import End, named_ends
+from ..core.files import write_json
+from ..core.hub import SPEC
+from ..core.interfaces import Critic, Policy, RewardModel
+from ..core.opening import open_component
+from ..datasets.collate import Window
+from ..datasets.episodes import BadEpisodeError, EpisodeDataset
+from ..datasets.features import FeatureCache
+from ..datasets.reader import EpisodeReader
+from ..evaluation.critics.diagnostics import Calibration, Estimate
+from ..evaluation.critics.evaluate import AgainstReturns, CriticEvaluation, judge_critic, read_values
+from ..evaluation.critics.logs import LogReader
+from ..evaluation.critics.reroll import Tail, step_cost
+from ..evaluation.critics.rollouts import RolledOut, Rollouts, roll_out
+from ..policies.proposer import PolicyProposer
+from ..rewards.opening import open_reward_model
+from ..rewards.step_cost import StepCost
 
 OPTIONS = ("policy", "env", "reward", "failure_cost", "scale", "terminating", "tail")
 """Options that only a critic takes, by their names in the parsed arguments; None where they were not given."""

@@ -27,7 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from .core.hub import is_component, save_component
+from ..core.hub import is_component, save_component
 
 MODEL, CONFIG, CHECKPOINTS = "model", "config.yaml", "checkpoints"
 _PARSERS: dict[str, Any] = {
@@ -366,7 +366,7 @@ def resolve_config(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    shipped = Path(__file__).parent / "configs"
+    shipped = Path(__file__).parents[1] / "configs"
     packaged = shipped / (path.name if path.suffix else f"{path.name}.yaml")
     if packaged.is_file() and path.parent in (Path("."), Path("configs")):
         return packaged
@@ -374,5 +374,5 @@ def resolve_config(name: str) -> Path:
 
 
 def _offered() -> str:
-    names = sorted(p.stem for p in (Path(__file__).parent / "configs").glob("*.yaml"))
+    names = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
     return f"guerdon comes with {', '.join(names)}"

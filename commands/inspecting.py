@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .core.hub import SPEC, component_hash, read_spec
-from .datasets.cache_folder import evict, is_cache, report
-from .datasets.episodes import BadEpisodeError, EpisodeDataset
-from .datasets.opening import open_dataset
-from .rewards.scores import PARTS, SCORES, read_scores
+from ..core.hub import SPEC, component_hash, read_spec
+from ..datasets.cache_folder import evict, is_cache, report
+from ..datasets.episodes import BadEpisodeError, EpisodeDataset
+from ..datasets.opening import open_dataset
+from ..scoring.scores import PARTS, SCORES, read_scores
 
 
 def describe_folder(folder: Path, console: Console | None = None, make_room: str | None = None) -> None:

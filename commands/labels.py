@@ -10,12 +10,12 @@ from jsonargparse import ArgumentError, ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from .cli_fit import resolve_config, tidy
-from .core.batch import TrajectoryBatch
-from .datasets.label_sheet import describe, draw_sheet
-from .datasets.labels import KINDS
-from .datasets.module import EpisodeData
-from .datasets.opening import open_dataset
+from ..core.batch import TrajectoryBatch
+from ..datasets.label_sheet import describe, draw_sheet
+from ..datasets.labels import KINDS
+from ..datasets.module import EpisodeData
+from ..datasets.opening import open_dataset
+from .fit import resolve_config, tidy
 
 _THUMBNAIL = 96
 """Shorter side of the frames on the sheet, in pixels."""

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from .cli_fit import CONFIG, MODEL, resolve_config, run_directory, take_back, tidy
-from .core.files import replacing, write_json
-from .core.hub import save_component
-from .datasets.module import EpisodeData
-from .rewards.decomposer_training import DecomposerTraining, write_examples
+from ..core.files import replacing, write_json
+from ..core.hub import save_component
+from ..datasets.module import EpisodeData
+from ..rewards.stages.decomposer_training import DecomposerTraining, write_examples
+from .fit import CONFIG, MODEL, resolve_config, run_directory, take_back, tidy
 
 FIGURES, EXAMPLES, HISTORY = "figures.json", "examples.json", "history.json"
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from .clips import METADATA, ClipsDataset
 from .episodes import EpisodeDataset
-from .lerobot import LeRobotDataset
+from .formats.clips import METADATA, ClipsDataset
+from .formats.lerobot import LeRobotDataset
 
 ACCEPTED = (
     "a LeRobot v3.0 data set (meta/info.json, data/, videos/)",

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..core.batch import End
 from ..datasets.episodes import ArrayFrames, Column, Episode
-from ..datasets.lerobot_writer import LeRobotWriter
+from ..datasets.formats.lerobot_writer import LeRobotWriter
 from .experts import has_expert
 from .quality import MIXED, NOISE, QUALITIES, Behaviour, behaviour
 from .render import NO_BACKEND, rendering_backend, require_backend

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .figure_rules import BY_TASK, RULES, Sample, point
-from .figures import Resampling, by_task
-from .readings import MODEL, Basis, Judged
+from .metrics import Resampling, by_task
+from .predictions import MODEL, Basis, Judged
+from .rules import BY_TASK, RULES, Sample, point
 
 COMPARED: Mapping[str, tuple[str, str, int]] = {
     "value_order_correlation": ("value_order_correlation", MODEL, 1),

@@ -13,7 +13,7 @@ from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from ..datasets.labels import with_progress_targets, with_success_targets
 from ..datasets.negatives import reorder, reverse_map
-from .readings import MODEL, Judged, Reading
+from .predictions import MODEL, Judged, Reading
 
 
 @dataclass(frozen=True, kw_only=True)

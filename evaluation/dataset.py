@@ -15,10 +15,10 @@ from ..datasets.features import FeatureCache
 from ..datasets.joined import JoinedDatasets, joined
 from ..datasets.reader import EpisodeReader
 from ..datasets.splits import Kin, in_split_each
+from ..scoring.dataset import model_reader, read_usable
 from .controls import InstructionMatrix, OtherTasks, ask, describe_figures, judge, with_constant
-from .evaluation import Evaluation, evaluate
-from .readings import Judged
-from .scoring import model_reader, read_usable
+from .evaluate import Evaluation, evaluate
+from .predictions import Judged
 
 CONFUSION = 5
 """Episodes of each task that are asked every instruction, unless told otherwise."""

@@ -13,10 +13,10 @@ import numpy as np
 
 from ..core.metrics import instruction_confusion, reliability_curve
 from .comparison import Comparison, compare
-from .evaluation_notes import notes_of
-from .figure_rules import BINS, calibration_pair
-from .figures import Figure, Figures, Resampling, all_figures, by_task, mean_figure, without_nan
-from .readings import CONTROLS, MODEL, Basis, Judged, Reading, basis_of
+from .metrics import Figure, Figures, Resampling, all_figures, by_task, mean_figure, without_nan
+from .notes import notes_of
+from .predictions import CONTROLS, MODEL, Basis, Judged, Reading, basis_of
+from .rules import BINS, calibration_pair
 
 __all__ = [
     "CONTROLS",

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..core.intervals import cluster_weights, nested_interval, percentile_interval
-from .figure_rules import BY_TASK, RULES, Sample, mean_sample, point
-from .readings import Basis, Judged
+from .predictions import Basis, Judged
+from .rules import BY_TASK, RULES, Sample, mean_sample, point
 
 _POOL = 500  # resamples kept of each task, from which the interval over tasks draws
 

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from .figures import Figures
-from .readings import MODEL, Basis, Judged
+from .metrics import Figures
+from .predictions import MODEL, Basis, Judged
 
 
 def notes_of(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..core.metrics import mean_absolute_error, reliability_curve
-from .readings import BLIND, MODEL, Basis, Judged
+from .predictions import BLIND, MODEL, Basis, Judged
 from .weighted import (
     ordered_pairs,
     weighted_auroc,

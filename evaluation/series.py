@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .arrays import Numbers, as_array
+from ..core.arrays import Numbers, as_array
 
 
 def drop(values: Numbers) -> float:

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .comparison import Comparison
-from .evaluation import Confusion, Evaluation
-from .figures import Figure, Figures
-from .readings import CONTROLS, MODEL
+from .evaluate import Confusion, Evaluation
+from .metrics import Figure, Figures
+from .predictions import CONTROLS, MODEL
 
 HEADINGS: Mapping[str, str] = {
     MODEL: "this model",

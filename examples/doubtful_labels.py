@@ -16,7 +16,7 @@ from rich.table import Table
 
 from guerdon.datasets.episodes import BadEpisodeError
 from guerdon.datasets.opening import open_dataset
-from guerdon.rewards.scores import read_scores
+from guerdon.scoring.scores import read_scores
 
 
 def recorded_outcomes(data: Path) -> dict[int, float]:

@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from ..core.files import replacing
-from ..core.series import largest_fall
 from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
 from ..datasets.opening import open_dataset
-from .report_figures import read_evaluation
+from ..evaluation.series import largest_fall
+from ..scoring.scores import ScoredEpisode, read_scores
+from .report_metrics import read_evaluation
 from .report_page import VALUE, Card, Page, render
-from .scores import ScoredEpisode, read_scores
 
 _FRAMES, _PICTURE = 8, 120  # pictures in a strip, and the shorter side of one in pixels
 

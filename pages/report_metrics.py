@@ -11,9 +11,9 @@ from html import escape
 from pathlib import Path
 from typing import Any, cast
 
-from .evaluation_table import CONTROLS_SAID, DETAILS, HEADINGS, HEADLINES, name_of
-from .figures import Figure
-from .readings import CONTROLS, MODEL
+from ..evaluation.metrics import Figure
+from ..evaluation.predictions import CONTROLS, MODEL
+from ..evaluation.table import CONTROLS_SAID, DETAILS, HEADINGS, HEADLINES, name_of
 
 STYLE = """
 td.n, th.n { text-align: right; white-space: nowrap; }

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from .report_curves import HEIGHT, WIDTH, across, points, render_value, runs, time_axis
-from .report_curves import STYLE as CURVE_STYLE
-from .report_figures import STYLE as FIGURE_STYLE
-from .report_figures import render_evaluation
+from .curves import HEIGHT, WIDTH, across, points, render_value, runs, time_axis
+from .curves import STYLE as CURVE_STYLE
+from .report_metrics import STYLE as FIGURE_STYLE
+from .report_metrics import render_evaluation
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1d2430; --soft: #667085; --line: #e3e7ee;

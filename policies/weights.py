@@ -286,7 +286,7 @@ class TopShare(Weighting):
 class RewardAligned(Weighting):
     """Reward-aligned behaviour cloning (SARM, arXiv:2509.25358): the more progress a chunk makes, the more it counts.
 
-    Made for the gains of `guerdon.policies.progress_gain.ProgressGain`. The weight rises from 0 at ``low`` deviations
+    Made for the gains of `guerdon.ProgressGain`. The weight rises from 0 at ``low`` deviations
     from the mean gain to 1 at ``high``, mean and deviation taken over the last ``memory`` gains. The published rule
     also gives full weight to all gains above a constant in units of progress, which fits one model and chunk length
     only; here ``high`` takes its place.

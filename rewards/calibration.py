@@ -1,35 +1,17 @@
-"""Probabilities that can be read as frequencies and abstention where in doubt, both fitted on a held-out split."""
+"""A reward model with calibrated success probabilities, which abstains where it is in doubt."""
 
 import math
-import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool
-from rich.console import Console
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
-from ..datasets.episodes import BadEpisodeError, EpisodeDataset
-from .calibration_curves import METHODS, Curve, Method, fit_curve, interpolate, rescale_logit
-from .calibration_data import CalibrationData, Doubt, collect
-from .calibration_report import (
-    FEW,
-    Abstention,
-    CalibrationReport,
-    Crossed,
-    change_of_error,
-    choose_limit,
-    cross_validate,
-    fit_progress,
-    quality,
-    risk_coverage,
-)
+from .calibration_curves import METHODS, Curve, Method, interpolate, rescale_logit
 from .combine import Around
 
 
@@ -126,7 +108,7 @@ class Calibrated(Around):
         """
         isotonic = self.method == "isotonic"
         if bool(self.success_x.isnan().any() if isotonic else self.slope.isnan()):
-            raise RuntimeError("Calibrated has no map yet: make it with guerdon.rewards.calibration.calibrate")
+            raise RuntimeError("Calibrated has no map yet: make it with guerdon.calibrate")
         inner = self.reward(batch)
         if inner.success is None:
             raise ValueError(f"{type(self.reward).__name__} estimates no success: there is nothing to calibrate")
@@ -168,201 +150,9 @@ class Calibrated(Around):
         return steps, observations
 
 
-def calibrate(
-    reward: RewardModel,
-    dataset: EpisodeDataset,
-    split: str = "val",
-    method: Method = "isotonic",
-    progress: bool = False,
-    abstain: float = 0.0,
-    by: Doubt | None = None,
-    batch_size: int = 8,
-    cache: str | Path | None = None,
-    seed: int = 0,
-    console: Console | None = None,
-) -> tuple[Calibrated, CalibrationReport]:
-    """Fit a calibration on the episodes of a split, and say what it is worth on episodes it was not fitted on.
-
-    Use a split the model was not trained on. The calibration is dense: it is of every observation with a known success
-    label, the recorded one or the episode's outcome, as in ``guerdon evaluate``. The figures of the report are
-    cross-validated: every episode is mapped by a curve (and abstained on by a limit) fitted on others, and episodes
-    that share an initial state or a group are never on both sides. The model that is returned is fitted on all.
-
-    Args:
-        reward: On its device, in evaluation mode; it must estimate success.
-        dataset: Labelled episodes.
-        split: Which of them; empty for all. Where none is recorded, ``"train"`` and ``"val"`` are those `EpisodeData`
-            makes by default.
-        method: ``"temperature"``, ``"platt"`` or ``"isotonic"``.
-        progress: Also map progress, by isotonic regression on its labels.
-        abstain: Share of the observations, those in most doubt, on which the model says that it does not know.
-        by: Doubt is the ``"spread"`` or the lack of ``"confidence"``; None takes the spread of a model that gives one.
-        batch_size: Episodes at once.
-        cache: Folder for features of a frozen encoder.
-        seed: Of the folds and the bootstrap.
-        console: Where the progress bar goes; None shows none.
-
-    Returns:
-        The model in the mode of the one given, and the report.
-
-    Raises:
-        ValueError: If there is no such split, the model estimates no success (or gives a number where it is none), no
-            label is known, or all episodes have one outcome.
-    """
-    if batch_size < 1:
-        raise ValueError(f"expected at least one episode at once, got {batch_size}")
-    bad: dict[int, BadEpisodeError] = {}
-    data = collect(reward, dataset, split, batch_size, cache, bad, console)
-    return calibrate_on(reward, data, method, progress, abstain, by, seed, dataset.name, split, list(bad.values()))
-
-
-def calibrate_on(
-    reward: RewardModel,
-    data: CalibrationData,
-    method: Method = "isotonic",
-    progress: bool = False,
-    abstain: float = 0.0,
-    by: Doubt | None = None,
-    seed: int = 0,
-    name: str = "",
-    split: str = "",
-    bad: Sequence[BadEpisodeError] = (),
-) -> tuple[Calibrated, CalibrationReport]:
-    """As `calibrate`, on what the model has said already.
-
-    Args:
-        reward: The model that said it.
-        data: What it said, and what was true.
-        method: Of the map of success.
-        progress: Also map progress.
-        abstain: Share of the observations to abstain on.
-        by: What doubt is.
-        seed: Of the folds and the bootstrap.
-        name: Of the data set; shown as it is.
-        split: Shown as it is.
-        bad: Episodes that could not be used.
-
-    Raises:
-        ValueError: As `calibrate`.
-    """
-    counts = _counts(data, len(bad), split)
-    chosen: Doubt = by or ("spread" if data.spread is not None else "confidence")
-    notes = _notes(counts)
-    everything = np.ones(len(data.label), bool)
-    success = fit_curve(data.probability, data.label, method)
-    mapped = success(data.probability)
-    limit = choose_limit(data.doubt(chosen, mapped), abstain)
-    progress_curve = fit_progress(data, everything) if progress else None
-    if progress and progress_curve is None:
-        raise ValueError(
-            f"progress cannot be calibrated: {type(reward).__name__} gives none, or no success in the split "
-            "labels it; leave progress out"
-        )
-    crossed = cross_validate(data, method, progress, abstain, chosen, seed)
-    left_out = int(np.isnan(crossed.probability).sum())
-    if left_out:
-        notes.append(
-            f"{left_out} of {len(data.label)} observations could not be judged by cross-validation: too few families "
-            "with each outcome"
-        )
-    if success.slope == 0:
-        notes.append("the model's probability does not rise with success here: it was mapped to the base rate")
-    made = Calibrated.from_curves(
-        reward,
-        method,
-        success,
-        progress_curve,
-        **{"spread_limit" if chosen == "spread" else "doubt_limit": limit},
-    )
-    after = quality(data, crossed.probability, crossed.progress if progress else None, everything, seed)
-    report = CalibrationReport(
-        method=method,
-        data=name,
-        split=split,
-        counts=counts,
-        folds=crossed.folds,
-        before=quality(data, data.probability, data.progress if progress else None, everything, seed),
-        after=after,
-        base_brier=float(data.label.var()),
-        change=change_of_error(data, data.probability, crossed.probability, seed),
-        temperature=math.nan if len(success.x) or success.slope == 0 else 1 / success.slope,
-        bias=math.nan if len(success.x) else success.bias,
-        knots=len(success.x),
-        by=chosen,
-        risk_coverage=risk_coverage(data, crossed.probability, data.doubt(chosen, _known(crossed.probability))),
-        abstention=_abstention(data, crossed, progress, chosen, abstain, limit, seed),
-        bad=tuple({"episode": e.index, "status": e.status, "reason": e.reason} for e in bad),
-        notes=tuple(notes),
-    )
-    return made, report
-
-
-def _known(probability: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(probability, nan=0.5)
-
-
-def _abstention(
-    data: CalibrationData, crossed: Crossed, progress: bool, by: Doubt, share: float, limit: float, seed: int
-) -> Abstention | None:
-    if not share:
-        return None
-    judged = ~np.isnan(crossed.probability)
-    columns = (crossed.probability, crossed.progress if progress else None)
-    return Abstention(
-        by=by,
-        share=share,
-        limit=limit,
-        coverage=float(crossed.kept[judged].mean()) if judged.any() else math.nan,
-        kept=quality(data, *columns, judged & crossed.kept, seed),
-        everything=quality(data, *columns, judged, seed),
-    )
-
-
-def _counts(data: CalibrationData, bad: int, split: str) -> dict[str, int]:
-    """Refuse what cannot be calibrated on.
-
-    Raises:
-        ValueError: If nothing is labelled, or all episodes have one outcome.
-    """
-    where = f"the split {split!r}" if split else "the data"
-    if not len(data.label):
-        raise ValueError(
-            f"no observation of {where} has both a known success label and an estimate: calibrate on episodes whose "
-            "outcome is recorded"
-        )
-    episodes, reached, family = data.outcomes()
-    successes, failures = int(reached.sum()), int((~reached).sum())
-    if not successes or not failures:
-        raise ValueError(
-            f"{where} has {successes} labelled successes and {failures} failures: a probability of success cannot be "
-            "calibrated on one outcome; take a split with both, or all of the data with an empty split"
-        )
-    return {
-        "episodes": len(episodes),
-        "successes": successes,
-        "failures": failures,
-        "families": len(np.unique(family)),
-        "observations": len(data.label),
-        "positives": int((data.label >= 0.5).sum()),
-        "negatives": int((data.label < 0.5).sum()),
-        "bad": bad,
-    }
-
-
-def _notes(counts: Mapping[str, int]) -> list[str]:
-    if min(counts["successes"], counts["failures"]) >= FEW:
-        return []
-    note = (
-        f"calibrated on {counts['successes']} successes and {counts['failures']} failures: fewer than {FEW} of either "
-        "say little about others; collect more before trusting the probabilities"
-    )
-    warnings.warn(note, stacklevel=4)
-    return [note]
-
-
 def _without(column: Labelled, unsure: Bool[Tensor, "B Tp1"]) -> Labelled:
     valid = column.valid & ~unsure
     return Labelled(values=torch.where(valid, column.values, 0.0), valid=valid)
 
 
-__all__ = ["Calibrated", "calibrate", "calibrate_on", "collect"]
+__all__ = ["Calibrated"]

@@ -27,6 +27,7 @@ from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
 from ..datasets.features import FeatureCache
 from ..datasets.opening import open_dataset
 from ..datasets.reader import EpisodeReader
+from ..rewards.step_cost import StepCost
 from .scores import (
     COUNTERS,
     PARTS,
@@ -40,7 +41,6 @@ from .scores import (
     read_scores,
     write_part,
 )
-from .step_cost import StepCost
 
 RUN = "run.json"
 _ENDS = ("success", "failure")

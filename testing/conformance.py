@@ -1,34 +1,20 @@
-"""Conformance checks, hypothesis strategies and tiny checkpoints for the tests of guerdon and of what builds on it.
+"""Conformance checks of reward models, critics and policies.
 
-Needs the ``dev`` extra. Each check raises an ``AssertionError`` whose message names the promise that was broken.
+Each check raises an ``AssertionError`` whose message names the promise that was broken.
 """
 
-import math
-import os
 import tempfile
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import torch
-from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .core.batch import (
-    Decision,
-    End,
-    Labelled,
-    Observation,
-    RewardEstimates,
-    Sampled,
-    TrajectoryBatch,
-    ValueEstimates,
-)
-from .core.hub import load_component
-from .core.interfaces import Component, Critic, Policy, Proposer, RewardModel
+from ..core.batch import Decision, Observation, RewardEstimates, TrajectoryBatch, ValueEstimates
+from ..core.hub import load_component
+from ..core.interfaces import Component, Critic, Policy, Proposer, RewardModel
+from .altered import cut_after, junk_padding, pad_steps, with_other_future
 
 C = TypeVar("C", bound=Component)
 _TOLERANCE = 1e-4
@@ -209,79 +195,12 @@ def _check_estimates(name: str, scored: RewardEstimates, batch: TrajectoryBatch)
     assert scored.std is None or bool((scored.std >= 0).all()), f"{name}: std is negative"
 
 
-def _fill(values: Tensor, kept: Tensor) -> Tensor:
-    """Put rubbish where nothing is kept: NaN where the type has it."""
-    kept = kept.to(values.device).view(*kept.shape, *(1,) * (values.ndim - kept.ndim))
-    if values.dtype == torch.bool:
-        return values & kept
-    junk = math.nan if values.is_floating_point() else 77
-    return torch.where(kept, values, torch.tensor(junk, dtype=values.dtype, device=values.device))
-
-
-def _junk_padding(batch: TrajectoryBatch) -> TrajectoryBatch:
-    """The same rows with rubbish in the padding."""
-    index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
-    reached = index <= batch.steps[:, None]
-
-    def columns(stored: Mapping[str, Labelled]) -> dict[str, Labelled]:
-        filled = {}
-        for name, column in stored.items():
-            kept = batch.mask if column.valid.shape == batch.mask.shape else reached
-            filled[name] = Labelled(values=_fill(column.values, kept & column.valid), valid=column.valid & kept)
-        return filled
-
-    def samples(stored: Mapping[str, Sampled]) -> dict[str, Sampled]:
-        return {name: Sampled(values=_fill(s.values, s.mask), step=s.step) for name, s in stored.items()}
-
-    return replace(
-        batch,
-        state=_fill(batch.state, reached),
-        actions=_fill(batch.actions, batch.mask),
-        weight=_fill(batch.weight, batch.mask),
-        frames=samples(batch.frames),
-        features=samples(batch.features),
-        labels=columns(batch.labels),
-        tracks=columns(batch.tracks),
-        recorded=columns(batch.recorded),
-        behaviour={name: _fill(value, batch.decision_mask) for name, value in batch.behaviour.items()},
-    )
-
-
-def pad_steps(batch: TrajectoryBatch, extra: int) -> TrajectoryBatch:
-    """The same rows with more padding at the end of time."""
-
-    def longer(values: Tensor, value: int = 0) -> Tensor:
-        more = values.new_full((values.shape[0], extra, *values.shape[2:]), value)
-        return torch.cat([values, more], dim=1)
-
-    def columns(stored: Mapping[str, Labelled]) -> dict[str, Labelled]:
-        return {n: Labelled(values=longer(c.values), valid=longer(c.valid)) for n, c in stored.items()}
-
-    def samples(stored: Mapping[str, Sampled]) -> dict[str, Sampled]:
-        return {n: Sampled(values=longer(s.values), step=longer(s.step, -1)) for n, s in stored.items()}
-
-    return replace(
-        batch,
-        state=longer(batch.state),
-        actions=longer(batch.actions),
-        mask=longer(batch.mask),
-        weight=longer(batch.weight),
-        frames=samples(batch.frames),
-        features=samples(batch.features),
-        labels=columns(batch.labels),
-        tracks=columns(batch.tracks),
-        recorded=columns(batch.recorded),
-        decision_step=longer(batch.decision_step, -1),
-        behaviour={name: longer(value) for name, value in batch.behaviour.items()},
-    )
-
-
 def _repaddings(batch: TrajectoryBatch) -> dict[str, TrajectoryBatch]:
     longer = pad_steps(batch, 3)
     return {
-        "other padding": _junk_padding(batch),
+        "other padding": junk_padding(batch),
         "more padding": longer,
-        "more padding of rubbish": _junk_padding(longer),
+        "more padding of rubbish": junk_padding(longer),
     }
 
 
@@ -292,73 +211,6 @@ def _cut(scored: RewardEstimates, batch: TrajectoryBatch) -> RewardEstimates:
         rest = values[:, steps + (values.shape[1] - padded) :]
         assert not bool((rest != 0).any()), f"{part} is not 0 in added padding"
     return scored.map(lambda t: t[:, : steps + (t.shape[1] - padded)])
-
-
-def with_other_future(batch: TrajectoryBatch, step: int) -> TrajectoryBatch:
-    """The same batch, but all that happens after observation ``step`` + 1 is different, how rows end included."""
-    later = (batch.steps > step + 1)[:, None]  # rows that go on after that observation
-    generator = torch.Generator().manual_seed(step)
-
-    def other(values: Tensor, after: Tensor) -> Tensor:
-        after = after.to(values.device).view(*after.shape, *(1,) * (values.ndim - after.ndim))
-        noise = torch.rand(values.shape, generator=generator).to(values.device)
-        noise = noise < 0.5 if values.dtype == torch.bool else (noise * 200).to(values.dtype)
-        return torch.where(after, noise, values)
-
-    def after(length: int, first: int) -> Tensor:
-        return later & (torch.arange(length, device=batch.mask.device) >= first)
-
-    def columns(stored: Mapping[str, Labelled]) -> dict[str, Labelled]:
-        changed = {}
-        for name, column in stored.items():
-            per_step = column.valid.shape == batch.mask.shape
-            future = after(column.valid.shape[1], step + 1 if per_step else step + 2)
-            changed[name] = Labelled(values=other(column.values, future), valid=column.valid)
-        return changed
-
-    def samples(stored: Mapping[str, Sampled]) -> dict[str, Sampled]:
-        return {n: Sampled(values=other(s.values, s.step > step + 1), step=s.step) for n, s in stored.items()}
-
-    goes_on = later[:, 0]
-    ended = torch.where(batch.end == End.SUCCESS, int(End.FAILURE), int(End.SUCCESS))
-    return replace(
-        batch,
-        state=other(batch.state, after(batch.state.shape[1], step + 2)),
-        actions=other(batch.actions, after(batch.mask.shape[1], step + 1)),
-        frames=samples(batch.frames),
-        features=samples(batch.features),
-        end=torch.where(goes_on, ended, batch.end),
-        terminated=batch.terminated | goes_on,
-        success=torch.where(goes_on, 1 - batch.success, batch.success),
-        success_known=batch.success_known | goes_on,
-        length=torch.where(goes_on, 2 * batch.length, batch.length),
-        labels=columns(batch.labels),
-        tracks=columns(batch.tracks),
-        recorded=columns(batch.recorded),
-    )
-
-
-def cut_after(batch: TrajectoryBatch, step: int) -> TrajectoryBatch:
-    """Rows as they were known at observation ``step`` + 1, in the shape of the whole batch."""
-    index = torch.arange(batch.mask.shape[1], device=batch.mask.device)
-    goes_on = batch.steps > step + 1
-    samples = {
-        field: {
-            name: Sampled(values=s.values, step=torch.where(s.step > step + 1, -1, s.step))
-            for name, s in getattr(batch, field).items()
-        }
-        for field in ("frames", "features")
-    }
-    return replace(
-        batch,
-        mask=batch.mask & (index <= step),
-        end=torch.where(goes_on, int(End.CUT), batch.end),
-        terminated=batch.terminated & ~goes_on,
-        last_observed=batch.last_observed | goes_on,
-        decision_step=torch.where(batch.decision_step > step, -1, batch.decision_step),
-        frames=samples["frames"],
-        features=samples["features"],
-    )
 
 
 def _check_causal(model: RewardModel, batch: TrajectoryBatch, scored: RewardEstimates, tolerance: float) -> None:
@@ -469,121 +321,3 @@ def _check_imitation(name: str, policy: Policy, observation: Observation, decisi
     again = policy.imitation_loss(observation, junk, chunk_mask)
     _expect_close(f"{name}: imitation_loss where chunk_mask is False", unreduced, again, tolerance)
     _check_loss(name, policy, lambda: {"loss": policy.imitation_loss(observation, decision.chunk, chunk_mask).mean()})
-
-
-@st.composite
-def trajectory_batches(
-    draw: Callable[[st.SearchStrategy[Any]], Any],
-    max_rows: int = 4,
-    max_steps: int = 6,
-    state_size: int | None = None,
-    action_size: int | None = None,
-    cameras: Sequence[str] = (),
-    min_length: int = 0,
-    stored_labels: bool = True,
-) -> TrajectoryBatch:
-    """Hypothesis strategy: batches of any lengths, ends and outcomes, with NaN in the padding.
-
-    Args:
-        draw: Given by hypothesis.
-        max_rows: B is 1 … max_rows.
-        max_steps: T is max(1, min_length) … max_steps.
-        state_size: S; None draws 0 … 3.
-        action_size: A; None draws 0 … 3.
-        cameras: Each gets 4 × 4 frames at observation 0 and some others.
-        min_length: Fewest real steps of a row; 0 allows rows without any.
-        stored_labels: Store recorded rewards and, sometimes, progress and success labels with gaps.
-    """
-    rows = draw(st.integers(1, max_rows))
-    steps = draw(st.integers(max(1, min_length), max_steps))
-    length = torch.tensor(draw(st.lists(st.integers(min_length, steps), min_size=rows, max_size=rows)))
-    states = draw(st.integers(0, 3)) if state_size is None else state_size
-    actions = draw(st.integers(0, 3)) if action_size is None else action_size
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    ends = draw(st.lists(st.sampled_from([int(e) for e in End]), min_size=rows, max_size=rows))
-    tasks = draw(st.lists(st.integers(0, 2), min_size=rows, max_size=rows))
-    mask = torch.arange(steps) < length[:, None]
-
-    def flags(*shape: int, chance: float = 0.7) -> Tensor:
-        return torch.rand(*shape, generator=generator) < chance
-
-    def labelled(width: int) -> Labelled:
-        return Labelled(values=torch.rand(rows, width, generator=generator), valid=flags(rows, width))
-
-    labels: dict[str, Labelled] = {}
-    if stored_labels:
-        labels = {name: labelled(steps + 1) for name in ("progress", "success") if draw(st.booleans())}
-    frames: dict[str, Sampled] = {}
-    for camera in cameras:
-        index = torch.arange(steps + 1)
-        shown = (flags(rows, steps + 1, chance=0.6) | (index == 0)) & (index <= length[:, None])
-        step = torch.where(shown, index, steps + 1).sort(1).values
-        pixels = torch.randint(0, 256, (rows, steps + 1, 3, 4, 4), generator=generator, dtype=torch.uint8)
-        frames[camera] = Sampled(values=pixels, step=torch.where(step > steps, -1, step))
-    batch = TrajectoryBatch(
-        state=torch.randn(rows, steps + 1, states, generator=generator),
-        actions=torch.randn(rows, steps, actions, generator=generator),
-        mask=mask,
-        frames=frames,
-        instructions=tuple(f"task {task}" for task in tasks),
-        task=torch.tensor(tasks),
-        end=torch.tensor(ends),
-        last_observed=flags(rows) | (length < 2),
-        labels=labels,
-        recorded={"reward": labelled(steps)} if stored_labels else {},
-    )
-    return _junk_padding(batch)
-
-
-def tiny_clip(
-    path: str | Path,
-    format: Literal["archive", "state_dict", "safetensors"] = "archive",
-    image_size: int = 32,
-    width: int = 64,
-    embed_dim: int = 32,
-    seed: int = 0,
-) -> Path:
-    """Write a small CLIP checkpoint with random weights that openai-clip and guerdon open like a published one.
-
-    Args:
-        path: The file to write; it is replaced as a whole.
-        format: ``"archive"``, a TorchScript archive as OpenAI publishes them; ``"state_dict"``, what ``torch.save``
-            makes of the tensors; or ``"safetensors"``.
-        image_size: Height and width of the images it reads, in pixels; a multiple of 16, its patch size.
-        width: Of both towers; a multiple of 64, the width of CLIP's attention heads.
-        embed_dim: D, width of the features.
-        seed: Of the weights; equal arguments give equal weights in every format.
-
-    Returns:
-        The path.
-
-    Raises:
-        ValueError: If a size does not fit.
-    """
-    # here and not above: openai-clip costs seconds (torchvision), which no other test should pay
-    from .backbones.openai_clip import CLIP
-
-    if image_size < 16 or image_size % 16 or width < 64 or width % 64:
-        raise ValueError(f"image_size {image_size}, width {width}: expected positive multiples of 16 and of 64")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = CLIP(embed_dim, image_size, 2, width, 16, 77, 49408, width, width // 64, 2).eval()
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    os.close(handle)
-    try:
-        if format == "archive":
-            image, tokens = torch.zeros(1, 3, image_size, image_size), torch.zeros(1, 77, dtype=torch.long)
-            inputs = {"encode_image": image, "encode_text": tokens, "forward": (image, tokens)}
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # TorchScript is deprecated, and OpenAI's format all the same
-                torch.jit.save(torch.jit.trace_module(model, inputs), name)
-        elif format == "state_dict":
-            torch.save(model.state_dict(), name)
-        else:
-            save_file(model.state_dict(), name)
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    return target

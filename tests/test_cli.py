@@ -17,10 +17,10 @@ from guerdon.backbones.recorded_chat import RecordedChat
 from guerdon.cli import main
 from guerdon.core.hub import load_component, save_component
 from guerdon.datasets.episodes import ArrayFrames, Episode
-from guerdon.datasets.lerobot_writer import LeRobotWriter
-from guerdon.rewards.frame_order import ShuffledFrames
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.rewards.progress import ProgressReward
-from guerdon.rewards.scores import read_scores
+from guerdon.rewards.zero_shot.frame_order import ShuffledFrames
+from guerdon.scoring.scores import read_scores
 
 pytestmark = pytest.mark.xdist_group("cli")
 CONFIG = {
@@ -181,7 +181,7 @@ def test_inspect_shows_a_feature_cache_and_makes_room(here, tmp_path, capsys):
 
 
 def test_sizes_as_people_write_them():
-    from guerdon.cli_inspect import parse_size, shown_size
+    from guerdon.commands.inspecting import parse_size, shown_size
 
     said = ("0", "20GB", "1.5 GiB", "3m", "7", "2TB", "1 kib")
     assert [parse_size(s) for s in said] == [0, 20 * 10**9, 3 * 2**29, 3 * 10**6, 7, 2 * 10**12, 1024]
@@ -289,12 +289,12 @@ def test_debug_shows_the_traceback(here, monkeypatch):
 
 
 def test_the_unforeseen_keeps_its_traceback(here, monkeypatch):
-    import guerdon.cli_inspect
+    import guerdon.commands.inspecting
 
     def broken(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(guerdon.cli_inspect, "describe_folder", broken)
+    monkeypatch.setattr(guerdon.commands.inspecting, "describe_folder", broken)
     with pytest.raises(ZeroDivisionError):
         main(["inspect", str(here)])
 

@@ -13,11 +13,11 @@ from guerdon.cli import main
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import Critic, Policy, RewardModel, TaskDecomposer
 from guerdon.datasets.episodes import ArrayFrames
-from guerdon.datasets.lerobot_writer import LeRobotWriter
-from guerdon.datasets.video import write_video
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.video import write_video
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
-from guerdon.testing_checkpoints import tiny_vlm
+from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 REACH = ["--data.init_args.path", "{reach}"]

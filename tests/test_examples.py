@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from guerdon.datasets.episodes import Episode
-from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.rewards.progress import ProgressReward
-from guerdon.rewards.scoring import score_dataset
+from guerdon.scoring.dataset import score_dataset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

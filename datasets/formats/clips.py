@@ -9,9 +9,9 @@ from typing import Any, cast
 import av
 import numpy as np
 
-from ..core.batch import End
-from .episodes import BadEpisodeError, Column, Episode, EpisodeSummary
-from .stages import STAGE, stage_column
+from ...core.batch import End
+from ..episodes import BadEpisodeError, Column, Episode, EpisodeSummary
+from ..stages import STAGE, stage_column
 from .video import VideoFrames, count_frames
 
 METADATA = "metadata.jsonl"

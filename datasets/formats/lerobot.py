@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.batch import End
-from .episodes import BadEpisodeError, Column, Episode, EpisodeSummary
+from ...core.batch import End
+from ..episodes import BadEpisodeError, Column, Episode, EpisodeSummary
 from .lerobot_meta import (
     camera_names,
     inconsistencies,

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .episodes import BadEpisodeError
+from ..episodes import BadEpisodeError
 
 Table = Any
 """``pyarrow.Table``, which ships no types."""

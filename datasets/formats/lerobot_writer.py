@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..core.batch import End
-from .episodes import BadEpisodeError, Column, Episode, FrameSource
+from ...core.batch import End
+from ..episodes import BadEpisodeError, Column, Episode, FrameSource
 from .lerobot_files import CHUNK, FILES_PER_CHUNK, DataFiles, VideoFiles, drop_column, episode_table, task_table
 from .lerobot_stats import Stats, join_stats, picture_stats, vector_stats
 from .video import write_video

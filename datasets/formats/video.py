@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from .episodes import BadEpisodeError, FrameSource
+from ..episodes import BadEpisodeError, FrameSource
 
 
 class _Converters(threading.local):

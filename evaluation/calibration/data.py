@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.nn.functional import pad
 
-from ..core.batch import Labelled, TrajectoryBatch
-from ..core.interfaces import RewardModel
-from ..datasets.episodes import BadEpisodeError, EpisodeDataset
-from ..datasets.features import FeatureCache
-from ..datasets.joined import joined
-from ..datasets.labels import with_progress_targets, with_success_targets
-from ..datasets.splits import Kin, families, in_split_each
-from .controls import ask
-from .scoring import model_reader, read_usable
+from ...core.batch import Labelled, TrajectoryBatch
+from ...core.interfaces import RewardModel
+from ...datasets.episodes import BadEpisodeError, EpisodeDataset
+from ...datasets.features import FeatureCache
+from ...datasets.joined import joined
+from ...datasets.labels import with_progress_targets, with_success_targets
+from ...datasets.splits import Kin, families, in_split_each
+from ...scoring.dataset import model_reader, read_usable
+from ..controls import ask
 
 Doubt = Literal["spread", "confidence"]
 

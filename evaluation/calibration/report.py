@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ..core.intervals import cluster_weights, percentile_interval
-from ..core.metrics import expected_calibration_error, mean_absolute_error, reliability_curve
-from .calibration_curves import Curve, Method, fit_curve, fit_isotonic
-from .calibration_data import CalibrationData, Doubt
-from .figures import without_nan
+from ...core.intervals import cluster_weights, percentile_interval
+from ...core.metrics import expected_calibration_error, mean_absolute_error, reliability_curve
+from ...rewards.calibration_curves import Curve, Method, fit_curve, fit_isotonic
+from ..metrics import without_nan
+from .data import CalibrationData, Doubt
 
 FEW = 5
 """Fewer episodes than this of either outcome, and a calibration is little more than a guess."""

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from ..core.arrays import Array, Numbers, as_array, paired
-from ..core.intervals import bootstrap_interval, percentile_interval
-from ..core.series import drop, largest_fall
+from ...core.arrays import Array, Numbers, as_array, paired
+from ...core.intervals import bootstrap_interval, percentile_interval
+from ..series import drop, largest_fall
 
 SAMPLES = 500
 """Resamples of an interval, unless told otherwise."""

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..critics.diagnostics import (
+from ...datasets.episodes import BadEpisodeError
+from ...datasets.joined import joined
+from ...datasets.splits import Kin, in_split_each
+from ...policies.weights import exponential_weights
+from .diagnostics import (
     Calibration,
     Estimate,
     Residual,
@@ -22,12 +26,8 @@ from ..critics.diagnostics import (
     spread_error_correlation,
     td_residual_by_source,
 )
-from ..datasets.episodes import BadEpisodeError
-from ..datasets.joined import joined
-from ..datasets.splits import Kin, in_split_each
-from .critic_logs import LoggedValues, LogReader, episode_of_steps, joined_steps
-from .critic_rollouts import RolledOut
-from .weights import exponential_weights
+from .logs import LoggedValues, LogReader, episode_of_steps, joined_steps
+from .rollouts import RolledOut
 
 OUTCOMES = ("success", "failure", "unknown")
 

@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from ..backbones.model_inputs import inputs_of
-from ..core.batch import RewardEstimates, TrajectoryBatch
-from ..core.interfaces import Critic, Proposer, RewardModel
-from ..core.returns import chunk_td_targets
-from ..critics.chunks import ChunkCritic
-from ..critics.logged import learnable_lengths, replans
-from ..critics.monte_carlo import returns_to_go
-from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
-from ..datasets.features import FeatureCache
-from ..rewards.scoring import model_reader, read_for, read_usable
+from ...backbones.model_inputs import inputs_of
+from ...core.batch import RewardEstimates, TrajectoryBatch
+from ...core.interfaces import Critic, Proposer, RewardModel
+from ...core.returns import chunk_td_targets
+from ...critics.chunks import ChunkCritic
+from ...critics.logged import learnable_lengths, replans
+from ...critics.monte_carlo import returns_to_go
+from ...datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
+from ...datasets.features import FeatureCache
+from ...scoring.dataset import model_reader, read_for, read_usable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from ..core.batch import Observation
-from ..core.interfaces import Policy
-from ..datasets.episodes import Episode
-from ..envs.saved import SavedState
-from ..envs.task import EVAL_OFFSET, Context, ResumableTask, Task
-from ..envs.vector import VectorEnv
+from ...core.batch import Observation
+from ...core.interfaces import Policy
+from ...datasets.episodes import Episode
+from ...envs.saved import SavedState
+from ...envs.task import EVAL_OFFSET, Context, ResumableTask, Task
+from ...envs.vector import VectorEnv
 
 Tail = Literal["never", "failure", "zero"]
 StepReward = Callable[[bool, bool], float]

@@ -11,11 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.batch import TrajectoryBatch
-from ..core.interfaces import Policy, Proposer
-from ..core.intervals import bootstrap_interval
-from ..critics.chunks import ChunkCritic
-from ..critics.diagnostics import (
+from ...core.batch import TrajectoryBatch
+from ...core.interfaces import Policy, Proposer
+from ...core.intervals import bootstrap_interval
+from ...critics.chunks import ChunkCritic
+from ...critics.logged import chunk_lengths
+from ...datasets.episodes import BadEpisodeError, Episode
+from ...envs.saved import SavedState
+from ...envs.vector import VectorEnv, make_task
+from .diagnostics import (
     Calibration,
     Estimate,
     calibration,
@@ -23,11 +27,7 @@ from ..critics.diagnostics import (
     over_estimation,
     rank_correlation_interval,
 )
-from ..critics.logged import chunk_lengths
-from ..datasets.episodes import BadEpisodeError, Episode
-from ..envs.saved import SavedState
-from ..envs.vector import VectorEnv, make_task
-from .critic_logs import LoggedValues, LogReader
+from .logs import LoggedValues, LogReader
 from .reroll import StepReward, Tail, context_of, replay, reroll
 
 ENVS = 8
@@ -47,7 +47,7 @@ class Rollouts:
     candidates: int = 4
     """Chunks compared at a state: the logged one, then the policy's and random ones in turn."""
     tail: Tail = "failure"
-    """What follows the time limit; see `guerdon.policies.reroll.reroll`."""
+    """What follows the time limit; see `guerdon.evaluation.critics.reroll.reroll`."""
     horizon: int | None = None
     """Time limit of the task; None takes its own."""
     seed: int = 0

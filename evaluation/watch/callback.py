@@ -14,13 +14,15 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from ..backbones.model_inputs import inputs_of
-from ..core.batch import TrajectoryBatch
-from ..core.hub import save_component
-from ..core.interfaces import RewardModel
+from ...backbones.model_inputs import inputs_of
+from ...core.batch import TrajectoryBatch
+from ...core.hub import save_component
+from ...core.interfaces import RewardModel
 from .drift import Kind, TrainingFeatures, learn_training_features
+from .metrics import EpisodeRecord, Score, compare
 from .probes import PROBES, probe, probe_figures
 from .push_back import Retrain
+from .rollouts import Seen, finished_rows, gather, records_of, reward_of, undisturbed
 from .spot_labels import (
     EPISODES,
     LABELS,
@@ -33,8 +35,6 @@ from .spot_labels import (
     write_lines,
     write_questions,
 )
-from .watch_figures import EpisodeRecord, Score, compare
-from .watched import Seen, finished_rows, gather, records_of, reward_of, undisturbed
 
 FIGURES, FOLDER = "watch.jsonl", "watch"
 _LEAST_CLIPS = 10  # below this many clips a probe raises no alarm

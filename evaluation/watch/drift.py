@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
-from ..backbones.model_inputs import inputs_of
-from ..core.batch import TrajectoryBatch
-from ..core.files import replacing
-from ..core.interfaces import RewardModel
-from ..rewards.observed import ObservedReward
+from ...backbones.model_inputs import inputs_of
+from ...core.batch import TrajectoryBatch
+from ...core.files import replacing
+from ...core.interfaces import RewardModel
+from ...rewards.observed import ObservedReward
 
 Kind = Literal["hidden", "state"]
 _LEAST_SHRINKAGE = 1e-3  # a number that never changed in training must not have a variance of zero

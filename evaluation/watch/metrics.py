@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.batch import RewardEstimates, TrajectoryBatch
-from ..core.intervals import wilson_interval
-from ..core.metrics import kendall_tau, success_auroc
+from ...core.batch import RewardEstimates, TrajectoryBatch
+from ...core.intervals import wilson_interval
+from ...core.metrics import kendall_tau, success_auroc
 
 Score = Literal["success", "progress", "return"]
 """What a reward's claim is read off: its success probability, its progress, or what it has paid so far."""

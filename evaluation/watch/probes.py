@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..backbones.model_inputs import inputs_of
-from ..core.batch import Labelled, Sampled, TrajectoryBatch
-from ..core.interfaces import RewardModel
-from ..core.intervals import wilson_interval
-from ..datasets.negatives import reorder, reverse_map, stall_map
-from ..rewards.observed import ObservedReward
-from .watch_figures import Score, best_and_last, score_kind, score_track
+from ...backbones.model_inputs import inputs_of
+from ...core.batch import Labelled, Sampled, TrajectoryBatch
+from ...core.interfaces import RewardModel
+from ...core.intervals import wilson_interval
+from ...datasets.negatives import reorder, reverse_map, stall_map
+from ...rewards.observed import ObservedReward
+from .metrics import Score, best_and_last, score_kind, score_track
 
 PROBES = ("frozen", "reversed", "other_task", "blank")
 

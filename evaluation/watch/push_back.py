@@ -9,9 +9,9 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from ..core.batch import Labelled, TrajectoryBatch
-from ..core.interfaces import RewardModel
-from ..rewards.calibration import Calibrated
+from ...core.batch import Labelled, TrajectoryBatch
+from ...core.interfaces import RewardModel
+from ...rewards.calibration import Calibrated
 from .spot_labels import as_failures
 
 

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from ..core.batch import End, TrajectoryBatch
-from ..core.interfaces import RewardModel
+from ...core.batch import End, TrajectoryBatch
+from ...core.interfaces import RewardModel
+from .metrics import EpisodeRecord, Score, best_and_last, score_kind, score_track
 from .probes import Probed
-from .watch_figures import EpisodeRecord, Score, best_and_last, score_kind, score_track
 
 
 @dataclass(kw_only=True)

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.batch import End, Labelled, Sampled, TrajectoryBatch
-from ..core.files import replacing
+from ...core.batch import End, Labelled, Sampled, TrajectoryBatch
+from ...core.files import replacing
 
 QUESTIONS, LABELS, EPISODES = "to_label.jsonl", "labels.jsonl", "episodes"
 _SHOWN = 8  # frames of a camera in the picture

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.batch import Advantages, RewardEstimates, TrajectoryBatch
-from ..core.interfaces import AdvantageSource, Critic, Proposer, RewardModel
-from .advantage import at_decisions
+from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import AdvantageSource, Critic, Proposer, RewardModel
+from .reward_to_go import at_decisions
 
 
 class CriticAdvantage(AdvantageSource):
@@ -105,7 +105,7 @@ class ActionAdvantage(CriticAdvantage):
         if valued.q is None:
             raise ValueError(
                 f"{type(self.critic).__name__} values observations only, and an action's advantage needs Q: take a "
-                "critic of actions, or guerdon.policies.step_advantage.StepAdvantage for this one"
+                "critic of actions, or guerdon.policies.advantages.step_advantage.StepAdvantage for this one"
             )
         last = max(batch.mask.shape[1] - 1, 0)
         q = valued.q.gather(1, batch.decision_step.clamp(0, last))

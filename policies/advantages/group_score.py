@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.batch import Advantages, RewardEstimates, TrajectoryBatch
-from ..core.interfaces import AdvantageSource, Proposer, RewardModel
-from ..core.returns import group_standardise, leave_one_out
+from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import AdvantageSource, Proposer, RewardModel
+from ...core.returns import group_standardise, leave_one_out
 
 NORMALISE = ("none", "zscore", "rank", "leave_one_out")
 

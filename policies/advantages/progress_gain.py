@@ -2,9 +2,9 @@
 
 import torch
 
-from ..core.batch import Advantages, RewardEstimates, TrajectoryBatch
-from ..core.interfaces import AdvantageSource, Proposer, RewardModel
-from .advantage import at_decisions
+from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import AdvantageSource, Proposer, RewardModel
+from .reward_to_go import at_decisions
 
 
 class ProgressGain(AdvantageSource):

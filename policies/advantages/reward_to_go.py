@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.batch import Advantages, RewardEstimates, TrajectoryBatch
-from ..core.interfaces import AdvantageSource, Proposer, RewardModel
-from ..core.returns import gae, macro_rewards, standardise
-from ..critics.value import ValueCritic
+from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import AdvantageSource, Proposer, RewardModel
+from ...core.returns import gae, macro_rewards, standardise
+from ...critics.value import ValueCritic
 
 
 def at_decisions(batch: TrajectoryBatch, per_observation: Float[Tensor, "B Tp1"]) -> Float[Tensor, "B Np1"]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from ..core.batch import Advantages, RewardEstimates, TrajectoryBatch
-from ..core.interfaces import Critic, Proposer, RewardModel
-from ..core.returns import chunk_td_targets
+from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import Critic, Proposer, RewardModel
+from ...core.returns import chunk_td_targets
 from .action_advantage import CriticAdvantage
-from .advantage import at_decisions
+from .reward_to_go import at_decisions
 
 
 class StepAdvantage(CriticAdvantage):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import lightning
 
-from ..core.batch import End, TrajectoryBatch
-from ..core.interfaces import Policy
-from ..envs.vector import make_task
+from ...core.batch import End, TrajectoryBatch
+from ...core.interfaces import Policy
+from ...envs.vector import make_task
 from .pool import TaskSetting, WorkerError, WorkerPool, play_episodes
-from .rollouts import batch_pieces
+from .runner import batch_pieces
 
 
 class RolloutStream:

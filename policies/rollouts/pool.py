@@ -17,10 +17,10 @@ from typing import Any, cast
 
 import torch
 
-from ..core.batch import TrajectoryBatch
-from ..core.interfaces import Policy
-from ..envs.vector import Context, make_task
-from .rollouts import Piece, Runner, batch_pieces, split_evenly
+from ...core.batch import TrajectoryBatch
+from ...core.interfaces import Policy
+from ...envs.vector import Context, make_task
+from .runner import Piece, Runner, batch_pieces, split_evenly
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.batch import End, Labelled, Observation, TrajectoryBatch
-from ..core.interfaces import Policy
-from ..envs.vector import Context, VectorEnv, make_task
+from ...core.batch import End, Labelled, Observation, TrajectoryBatch
+from ...core.interfaces import Policy
+from ...envs.vector import Context, VectorEnv, make_task
 
 
 @dataclass(kw_only=True)

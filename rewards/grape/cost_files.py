@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..core.interfaces import TaskPlan
-from .costs import PAIRED, Constraint, Kind, Number
-from .plans import Name as StageName
-from .plans import unique_keys
+from ...core.interfaces import TaskPlan
+from ..costs import PAIRED, Constraint, Kind, Number
+from ..stages.plans import Name as StageName
+from ..stages.plans import unique_keys
 
-LIBRARY = Path(__file__).parents[1] / "configs" / "costs"
+LIBRARY = Path(__file__).parents[2] / "configs" / "costs"
 """Where the files of the simulated tasks lie, as ``<suite>/<task>.json``."""
 
 MAX_STAGES, MAX_CONSTRAINTS, MAX_NUMBER = 12, 48, 1e6

@@ -8,10 +8,10 @@ from typing import Any, cast
 from pydantic import ValidationError
 from torch import Tensor
 
-from ..backbones.chat import Chat, Prompt, harmless
+from ...backbones.chat import Chat, Prompt, harmless
+from ..costs import Constraint
+from ..stages.plans import read_object
 from .cost_files import MAX_CONSTRAINTS, MAX_STAGES, TaskCosts, check_name
-from .costs import Constraint
-from .plans import read_object
 
 _FIELDS = tuple(Constraint.model_fields)
 

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float64, Shaped
 from torch import Tensor
 
-from ..backbones.model_inputs import inputs_of
-from ..core.batch import Labelled, TrajectoryBatch
-from ..core.interfaces import TaskDecomposer, TaskPlan
+from ...backbones.model_inputs import inputs_of
+from ...core.batch import Labelled, TrajectoryBatch
+from ...core.interfaces import TaskDecomposer, TaskPlan
+from ..costs import ConstraintCost, cost_table
 from .cost_files import TaskCosts
-from .costs import ConstraintCost, cost_table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor, nn
 
-from ..core.batch import End, PreferencePairs, Record, RewardEstimates, TrajectoryBatch
-from ..core.interfaces import RewardModel, TaskDecomposer
-from ..core.losses import bradley_terry
+from ...core.batch import End, PreferencePairs, Record, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import RewardModel, TaskDecomposer
+from ...core.losses import bradley_terry
 from .cost_files import TaskCosts, load_costs
 from .stage_tracks import RowCosts, StageCosts
 

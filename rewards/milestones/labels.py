@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.batch import Labelled, TrajectoryBatch
-from ..datasets.episodes import BadEpisodeError, Column, Episode
-from ..datasets.labels import KINDS, LabelFactory, with_remaining_targets, with_success_targets
-from .milestones import MilestoneDetector, finite_array, milestone_progress, step_labels, unit_openness
+from ...core.batch import Labelled, TrajectoryBatch
+from ...datasets.episodes import BadEpisodeError, Column, Episode
+from ...datasets.labels import KINDS, LabelFactory, with_remaining_targets, with_success_targets
+from .detection import MilestoneDetector, finite_array, milestone_progress, step_labels, unit_openness
 
 MILESTONE, MILESTONE_PROGRESS = "milestone", "milestone_progress"
 """Names of the stored labels: y per step (T,), and z per observation (T+1,)."""
@@ -47,7 +47,7 @@ class MilestoneLabels(LabelFactory):
         assume_success: Take episodes of unknown outcome for successes.
         gripper_range: What the track records of a closed and of an open gripper, such as (0, 0.08) for a width in
             metres; None where it is an openness in 0 … 1, or where the detector has the range. See
-            `guerdon.rewards.milestones.unit_openness`.
+            `guerdon.rewards.milestones.detection.unit_openness`.
 
     Raises:
         ValueError: If an argument makes no sense, or both this and the detector have a range.

@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
-from .milestone_reward import Mode, Paid
-from .milestones import gripper_milestones
+from ...core.batch import Labelled, RewardEstimates, TrajectoryBatch
+from .detection import gripper_milestones
+from .reward import Mode, Paid
 
 METAWORLD_POINTS = {"end_effector": (0, 3), "gripper": (3, 4), "object": (4, 7), "goal": (36, 39)}
 """Where Meta-World's 39 numbers hold what its tracks hold: first column, and the one past the last."""
@@ -19,7 +19,7 @@ class MilestoneOracle(Paid):
     """Milestones computed online from points of the simulator: no training, and nothing is known of the future.
 
     A stage is either a pair of points that must come within a radius of each other, or ``["gripper"]``, a change of the
-    gripper (see `guerdon.rewards.milestones.gripper_milestones`) that is complete after its stage began: one made
+    gripper (see `gripper_milestones`) that is complete after its stage began: one made
     before its turn does not count. Stages are passed in order and stay passed. Progress
     is (stages passed + share of the present one) / stages; the share of a pair is how much of its distance, beyond the
     radius and from where the stage began, is gone, and that of a gripper is 0 until it is done.

@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..backbones.language import TextEncoder
-from ..backbones.vision import VisionEncoder
-from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
-from ..core.interfaces import RewardModel
-from .heads import Heads
-from .milestone_labels import MILESTONE
-from .observed import ObservedReward, Tokens, balanced_bernoulli, required_label
-from .shaping import potential_difference
+from ...backbones.language import TextEncoder
+from ...backbones.vision import VisionEncoder
+from ...core.batch import Labelled, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import RewardModel
+from ..heads import Heads
+from ..observed import ObservedReward, Tokens, balanced_bernoulli, required_label
+from ..shaping import potential_difference
+from .labels import MILESTONE
 
 Mode = Literal["additive", "first_hit", "potential"]
 MODES: tuple[Mode, ...] = ("additive", "first_hit", "potential")
@@ -107,7 +107,7 @@ class MilestoneReward(ObservedReward, Paid):
 
     A binary head beside the action gives the chance that a step leads to a keyframe (R_φ(o_t, a_t)); a head of 101 bins
     gives progress z (two-hot, as in `ProgressReward`). Train it on the labels of
-    `guerdon.rewards.milestone_labels.MilestoneLabels`. The paper generates the word "0" or "1" with a fine-tuned
+    `guerdon.rewards.milestones.labels.MilestoneLabels`. The paper generates the word "0" or "1" with a fine-tuned
     vision-language model and direct sum of rewards; here the head is binary and any encoder will do.
 
     Between evaluated frames both hold their last value, with the action of the step.

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbones.chat import Chat, Prompt, harmless
-from ..backbones.model_inputs import ModelInputs
-from ..core.batch import Labelled, TrajectoryBatch
-from ..core.interfaces import TaskDecomposer, TaskPlan
-from .moments import Moment, each_once, likely, moments
+from ...backbones.chat import Chat, Prompt, harmless
+from ...backbones.model_inputs import ModelInputs
+from ...core.batch import Labelled, TrajectoryBatch
+from ...core.interfaces import TaskDecomposer, TaskPlan
+from ..moments import Moment, each_once, likely, moments
 from .plans import MAX_STAGES, parse_plan
 from .segmentation import monotone_completed, online_completed
 
@@ -31,13 +31,13 @@ _BEGIN, _NOW = "The beginning:", "Now:"
 class VlmDecomposer(TaskDecomposer):
     """Plans and segments with a vision-language model, published or fine-tuned (`DecomposerTraining`).
 
-    A plan is strict JSON (`guerdon.rewards.plans`). An answer that is not is asked for again, with the reason, and
+    A plan is strict JSON (see `plans.py`). An answer that is not is asked for again, with the reason, and
     after ``attempts`` there is no plan: one without stages. Nothing is ever made of half an answer.
 
     To segment, the model sees at each evaluated frame the plan, the row's first frame and the present one, and is asked
     how many stages are complete, as one letter. Its probabilities of the letters give the probability that each stage
     is complete, Σ_{k>i} P(k complete), and these one monotone path: over the whole episode by dynamic programming, or
-    from the past alone (`guerdon.rewards.segmentation`). An evaluated frame without a clear answer (letters together
+    from the past alone (see `segmentation.py`). An evaluated frame without a clear answer (letters together
     less likely than ``min_mass``, or no answer) carries no evidence. Rows without a plan, a frame or any evidence have
     no stage, nor have windows that begin inside an episode: their first frame is not its beginning.
 

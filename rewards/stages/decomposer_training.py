@@ -18,16 +18,16 @@ from trl import SFTConfig, SFTTrainer
 
 import datasets
 
-from ..backbones.chat import Prompt
-from ..backbones.vlm import VLM
-from ..core.batch import TrajectoryBatch
-from ..core.files import replacing, write_json
-from ..core.interfaces import TaskDecomposer, TaskPlan
-from ..core.metrics import bootstrap_interval
+from ...backbones.chat import Prompt
+from ...backbones.vlm import VLM
+from ...core.batch import TrajectoryBatch
+from ...core.files import replacing, write_json
+from ...core.interfaces import TaskDecomposer, TaskPlan
+from ...core.metrics import bootstrap_interval
+from ..moments import moments
 from .decomposer import LETTERS, VlmDecomposer
-from .moments import moments
 from .plans import plan_to_json
-from .stage_figures import stage_accuracy, stage_iou
+from .stage_metrics import stage_accuracy, stage_iou
 
 _CHECKPOINTS, _WEIGHTS, _STATE = "checkpoints", "trained.safetensors", "trainer_state.json"
 _TURN = {"role": datasets.Value("string"), "content": [{k: datasets.Value("string") for k in ("type", "text")}]}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..core.interfaces import TaskPlan, TaskStage
+from ...core.interfaces import TaskPlan, TaskStage
 
 MAX_STAGES = 12
 """Stages of a plan, at most, unless a caller says otherwise."""

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.batch import Labelled, TrajectoryBatch
-from ..core.interfaces import TaskDecomposer, TaskPlan
-from ..datasets.stages import STAGE
+from ...core.batch import Labelled, TrajectoryBatch
+from ...core.interfaces import TaskDecomposer, TaskPlan
+from ...datasets.stages import STAGE
 from .plans import plan_to_value, read_plans
 
 

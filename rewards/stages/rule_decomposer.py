@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.batch import End, Labelled, TrajectoryBatch
-from ..core.interfaces import TaskDecomposer, TaskPlan, TaskStage
-from ..envs.instructions import KITCHEN, METAWORLD, REACH
+from ...core.batch import End, Labelled, TrajectoryBatch
+from ...core.interfaces import TaskDecomposer, TaskPlan, TaskStage
+from ...envs.instructions import KITCHEN, METAWORLD, REACH
 from .segmentation import monotone_completed, online_completed
 
 HAND, OBJECT, GOAL = "end_effector", "object", "goal"

@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..backbones.model_inputs import ModelInputs, inputs_of
-from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
-from ..core.interfaces import RewardModel, TaskDecomposer, TaskPlan
-from ..datasets.collate import collate
-from ..datasets.episodes import Column, Episode
-from ..datasets.labels import LabelFactory, with_remaining_targets, with_stage_targets, with_success_targets
-from ..datasets.stages import FRACTION, STAGE, stage_fraction
-from .moments import moments
-from .shaping import potential_difference
+from ...backbones.model_inputs import ModelInputs, inputs_of
+from ...core.batch import Labelled, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import RewardModel, TaskDecomposer, TaskPlan
+from ...datasets.collate import collate
+from ...datasets.episodes import Column, Episode
+from ...datasets.labels import LabelFactory, with_remaining_targets, with_stage_targets, with_success_targets
+from ...datasets.stages import FRACTION, STAGE, stage_fraction
+from ..moments import moments
+from ..shaping import potential_difference
 
 _WHOLE = 1e-5  # counts are float32: this little below a whole number is that number
 

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbones.chat import Chat, Prompt
-from ..backbones.model_inputs import ModelInputs
-from ..core.batch import RewardEstimates, TrajectoryBatch
-from ..core.interfaces import RewardModel
-from .moments import Moment, each_once, held_progress, moments, steps_of
+from ...backbones.chat import Chat, Prompt
+from ...backbones.model_inputs import ModelInputs
+from ...core.batch import RewardEstimates, TrajectoryBatch
+from ...core.interfaces import RewardModel
+from ..moments import Moment, each_once, held_progress, moments, steps_of
 
 _PROMPT = (
     "A robot was told: {instruction}. The first picture shows the scene before it began, where 0 % of the task is "

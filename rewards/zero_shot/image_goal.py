@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..backbones.vision import VisionEncoder
-from ..core.batch import TrajectoryBatch
+from ...backbones.vision import VisionEncoder
+from ...core.batch import TrajectoryBatch
 from .likeness import SimilarityReward, last_observation, succeeded
 
 Picture = Tensor | str | Path

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..backbones.model_inputs import ModelInputs
-from ..backbones.vision import VisionEncoder
-from ..core.batch import End, Labelled, RewardEstimates, Sampled, TrajectoryBatch
-from ..core.interfaces import RewardModel
-from .moments import each_once
-from .observed import Tokens, encode_frames
+from ...backbones.model_inputs import ModelInputs
+from ...backbones.vision import VisionEncoder
+from ...core.batch import End, Labelled, RewardEstimates, Sampled, TrajectoryBatch
+from ...core.interfaces import RewardModel
+from ..moments import each_once
+from ..observed import Tokens, encode_frames
 
 
 class SimilarityReward(RewardModel):

@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from ..backbones.language import TextEncoder
-from ..backbones.openai_clip import ClipEncoder, ClipText
-from ..backbones.vision import VisionEncoder
-from ..core.batch import TrajectoryBatch
+from ...backbones.language import TextEncoder
+from ...backbones.openai_clip import ClipEncoder, ClipText
+from ...backbones.vision import VisionEncoder
+from ...core.batch import TrajectoryBatch
 from .likeness import SimilarityReward
 
 _SAME = 1e-4  # distance of two unit vectors below which float32 gives no direction between them

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..backbones.chat import Chat, Prompt
-from ..backbones.model_inputs import ModelInputs
-from ..backbones.vlm import VLM
-from ..core.batch import RewardEstimates, TrajectoryBatch
-from ..core.interfaces import RewardModel
-from .moments import Moment, each_once, held_progress, likely, moments, steps_of, windows
+from ...backbones.chat import Chat, Prompt
+from ...backbones.model_inputs import ModelInputs
+from ...backbones.vlm import VLM
+from ...core.batch import RewardEstimates, TrajectoryBatch
+from ...core.interfaces import RewardModel
+from ..moments import Moment, each_once, held_progress, likely, moments, steps_of, windows
 
 _PROMPT = "A robot was told: {instruction}. This is what it did, in order of time."
 _DONE = "Is the task done by the last of these pictures? Answer True or False."

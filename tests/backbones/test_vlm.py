@@ -10,7 +10,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from guerdon.backbones.vlm import VLM
-from guerdon.testing_checkpoints import tiny_vlm
+from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 ARCHITECTURES = ["qwen2_5_vl", "qwen3_vl", "smolvlm"]
 

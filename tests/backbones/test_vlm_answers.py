@@ -3,7 +3,7 @@ import torch
 
 from guerdon.backbones.chat import Chat
 from guerdon.backbones.vlm import VLM
-from guerdon.testing_checkpoints import tiny_vlm
+from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 ARCHITECTURES = ["qwen2_5_vl", "qwen3_vl", "smolvlm"]
 ANSWERS = ["yes", "no", "open the drawer", "0.5"]  # of one token and of several

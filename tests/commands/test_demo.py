@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from guerdon.policies.demo import Size, run, wilson_interval
+from guerdon.commands.demo import Size, run, wilson_interval
 
 TINY = Size(
     task="mujoco/reach",

@@ -17,17 +17,17 @@ from guerdon.critics.networks import ChunkPerceptron
 from guerdon.critics.value import ValueCritic
 from guerdon.datasets.collate import collate
 from guerdon.datasets.opening import open_dataset
-from guerdon.policies.critic_logs import LogReader
-from guerdon.policies.critic_rollouts import Rollouts, roll_out
+from guerdon.evaluation.critics.logs import LogReader
+from guerdon.evaluation.critics.reroll import step_cost
+from guerdon.evaluation.critics.rollouts import Rollouts, roll_out
+from guerdon.pages.report import write_report
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
-from guerdon.policies.reroll import step_cost
-from guerdon.rewards import scoring
 from guerdon.rewards.progress import ProgressReward
-from guerdon.rewards.report import write_report
-from guerdon.rewards.scores import read_scores, write_part
-from guerdon.rewards.scoring import score_dataset
 from guerdon.rewards.step_cost import StepCost
+from guerdon.scoring import dataset as scoring
+from guerdon.scoring.dataset import score_dataset
+from guerdon.scoring.scores import read_scores, write_part
 
 pytestmark = pytest.mark.xdist_group("cli")
 QUICK = ["--states", "6", "--rollouts", "2", "--candidates", "3"]

@@ -14,14 +14,14 @@ from trl import SFTTrainer
 from guerdon.cli import main
 from guerdon.core.hub import load_component
 from guerdon.datasets.episodes import ArrayFrames
-from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
-from guerdon.rewards.decomposer import VlmDecomposer
-from guerdon.rewards.decomposer_training import DecomposerTraining
-from guerdon.testing_checkpoints import tiny_vlm
+from guerdon.rewards.stages.decomposer import VlmDecomposer
+from guerdon.rewards.stages.decomposer_training import DecomposerTraining
+from guerdon.testing.vlm_checkpoints import tiny_vlm
 
-pytestmark = pytest.mark.xdist_group("cli_sft")
+pytestmark = pytest.mark.xdist_group("sft")
 DECOMPOSER = "--model.init_args.decomposer.init_args"
 
 
@@ -39,13 +39,13 @@ def place(tmp_path_factory):
     decomposer = {"cameras": ["corner2"], "frame_size": 16, "frames_every": 8, "max_new_tokens": 4, "attempts": 1}
     config = {
         "model": {
-            "class_path": "guerdon.rewards.decomposer_training.DecomposerTraining",
+            "class_path": "guerdon.rewards.stages.decomposer_training.DecomposerTraining",
             "init_args": {
                 "decomposer": {
-                    "class_path": "guerdon.rewards.decomposer.VlmDecomposer",
+                    "class_path": "guerdon.rewards.stages.decomposer.VlmDecomposer",
                     "init_args": {"chat": {"class_path": "guerdon.backbones.vlm.VLM", "init_args": chat}, **decomposer},
                 },
-                "teacher": {"class_path": "guerdon.rewards.rule_decomposer.RuleDecomposer"},
+                "teacher": {"class_path": "guerdon.rewards.stages.rule_decomposer.RuleDecomposer"},
                 "frames_per_episode": 3,
                 "max_steps": 4,
             },

@@ -15,7 +15,7 @@ from guerdon.core import hub
 from guerdon.core.hub import component_hash, load_component, read_spec, save_component
 from guerdon.core.interfaces import Component
 from guerdon.critics.value import ValueCritic
-from guerdon.policies.advantage import RewardToGo
+from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.rewards.recorded import RecordedReward
 

@@ -20,7 +20,7 @@ from guerdon.core.interfaces import (
     TaskDecomposer,
 )
 from guerdon.critics.value import ValueCritic
-from guerdon.policies.advantage import RewardToGo, Uniform
+from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.testing import reopen

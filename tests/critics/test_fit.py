@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from guerdon.cli_fit import companions, trained_component
+from guerdon.commands.fit import companions, trained_component
 from guerdon.core.batch import End, RewardEstimates
 from guerdon.core.interfaces import Component, Critic, RewardModel
 from guerdon.core.pretrained import pretrained_critic
@@ -23,10 +23,10 @@ from guerdon.critics.fit import CriticTraining, explained_variance
 from guerdon.critics.networks import ChunkPerceptron
 from guerdon.critics.value import ValueCritic
 from guerdon.datasets.episodes import Column, Episode
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.labels import LabelFactory
-from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
-from guerdon.policies.action_advantage import ActionAdvantage
+from guerdon.policies.advantages.action_advantage import ActionAdvantage
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
 from guerdon.rewards.step_cost import StepCost

@@ -7,9 +7,9 @@ import torch
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End
 from guerdon.datasets.episodes import BadEpisodeError, Column, Episode
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.joined import JoinedDatasets
 from guerdon.datasets.labels import LabelFactory
-from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
 from guerdon.datasets.splits import VAL_FRACTION, Kin, choose_split, in_split, in_split_each
@@ -134,7 +134,7 @@ def test_a_bad_episode_is_named_once_and_training_goes_on(written):
 
 def test_nothing_usable_is_an_error(written, monkeypatch):
     data = EpisodeData(str(written(count=2)))
-    from guerdon.datasets.lerobot import LeRobotDataset
+    from guerdon.datasets.formats.lerobot import LeRobotDataset
 
     def refuse(self, place):
         raise BadEpisodeError(place, "shape", "broken")

@@ -12,13 +12,13 @@ from guerdon.core.batch import End
 from guerdon.datasets.collate import Window, collate
 from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Episode, EpisodeSummary
 from guerdon.datasets.features import FeatureCache
-from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.reader import EpisodeReader
-from guerdon.rewards.judging import evaluate_dataset
+from guerdon.evaluation.dataset import evaluate_dataset
 from guerdon.rewards.progress import ProgressReward
-from guerdon.rewards.scores import read_scores
-from guerdon.rewards.scoring import score_dataset
+from guerdon.scoring.dataset import score_dataset
+from guerdon.scoring.scores import read_scores
 from guerdon.testing import tiny_clip
 
 

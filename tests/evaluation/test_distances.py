@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guerdon.core.distances import dard_canonical, dard_distance, epic_canonical, epic_distance, pearson_distance
+from guerdon.evaluation.distances import dard_canonical, dard_distance, epic_canonical, epic_distance, pearson_distance
 
 quick = settings(max_examples=30, deadline=None)
 

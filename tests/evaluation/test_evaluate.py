@@ -24,13 +24,20 @@ from guerdon.core.metrics import (
     robometer_tau_a,
     success_auroc,
 )
-from guerdon.rewards.comparison import COMPARED
-from guerdon.rewards.controls import InstructionMatrix, OtherTasks, describe_figures, judge, shuffle_map, with_constant
-from guerdon.rewards.evaluation import CONTROLS, MODEL, Evaluation, Judged, Reading, evaluate
-from guerdon.rewards.evaluation_table import DETAILS, HEADLINES, print_evaluation
-from guerdon.rewards.figure_rules import RULES
-from guerdon.rewards.figures import Figures, Resampling, all_figures
-from guerdon.rewards.readings import basis_of, quality_levels
+from guerdon.evaluation.comparison import COMPARED
+from guerdon.evaluation.controls import (
+    InstructionMatrix,
+    OtherTasks,
+    describe_figures,
+    judge,
+    shuffle_map,
+    with_constant,
+)
+from guerdon.evaluation.evaluate import CONTROLS, MODEL, Evaluation, Judged, Reading, evaluate
+from guerdon.evaluation.metrics import Figures, Resampling, all_figures
+from guerdon.evaluation.predictions import basis_of, quality_levels
+from guerdon.evaluation.rules import RULES
+from guerdon.evaluation.table import DETAILS, HEADLINES, print_evaluation
 
 TASKS = {0: "open the drawer", 1: "close the drawer"}
 

@@ -15,7 +15,7 @@ from guerdon.core.metrics import (
     success_auroc,
     tie_rate,
 )
-from guerdon.rewards.weighted import (
+from guerdon.evaluation.weighted import (
     ordered_pairs,
     weighted_auroc,
     weighted_margin,

@@ -11,11 +11,11 @@ import pytest
 
 from guerdon.core.batch import End
 from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Episode, EpisodeSummary
-from guerdon.rewards import report
-from guerdon.rewards.report import build, write_report
-from guerdon.rewards.report_figures import read_evaluation, render_evaluation
-from guerdon.rewards.report_page import render
-from guerdon.rewards.scores import ScoredEpisode
+from guerdon.pages import report
+from guerdon.pages.report import build, write_report
+from guerdon.pages.report_metrics import read_evaluation, render_evaluation
+from guerdon.pages.report_page import render
+from guerdon.scoring.scores import ScoredEpisode
 
 NASTY = "open <script>alert('x')</script> & \"close\""
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

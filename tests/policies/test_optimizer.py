@@ -18,12 +18,12 @@ from guerdon.core.interfaces import AdvantageSource, RewardModel
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.networks import ChunkPerceptron
 from guerdon.critics.value import ValueCritic
-from guerdon.policies.action_advantage import ActionAdvantage
-from guerdon.policies.advantage import RewardToGo, Uniform
+from guerdon.policies.advantages.action_advantage import ActionAdvantage
+from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
+from guerdon.policies.advantages.step_advantage import StepAdvantage
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
 from guerdon.policies.optimizer import PolicyOptimizer
-from guerdon.policies.step_advantage import StepAdvantage
 from guerdon.policies.weights import Exponential, RewardAligned, TopShare, Weighting
 from guerdon.rewards.recorded import RecordedReward
 
@@ -542,7 +542,7 @@ sys.path.insert(0, sys.argv[1])
 from dataclasses import replace
 import test_optimizer as here
 from guerdon.policies.optimizer import PolicyOptimizer
-from guerdon.policies.workers import RolloutData
+from guerdon.policies.rollouts.data import RolloutData
 
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from guerdon.core.batch import Sampled, TrajectoryBatch
-from guerdon.testing_checkpoints import tiny_vlm
+from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 
 @pytest.fixture(scope="session")

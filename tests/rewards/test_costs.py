@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from guerdon.core.interfaces import TaskPlan, TaskStage
-from guerdon.rewards.cost_files import (
+from guerdon.rewards.costs import Constraint, cost_table, external_reward, reward_of, stage_costs
+from guerdon.rewards.grape.cost_files import (
     TaskCosts,
     efficiency,
     grape_repo,
@@ -18,7 +19,6 @@ from guerdon.rewards.cost_files import (
     task_completion,
     with_thresholds,
 )
-from guerdon.rewards.costs import Constraint, cost_table, external_reward, reward_of, stage_costs
 
 properties = settings(max_examples=40, deadline=None)
 OPS = ("dist", "dist_xy", "above", "clearance", "flag", "steps")

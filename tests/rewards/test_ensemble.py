@@ -21,8 +21,8 @@ from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import RewardModel
 from guerdon.datasets.episodes import Episode
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.labels import with_progress_targets, with_success_targets
-from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.rewards.ensemble import EnsembleReward, aggregate_rewards, bootstrap_weights, mixture_std
 from guerdon.rewards.fit import RewardTraining

@@ -10,8 +10,8 @@ from guerdon.backbones.model_inputs import ModelInputs
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End
 from guerdon.datasets.episodes import ArrayFrames, Episode
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.labels import LabelFactory
-from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.rewards.fit import RewardTraining, check_frames, check_outcomes
 from guerdon.rewards.progress import ProgressReward
@@ -142,8 +142,8 @@ def test_bf16_mixed_works(data_path, tmp_path):
 
 def test_a_frozen_clip_encoder_is_embedded_once_and_travels_by_name(data_path, tmp_path):
     from guerdon.backbones.openai_clip import ClipEncoder, ClipText  # openai-clip takes seconds to import
-    from guerdon.rewards.scores import read_scores
-    from guerdon.rewards.scoring import score_dataset
+    from guerdon.scoring.dataset import score_dataset
+    from guerdon.scoring.scores import read_scores
 
     checkpoint = str(tiny_clip(tmp_path / "clip.pt"))
     encoder, text = ClipEncoder(checkpoint), ClipText(checkpoint)

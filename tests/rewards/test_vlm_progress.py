@@ -14,13 +14,13 @@ from guerdon.backbones.vlm import VLM
 from guerdon.cli import main
 from guerdon.core.batch import End, Sampled, TrajectoryBatch
 from guerdon.core.hub import load_component
+from guerdon.datasets.formats.video import write_video
 from guerdon.datasets.labels import LabelFactory
-from guerdon.datasets.video import write_video
 from guerdon.rewards.moments import moments, windows
-from guerdon.rewards.scores import read_scores
 from guerdon.rewards.vlm_progress import VlmProgressReward
+from guerdon.scoring.scores import read_scores
 from guerdon.testing import check_reward_model, pad_steps, trajectory_batches
-from guerdon.testing_checkpoints import tiny_vlm
+from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 ARCHITECTURES = ["qwen2_5_vl", "smolvlm"]
 

@@ -21,13 +21,13 @@ from guerdon.core.hub import component_hash
 from guerdon.core.interfaces import RewardModel
 from guerdon.datasets.collate import collate
 from guerdon.datasets.episodes import ArrayFrames, Column, Episode
-from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.opening import open_dataset
-from guerdon.rewards import scoring
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
-from guerdon.rewards.scores import read_scores
-from guerdon.rewards.scoring import score_dataset
+from guerdon.scoring import dataset as scoring
+from guerdon.scoring.dataset import score_dataset
+from guerdon.scoring.scores import read_scores
 
 
 def episode(index, steps=6, **more):

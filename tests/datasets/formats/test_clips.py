@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from guerdon.core.batch import End
-from guerdon.datasets.clips import ClipsDataset
 from guerdon.datasets.episodes import BadEpisodeError, EpisodeDataset, readable
-from guerdon.datasets.lerobot import LeRobotDataset
-from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.clips import ClipsDataset
+from guerdon.datasets.formats.lerobot import LeRobotDataset
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.video import write_video
 from guerdon.datasets.opening import open_dataset
-from guerdon.datasets.video import write_video
 
 
 def clips(folder, rows, make_picture, frames=6):

@@ -10,8 +10,8 @@ import pytest
 
 from guerdon.core.batch import End
 from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Column, EpisodeDataset, readable
-from guerdon.datasets.lerobot import LeRobotDataset
-from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.lerobot import LeRobotDataset
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 
 DATA = "data/chunk-000/file-000.parquet"
 EPISODES = "meta/episodes/chunk-000/file-000.parquet"

@@ -10,10 +10,10 @@ import pytest
 
 from guerdon.core.batch import End
 from guerdon.datasets.episodes import Column
-from guerdon.datasets.lerobot import LeRobotDataset
-from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.lerobot import LeRobotDataset
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks" / "lerobot_interop"
+SCRIPTS = Path(__file__).resolve().parents[3] / "benchmarks" / "lerobot_interop"
 
 
 @pytest.fixture

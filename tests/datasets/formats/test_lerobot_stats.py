@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from guerdon.datasets.lerobot_stats import QUANTILES, join_stats, picture_stats, vector_stats
+from guerdon.datasets.formats.lerobot_stats import QUANTILES, join_stats, picture_stats, vector_stats
 
 
 def test_vector_by_hand():

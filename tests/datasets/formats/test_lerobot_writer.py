@@ -9,7 +9,7 @@ import pytest
 
 from guerdon.core.batch import End
 from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Column
-from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 
 
 def rows_of(folder: Path) -> dict:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from guerdon.datasets.episodes import BadEpisodeError, scale_frames
-from guerdon.datasets.video import VideoFrames, count_frames, write_video
+from guerdon.datasets.formats.video import VideoFrames, count_frames, write_video
 
 
 def moving(count: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_any_ascending_choice_equals_the_whole_pass(video, data):
 
 def test_sparse_reads_decode_few_frames(tmp_path, monkeypatch):
     """Two far frames of a video with key frames every 8 cost at most two groups of pictures."""
-    import guerdon.datasets.video as module
+    import guerdon.datasets.formats.video as module
 
     write_video(tmp_path / "film.mp4", moving(200), 10)
     decoded = []

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from guerdon.critics.diagnostics import (
+from guerdon.evaluation.critics.diagnostics import (
     calibration,
     chunk_ranking_auc,
     drop,

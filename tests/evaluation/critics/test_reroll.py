@@ -11,7 +11,7 @@ from guerdon.core.interfaces import Policy
 from guerdon.envs.collect import collect
 from guerdon.envs.experts import scripted_expert
 from guerdon.envs.vector import VectorEnv, make_task
-from guerdon.policies.reroll import replay, reroll, step_cost
+from guerdon.evaluation.critics.reroll import replay, reroll, step_cost
 
 
 class Scripted(Policy):

@@ -26,17 +26,17 @@ from guerdon.core.interfaces import RewardModel
 from guerdon.critics.value import ValueCritic
 from guerdon.datasets.labels import with_progress_targets, with_success_targets
 from guerdon.envs.reach import joint_angles
-from guerdon.policies.advantage import RewardToGo, Uniform
-from guerdon.policies.drift import TrainingFeatures, fit_training_features
+from guerdon.evaluation.watch.callback import HackingWarning, HackingWatch
+from guerdon.evaluation.watch.drift import TrainingFeatures, fit_training_features
+from guerdon.evaluation.watch.metrics import EpisodeRecord, compare, wilson_interval
+from guerdon.evaluation.watch.probes import probe
+from guerdon.evaluation.watch.push_back import PushBack
+from guerdon.evaluation.watch.spot_labels import load_episode, read_labels, save_episode, stack_rows
+from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
 from guerdon.policies.optimizer import PolicyOptimizer
-from guerdon.policies.probes import probe
-from guerdon.policies.push_back import PushBack
-from guerdon.policies.spot_labels import load_episode, read_labels, save_episode, stack_rows
-from guerdon.policies.watch import HackingWarning, HackingWatch
-from guerdon.policies.watch_figures import EpisodeRecord, compare, wilson_interval
-from guerdon.policies.workers import RolloutData
+from guerdon.policies.rollouts.data import RolloutData
 from guerdon.rewards.calibration import Calibrated
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.shaping import FirstHit
@@ -415,7 +415,7 @@ def test_a_resumed_watch_goes_on_counting(tmp_path):
 TWO = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
-import test_watch as here
+import test_callback as here
 torch.set_num_threads(1)
 here.warnings.simplefilter("ignore", here.HackingWarning)
 class Ranked(here.Loader):

@@ -10,7 +10,7 @@ from guerdon.core.interfaces import Critic
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.networks import ChunkPerceptron
 from guerdon.critics.value import ValueCritic
-from guerdon.policies.action_advantage import ActionAdvantage
+from guerdon.policies.advantages.action_advantage import ActionAdvantage
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import WeightedImitation
 from guerdon.policies.proposer import PolicyProposer

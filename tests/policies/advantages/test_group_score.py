@@ -12,12 +12,18 @@ from torch.utils.data import DataLoader
 from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.interfaces import Policy, RewardModel
 from guerdon.core.returns import group_standardise, leave_one_out
+from guerdon.policies.advantages.group_score import (
+    GroupScore,
+    group_normalise,
+    group_ranks,
+    group_variance,
+    term_shares,
+)
 from guerdon.policies.gaussian import GaussianPolicy
-from guerdon.policies.group_score import GroupScore, group_normalise, group_ranks, group_variance, term_shares
 from guerdon.policies.objectives import ClippedSurrogate
 from guerdon.policies.optimizer import PolicyOptimizer
+from guerdon.rewards.grape.trajectory import GrapeScore
 from guerdon.rewards.recorded import RecordedReward
-from guerdon.rewards.trajectory import GrapeScore
 from guerdon.testing import reopen
 
 properties = settings(max_examples=40, deadline=None)

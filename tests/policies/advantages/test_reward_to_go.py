@@ -12,7 +12,7 @@ from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.interfaces import RewardModel
 from guerdon.core.returns import discounted_returns
 from guerdon.critics.value import ValueCritic
-from guerdon.policies.advantage import RewardToGo, Uniform
+from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.rewards.recorded import RecordedReward
 
 quick = settings(max_examples=50, deadline=None)

@@ -11,8 +11,8 @@ from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch, 
 from guerdon.core.interfaces import Critic
 from guerdon.core.returns import discounted_returns
 from guerdon.critics.value import ValueCritic
-from guerdon.policies.progress_gain import ProgressGain
-from guerdon.policies.step_advantage import StepAdvantage
+from guerdon.policies.advantages.progress_gain import ProgressGain
+from guerdon.policies.advantages.step_advantage import StepAdvantage
 from guerdon.rewards.recorded import RecordedReward
 
 

@@ -19,9 +19,9 @@ from guerdon.core.interfaces import Policy
 from guerdon.envs.task import EVAL_OFFSET
 from guerdon.envs.vector import make_task
 from guerdon.policies.gaussian import GaussianPolicy
-from guerdon.policies.pool import TaskSetting, WorkerError, WorkerPool, play_episodes
-from guerdon.policies.rollouts import batch_pieces
-from guerdon.policies.workers import RolloutData, hash_seed
+from guerdon.policies.rollouts.data import RolloutData, hash_seed
+from guerdon.policies.rollouts.pool import TaskSetting, WorkerError, WorkerPool, play_episodes
+from guerdon.policies.rollouts.runner import batch_pieces
 
 REACH = TaskSetting(task="mujoco/reach", horizon=8)
 
@@ -165,7 +165,7 @@ def test_every_worker_needs_an_environment():
 
 
 def test_a_worker_starts_without_lightning():
-    code = "import sys, guerdon.policies.pool; print([m for m in ('lightning', 'transformers') if m in sys.modules])"
+    code = "import sys, guerdon.policies.rollouts.pool; print({'lightning', 'transformers'} & set(sys.modules) or '[]')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 

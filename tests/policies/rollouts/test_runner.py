@@ -11,12 +11,12 @@ from guerdon.core.interfaces import Policy
 from guerdon.envs.reach import joint_angles
 from guerdon.envs.task import Step, check_context, list_contexts
 from guerdon.envs.vector import VectorEnv, make_task
+from guerdon.policies.advantages.group_score import GroupScore
 from guerdon.policies.gaussian import GaussianPolicy
-from guerdon.policies.group_score import GroupScore
-from guerdon.policies.rollouts import Runner, batch_pieces, split_evenly
-from guerdon.rewards.rule_decomposer import RuleDecomposer
-from guerdon.rewards.subgoals import SubgoalReward
-from guerdon.rewards.trajectory import GrapeScore
+from guerdon.policies.rollouts.runner import Runner, batch_pieces, split_evenly
+from guerdon.rewards.grape.trajectory import GrapeScore
+from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
+from guerdon.rewards.stages.subgoals import SubgoalReward
 
 
 class Corridor:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guerdon.backbones.chat import Chat, Prompt, Reply
-from guerdon.rewards.cost_files import MAX_CONSTRAINTS, MAX_STAGES, load_costs
-from guerdon.rewards.cost_proposal import parse_proposal, proposal_prompt, propose_costs
+from guerdon.rewards.grape.cost_files import MAX_CONSTRAINTS, MAX_STAGES, load_costs
+from guerdon.rewards.grape.cost_proposal import parse_proposal, proposal_prompt, propose_costs
 
 POINTS, FLAGS = ("end_effector", "cup"), ("grasped",)
 NEAR = {"stage": 0, "name": "near the cup", "kind": "path", "op": "dist", "a": "end_effector", "b": "cup"}

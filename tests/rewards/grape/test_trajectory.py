@@ -16,11 +16,11 @@ from guerdon.core.intervals import bootstrap_interval
 from guerdon.datasets.collate import collate
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
-from guerdon.policies.group_score import GroupScore
-from guerdon.rewards.cost_files import library, load_costs
+from guerdon.policies.advantages.group_score import GroupScore
 from guerdon.rewards.costs import external_reward
-from guerdon.rewards.rule_decomposer import RuleDecomposer
-from guerdon.rewards.trajectory import GrapeScore, carried_units
+from guerdon.rewards.grape.cost_files import library, load_costs
+from guerdon.rewards.grape.trajectory import GrapeScore, carried_units
+from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
 from guerdon.testing import check_reward_model, pad_steps, reopen
 
 properties = settings(max_examples=20, deadline=None)

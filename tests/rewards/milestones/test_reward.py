@@ -11,10 +11,7 @@ from guerdon.core.batch import End, Labelled, TrajectoryBatch
 from guerdon.datasets.collate import Window, collate
 from guerdon.datasets.episodes import BadEpisodeError, Column, Episode
 from guerdon.datasets.labels import KINDS
-from guerdon.rewards.milestone_labels import MilestoneLabels, with_milestones
-from guerdon.rewards.milestone_oracle import METAWORLD_POINTS, MilestoneOracle
-from guerdon.rewards.milestone_reward import MODES, MilestoneReward, Paid, in_mode
-from guerdon.rewards.milestones import (
+from guerdon.rewards.milestones.detection import (
     MilestoneDetector,
     arc_length_milestones,
     gripper_milestones,
@@ -24,6 +21,9 @@ from guerdon.rewards.milestones import (
     step_labels,
     unit_openness,
 )
+from guerdon.rewards.milestones.labels import MilestoneLabels, with_milestones
+from guerdon.rewards.milestones.oracle import METAWORLD_POINTS, MilestoneOracle
+from guerdon.rewards.milestones.reward import MODES, MilestoneReward, Paid, in_mode
 from guerdon.rewards.shaping import Potential
 from guerdon.testing import check_reward_model, trajectory_batches
 

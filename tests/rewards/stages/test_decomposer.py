@@ -9,8 +9,8 @@ from torch import Tensor
 from guerdon.backbones.chat import Chat, Reply
 from guerdon.backbones.vlm import VLM
 from guerdon.core.interfaces import TaskPlan, TaskStage
-from guerdon.rewards.decomposer import LETTERS, VlmDecomposer
 from guerdon.rewards.moments import moments
+from guerdon.rewards.stages.decomposer import LETTERS, VlmDecomposer
 from guerdon.testing import reopen
 
 PLAN = TaskPlan(

@@ -9,9 +9,9 @@ from guerdon.backbones.chat import Chat
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import Labelled, Sampled, TrajectoryBatch
 from guerdon.core.interfaces import TaskDecomposer, TaskPlan, TaskStage
-from guerdon.rewards.decomposer import VlmDecomposer
-from guerdon.rewards.decomposer_training import DecomposerTraining, Examples, _Collator, write_examples
-from guerdon.testing_checkpoints import tiny_vlm
+from guerdon.rewards.stages.decomposer import VlmDecomposer
+from guerdon.rewards.stages.decomposer_training import DecomposerTraining, Examples, _Collator, write_examples
+from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 STEPS = 12
 
@@ -118,7 +118,7 @@ def test_only_the_answer_is_learned_and_read_as_it_will_be_asked(folders, archit
 
 
 def test_pictures_come_through_unchanged(folders):
-    from guerdon.rewards.decomposer_training import _prompt
+    from guerdon.rewards.stages.decomposer_training import _prompt
 
     found = training(folders["smolvlm"]).examples([episode()])
     for prompt, row in zip(found.prompts, found.dataset(), strict=True):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guerdon.core.interfaces import TaskPlan, TaskStage
-from guerdon.rewards.plans import MAX_STAGES, PLAN_SCHEMA, check_plan, parse_plan, plan_to_json
+from guerdon.rewards.stages.plans import MAX_STAGES, PLAN_SCHEMA, check_plan, parse_plan, plan_to_json
 
 TWO = '{"stages": [{"name": "reach"}, {"name": "close the hand", "completion": "it is held", "keypoints": ["mug"]}]}'
 PLAN = TaskPlan(

@@ -9,10 +9,10 @@ import torch
 from guerdon.core.batch import End, Labelled, TrajectoryBatch
 from guerdon.datasets.collate import collate
 from guerdon.datasets.episodes import Column, Episode
-from guerdon.datasets.lerobot import LeRobotDataset
-from guerdon.datasets.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.lerobot import LeRobotDataset
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.stages import stage_column
-from guerdon.rewards.recorded_plans import RecordedDecomposer
+from guerdon.rewards.stages.recorded_plans import RecordedDecomposer
 from guerdon.testing import reopen
 
 PLANS = {

@@ -13,7 +13,7 @@ from guerdon.datasets.collate import collate
 from guerdon.envs.collect import collect
 from guerdon.envs.instructions import KITCHEN, METAWORLD, REACH
 from guerdon.envs.vector import make_task
-from guerdon.rewards.rule_decomposer import METAWORLD_COLUMNS, RULES, RuleDecomposer, task_of
+from guerdon.rewards.stages.rule_decomposer import METAWORLD_COLUMNS, RULES, RuleDecomposer, task_of
 from guerdon.testing import cut_after, pad_steps, reopen
 
 PICK = METAWORLD["pick-place-v3"]  # near 0.06, lift 0.02, goal 0.07

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guerdon.rewards.segmentation import (
+from guerdon.rewards.stages.segmentation import (
     CERTAIN,
     monotone_completed,
     monotone_stages,

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guerdon.rewards.stage_figures import stage_accuracy, stage_iou
+from guerdon.rewards.stages.stage_metrics import stage_accuracy, stage_iou
 
 ALL = torch.ones(6, dtype=torch.bool)
 TRUE = torch.tensor([0, 0, 0, 1, 1, 2])

@@ -20,21 +20,21 @@ from guerdon.core.interfaces import TaskDecomposer, TaskPlan, TaskStage
 from guerdon.core.returns import discounted_returns
 from guerdon.critics.value import ValueCritic
 from guerdon.datasets.collate import collate
+from guerdon.datasets.formats.lerobot import LeRobotDataset
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.labels import LabelFactory
-from guerdon.datasets.lerobot import LeRobotDataset
-from guerdon.datasets.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.stages import stage_proportions
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
-from guerdon.policies.advantage import RewardToGo
-from guerdon.rewards.decomposer import VlmDecomposer
+from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.rewards.fit import RewardTraining
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedSuccess
-from guerdon.rewards.recorded_plans import RecordedDecomposer
-from guerdon.rewards.rule_decomposer import RuleDecomposer
-from guerdon.rewards.subgoals import StageLabels, SubgoalLabels, SubgoalReward
+from guerdon.rewards.stages.decomposer import VlmDecomposer
+from guerdon.rewards.stages.recorded_plans import RecordedDecomposer
+from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
+from guerdon.rewards.stages.subgoals import StageLabels, SubgoalLabels, SubgoalReward
 from guerdon.testing import check_reward_model, cut_after
 
 SOME = settings(max_examples=40, deadline=None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guerdon.backbones.chat import Chat, Reply
 from guerdon.backbones.vlm import VLM
-from guerdon.rewards.frame_order import ShuffledFrames, frame_values
+from guerdon.rewards.zero_shot.frame_order import ShuffledFrames, frame_values
 from guerdon.testing import check_reward_model
 
 

@@ -9,8 +9,8 @@ from guerdon.backbones.openai_clip import ClipEncoder
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End, Sampled, TrajectoryBatch
 from guerdon.core.hub import load_component
-from guerdon.rewards.image_goal import ImageGoalDistance
 from guerdon.rewards.shaping import Delta
+from guerdon.rewards.zero_shot.image_goal import ImageGoalDistance
 from guerdon.testing import reopen, tiny_clip
 
 

@@ -13,8 +13,8 @@ from guerdon.backbones.model_inputs import inputs_of
 from guerdon.backbones.openai_clip import ClipEncoder, ClipText
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import Sampled, TrajectoryBatch
-from guerdon.rewards.image_goal import ImageGoalDistance
-from guerdon.rewards.similarity import GoalSimilarity, goal_baseline_similarity
+from guerdon.rewards.zero_shot.image_goal import ImageGoalDistance
+from guerdon.rewards.zero_shot.similarity import GoalSimilarity, goal_baseline_similarity
 from guerdon.testing import check_reward_model, tiny_clip, trajectory_batches
 
 

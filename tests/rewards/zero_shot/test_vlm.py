@@ -10,7 +10,7 @@ from torch import Tensor
 from guerdon.backbones.chat import Chat, Reply
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import Sampled
-from guerdon.rewards.vlm import AnswerReward, CompletionLikelihood, ExpectedRating
+from guerdon.rewards.zero_shot.vlm import AnswerReward, CompletionLikelihood, ExpectedRating
 from guerdon.testing import check_reward_model
 
 

@@ -14,25 +14,26 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 from guerdon.cli import main
-from guerdon.cli_calibrate import unseen_warning
+from guerdon.commands.calibrate import unseen_warning
 from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import RewardModel
 from guerdon.core.metrics import expected_calibration_error, success_auroc
 from guerdon.critics.value import ValueCritic
 from guerdon.datasets.episodes import BadEpisodeError, Episode, EpisodeSummary
-from guerdon.datasets.lerobot_writer import LeRobotWriter
-from guerdon.policies.advantage import RewardToGo
-from guerdon.rewards.calibration import Calibrated, calibrate, calibrate_on
+from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
+from guerdon.evaluation.calibration.data import CalibrationData, collect
+from guerdon.evaluation.calibration.fit import calibrate, calibrate_on
+from guerdon.evaluation.calibration.report import change_of_error, choose_limit, cross_validate
+from guerdon.evaluation.dataset import evaluate_dataset
+from guerdon.policies.advantages.reward_to_go import RewardToGo
+from guerdon.rewards.calibration import Calibrated
 from guerdon.rewards.calibration_curves import Curve, fit_curve
-from guerdon.rewards.calibration_data import CalibrationData, collect
-from guerdon.rewards.calibration_report import change_of_error, choose_limit, cross_validate
 from guerdon.rewards.ensemble import EnsembleReward
-from guerdon.rewards.judging import evaluate_dataset
 from guerdon.rewards.progress import ProgressReward
-from guerdon.rewards.scores import read_scores
-from guerdon.rewards.scoring import score_dataset
 from guerdon.rewards.shaping import FirstHit
+from guerdon.scoring.dataset import score_dataset
+from guerdon.scoring.scores import read_scores
 from guerdon.testing import check_reward_model, trajectory_batches
 
 METHODS = ("temperature", "platt", "isotonic")

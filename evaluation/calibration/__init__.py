@@ -1,0 +1,1 @@
+"""Calibration of reward models on a held-out split."""

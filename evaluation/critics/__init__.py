@@ -1,0 +1,1 @@
+"""Evaluation of critics against returns."""

@@ -1,0 +1,1 @@
+"""A training callback that detects reward hacking."""

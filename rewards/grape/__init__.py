@@ -1,0 +1,1 @@
+"""GRAPE's trajectory score and its stage costs."""

@@ -1,0 +1,1 @@
+"""Milestone rewards (the robotic process reward of VLA-RL)."""

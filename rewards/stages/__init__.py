@@ -1,0 +1,1 @@
+"""Task decomposers and the rewards built on their stages."""

@@ -1,0 +1,1 @@
+"""Rewards of pretrained models that need no training."""
