@@ -1,7 +1,6 @@
 """What a component promises: reward models, critics, advantage sources, policies and objectives."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -10,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .arguments import remember_arguments
 from .batch import (
     Advantages,
     Decision,
@@ -44,19 +44,8 @@ class Component(nn.Module):
         """Remember the constructor's arguments."""
         # pyright knows the class behind super() as Self only, a type the run-time shape checks do not take
         module = super().__new__(cls)  # pyright: ignore[reportArgumentType]
-        signature = inspect.signature(cls.__init__)
-        try:
-            bound = signature.bind(module, *args, **kwargs)
-        except TypeError:  # copying and unpickling call __new__ bare; a wrong call fails in __init__
-            return module
-        bound.apply_defaults()
-        given = {k: v for k, v in list(bound.arguments.items())[1:]}
-        for parameter in signature.parameters.values():  # a class without a constructor of its own has torch's
-            if parameter.kind is parameter.VAR_KEYWORD:
-                given |= given.pop(parameter.name)
-            elif parameter.kind is parameter.VAR_POSITIONAL:
-                given.pop(parameter.name)
-        module.__dict__["init_args"] = {k: _remember(v) for k, v in given.items()}
+        # copying and unpickling call __new__ bare, and a wrong call fails in __init__: both leave no record
+        remember_arguments(module, cls.__init__, args, kwargs)
         return module
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -78,15 +67,6 @@ class Component(nn.Module):
     def push_to_hub(self, repo_id: str, private: bool = True) -> str:
         """Upload to the Hugging Face hub, only ever when called; returns the commit's address."""
         return push_component(self, repo_id, private=private)
-
-
-def _remember(value: Any) -> Any:
-    """Copy containers, so that a constructor that changes its argument does not change the record of it."""
-    if isinstance(value, Mapping):
-        return {k: _remember(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_remember(v) for v in value]
-    return value
 
 
 class RewardModel(Component):

@@ -1,0 +1,50 @@
+"""Constructor arguments are remembered, and those of an object argument may be given one by one."""
+
+import functools
+
+import pytest
+
+from guerdon.core.arguments import folds
+from guerdon.core.interfaces import Component
+
+
+class Eye(Component):
+    def __init__(self, width: int = 4, cameras: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.width, self.cameras = width, cameras
+
+
+class Model(Component):
+    @folds(eye=functools.partial(Eye, width=2))
+    def __init__(self, size: int = 1, eye: Eye | None = None) -> None:
+        super().__init__()
+        self.size, self.eye = size, eye or Eye(width=2)
+
+
+def test_flat_arguments_become_the_object():
+    model = Model(size=3, cameras=("front",))
+    assert (model.size, model.eye.width, model.eye.cameras) == (3, 2, ("front",))
+
+
+def test_the_record_holds_the_object_and_no_flat_argument():
+    model = Model(cameras=("front",))
+    assert set(model.init_args) == {"size", "eye"}
+    assert model.init_args["eye"] is model.eye
+    assert Model(5).init_args == {"size": 5, "eye": None}
+
+
+def test_object_and_flat_argument_are_refused_together():
+    with pytest.raises(TypeError, match="eye and width are both given: put width into eye"):
+        Model(eye=Eye(), width=3)
+
+
+def test_an_argument_nobody_has_is_the_usual_error():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        Model(colour="red")
+
+
+def test_copies_are_independent_records():
+    names = ["front"]
+    eye = Eye(cameras=names)
+    names.append("wrist")
+    assert eye.init_args["cameras"] == ["front"]
