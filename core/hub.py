@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .sizes import require_sizes
+
 SPEC, WEIGHTS, FORMAT = "component.json", "model.safetensors", 1
 _RESERVED = ({"class_path", "init_args"}, {"same_as"})  # how a component, and one met before, stand in the JSON
 
@@ -115,12 +117,13 @@ def save_component(component: nn.Module, path: str | Path) -> None:
 
     Raises:
         TypeError: If the module is no component, or an argument cannot be written as JSON.
-        ValueError: If a class cannot be imported by name, or an argument is not finite.
+        ValueError: If a class cannot be imported by name, an argument is not finite, or a size is not known yet.
         FileExistsError: If the path holds anything but a saved component: replacing the folder would delete it.
         OSError: If the folder cannot be written.
     """
     if not is_component(component):
         raise TypeError(f"expected a guerdon component, got a {type(component).__name__}")
+    require_sizes(component)
     folder = Path(path).absolute()
     if folder.is_dir():
         if folder.samefile(Path.cwd()):

@@ -1,0 +1,103 @@
+"""Sizes that come from the data: components made without a state or action size are built once a data set names it."""
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import nn
+
+SIZES = ("state_size", "action_size")
+"""Constructor arguments that a data set can answer; None means that it has not yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSizes:
+    """Widths of the states and actions of a data set or an environment."""
+
+    name: str
+    """Folder of the data set or name of the environment, for errors."""
+    state_size: int
+    action_size: int
+
+
+def take_sizes(component: nn.Module, sizes: DataSizes) -> bool:
+    """Build a component made without sizes, in place, with those of a data set.
+
+    Sizes that were given are compared with the data; a size of 0 reads nothing and fits any. The constructor of every
+    component that lacks a size runs again with the number filled in, and so does that of every component around it. The
+    numbers end up in ``init_args``, so that a saved component holds them.
+
+    Args:
+        component: Component, or a module that holds components, such as a training module.
+        sizes: Sizes of the data.
+
+    Returns:
+        True where something was built.
+
+    Raises:
+        ValueError: If a given size is another one than that of the data.
+    """
+    if "init_args" not in component.__dict__:
+        return any([take_sizes(child, sizes) for child in component.children()])
+    arguments = cast(dict[str, Any], component.__dict__["init_args"])
+    rebuilt = any([take_sizes(part, sizes) for part in _parts(arguments)])
+    accepted = inspect.signature(type(component).__init__).parameters
+    for name in SIZES:
+        if name not in accepted:
+            continue
+        given, found = getattr(component, name, arguments.get(name)), getattr(sizes, name)
+        if given is None:
+            arguments[name], rebuilt = found, True
+        elif given not in (0, found):
+            what = name.removesuffix("_size")
+            raise ValueError(
+                f"{type(component).__name__} has {name} {given}, and the {what}s of {sizes.name} are {found} wide: "
+                f"leave {name} out to take it from the data, or name the data that the component was made for"
+            )
+    if rebuilt:
+        training = component.training
+        type(component).__init__(component, **arguments)
+        component.train(training)
+    return rebuilt
+
+
+def _parts(value: Any) -> Iterator[nn.Module]:
+    """Find the components among constructor arguments, in containers too."""
+    if isinstance(value, nn.Module):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in cast(Mapping[str, Any], value).values():
+            yield from _parts(entry)
+    elif isinstance(value, list | tuple):
+        for entry in cast(list[Any], value):
+            yield from _parts(entry)
+
+
+def unknown_sizes(component: nn.Module) -> list[str]:
+    """List the sizes that a component or a part of it lacks, such as ``"GaussianPolicy.action_size"``."""
+    missing = [
+        f"{type(module).__name__}.{name}"
+        for module in component.modules()
+        if "init_args" in module.__dict__
+        for name in SIZES
+        if name in inspect.signature(type(module).__init__).parameters and getattr(module, name, 0) is None
+    ]
+    return list(dict.fromkeys(missing))
+
+
+def require_sizes(component: nn.Module) -> None:
+    """Refuse to use a component that lacks a size.
+
+    Raises:
+        ValueError: If it or a part of it was made without one and no data set has named it yet.
+    """
+    missing = unknown_sizes(component)
+    if missing:
+        raise ValueError(
+            f"{type(component).__name__} is not built yet, {' and '.join(missing)} unknown: give the number, or train "
+            "it on a data set (`guerdon fit`, or a data module with sizes), which names it"
+        )
+
+
+__all__ = ["SIZES", "DataSizes", "require_sizes", "take_sizes", "unknown_sizes"]

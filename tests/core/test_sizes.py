@@ -1,0 +1,79 @@
+"""Components made without sizes are built from those of a data set."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from guerdon.core.interfaces import Component
+from guerdon.core.sizes import DataSizes, require_sizes, take_sizes, unknown_sizes
+
+DATA = DataSizes(name="data/reach", state_size=12, action_size=3)
+
+
+class Network(Component):
+    def __init__(self, state_size: int | None = None, action_size: int | None = None, width: int = 5) -> None:
+        super().__init__()
+        self.state_size, self.action_size = state_size, action_size
+        if state_size is not None and action_size is not None:
+            self.layer = nn.Linear(state_size + action_size, width)
+
+
+class Judge(Component):
+    """Copies its network in its constructor, as critics with target networks do."""
+
+    def __init__(self, network: Network, others: tuple[Component, ...] = ()) -> None:
+        super().__init__()
+        self.network, self.target, self.others = network, copy.deepcopy(network), nn.ModuleList(others)
+
+
+def test_sizes_are_filled_in_and_the_parents_built_again():
+    inner = Network()
+    judge = Judge(inner, others=[Network(width=2)])
+    assert take_sizes(judge, DATA)
+    assert judge.network is inner
+    assert inner.layer.weight.shape == (5, 15)
+    assert judge.target.layer.weight.shape == (5, 15)
+    assert judge.others[0].layer.weight.shape == (2, 15)
+    assert inner.init_args == {"state_size": 12, "action_size": 3, "width": 5}
+
+
+def test_given_sizes_stay_and_nothing_is_built_again():
+    network = Network(12, 3)
+    before = network.layer.weight.clone()
+    assert not take_sizes(network, DATA)
+    assert torch.equal(network.layer.weight, before)
+
+
+def test_zero_reads_nothing_and_fits_any_data():
+    assert not take_sizes(Network(0, 3), DATA)
+
+
+def test_a_size_that_disagrees_is_refused_naming_both():
+    with pytest.raises(ValueError, match=r"Network has state_size 39, and the states of data/reach are 12 wide"):
+        take_sizes(Judge(Network(39, 3)), DATA)
+
+
+def test_a_training_module_is_searched_for_components():
+    class Training(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+    training = Training(Network())
+    assert take_sizes(training, DATA)
+    assert training.model.state_size == 12
+
+
+def test_the_mode_is_kept():
+    network = Network().eval()
+    take_sizes(network, DATA)
+    assert not network.training
+
+
+def test_what_is_missing_is_named():
+    assert unknown_sizes(Judge(Network(state_size=4))) == ["Network.action_size"]
+    with pytest.raises(ValueError, match=r"Judge is not built yet, Network.action_size unknown"):
+        require_sizes(Judge(Network(state_size=4)))
+    require_sizes(Judge(Network(4, 2)))
