@@ -19,7 +19,7 @@ from typing import Any, cast
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from .moved import first_names, public_path, renew, warn_of_old_names
@@ -27,6 +27,7 @@ from .sizes import require_sizes
 
 SPEC, WEIGHTS, FORMAT = "component.json", "model.safetensors", 2
 _READABLE = (1, 2)  # 1 named classes by their modules
+_METADATA = {"format": "pt"}  # of the weights file, and so part of its hash
 _RESERVED = ({"class_path", "init_args"}, {"same_as"})  # how a component, and one met before, stand in the JSON
 
 
@@ -123,9 +124,7 @@ def save_component(component: nn.Module, path: str | Path) -> None:
         FileExistsError: If the path holds anything but a saved component: replacing the folder would delete it.
         OSError: If the folder cannot be written.
     """
-    if not is_component(component):
-        raise TypeError(f"expected a guerdon component, got a {type(component).__name__}")
-    require_sizes(component)
+    _require_component(component)
     folder = Path(path).absolute()
     if folder.is_dir():
         if folder.samefile(Path.cwd()):
@@ -149,7 +148,7 @@ def save_component(component: nn.Module, path: str | Path) -> None:
             f"cannot write {folder}: {error.strerror or error}; choose a folder that can be written"
         ) from error
     try:
-        save_file(weights, fresh / WEIGHTS, metadata={"format": "pt"})
+        save_file(weights, fresh / WEIGHTS, metadata=_METADATA)
         record = {"format": FORMAT, "guerdon_version": _version(), "weights_sha256": _sha256(fresh / WEIGHTS)} | spec
         (fresh / SPEC).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
         fresh.chmod(0o755)
@@ -178,10 +177,39 @@ def _version() -> str:
 
 
 def component_hash(path: str | Path) -> str:
-    """Content hash of a saved component: class, arguments and weights; 16 hexadecimal digits."""
-    spec = read_spec(Path(path))
+    """Return the content hash of a saved component: class, arguments and weights, as 16 hexadecimal digits.
+
+    Raises:
+        FileNotFoundError: If the folder holds no component.
+        ValueError: If its description is not one of ours.
+    """
+    return _content_hash(read_spec(Path(path)))
+
+
+def hash_component(component: nn.Module) -> str:
+    """Compute the content hash that a component has once it is saved, without writing a file.
+
+    It equals `component_hash` of the folder that `save_component` would write now. Weights of frozen published
+    backbones are left out, as they are when saving.
+
+    Raises:
+        TypeError: If the module is no component, or an argument cannot be written as JSON.
+        ValueError: If a class cannot be imported by name, an argument is not finite, or a size is not known yet.
+    """
+    _require_component(component)
+    content = save(_weights(component), metadata=_METADATA)
+    return _content_hash(describe(component) | {"weights_sha256": hashlib.sha256(content).hexdigest()})
+
+
+def _content_hash(spec: Mapping[str, Any]) -> str:
     identity = first_names({k: spec[k] for k in ("class_path", "init_args", "weights_sha256")})
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _require_component(component: nn.Module) -> None:
+    if not is_component(component):
+        raise TypeError(f"expected a guerdon component, got a {type(component).__name__}")
+    require_sizes(component)
 
 
 def read_spec(folder: Path) -> dict[str, Any]:
@@ -335,4 +363,12 @@ def push_component(component: nn.Module, repo_id: str, private: bool = True) -> 
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
 
 
-__all__ = ["class_path", "component_hash", "load_component", "push_component", "read_spec", "save_component"]
+__all__ = [
+    "class_path",
+    "component_hash",
+    "hash_component",
+    "load_component",
+    "push_component",
+    "read_spec",
+    "save_component",
+]

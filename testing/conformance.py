@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.batch import Decision, Observation, RewardEstimates, TrajectoryBatch, ValueEstimates
-from ..core.hub import load_component
+from ..core.hub import component_hash, hash_component, load_component
 from ..core.interfaces import Component, Critic, Policy, Proposer, RewardModel
 from .altered import cut_after, junk_padding, pad_steps, with_other_future
 
@@ -130,10 +130,12 @@ def check_policy(policy: Policy, observation: Observation | TrajectoryBatch, tol
 
 
 def reopen(component: C) -> C:
-    """Save a component to a temporary folder and open it again."""
+    """Save a component to a temporary folder and open it again; the hash of the folder must be known beforehand."""
     with tempfile.TemporaryDirectory() as parent:
         path = Path(parent) / "component"
+        expected = hash_component(component)
         component.save_pretrained(path)
+        assert component_hash(path) == expected, f"{type(component).__name__}: saved with another hash than computed"
         opened = load_component(path, trust=True, known=(type(component),))
     assert isinstance(opened, type(component)), f"saved a {type(component).__name__}, opened a {type(opened).__name__}"
     return opened

@@ -11,13 +11,23 @@ import pytest
 import torch
 from torch import nn
 
+from guerdon.backbones.language import HashedText
+from guerdon.backbones.vision import ConvEncoder
 from guerdon.core import hub
-from guerdon.core.hub import component_hash, load_component, read_spec, save_component
+from guerdon.core.hub import component_hash, hash_component, load_component, read_spec, save_component
 from guerdon.core.interfaces import Component
+from guerdon.critics.action import ActionCritic
+from guerdon.critics.networks import ChunkPerceptron
 from guerdon.critics.value import ValueCritic
 from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
+from guerdon.policies.objectives import WeightedImitation
+from guerdon.policies.proposer import PolicyProposer
+from guerdon.policies.weights import Exponential
+from guerdon.rewards.ensemble import EnsembleReward
+from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
+from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
 
 
 class Leaf(Component):
@@ -45,6 +55,14 @@ class Tree(Component):
         super().__init__()
         self.left, self.right = left, right
         self.many, self.named = nn.ModuleList(many), nn.ModuleDict(named or {})
+
+
+class Sized(Component):
+    """Is built when a data set names its width."""
+
+    def __init__(self, state_size=None):
+        super().__init__()
+        self.state_size = state_size
 
 
 class Outer:
@@ -168,6 +186,73 @@ def test_the_hash_changes_with_a_weight_an_argument_and_the_class(tmp_path):
     spec["class_path"] += "2"
     (tmp_path / "c" / hub.SPEC).write_text(json.dumps(spec))
     assert len({before, weight, argument, component_hash(tmp_path / "c")}) == 4
+
+
+def _shared():
+    leaf = Leaf(2)
+    return Tree(leaf, right=Tree(leaf), many=[Leaf(1), leaf], named={"x": leaf})
+
+
+def _half():
+    return Leaf(3).to(torch.bfloat16)
+
+
+def _transposed():
+    leaf = Leaf(3)
+    leaf.layer.weight = nn.Parameter(torch.arange(9.0).reshape(3, 3).T)  # not contiguous
+    return leaf
+
+
+KINDS = {
+    "a component with weights": lambda: Leaf(2, {"b": 1, "ä": [1e-30, None, True, (1, 2)]}),
+    "no weights": RecordedReward,
+    "a shared part": _shared,
+    "half precision": _half,
+    "weights in another order in memory": _transposed,
+    "a frozen reference": lambda: Backbone("some/encoder"),
+    "a frozen reference inside": lambda: Tree(Backbone("some/encoder"), right=Leaf(2)),
+    "a reward model": lambda: ProgressReward(state_size=3, width=8, layers=1, heads=2),
+    "a wrapped reward model": lambda: EnsembleReward(ProgressReward(state_size=3, width=8, layers=0), 2),
+    "a critic": lambda: ActionCritic(ChunkPerceptron(3, 2, horizon=2, hidden=(8,))),
+    "a policy": lambda: GaussianPolicy(3, 2, hidden=(4,)),
+    "an advantage source": lambda: RewardToGo(RecordedReward("p"), ValueCritic(3, hidden=(4,))),
+    "an objective": lambda: WeightedImitation(Exponential(kappa=1.0)),
+    "a proposer": lambda: PolicyProposer(GaussianPolicy(3, 2, hidden=(4,))),
+    "a decomposer": RuleDecomposer,
+    "an encoder": lambda: ConvEncoder(width=8, channels=(4,), size=8),
+    "a text encoder": lambda: HashedText(8, 16),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_hash_of_a_component_is_that_of_its_folder(kind, tmp_path):
+    component = KINDS[kind]()
+    before = hash_component(component)
+    assert list(tmp_path.iterdir()) == []
+    folder = _saved(component, tmp_path / "saved")
+    assert before == component_hash(folder) == hash_component(component)
+
+
+def test_hashing_writes_no_file(monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("a file was written")
+
+    monkeypatch.setattr(hub, "save_file", refused)
+    monkeypatch.setattr(hub.tempfile, "mkdtemp", refused)
+    leaf = Leaf(2)
+    before = hash_component(leaf)
+    with torch.no_grad():
+        leaf.layer.bias[0] += 1e-3
+    assert hash_component(leaf) != before
+
+
+def test_what_cannot_be_saved_has_no_hash():
+    with pytest.raises(TypeError, match="expected a guerdon component, got a Linear"):
+        hash_component(nn.Linear(1, 1))
+    with pytest.raises(TypeError, match="argument 'note' is a set"):
+        hash_component(Leaf(1, {1}))
+    with pytest.raises(ValueError, match="Sized is not built yet"):
+        hash_component(Sized())
 
 
 # --- what cannot be saved -------------------------------------------------------------------------------------------
