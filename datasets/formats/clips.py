@@ -134,6 +134,24 @@ class ClipsDataset:
         return int(clip["frames"])
 
 
+class ClipsFormat:
+    """Folders of clips; see `guerdon.datasets.opening.Format`."""
+
+    accepted: str = f"a folder of clips ({METADATA} and mp4 files)"
+
+    def recognises(self, folder: Path) -> bool:
+        """Tell a folder of clips by its ``metadata.jsonl``."""
+        return (folder / METADATA).is_file()
+
+    def open(self, folder: Path) -> ClipsDataset:
+        """Open a folder of clips."""
+        return ClipsDataset(folder)
+
+    def files(self, folder: Path) -> list[Path]:
+        """List metadata and clips."""
+        return [*folder.glob("*.jsonl"), *folder.rglob("*.mp4")]
+
+
 def _read_metadata(folder: Path) -> list[dict[str, Any]]:
     path = folder / METADATA
     if not path.is_file():

@@ -275,6 +275,24 @@ class LeRobotDataset:
         return found
 
 
+class LeRobotFormat:
+    """LeRobot data sets; see `guerdon.datasets.opening.Format`."""
+
+    accepted: str = "a LeRobot v3.0 data set (meta/info.json, data/, videos/)"
+
+    def recognises(self, folder: Path) -> bool:
+        """Tell a LeRobot data set of any version by its ``meta/info.json``."""
+        return (folder / "meta" / "info.json").is_file()
+
+    def open(self, folder: Path) -> LeRobotDataset:
+        """Open a LeRobot data set of version v3.0."""
+        return LeRobotDataset(folder)
+
+    def files(self, folder: Path) -> list[Path]:
+        """List tables, rows and videos."""
+        return [file for part in ("meta", "data", "videos") for file in (folder / part).rglob("*")]
+
+
 def _said_success(row: dict[str, Any]) -> float | None:
     said = row.get("success")
     return None if said is None else float(said)

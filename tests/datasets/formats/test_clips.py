@@ -1,4 +1,4 @@
-"""Clips, and the door that tells formats apart."""
+"""Clips: what the metadata say, what the files say, and every mistake in either."""
 
 import json
 
@@ -8,8 +8,6 @@ import pytest
 from guerdon.core.batch import End
 from guerdon.datasets.episodes import BadEpisodeError, EpisodeDataset, readable
 from guerdon.datasets.formats.clips import ClipsDataset
-from guerdon.datasets.formats.lerobot import LeRobotDataset
-from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.formats.video import write_video
 from guerdon.datasets.opening import open_dataset
 
@@ -85,16 +83,7 @@ def test_files_left_out_are_mentioned(tmp_path, make_picture):
         ClipsDataset(folder)
 
 
-def test_the_door(tmp_path, make_episode):
-    with LeRobotWriter(tmp_path / "robot", fps=10) as writer:
-        writer.add(make_episode(0))
-    assert isinstance(open_dataset(tmp_path / "robot"), LeRobotDataset)
-    with pytest.raises(FileNotFoundError, match="no data set at"):
-        open_dataset(tmp_path / "none")
-    (tmp_path / "notes.txt").write_text("x")
-    for path in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(ValueError, match=r"accepted are: a LeRobot v3\.0 data set .* a folder of clips"):
-            open_dataset(path)
+def test_a_folder_without_metadata_is_no_folder_of_clips(tmp_path):
     with pytest.raises(FileNotFoundError, match="no metadata"):
         ClipsDataset(tmp_path)
 
