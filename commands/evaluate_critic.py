@@ -14,7 +14,6 @@ from rich.text import Text
 from .. import __version__
 from ..core.batch import End, named_ends
 from ..core.files import write_json
-from ..core.hub import SPEC
 from ..core.interfaces import Critic, Policy, RewardModel
 from ..core.opening import open_component
 from ..datasets.collate import Window
@@ -29,6 +28,7 @@ from ..evaluation.critics.rollouts import RolledOut, Rollouts, roll_out
 from ..policies.proposer import PolicyProposer
 from ..rewards.opening import open_reward_model
 from ..rewards.step_cost import StepCost
+from ..scoring.ends import reward_beside
 
 OPTIONS = ("policy", "env", "reward", "failure_cost", "scale", "terminating", "tail")
 """Options that only a critic takes, by their names in the parsed arguments; None where they were not given."""
@@ -126,7 +126,7 @@ def _reward(options: argparse.Namespace, dataset: EpisodeDataset, gamma: float, 
         if options.failure_cost is not None or options.scale is not None:
             raise ValueError("--reward names the reward: --failure-cost and --scale would change another one")
         return _saved_reward(options.reward, device, options.trust)
-    beside = _reward_beside(Path(options.model))
+    beside = reward_beside(options.model)
     if beside is not None and options.failure_cost is None and options.scale is None:
         return _saved_reward(beside, device, options.trust)
     reward = StepCost(failure_cost=options.failure_cost, scale=options.scale, gamma=gamma)
@@ -154,14 +154,6 @@ def _saved_reward(path: str | Path, device: str, trust: bool) -> tuple[RewardMod
     reward, said = open_reward_model(path, device, trust)
     told = repr(reward) if isinstance(reward, StepCost) else f"{said['class_path']} {said.get('hash', '')}".strip()
     return reward, f"{said['path']}: {told}"
-
-
-def _reward_beside(model: Path) -> Path | None:
-    """The reward that ``guerdon fit`` left beside a critic, whether the run or its model is named."""
-    for folder in (model / "reward", model.parent / "reward" if model.name == "model" else None):
-        if folder is not None and (folder / SPEC).is_file():
-            return folder
-    return None
 
 
 def _terminating(text: str | None, reward: RewardModel) -> frozenset[End]:

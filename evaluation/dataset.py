@@ -13,9 +13,9 @@ from ..core.interfaces import RewardModel
 from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
 from ..datasets.joined import JoinedDatasets, joined
+from ..datasets.model_reader import model_reader, read_usable
 from ..datasets.reader import EpisodeReader
 from ..datasets.splits import Kin, in_split_each
-from ..scoring.dataset import model_reader, read_usable
 from .controls import InstructionMatrix, OtherTasks, ask, describe_figures, judge, with_constant
 from .evaluate import Evaluation, evaluate
 from .predictions import Judged

@@ -1,49 +1,31 @@
 """Scores a data set offline: one parquet row per recorded observation, resumable, bad episodes named in their rows."""
 
-import hashlib
 import json
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .. import __version__
-from ..backbones.model_inputs import inputs_of
-from ..core.batch import RewardEstimates, TrajectoryBatch, ValueEstimates, named_ends
-from ..core.files import replacing
-from ..core.hub import SPEC, class_path, component_hash, describe, read_spec
-from ..core.interfaces import Component, Critic, Proposer, RewardModel
+from ..core.batch import TERMINATING, RewardEstimates, TrajectoryBatch, ValueEstimates, named_ends
+from ..core.interfaces import Critic, Proposer, RewardModel
 from ..core.opening import open_component
-from ..datasets.collate import Window
-from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
+from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
+from ..datasets.model_reader import model_reader, read_places
 from ..datasets.opening import open_dataset
 from ..datasets.reader import EpisodeReader
-from ..rewards.step_cost import StepCost
-from .scores import (
-    COUNTERS,
-    PARTS,
-    SCORES,
-    Counters,
-    added,
-    bad_episodes,
-    bad_rows,
-    episode_rows,
-    join_parts,
-    read_scores,
-    write_part,
-)
+from .counters import Counters, model_counters, subtract_counters
+from .ends import ENDS, priced_ends
+from .parts import Part, join_parts, plan_parts, write_part
+from .run import begin_run, run_identity, run_metadata
+from .scores import COUNTERS, PARTS, SCORES, Scores, bad_episodes, bad_rows, episode_rows
 
-RUN = "run.json"
-_ENDS = ("success", "failure")
 Table = Any  # pyarrow ships no types
 
 
@@ -63,64 +45,6 @@ class ScoringReport:
     """Of these, how many have an estimate of anything: 0 where the model abstained throughout."""
     counters: Counters
     """What the model and its parts counted meanwhile (``abstained``, ``failures``); see `model_counters`."""
-
-
-def model_reader(model: Component, dataset: EpisodeDataset, cache: FeatureCache | None = None) -> EpisodeReader:
-    """A reader that gives a model what it was built for.
-
-    Args:
-        model: Its ``inputs`` say what it reads.
-        dataset: Where from.
-        cache: Keeps the features of a frozen encoder, or the frames at the model's size.
-
-    Raises:
-        ValueError: If the data set has another state width, or none of the model's cameras.
-    """
-    inputs = inputs_of(model)
-    if inputs.state_size and inputs.state_size != dataset.state_size:
-        raise ValueError(
-            f"{type(model).__name__} reads a state of {inputs.state_size} numbers, {dataset.name} has "
-            f"{dataset.state_size}: score the data it was made for, or train a model for this robot"
-        )
-    if inputs.cameras and not set(inputs.cameras) & set(dataset.cameras):
-        raise ValueError(
-            f"{type(model).__name__} looks through {', '.join(inputs.cameras)}; {dataset.name} has "
-            f"{', '.join(dataset.cameras) or 'no camera'}"
-        )
-    useful = cache if inputs.encoder is not None or inputs.frame_size is not None else None
-    return EpisodeReader(dataset, inputs.cameras, inputs.frame_size, inputs.encoder, useful)
-
-
-def read_for(reader: EpisodeReader, model: Component, episodes: Sequence[Episode]) -> TrajectoryBatch:
-    """Batch whole episodes as a model evaluates them: every ``frames_every``-th recorded frame.
-
-    Raises:
-        BadEpisodeError: If a video cannot be decoded.
-    """
-    return reader.batch([Window(episode=e) for e in episodes], None, inputs_of(model).frames_every)
-
-
-def read_usable(
-    reader: EpisodeReader, model: Component, places: Iterable[int], bad: dict[int, BadEpisodeError]
-) -> tuple[TrajectoryBatch | None, list[Episode]]:
-    """A batch of the episodes at some places without those whose video turns out to be broken; None without any left.
-
-    Args:
-        reader: Made by `model_reader`.
-        model: Who reads them.
-        places: Of episodes that could be read.
-        bad: The broken ones are put in here, under their number.
-    """
-    episodes = [reader(place) for place in places]
-    while episodes:
-        try:
-            return read_for(reader, model, episodes), episodes
-        except BadEpisodeError as error:
-            left = [e for e in episodes if e.index != error.index]
-            if len(left) == len(episodes):
-                raise
-            bad[error.index], episodes = error, left
-    return None, []
 
 
 def score_dataset(
@@ -175,46 +99,38 @@ def score_dataset(
     if batch_size < 1 or part_size < 1:
         raise ValueError(f"batch_size {batch_size}, part_size {part_size}: expected positive numbers")
     folder = Path(out)
-    _check_writable(folder)
-    opened = dataset if isinstance(dataset, EpisodeDataset) else open_dataset(dataset)
-    where = str(model) if isinstance(model, str | Path) else ""
+    _require_writable(folder)
+    data = dataset if isinstance(dataset, EpisodeDataset) else open_dataset(dataset)
+    source, model_hash = "", None
     if isinstance(model, str | Path):
-        model = open_component(model, (RewardModel, Critic), "a reward model or a critic", "cpu", trust)[0]
+        source = str(model)
+        model, opened = open_component(model, (RewardModel, Critic), "a reward model or a critic", "cpu", trust)
+        model_hash = opened.get("hash")  # of the folder as it stands, whatever version wrote it
     if proposer is not None and isinstance(model, RewardModel):
         raise ValueError(f"a policy proposes chunks to critics, and {type(model).__name__} is a reward model")
-    reader = model_reader(model, opened, None if cache is None else FeatureCache(cache))
-    ends: Sequence[str] = ()  # of no consequence to a reward model
-    if isinstance(model, Critic):
-        ends = (priced_ends(where) if where else _ENDS) if terminating is None else terminating
-        reader.terminating = named_ends("terminating", ends)
-    metadata = run_metadata(model, opened, part_size, proposer, ends) | {"model": where}
-    done = _begin(folder, metadata, overwrite)
-    if done is not None:
-        return done
-    parts = range(0, len(opened), part_size)
-    files = [folder / PARTS / f"part-{i:05d}.parquet" for i in range(len(parts))]
+    ends = _terminating(model, source, terminating)
+    reader = model_reader(
+        model,
+        data,
+        None if cache is None else FeatureCache(cache),
+        TERMINATING if isinstance(model, RewardModel) else named_ends("terminating", ends),
+    )
+    identity = run_identity(model, data, part_size, proposer, ends, model_hash)
+    metadata = run_metadata(identity, model, source)
+    finished = begin_run(folder, metadata, overwrite)
+    if finished is not None:
+        return _report_finished(folder, finished)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    model = model.to(chosen).eval()
-    resumed = 0
-    with _bar(progress_bar) as bar:
-        task = bar.add_task("scoring", total=len(opened))
-        for number, (start, file) in enumerate(zip(parts, files, strict=True)):
-            places = range(start, min(start + part_size, len(opened)))
-            if file.is_file():
-                resumed += len(places)
-            else:
-                before = model_counters(model)
-                if proposer is not None:
-                    proposer.version = number
-                table = pa.concat_tables(list(_score(model, reader, places, batch_size, chosen, proposer)))
-                counted = json.dumps(_since(before, model_counters(model)))
-                write_part(table.replace_schema_metadata({COUNTERS: counted}), file)
-            bar.update(task, advance=len(places))
-    joined = join_parts(files, folder / SCORES, metadata)
+    scorer = _Scorer(
+        model=model.to(chosen).eval(), reader=reader, batch_size=batch_size, device=chosen, proposer=proposer
+    )
+    parts = plan_parts(folder, len(data), part_size)
+    resumed = _write_parts(scorer, parts, progress_bar)
+    joined = join_parts([part.file for part in parts], folder / SCORES, metadata)
     shutil.rmtree(folder / PARTS)
     return ScoringReport(
         path=folder / SCORES,
-        episodes=len(opened),
+        episodes=len(data),
         bad=joined.bad,
         resumed=resumed,
         observations=joined.observations,
@@ -223,47 +139,7 @@ def score_dataset(
     )
 
 
-def priced_ends(model: str | Path) -> tuple[str, ...]:
-    """Names of the ends after which the values of a saved critic mean nothing.
-
-    These are the success and the failures of the step cost that ``guerdon fit`` left beside it; success and failure
-    where another reward lies there, or none.
-
-    Args:
-        model: The critic's folder, or its run's.
-    """
-    folder = Path(model)
-    for reward in (folder / "reward", folder.parent / "reward"):
-        if (reward / SPEC).is_file() and (reward.parent == folder or folder.name == "model"):
-            spec = read_spec(reward)
-            if spec["class_path"] == class_path(StepCost):
-                return ("success", *spec["init_args"]["failures"])
-    return _ENDS
-
-
-def model_counters(model: Component) -> dict[str, dict[str, int]]:
-    """What a model and the modules in it count: attributes ``abstained`` and ``failures`` that are a ``Counter``.
-
-    Returns:
-        Class and attribute, such as ``ShuffledFrames.abstained`` → reason → how many since the model was made. Modules
-        of one class are summed; empty counters are left out.
-    """
-    found: dict[str, dict[str, int]] = {}
-    for module in model.modules():
-        for name in ("abstained", "failures"):
-            counter = getattr(module, name, None)
-            if isinstance(counter, Counter):
-                reasons = cast(Counter[object], counter).items()
-                found = added(found, {f"{type(module).__name__}.{name}": {str(why): n for why, n in reasons}})
-    return found
-
-
-def _since(before: Counters, after: Counters) -> dict[str, dict[str, int]]:
-    grown = {name: dict(Counter(counts) - Counter(before.get(name, {}))) for name, counts in after.items()}
-    return {name: counts for name, counts in grown.items() if counts}
-
-
-def _check_writable(folder: Path) -> None:
+def _require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -272,173 +148,91 @@ def _check_writable(folder: Path) -> None:
         raise OSError(f"cannot write scores to {folder}: {error.strerror}; choose another folder") from error
 
 
-def run_metadata(
-    model: Component,
-    dataset: EpisodeDataset,
-    part_size: int,
-    proposer: Proposer | None = None,
-    terminating: Sequence[str] = (),
-) -> dict[str, str]:
-    """What the scores are of; two runs with the same ``fingerprint`` give the same scores."""
-    model_hash = _hash(model)
-    path = Path(dataset.name)
-    data = str(path.resolve()) if path.exists() else dataset.name
-    identity = hashlib.sha256()
-    for place in range(len(dataset)):
-        summary = dataset.summary(place)
-        identity.update(f"{summary.index} {summary.steps} {summary.instruction}\n".encode())
-    for file in _recording(path):  # one made again may have the same episodes and lengths; its files are not the same
-        state = file.stat()
-        identity.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
-    inputs = inputs_of(model)
-    settings = {"part_size": part_size, "frames_every": inputs.frames_every, "frame_size": inputs.frame_size}
-    settings |= {"cameras": list(inputs.cameras), "episodes": len(dataset)}
-    if terminating:
-        settings |= {"terminating": sorted(set(terminating))}
-    named = {"model_hash": model_hash, "data": data, "settings": json.dumps(settings)}
-    named |= {"data_hash": identity.hexdigest()[:16]}
-    if isinstance(proposer, Component):
-        named["policy_hash"] = _hash(proposer)
-    return {
-        **named,
-        "fingerprint": hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16],
-        "class_path": class_path(type(model)),
-        "configuration": json.dumps(describe(model)),
-        "version": __version__,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def _terminating(model: RewardModel | Critic, source: str, given: Sequence[str] | None) -> Sequence[str]:
+    """Name the ends after which a critic's value means nothing; none for a reward model, which they do not concern."""
+    if isinstance(model, RewardModel):
+        return ()
+    if given is not None:
+        return given
+    return priced_ends(source) if source else ENDS
 
 
-def _hash(model: Component) -> str:
-    with tempfile.TemporaryDirectory() as parent:
-        model.save_pretrained(Path(parent) / "model")
-        return component_hash(Path(parent) / "model")
-
-
-def _recording(path: Path) -> list[Path]:
-    """The files of a data set, without what else may lie in its folder (scores, a cache)."""
-    if (path / "meta").is_dir():
-        found = [f for name in ("meta", "data", "videos") for f in (path / name).rglob("*")]
-    else:
-        found = [*path.glob("*.jsonl"), *path.rglob("*.mp4")] if path.is_dir() else []
-    return sorted(f for f in found if f.is_file())
-
-
-def _begin(folder: Path, metadata: Mapping[str, str], overwrite: bool) -> ScoringReport | None:
-    """Find out whether an earlier run is finished, goes on, or is another one."""
-    scores, run = folder / SCORES, folder / PARTS / RUN
-    if scores.is_file():
-        earlier = read_scores(scores)
-        if earlier.metadata.get("fingerprint") == metadata["fingerprint"] and not overwrite:
-            count = int(earlier.metadata["settings"]["episodes"])
-            estimated, observations = earlier.estimated
-            return ScoringReport(
-                path=scores,
-                episodes=count,
-                bad=tuple(bad_episodes(earlier.table)),
-                resumed=count,
-                observations=observations,
-                estimated=estimated,
-                counters=earlier.counters,
-            )
-        _refuse_other(
-            folder, {**earlier.metadata, "settings": json.dumps(earlier.metadata["settings"])}, metadata, overwrite
-        )
-    if run.is_file():
-        started = cast(dict[str, str], json.loads(run.read_text()))
-        if started.get("fingerprint") != metadata["fingerprint"] or overwrite:
-            _refuse_other(folder, started, metadata, overwrite)
-            for file in (folder / PARTS).glob("part-*.parquet"):
-                file.unlink()
-    elif (folder / PARTS).is_dir():
-        for file in (folder / PARTS).glob("part-*.parquet"):
-            file.unlink()  # of a run nobody can name
-    (folder / PARTS).mkdir(exist_ok=True)
-    with replacing(run) as fresh:
-        fresh.write_text(json.dumps(dict(metadata), indent=2))
-    return None
-
-
-def _refuse_other(folder: Path, earlier: Mapping[str, Any], now: Mapping[str, str], overwrite: bool) -> None:
-    if overwrite:
-        return
-    names = {"model_hash": "model", "data": "data folder", "data_hash": "episodes", "settings": "settings"}
-    differ = [
-        f"{words}: {earlier.get(key)} there, {now.get(key)} now"
-        for key, words in {**names, "policy_hash": "policy"}.items()
-        if earlier.get(key) != now.get(key)
-    ]
-    raise ValueError(
-        f"{folder} holds scores of another run ({'; '.join(differ)}): choose another folder, or overwrite it"
+def _report_finished(folder: Path, scores: Scores) -> ScoringReport:
+    """Report scores that an earlier run has finished."""
+    episodes = int(scores.metadata["settings"]["episodes"])
+    estimated, observations = scores.estimated
+    return ScoringReport(
+        path=folder / SCORES,
+        episodes=episodes,
+        bad=tuple(bad_episodes(scores.table)),
+        resumed=episodes,
+        observations=observations,
+        estimated=estimated,
+        counters=scores.counters,
     )
 
 
-def _bar(shown: bool) -> Progress:
+def _write_parts(scorer: "_Scorer", parts: Sequence[Part], progress_bar: bool) -> int:
+    """Score and write the parts that are not there yet; return the number of episodes in those that are."""
+    resumed = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"))
-    return Progress(*columns, TimeRemainingColumn(), disable=not shown)
+    with Progress(*columns, TimeRemainingColumn(), disable=not progress_bar) as bar:
+        task = bar.add_task("scoring", total=sum(len(part.places) for part in parts))
+        for part in parts:
+            if part.file.is_file():
+                resumed += len(part.places)
+            else:
+                write_part(scorer.score(part), part.file)
+            bar.update(task, advance=len(part.places))
+    return resumed
 
 
-def _score(
-    model: RewardModel | Critic,
-    reader: EpisodeReader,
-    places: Sequence[int],
-    batch_size: int,
-    device: str,
-    proposer: Proposer | None,
-) -> Iterator[Table]:
-    """Tables of some episodes, in order."""
-    for start in range(0, len(places), batch_size):
-        found: dict[int, Episode | BadEpisodeError] = {}
-        for place in places[start : start + batch_size]:
-            try:
-                found[place] = reader(place)
-            except BadEpisodeError as error:
-                found[place] = error
-        scored = _forward(model, reader, found, device, proposer)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scorer:
+    """A model on its device, and how its data are read."""
+
+    model: RewardModel | Critic
+    reader: EpisodeReader
+    batch_size: int
+    device: str
+    proposer: Proposer | None
+
+    def score(self, part: Part) -> Table:
+        """Score the episodes of a part, in order; what the model counted meanwhile is in the table's metadata."""
+        before = model_counters(self.model)
+        if self.proposer is not None:
+            self.proposer.version = part.number
+        starts = range(0, len(part.places), self.batch_size)
+        table = pa.concat_tables(
+            [rows for start in starts for rows in self._rows(part.places[start : start + self.batch_size])]
+        )
+        counted = subtract_counters(model_counters(self.model), before)
+        return table.replace_schema_metadata({COUNTERS: json.dumps(counted)})
+
+    def _rows(self, places: Sequence[int]) -> Iterator[Table]:
+        """Score the episodes of a batch and yield the rows of each."""
+        batch, found = read_places(self.reader, self.model, places)
+        estimates = None if batch is None else self._estimate(batch)
+        over = [] if batch is None else batch.terminated.tolist()
+        row = 0
         for place, episode in found.items():
             if isinstance(episode, BadEpisodeError):
-                yield bad_rows(episode, reader.dataset.summary(place).steps)
-            else:
-                yield scored[place]
+                yield bad_rows(episode, self.reader.dataset.summary(place).steps)
+            elif estimates is not None:
+                yield episode_rows(episode, estimates, row, over[row])
+                row += 1
 
-
-def _forward(
-    model: RewardModel | Critic,
-    reader: EpisodeReader,
-    found: dict[int, Episode | BadEpisodeError],
-    device: str,
-    proposer: Proposer | None,
-) -> dict[int, Table]:
-    """Score the good episodes together; one whose video breaks is marked and the rest goes on."""
-    while True:
-        good = {place: e for place, e in found.items() if isinstance(e, Episode)}
-        if not good:
-            return {}
-        try:
-            batch = read_for(reader, model, list(good.values()))
-        except BadEpisodeError as error:
-            broken = [place for place, e in good.items() if e.index == error.index]
-            if not broken:
-                raise
-            found[broken[0]] = error
-            continue
+    def _estimate(self, batch: TrajectoryBatch) -> RewardEstimates | ValueEstimates:
+        batch = batch.to(self.device)
         with torch.no_grad():
-            estimates = _estimate(model, batch.to(device), proposer).to("cpu")
-        over = batch.terminated.tolist()
-        return {p: episode_rows(e, estimates, row, over[row]) for row, (p, e) in enumerate(good.items())}
-
-
-def _estimate(
-    model: RewardModel | Critic, batch: TrajectoryBatch, proposer: Proposer | None
-) -> RewardEstimates | ValueEstimates:
-    if isinstance(model, RewardModel):
-        return model(batch)
-    try:
-        return model(batch, proposer)
-    except ValueError as error:
-        if proposer is None and "proposer" in str(error):
-            raise ValueError(
-                f"{type(model).__name__} values observations by chunks of a policy: name it with --policy DIR, or pass "
-                "a proposer"
-            ) from error
-        raise
+            if isinstance(self.model, RewardModel):
+                return self.model(batch).to("cpu")
+            try:
+                return self.model(batch, self.proposer).to("cpu")
+            except ValueError as error:
+                if self.proposer is None and "proposer" in str(error):
+                    raise ValueError(
+                        f"{type(self.model).__name__} values observations by chunks of a policy: name it with --policy "
+                        "DIR, or pass a proposer"
+                    ) from error
+                raise

@@ -1,8 +1,7 @@
 """Scores on disk: one parquet row per recorded observation, written atomically, read back as episodes."""
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -16,14 +15,11 @@ import torch
 from jaxtyping import Float
 
 from ..core.batch import Labelled, RewardEstimates, ValueEstimates
-from ..core.files import replacing
 from ..datasets.episodes import BadEpisodeError, Episode
 
 SCORES, PARTS = "scores.parquet", "parts"
 COUNTERS = "counters"
 """Metadata of a score file and of a part: what the model counted, as JSON."""
-Counters = Mapping[str, Mapping[str, int]]
-"""Class and attribute, such as ``ShuffledFrames.abstained`` → reason → how many."""
 OK = "ok"
 NOT_A_NUMBER = "model_not_finite"
 """Status of an episode for which the model gave NaN or infinity where it claimed to know."""
@@ -117,7 +113,7 @@ class Scores:
     @cached_property
     def estimated(self) -> tuple[int, int]:
         """How many observations of the scored episodes have any estimate, and how many there are."""
-        return _estimated(self.table)
+        return count_estimated(self.table)
 
     @cached_property
     def episodes(self) -> list[ScoredEpisode]:
@@ -262,52 +258,8 @@ def bad_rows(error: BadEpisodeError, steps: int) -> Table:
     return pa.table(arrays, schema=SCHEMA)
 
 
-def write_part(table: Table, file: Path) -> None:
-    """Write a part, with the metadata its schema has; it is there whole or not at all."""
-    with replacing(file) as fresh:
-        pq.write_table(table, fresh)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Joined:
-    """What was found in the parts of a score file."""
-
-    bad: tuple[BadEpisodeError, ...]
-    """Episodes that could not be scored."""
-    observations: int
-    """Of the episodes that could."""
-    estimated: int
-    """Of these, how many have any estimate."""
-    counters: dict[str, dict[str, int]]
-    """Summed over the parts."""
-
-
-def join_parts(files: Sequence[Path], target: Path, metadata: Mapping[str, str]) -> Joined:
-    """Write the parts to one file, a part in memory at a time, with what was counted in the metadata."""
-    bad: list[BadEpisodeError] = []
-    known, count = 0, 0
-    counters: dict[str, dict[str, int]] = {}
-    for file in files:
-        some, all_ = _estimated(pq.read_table(file, columns=["valid", "status"]))
-        known, count = known + some, count + all_
-        stored: dict[bytes, bytes] = pq.read_schema(file).metadata or {}
-        counters = added(counters, json.loads(stored.get(COUNTERS.encode(), b"{}")))
-    metadata = {**metadata, "observations": str(count), "estimated": str(known), COUNTERS: json.dumps(counters)}
-    with replacing(target) as fresh, pq.ParquetWriter(fresh, SCHEMA.with_metadata(dict(metadata))) as writer:
-        for file in files:
-            table = pq.read_table(file)
-            bad += bad_episodes(table)
-            writer.write_table(table.replace_schema_metadata(dict(metadata)))
-    return Joined(bad=tuple(bad), observations=count, estimated=known, counters=counters)
-
-
-def added(one: Counters, other: Counters) -> dict[str, dict[str, int]]:
-    """Counters of the same name summed; what is 0 is left out."""
-    total = {name: Counter(one.get(name, {})) + Counter(other.get(name, {})) for name in (*one, *other)}
-    return {name: dict(counts) for name, counts in total.items() if counts}
-
-
-def _estimated(table: Table) -> tuple[int, int]:
+def count_estimated(table: Table) -> tuple[int, int]:
+    """Count the observations of scored episodes that have any estimate, and all of them."""
     valid, status = table["valid"].to_numpy(), table["status"].to_numpy()
     return int(valid[status == OK].sum()), int((status == OK).sum())
 

@@ -18,8 +18,8 @@ from ...datasets.episodes import BadEpisodeError, EpisodeDataset
 from ...datasets.features import FeatureCache
 from ...datasets.joined import joined
 from ...datasets.labels import with_progress_targets, with_success_targets
+from ...datasets.model_reader import model_reader, read_usable
 from ...datasets.splits import Kin, families, in_split_each
-from ...scoring.dataset import model_reader, read_usable
 from ..controls import ask
 
 Doubt = Literal["spread", "confidence"]

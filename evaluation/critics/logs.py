@@ -16,7 +16,7 @@ from ...critics.logged import learnable_lengths, replans
 from ...critics.monte_carlo import returns_to_go
 from ...datasets.episodes import BadEpisodeError, Episode, EpisodeDataset
 from ...datasets.features import FeatureCache
-from ...scoring.dataset import model_reader, read_for, read_usable
+from ...datasets.model_reader import model_reader, read_for, read_usable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -27,7 +27,8 @@ from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.step_cost import StepCost
 from guerdon.scoring import dataset as scoring
 from guerdon.scoring.dataset import score_dataset
-from guerdon.scoring.scores import read_scores, write_part
+from guerdon.scoring.parts import write_part
+from guerdon.scoring.scores import read_scores
 
 pytestmark = pytest.mark.xdist_group("cli")
 QUICK = ["--states", "6", "--rollouts", "2", "--candidates", "3"]

@@ -1,10 +1,10 @@
+"""Scoring a data set: every row, every abstention, every bad episode, and runs that were interrupted."""
+
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,43 +16,16 @@ from guerdon.backbones.chat import Chat
 from guerdon.backbones.language import HashedText
 from guerdon.backbones.recorded_chat import RecordedChat
 from guerdon.backbones.vision import ConvEncoder
-from guerdon.core.batch import End, Labelled, RewardEstimates
+from guerdon.core.batch import Labelled, RewardEstimates
 from guerdon.core.hub import component_hash
 from guerdon.core.interfaces import RewardModel
 from guerdon.datasets.collate import collate
-from guerdon.datasets.episodes import ArrayFrames, Column, Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.opening import open_dataset
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.scoring import dataset as scoring
-from guerdon.scoring.dataset import score_dataset
 from guerdon.scoring.scores import read_scores
-
-
-def episode(index, steps=6, **more):
-    rng = np.random.default_rng(index)
-    pixels = rng.integers(0, 256, (steps + 1, 3, 16, 16), dtype=np.uint8)
-    given = {
-        "index": index,
-        "state": rng.normal(size=(steps + 1, 3)).astype(np.float32),
-        "actions": np.zeros((steps, 2), np.float32),
-        "instruction": "reach",
-        "fps": 10.0,
-        "end": End.SUCCESS,
-        "success": 1.0,
-        "frames": {"front": ArrayFrames(values=pixels, step=np.arange(steps + 1))},
-        "recorded": {"reward": Column.known(np.arange(steps, dtype=np.float32))},
-    }
-    return Episode(**(given | more))
-
-
-@pytest.fixture
-def data(tmp_path):
-    with LeRobotWriter(tmp_path / "data", fps=10) as writer:
-        for i in range(7):
-            writer.add(episode(i, 4 + i % 3))
-    return tmp_path / "data"
 
 
 def spoil(data, index):
@@ -67,11 +40,7 @@ def spoil(data, index):
     pq.write_table(table.set_column(field, table.schema.field(field), changed), file, row_group_size=5)
 
 
-def score(model, data, out, **more):
-    return score_dataset(model, data, out, **({"device": "cpu", "progress_bar": False} | more))
-
-
-def test_every_recorded_observation_has_a_row_and_it_is_what_the_model_says(data, tmp_path):
+def test_every_recorded_observation_has_a_row_and_it_is_what_the_model_says(data, tmp_path, score):
     model = ProgressReward(state_size=3, width=16, layers=1, heads=2).eval()
     report = score(model, data, tmp_path / "out", batch_size=3)
     assert report.episodes == 7 and not report.bad and not (tmp_path / "out" / "parts").exists()
@@ -93,7 +62,7 @@ def test_every_recorded_observation_has_a_row_and_it_is_what_the_model_says(data
     assert table["valid"].to_pylist() == [True] * len(table)
 
 
-def test_the_metadata_say_what_was_scored_with_what(data, tmp_path):
+def test_the_metadata_say_what_was_scored_with_what(data, tmp_path, score):
     model = ProgressReward(state_size=3, width=16, layers=0)
     model.save_pretrained(tmp_path / "model")
     report = score(str(tmp_path / "model"), str(data), tmp_path / "out")
@@ -107,7 +76,7 @@ def test_the_metadata_say_what_was_scored_with_what(data, tmp_path):
     assert raw[b"data"].decode() == str(data.resolve()) and json.loads(raw[b"configuration"])["init_args"]
 
 
-def test_a_recorded_reward_is_copied_and_what_it_lacks_is_null(data, tmp_path):
+def test_a_recorded_reward_is_copied_and_what_it_lacks_is_null(data, tmp_path, score):
     table = pq.read_table(score(RecordedReward(), data, tmp_path / "out").path)
     first = table.slice(0, 5)
     assert first["reward"].to_pylist() == [0.0, 1.0, 2.0, 3.0, None]
@@ -115,7 +84,7 @@ def test_a_recorded_reward_is_copied_and_what_it_lacks_is_null(data, tmp_path):
     assert first["valid"].to_pylist() == [True] * 4 + [False]
 
 
-def test_where_the_last_observation_was_not_made_there_is_no_row_for_it(tmp_path):
+def test_where_the_last_observation_was_not_made_there_is_no_row_for_it(tmp_path, score, episode):
     state = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     state[-1] = state[-2]
     with LeRobotWriter(tmp_path / "data", fps=10) as writer:
@@ -127,7 +96,7 @@ def test_where_the_last_observation_was_not_made_there_is_no_row_for_it(tmp_path
     assert [p is None for p in table["progress"].to_pylist()] == [False] * 4
 
 
-def test_a_bad_episode_is_named_in_its_rows_and_the_others_are_scored(data, tmp_path):
+def test_a_bad_episode_is_named_in_its_rows_and_the_others_are_scored(data, tmp_path, score):
     spoil(data, 3)
     report = score(ProgressReward(state_size=3, layers=0), data, tmp_path / "out")
     assert [(e.index, e.status) for e in report.bad] == [(3, "not_finite")]
@@ -142,7 +111,7 @@ def test_a_bad_episode_is_named_in_its_rows_and_the_others_are_scored(data, tmp_
     assert not next(e for e in read_scores(report.path).episodes if e.index == 3).usable
 
 
-def test_a_broken_video_is_named_and_frames_are_held_in_between(data, tmp_path):
+def test_a_broken_video_is_named_and_frames_are_held_in_between(data, tmp_path, score, episode):
     encoder = ConvEncoder(width=8, channels=(4,), size=8)
     model = ProgressReward(
         cameras=["front"], encoder=encoder, text=HashedText(8, 16), width=16, layers=1, heads=2, frames_every=3
@@ -186,7 +155,7 @@ class Sulking(RewardModel):
         return RewardEstimates(rewards=rewards, valid=valid, progress=unknown)
 
 
-def test_abstentions_are_null_and_nonsense_is_named(data, tmp_path):
+def test_abstentions_are_null_and_nonsense_is_named(data, tmp_path, score):
     report = score(Sulking(), data, tmp_path / "out")
     assert [(e.index, e.status) for e in report.bad] == [(5, "model_not_finite")]
     table = pq.read_table(report.path).slice(0, 5)
@@ -222,7 +191,7 @@ def silent(tmp_path):
     return Counting(RecordedChat(str(tmp_path / "answers.jsonl"), missing="problem"))
 
 
-def test_a_model_that_abstains_throughout_is_told_from_one_that_scored(data, tmp_path, silent):
+def test_a_model_that_abstains_throughout_is_told_from_one_that_scored(data, tmp_path, silent, score):
     spoil(data, 3)  # it has 4 of the 41 observations
     report = score(silent, data, tmp_path / "out", part_size=2)
     # 6 good episodes of 5, 6, 7, 6, 7, 5 observations; what was counted before is not of this run
@@ -235,7 +204,7 @@ def test_a_model_that_abstains_throughout_is_told_from_one_that_scored(data, tmp
     assert again.resumed == 7 and again.counters == counted and again.estimated == 0
 
 
-def test_what_an_interrupted_run_counted_is_kept(data, tmp_path, silent, monkeypatch):
+def test_what_an_interrupted_run_counted_is_kept(data, tmp_path, silent, monkeypatch, score):
     write, calls = scoring.write_part, []
 
     def stop(table, file):
@@ -252,13 +221,13 @@ def test_what_an_interrupted_run_counted_is_kept(data, tmp_path, silent, monkeyp
     assert report.counters["RecordedChat.failures"] == {"not recorded": 7}
 
 
-def test_partly_known_episodes_are_counted_by_observation(data, tmp_path):
+def test_partly_known_episodes_are_counted_by_observation(data, tmp_path, score):
     # every second step of 4, 5, 6, 4, 5, (6 is nonsense,) 4 is known: 2 + 3 + 3 + 2 + 3 + 2
     report = score(Sulking(), data, tmp_path / "out")
     assert (report.estimated, report.observations, report.counters) == (15, 5 + 6 + 7 + 5 + 6 + 5, {})
 
 
-def test_a_file_from_before_anything_was_counted_is_read(data, tmp_path):
+def test_a_finished_file_from_before_anything_was_counted_stays_finished(data, tmp_path, score):
     report = score(Sulking(), data, tmp_path / "out")
     table = pq.read_table(report.path)
     added = {b"observations", b"estimated", b"counters"}
@@ -269,7 +238,17 @@ def test_a_file_from_before_anything_was_counted_is_read(data, tmp_path):
     assert (again.resumed, again.estimated, again.observations, again.counters) == (7, 15, 34, {})
 
 
-def test_an_interrupted_run_goes_on_and_gives_the_same_file(data, tmp_path, monkeypatch):
+def test_nothing_is_scored_where_nothing_can_be_written(data, tmp_path, score):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write scores to .*; choose another folder"):
+        score(RecordedReward(), data, tmp_path / "file" / "out")
+    with pytest.raises(ValueError, match="batch_size 0, part_size 64: expected positive numbers"):
+        score(RecordedReward(), data, tmp_path / "out", batch_size=0)
+    with pytest.raises(ValueError, match=r"reads a state of 9 numbers, .* has 3"):
+        score(ProgressReward(state_size=9), data, tmp_path / "out")
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same_file(data, tmp_path, monkeypatch, score):
     model = ProgressReward(state_size=3, width=16, layers=0)
     whole = score(model, data, tmp_path / "whole", part_size=2)
     calls = 0
@@ -295,7 +274,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_file(data, tmp_path, monk
     assert score(model, data, tmp_path / "cut", part_size=2).resumed == 7  # finished: nothing to do
 
 
-def test_scores_of_another_run_are_not_mixed_in(data, tmp_path):
+def test_scores_of_another_run_are_not_mixed_in(data, tmp_path, score):
     model, other = (ProgressReward(state_size=3, width=w, layers=0) for w in (8, 16))
     score(model, data, tmp_path / "out")
     with pytest.raises(ValueError, match=r"holds scores of another run \(model: .* there, .* now\): choose another"):
@@ -303,23 +282,7 @@ def test_scores_of_another_run_are_not_mixed_in(data, tmp_path):
     assert score(other, data, tmp_path / "out", overwrite=True).resumed == 0
 
 
-def test_what_does_not_fit_is_refused_before_any_work(data, tmp_path):
-    with pytest.raises(ValueError, match=r"reads a state of 9 numbers, .* has 3"):
-        score(ProgressReward(state_size=9), data, tmp_path / "out")
-    encoder = ConvEncoder(width=8, channels=(4,), size=8)
-    with pytest.raises(ValueError, match=r"looks through wrist; .* has front"):
-        score(ProgressReward(cameras=["wrist"], encoder=encoder), data, tmp_path / "out")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"cannot write scores to .*; choose another folder"):
-        score(RecordedReward(), data, tmp_path / "file" / "out")
-    with pytest.raises(FileNotFoundError, match="run `guerdon score` first"):
-        read_scores(tmp_path / "nowhere")
-    pq.write_table(pa.table({"a": [1]}), tmp_path / "scores.parquet")
-    with pytest.raises(ValueError, match="is no score file: it lacks episode_index"):
-        read_scores(tmp_path)
-
-
-def _die_in_the_third_part(model, data, out):
+def _die_in_the_third_part(score, model, data, out):
     write, done = scoring.write_part, []
 
     def write_two(table, file):
@@ -333,11 +296,11 @@ def _die_in_the_third_part(model, data, out):
     score(model, data, out, part_size=2)
 
 
-def test_a_killed_run_goes_on(data, tmp_path):
+def test_a_killed_run_goes_on(data, tmp_path, score):
     """A process that dies without a word leaves whole parts only."""
     model = ProgressReward(state_size=3, width=16, layers=0)
     process = multiprocessing.get_context("fork").Process(
-        target=_die_in_the_third_part, args=(model, data, tmp_path / "out")
+        target=_die_in_the_third_part, args=(score, model, data, tmp_path / "out")
     )
     process.start()
     process.join(60)
@@ -345,19 +308,3 @@ def test_a_killed_run_goes_on(data, tmp_path):
     report = score(model, data, tmp_path / "out", part_size=2)
     assert report.resumed == 4 and len(read_scores(report.path).episodes) == 7
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["scores.parquet"]
-
-
-def test_a_recording_made_again_is_not_taken_for_the_one_that_was_scored(data, tmp_path):
-    model = ProgressReward(state_size=3, width=8, layers=0)
-    assert score(model, data, tmp_path / "out").resumed == 0
-    assert score(model, data, tmp_path / "out").resumed == 7
-    score(model, data, data / "scores")
-    assert score(model, data, data / "scores").resumed == 7  # scores beside the recording are none of it
-    shutil.rmtree(data)
-    with LeRobotWriter(data, fps=10) as writer:
-        for i in range(7):
-            again = episode(i, 4 + i % 3)
-            writer.add(replace(again, state=again.state + 1))
-    with pytest.raises(ValueError, match=r"holds scores of another run \(episodes: "):
-        score(model, data, tmp_path / "out")
-    assert score(model, data, tmp_path / "out", overwrite=True).resumed == 0
