@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common import command_line, success_interval, write_result
-from guerdon.commands.demo import Size, run
+from guerdon.commands.demo import Size, run_demo
 
 TASKS = {"metaworld/drawer-open-v3": 100, "metaworld/handle-pull-v3": 150}
 """Tasks and their time limits, where a policy cloned from eight noisy demonstrations succeeds in 20 to 60 %."""
@@ -26,7 +26,7 @@ TASKS = {"metaworld/drawer-open-v3": 100, "metaworld/handle-pull-v3": 150}
 
 def one(folder: Path, task: str, seed: int, judged: int) -> dict[str, Any]:
     """One demo; its results file is the answer."""
-    run(folder, seed=seed, size=Size(task=task, horizon=TASKS.get(task, 150), judged=judged, workers=1))
+    run_demo(folder, seed=seed, size=Size(task=task, horizon=TASKS.get(task, 150), judged=judged, workers=1))
     return json.loads((folder / "results.json").read_text())["rates"]
 
 

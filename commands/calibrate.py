@@ -2,8 +2,8 @@
 
 import argparse
 import math
-import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -18,14 +18,18 @@ from ..datasets.splits import VAL_FRACTION
 from ..evaluation.calibration.fit import calibrate
 from ..evaluation.calibration.report import CalibrationReport, Estimate
 from ..rewards.opening import open_reward_model
+from .output import require_writable, table_console
 
 
-def run(options: argparse.Namespace) -> int:
-    """Calibrate, save, print.
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Calibrate a reward model, save it with its calibration, and print what that is worth.
 
     Raises:
         FileExistsError: If the output folder holds anything; before any work.
+        ValueError: If the folder holds no reward model, or the split does not suit.
+        OSError: If the folder or the JSON file cannot be written.
     """
+    require_writable(options.json)
     out = Path(options.out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(f"{out} exists already: name a folder that is not there yet")
@@ -52,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json is not None:
         saved = {"path": str(out), "hash": component_hash(out)}
         write_json(options.json, report.to_json() | {"model": said, "calibrated": saved})
-    # a pipe has no width: give tables the room they need rather than fold them at 80 columns
-    print_calibration(report, Console(width=None if sys.stdout.isatty() else 150))
+    print_calibration(report, table_console(150))
     print(out)
     return 0
 

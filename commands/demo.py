@@ -1,10 +1,11 @@
-"""The whole main job once, on simulated logs: ``guerdon demo``."""
+"""The ``demo`` command: the whole main job once, on simulated logs."""
 
+import argparse
 import json
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -70,7 +71,13 @@ QUICK = Size(logs=24, held_out=8, reward_epochs=5, rollouts=3, steps=1024, judge
 """Enough to see every step work; the figures mean nothing."""
 
 
-def run(out: Path, seed: int = 0, quick: bool = False, size: Size | None = None) -> None:
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Run the demo; see `run_demo`."""
+    run_demo(options.out, seed=options.seed, quick=options.quick)
+    return 0
+
+
+def run_demo(out: Path, seed: int = 0, quick: bool = False, size: Size | None = None) -> None:
     """Collect logs, train and judge a reward model, score, and improve a cloned policy with it, then with success.
 
     Every step leaves its result in ``out`` and is skipped when that is there already, so an interrupted demo goes on.
@@ -380,4 +387,4 @@ def draw_curves(path: Path, task: str, start: float, curves: dict[str, list[tupl
         figure.savefig(fresh, dpi=120, format="png")
 
 
-__all__ = ["QUICK", "Size", "draw_curves", "run", "wilson_interval"]
+__all__ = ["QUICK", "Size", "draw_curves", "run", "run_demo", "wilson_interval"]

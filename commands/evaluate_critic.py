@@ -1,8 +1,8 @@
-"""Critics on the command line: ``guerdon evaluate`` and ``guerdon score`` with a folder that holds one."""
+"""The ``evaluate`` command for critics: values along logged episodes and, with a task, against returns of rollouts."""
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,88 +22,59 @@ from ..datasets.features import FeatureCache
 from ..datasets.reader import EpisodeReader
 from ..evaluation.critics.diagnostics import Calibration, Estimate
 from ..evaluation.critics.evaluate import AgainstReturns, CriticEvaluation, judge_critic, read_values
-from ..evaluation.critics.logs import LogReader
+from ..evaluation.critics.logs import LoggedValues, LogReader
 from ..evaluation.critics.reroll import Tail, step_cost
 from ..evaluation.critics.rollouts import RolledOut, Rollouts, roll_out
 from ..policies.proposer import PolicyProposer
 from ..rewards.opening import open_reward_model
 from ..rewards.step_cost import StepCost
 from ..scoring.ends import reward_beside
+from .arguments import names_in
+from .evaluate import open_data
+from .output import require_writable, table_console
+from .proposer import open_proposer
 
-OPTIONS = ("policy", "env", "reward", "failure_cost", "scale", "terminating", "tail")
-"""Options that only a critic takes, by their names in the parsed arguments; None where they were not given."""
 NOT_FOR_CRITICS = {"against": "--against", "threshold": "--threshold", "quality_order": "--quality-order"}
 
 
-def refuse_for_reward_models(options: argparse.Namespace) -> None:
-    """Refuse options that would do nothing for a reward model.
+def run(options: argparse.Namespace, rest: Sequence[str], opened: tuple[Critic, dict[str, Any]] | None = None) -> int:
+    """Evaluate the critic that a folder holds, print the metrics and write them as JSON where a file is named.
+
+    Args:
+        options: Parsed arguments of ``guerdon evaluate``.
+        rest: Further arguments; there are none.
+        opened: The critic, with its path, class path, content hash and arguments, where it is open already.
 
     Raises:
-        ValueError: Naming the first.
+        ValueError: If the folder holds no critic; or an option is for reward models, is missing, or makes no sense.
+        OSError: If the JSON file cannot be written.
     """
-    given = [name for name in OPTIONS if getattr(options, name, None) is not None]
-    if given:
-        raise ValueError(f"--{given[0].replace('_', '-')} is for critics, {options.model} holds a reward model")
-
-
-def open_proposer(path: str | None, device: str, trust: bool) -> tuple[PolicyProposer | None, dict[str, Any] | None]:
-    """The proposer of a saved policy, and which it is; None without one."""
-    if path is None:
-        return None, None
-    policy, said = open_component(path, Policy, "a policy", device, trust)
-    return PolicyProposer(policy), said
-
-
-def run(options: argparse.Namespace, critic: Critic, said: dict[str, Any], dataset: EpisodeDataset) -> int:
-    """Judge a critic and print what was found.
-
-    Raises:
-        ValueError: If an option makes no sense for a critic, or is missing.
-    """
-    for name, flag in NOT_FOR_CRITICS.items():
-        if getattr(options, name):
-            raise ValueError(f"{flag} is for reward models, {options.model} holds a {type(critic).__name__}")
-    if options.env is not None and options.policy is None:
-        raise ValueError("--env rolls returns out again with a policy: name it with --policy DIR")
-    if options.tail is not None and options.env is None:
-        raise ValueError("--tail says what follows rollouts, and there are none: name the task with --env")
+    require_writable(options.json)
+    critic, model = opened or open_component(options.model, Critic, "a critic", options.device, options.trust)
+    dataset = open_data(options)
+    _check_options(options, critic)
     device = str(next((p.device for p in critic.parameters()), "cpu"))
-    proposer, policy_said = open_proposer(options.policy, device, options.trust)
-    gamma = float(getattr(critic, "gamma", 0.99))
-    reward, words = _reward(options, dataset, gamma, device)
+    proposer, policy = None, None
+    if options.policy is not None:
+        proposer, policy = open_proposer(options.policy, device, options.trust)
+    reward, words = _reward(options, dataset, float(getattr(critic, "gamma", 0.99)), device)
     ends = _terminating(options.terminating, reward)
     cache = None if options.cache is None else FeatureCache(options.cache)
     reader = LogReader(critic, reward, dataset, [int(end) for end in ends], proposer, cache)
     bad: dict[int, BadEpisodeError] = {}
     console = Console(stderr=True)
-    with console.status("valuing the logs"):
+    with console.status("evaluating the logged episodes"):
         found = read_values(reader, options.split, options.batch_size, bad)
     rolled: RolledOut | None = None
     if options.env is not None and proposer is not None:
-        if not isinstance(reward, StepCost):
-            raise ValueError(
-                f"--env needs a reward that is known while a simulation runs: a step cost, not a "
-                f"{type(reward).__name__}; leave --env out to judge along the logs only"
-            )
-        tail: Tail = options.tail or ("failure" if End.TIME_LIMIT in ends else "never")
-        setting = Rollouts(
-            env=options.env,
-            states=options.states,
-            rollouts=options.rollouts,
-            candidates=options.candidates,
-            horizon=options.horizon,
-            tail=tail,
-            seed=options.seed,
-        )
-        paid = step_cost(float(reward.cost), float(reward.divisor))
-        with console.status(f"rolling out again in {options.env}"):
-            rolled = roll_out(found, reader, proposer.policy, paid, setting, options.batch_size)
+        with console.status(f"rolling out in {options.env}"):
+            rolled = _roll_out(options, found, reader, proposer.policy, ends)
     evaluation = judge_critic(
         found,
         reader,
         reward=words,
-        model=said,
-        policy=policy_said,
+        model=model,
+        policy=policy,
         split=options.split,
         version=__version__,
         bad=[error for _, error in sorted(bad.items())],
@@ -114,10 +85,48 @@ def run(options: argparse.Namespace, critic: Critic, said: dict[str, Any], datas
         ],
         seed=options.seed,
     )
-    print_critic(evaluation, Console(width=None if Console().is_terminal else 100))
+    print_critic(evaluation, table_console(100))
     if options.json is not None:
         write_json(options.json, evaluation.to_json())
     return 0
+
+
+def _check_options(options: argparse.Namespace, critic: Critic) -> None:
+    for name, flag in NOT_FOR_CRITICS.items():
+        if getattr(options, name):
+            raise ValueError(f"{flag} is for reward models, {options.model} holds a {type(critic).__name__}")
+    if options.env is not None and options.policy is None:
+        raise ValueError("--env rolls returns out again with a policy: name it with --policy DIR")
+    if options.tail is not None and options.env is None:
+        raise ValueError("--tail says what follows rollouts, and there are none: name the task with --env")
+
+
+def _roll_out(
+    options: argparse.Namespace,
+    found: Sequence[LoggedValues],
+    reader: LogReader,
+    policy: Policy,
+    ends: Collection[End],
+) -> RolledOut:
+    """Estimate returns by rollouts of the policy from states of the logs, under the step cost the critic learned."""
+    reward = reader.reward
+    if not isinstance(reward, StepCost):
+        raise ValueError(
+            f"--env needs a reward that is known while a simulation runs: a step cost, not a "
+            f"{type(reward).__name__}; leave --env out to judge along the logs only"
+        )
+    tail: Tail = options.tail or ("failure" if End.TIME_LIMIT in ends else "never")
+    setting = Rollouts(
+        env=options.env,
+        states=options.states,
+        rollouts=options.rollouts,
+        candidates=options.candidates,
+        horizon=options.horizon,
+        tail=tail,
+        seed=options.seed,
+    )
+    paid = step_cost(float(reward.cost), float(reward.divisor))
+    return roll_out(found, reader, policy, paid, setting, options.batch_size)
 
 
 def _reward(options: argparse.Namespace, dataset: EpisodeDataset, gamma: float, device: str) -> tuple[RewardModel, str]:
@@ -158,7 +167,7 @@ def _saved_reward(path: str | Path, device: str, trust: bool) -> tuple[RewardMod
 
 def _terminating(text: str | None, reward: RewardModel) -> frozenset[End]:
     if text is not None:
-        return named_ends("--terminating", [name.strip() for name in text.split(",") if name.strip()])
+        return named_ends("--terminating", names_in(text))
     if isinstance(reward, StepCost):
         return frozenset({End.SUCCESS, *reward.failures})
     return frozenset({End.SUCCESS, End.FAILURE})
@@ -286,4 +295,4 @@ def _interval(found: Estimate) -> str:
     return _number(found.value) + interval
 
 
-__all__ = ["open_proposer", "print_critic", "refuse_for_reward_models", "run"]
+__all__ = ["print_critic", "run"]

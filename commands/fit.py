@@ -1,18 +1,13 @@
-"""The ``fit`` and ``validate`` commands: LightningCLI with a run directory, and a shareable folder at the end.
+"""The ``fit`` and ``validate`` commands: LightningCLI with a run directory, and a shareable folder at the end."""
 
-Kept apart from `cli` because importing lightning takes seconds and ``guerdon --version`` must not wait for it.
-"""
-
+import argparse
 import logging
 import os
 import pickle
-import re
 import shlex
-import shutil
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -28,8 +23,17 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from ..core.hub import is_component, save_component
+from .run_directory import (
+    CHECKPOINTS,
+    CONFIG,
+    MODEL,
+    asks_only,
+    make_run_directory,
+    offered_configs,
+    resolve_config,
+    tidy,
+)
 
-MODEL, CONFIG, CHECKPOINTS = "model", "config.yaml", "checkpoints"
 _PARSERS: dict[str, Any] = {
     "prog": "guerdon",
     "exit_on_error": False,  # an error is told in one line by `cli.main`
@@ -205,58 +209,80 @@ def companions(module: nn.Module) -> dict[str, nn.Module]:
     return {name: part for name, part in found.items() if is_component(part)}
 
 
-def run(command: str, arguments: Sequence[str], config: Path | None, out: Path | None) -> int:
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Run ``fit`` or ``validate``.
 
     Args:
-        command: ``"fit"`` or ``"validate"``.
-        arguments: What LightningCLI reads, ``--config`` included.
-        config: The first ``--config``, which names the run.
-        out: Run directory; None makes a new one under ``runs/``.
+        options: ``command`` ("fit" or "validate"), ``config`` (names or paths) and ``out`` (run directory, or None for
+            a new one under ``runs/``).
+        rest: Overrides and other arguments that LightningCLI reads.
 
     Returns:
         0, or 130 when interrupted.
+
+    Raises:
+        ValueError: If the configuration makes no sense, or there is none.
+        FileNotFoundError: If a configuration, a checkpoint or the data are missing.
+        FileExistsError: If the run directory holds a run that is not continued.
     """
-    asks_only = any(a in ("-h", "--help") or a.startswith(("--help", "--print_config")) for a in arguments)
-    if not asks_only and not any(a.startswith(("-c", "--config", "--model")) for a in arguments):
-        raise ValueError(f"nothing to {command}: expected --config FILE.yaml; {_offered()}")
-    trains = command == "fit" and not asks_only
-    folder, made = Path(), list[Path]()
-    if trains:
-        folder, made = run_directory(config, out, resumes=any(a.startswith("--ckpt_path") for a in arguments))
-        arguments = [*arguments, "--out", str(folder)]
-    elif out is not None:
-        arguments = [*arguments, "--out", str(out)]
-    keeper = _Interrupted(folder)
-    earlier = set(folder.iterdir()) if trains else set[Path]()
-    done = False
+    command, configs = cast(str, options.command), [resolve_config(name) for name in options.config]
+    arguments = [*(part for config in configs for part in ("--config", str(config))), *rest]
+    only_asks = asks_only(arguments)
+    if not only_asks and not any(a.startswith(("-c", "--config", "--model")) for a in arguments):
+        raise ValueError(f"nothing to {command}: expected --config FILE.yaml; {offered_configs()}")
+    if command == "fit" and not only_asks:
+        return _train(arguments, configs[0] if configs else None, options.out)
+    if options.out is not None:
+        arguments += ["--out", str(options.out)]
+    with _as_process(command, arguments):
+        return _call_lightning(None)
+
+
+def _train(arguments: Sequence[str], config: Path | None, out: Path | None) -> int:
+    """Train in a run directory, which is taken back where nothing was learned."""
+    directory = make_run_directory(config, out, resumes=any(a.startswith("--ckpt_path") for a in arguments))
+    keeper, done = _Interrupted(directory.folder), False
     try:
-        with _as_process(command, arguments):
-            _Command(
-                save_config_callback=_SaveConfig if trains else None,
-                save_config_kwargs={"save_to_log_dir": False},
-                trainer_defaults={"callbacks": [keeper]} if trains else None,
-                seed_everything_default=0,
-                auto_configure_optimizers=False,
-                parser_kwargs=_PARSERS,
-            )
-        done = True
-    except SystemExit as stop:
-        if not keeper.happened:
-            return int(stop.code or 0)
+        with _as_process("fit", [*arguments, "--out", str(directory.folder)]):
+            code = _call_lightning(keeper)
+        done = code == 0 and not keeper.happened
+    finally:
+        if not done and not keeper.step:
+            directory.take_back()
+    if keeper.happened:
         _say_how_to_resume(keeper)
         return 130
+    if done and "LOCAL_RANK" not in os.environ:
+        print(directory.folder / MODEL)
+    return code
+
+
+def _call_lightning(keeper: "_Interrupted | None") -> int:
+    """Let LightningCLI read ``sys.argv`` and do what it says; return the exit code.
+
+    Args:
+        keeper: Callback that keeps a checkpoint when training is interrupted; None where nothing is trained.
+
+    Raises:
+        ValueError: If arguments or configuration make no sense, in one line.
+    """
+    try:
+        _Command(
+            save_config_callback=None if keeper is None else _SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=None if keeper is None else {"callbacks": [keeper]},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs=_PARSERS,
+        )
+    except SystemExit as stop:
+        return int(stop.code or 0)
     except ArgumentError as error:
         raise ValueError(tidy(str(error))) from error
     except ValueError as error:
         if "Does not validate" not in str(error):
             raise
         raise ValueError(tidy(str(error))) from error  # what a constructor refused, inside an account of every type
-    finally:
-        if trains and not done and not keeper.step:
-            take_back(folder, earlier, made)
-    if trains and "LOCAL_RANK" not in os.environ:
-        print(folder / MODEL)
     return 0
 
 
@@ -287,31 +313,6 @@ def _as_process(command: str, arguments: Sequence[str]) -> Generator[None]:
             signal.signal(signal.SIGINT, handler)  # lightning ignores Ctrl-C from the first one on
 
 
-def tidy(message: str) -> str:
-    """What is wrong, out of jsonargparse's account of every type it tried."""
-    text = " ".join(message.split())
-    for noise in (
-        r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: ",
-        r"- Expected a <class 'NoneType'> ?",
-        r"- Type [^:]{1,120} expects a function or a callable class: .*?(?=Given value type|$)",
-        r"- Expected a path but \S+ either not accessible or invalid ?",
-        r"Given value type: <class '[\w.]*(?:NestedArg|Namespace)'> Given value: (?:NestedArg|Namespace)\(.*\)",
-    ):
-        text = re.sub(noise, "", text)
-    text = re.sub(r"Given value type: <class '\w+'> Given value: ", "got ", text)
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace(": - ", ": ").replace("Parser key ", "")
-    return re.sub(r"^(- )+", "", " ".join(text.split()))
-
-
-def take_back(folder: Path, earlier: set[Path], made: Sequence[Path]) -> None:
-    """Remove what a run that failed before its first update wrote: an empty run helps nobody."""
-    for path in set(folder.iterdir()) - earlier:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in made:
-        if not any(path.iterdir()):
-            path.rmdir()
-
-
 def _say_how_to_resume(interrupted: _Interrupted) -> None:
     if interrupted.kept is None:
         print("guerdon: interrupted before the first update; nothing was kept", file=sys.stderr)
@@ -321,58 +322,3 @@ def _say_how_to_resume(interrupted: _Interrupted) -> None:
         f"and --out {shlex.quote(str(interrupted.run))} --ckpt_path {shlex.quote(str(interrupted.kept))}",
         file=sys.stderr,
     )
-
-
-def run_directory(
-    config: Path | None, out: Path | None, resumes: bool, going_on: str | None = None
-) -> tuple[Path, list[Path]]:
-    """Make the run directory; say also which folders did not exist, innermost first.
-
-    Args:
-        config: Its name becomes part of a new directory's.
-        out: The directory; None takes a new one under ``runs/``.
-        resumes: Whether an earlier run in it is gone on with.
-        going_on: Argument that would go on with it; None says Lightning's.
-
-    Raises:
-        FileExistsError: If it holds an earlier run that is not being resumed.
-        OSError: If it cannot be made.
-    """
-    if out is None:
-        # a second run within a second takes the next free name
-        stem = Path("runs") / (config.stem if config else "run") / time.strftime("%Y%m%d-%H%M%S")
-        out = next(p for n in range(1, 1000) if not (p := stem if n == 1 else Path(f"{stem}-{n}")).exists())
-    elif (out / CONFIG).exists() and not resumes and "LOCAL_RANK" not in os.environ:
-        how = going_on or f"--ckpt_path {out / CHECKPOINTS / 'last.ckpt'}"
-        raise FileExistsError(f"{out} holds an earlier run: choose another --out, or go on with it: {how}")
-    made = [path for path in (out, *out.parents) if not path.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"cannot make the run directory {out}: {error.strerror or error}; choose another --out"
-        ) from error
-    if not os.access(out, os.W_OK):
-        raise PermissionError(f"cannot write into the run directory {out}: choose another --out")
-    return out, made
-
-
-def resolve_config(name: str) -> Path:
-    """A configuration by path, or by the name of one that comes with guerdon.
-
-    Raises:
-        FileNotFoundError: If there is neither.
-    """
-    path = Path(name)
-    if path.is_file():
-        return path
-    shipped = Path(__file__).parents[1] / "configs"
-    packaged = shipped / (path.name if path.suffix else f"{path.name}.yaml")
-    if packaged.is_file() and path.parent in (Path("."), Path("configs")):
-        return packaged
-    raise FileNotFoundError(f"no configuration {name}: expected a YAML file; {_offered()}")
-
-
-def _offered() -> str:
-    names = sorted(p.stem for p in (Path(__file__).parents[1] / "configs").glob("*.yaml"))
-    return f"guerdon comes with {', '.join(names)}"

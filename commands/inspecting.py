@@ -1,8 +1,10 @@
 """The ``inspect`` command: says what a folder is, from what lies in it."""
 
+import argparse
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,12 @@ from ..datasets.cache_folder import evict, is_cache, report
 from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.opening import open_dataset
 from ..scoring.scores import PARTS, SCORES, read_scores
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Describe a folder, and make room in a feature cache where ``--evict`` is given; see `describe_folder`."""
+    describe_folder(options.folder, None, options.evict)
+    return 0
 
 
 def describe_folder(folder: Path, console: Console | None = None, make_room: str | None = None) -> None:

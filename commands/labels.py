@@ -1,5 +1,6 @@
 """The ``labels`` command: training samples, exactly as training would draw them, as a picture to check."""
 
+import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,41 +16,38 @@ from ..datasets.label_sheet import describe, draw_sheet
 from ..datasets.labels import KINDS
 from ..datasets.module import EpisodeData
 from ..datasets.opening import open_dataset
-from .fit import resolve_config, tidy
+from .run_directory import resolve_config, tidy
 
 _THUMBNAIL = 96
 """Shorter side of the frames on the sheet, in pixels."""
 
 
-def run(data: Path | None, config: str | None, rest: Sequence[str], show: int, seed: int | None, out: Path) -> int:
-    """Draw samples, count the kinds and how much of each target is known, and write the sheet.
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Draw samples, count the kinds and how much of each target is known, and write the picture.
 
     Args:
-        data: Folder of a data set, to be drawn from with the default labels.
-        config: YAML file whose ``data`` section says how to draw instead.
-        rest: Overrides of that section, such as ``--data.init_args.path DIR``.
-        show: Samples to draw.
-        seed: Of the draws; None takes the one of the section.
-        out: The PNG to write.
-
-    Returns:
-        0.
+        options: ``data`` (folder of a data set, to be drawn from with the default labels) or ``config`` (YAML file
+            whose ``data`` section says how to draw); ``show`` (number of samples), ``seed`` (of the samples, or None
+            for that of the section) and ``out`` (PNG to write).
+        rest: Overrides of the section, such as ``--data.init_args.path DIR``.
 
     Raises:
-        ValueError: If neither or both of data and config are given, or something of them makes no sense.
+        ValueError: If neither or both of data and config are given, or something in them makes no sense.
+        FileNotFoundError: If the folder of the picture is not there.
     """
-    if (data is None) == (config is None):
+    if (options.data is None) == (options.config is None):
         raise ValueError("expected --data DIR, or --config FILE.yaml with a data section: one of them")
-    if show < 1:
-        raise ValueError(f"--show {show}: expected at least one sample")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.parent} to write {out.name} into")
-    module = _of_folder(cast(Path, data), seed) if config is None else _of_config(config, rest, seed)
+    if not options.out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {options.out.parent} to write {options.out.name} into")
+    if options.config is None:
+        module = _of_folder(options.data, options.seed)
+    else:
+        module = _of_config(options.config, rest, options.seed)
     module.setup("fit")
-    samples = [sample for sample, _ in zip(_rows(module), range(show), strict=False)]
-    draw_sheet(samples, out)
+    samples = [sample for sample, _ in zip(_rows(module), range(options.show), strict=False)]
+    draw_sheet(samples, options.out)
     _print(samples)
-    print(out)
+    print(options.out)
     return 0
 
 

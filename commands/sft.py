@@ -1,8 +1,6 @@
-"""The ``sft`` command: supervised fine-tuning of a vision-language task decomposer by TRL.
+"""The ``sft`` command: supervised fine-tuning of a vision-language task decomposer by TRL."""
 
-Kept apart from `cli` because importing trl takes seconds and ``guerdon --version`` must not wait for it.
-"""
-
+import argparse
 import logging
 import os
 import re
@@ -23,58 +21,58 @@ from ..core.files import replacing, write_json
 from ..core.hub import save_component
 from ..datasets.module import EpisodeData
 from ..rewards.stages.decomposer_training import DecomposerTraining, write_examples
-from .fit import CONFIG, MODEL, resolve_config, run_directory, take_back, tidy
+from .run_directory import CONFIG, MODEL, asks_only, make_run_directory, resolve_config, tidy
 
 FIGURES, EXAMPLES, HISTORY = "figures.json", "examples.json", "history.json"
 
 
-def run(configs: Sequence[str], arguments: Sequence[str], out: Path | None, resume: bool) -> int:
-    """Train, judge before and after on the validation split, and leave a shareable folder at ``<out>/model``.
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Train, evaluate before and after on the validation split, and leave a shareable folder at ``<out>/model``.
 
     A run that ends without a checkpoint, by an error or by Ctrl-C, leaves nothing behind.
 
     Args:
-        configs: YAML files with the sections ``model`` (a `DecomposerTraining`) and ``data`` (an `EpisodeData`).
-        arguments: Overrides, such as ``--data.path DIR``.
-        out: Run directory; None makes a new one under ``runs/``.
-        resume: Go on with the run in ``out``, by its own configuration: ``configs`` may be left out, and what is given
-            must say the same.
+        options: ``config`` (YAML files with the sections ``model``, a `DecomposerTraining`, and ``data``, an
+            `EpisodeData`), ``out`` (run directory, or None for a new one under ``runs/``) and ``resume`` (whether to
+            continue the run in ``out`` by its own configuration: ``config`` may then be empty, and what is given must
+            say the same).
+        rest: Overrides, such as ``--data.path DIR``.
 
     Returns:
         0, or 130 when interrupted.
 
     Raises:
-        ValueError: If the configuration makes no sense, is not the one of the run to go on with, or the data teach
+        ValueError: If the configuration makes no sense, is not the one of the run to continue, or the data teach
             nothing.
-        FileNotFoundError: If there is nothing to go on from.
-        FileExistsError: If ``out`` holds a run and is not to be gone on with.
+        FileNotFoundError: If there is nothing to continue from.
+        FileExistsError: If ``out`` holds a run that is not to be continued.
     """
-    parser = _parser()
-    asks_only = any(a in ("-h", "--help") or a.startswith(("--help", "--print_config")) for a in arguments)
-    if resume and not asks_only:
+    configs, out, resume = cast(list[str], options.config), cast(Path | None, options.out), bool(options.resume)
+    parser, only_asks = _parser(), asks_only(rest)
+    if resume and not only_asks:
         if out is None:
             raise ValueError("--resume goes on with the run in --out DIR: name it")
         DecomposerTraining.last_checkpoint(out)  # found missing here, before anything is read
         configs = configs or [str(out / CONFIG)]
-    if not configs and not asks_only:
+    if not configs and not only_asks:
         raise ValueError("nothing to fine-tune: expected --config FILE.yaml, such as configs/decomposer.yaml")
     paths = [resolve_config(name) for name in configs]
     with _one_line():
-        parsed = parser.parse_args([part for path in paths for part in ("--config", str(path))] + list(arguments))
+        parsed = parser.parse_args([part for path in paths for part in ("--config", str(path))] + list(rest))
         if resume and (cast(Path, out) / CONFIG).is_file():
             _check_same(parser, parsed, cast(Path, out) / CONFIG)
-    folder, made = run_directory(paths[0] if paths else None, out, resumes=resume, going_on="--resume")
-    earlier, done = set(folder.iterdir()), False
+    directory = make_run_directory(paths[0] if paths else None, out, resumes=resume, continuing="--resume")
+    done = False
     try:
-        _train(parser, parsed, folder, resume)
+        _train(parser, parsed, directory.folder, resume)
         done = True
     except KeyboardInterrupt:
-        _say_how_to_resume(folder)
+        _say_how_to_resume(directory.folder)
         return 130
     finally:
-        if not done and _kept(folder) is None:
-            take_back(folder, earlier, made)
-    print(folder / MODEL)
+        if not done and _kept(directory.folder) is None:
+            directory.take_back()
+    print(directory.folder / MODEL)
     return 0
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from guerdon.commands.demo import Size, run, wilson_interval
+from guerdon.commands.demo import Size, run_demo, wilson_interval
 
 TINY = Size(
     task="mujoco/reach",
@@ -23,7 +23,7 @@ TINY = Size(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "run"
-    run(out, size=TINY)
+    run_demo(out, size=TINY)
     return out
 
 
@@ -44,20 +44,20 @@ def test_a_finished_demo_keeps_its_parts_and_gives_the_same_result(finished):
     before = (finished / "results.json").read_text()
     stamps = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
     (finished / "results.json").unlink()
-    run(finished, size=TINY)
+    run_demo(finished, size=TINY)
     assert (finished / "results.json").read_text() == before
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == stamps
 
 
 def test_other_settings_and_other_folders_are_refused(finished, tmp_path):
     with pytest.raises(ValueError, match="other settings"):
-        run(finished, seed=1, size=TINY)
+        run_demo(finished, seed=1, size=TINY)
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="is no demo"):
-        run(tmp_path, size=TINY)
+        run_demo(tmp_path, size=TINY)
     assert (tmp_path / "mine.txt").read_text() == "mine"
     with pytest.raises(OSError, match=r"cannot write .*mine.txt/demo: .*; choose another folder"):
-        run(tmp_path / "mine.txt" / "demo", size=TINY)
+        run_demo(tmp_path / "mine.txt" / "demo", size=TINY)
 
 
 @pytest.mark.parametrize(

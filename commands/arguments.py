@@ -1,0 +1,292 @@
+"""Arguments of the ``guerdon`` command; nothing heavier than argparse is imported, so ``--help`` answers at once."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser that reports an error in one line and points to ``--help`` for the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print an error and leave with exit code 2."""
+        print(f"guerdon: error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def build_parser(version: str) -> Parser:
+    """Build the parser of all commands.
+
+    Args:
+        version: Version of guerdon, for ``--version``.
+
+    Returns:
+        A parser whose result holds ``command``; ``overrides`` (whether the command accepts further arguments, which
+        override values of a YAML file); and ``own_classes`` (whether the command imports classes by name).
+    """
+    parser = Parser(prog="guerdon", description="Train, evaluate and use reward models for robot policies.")
+    parser.add_argument("--version", action="version", version=f"guerdon {version}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error (or GUERDON_DEBUG=1)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, help: str, overrides: bool = False, own_help: bool = False) -> Parser:
+        command = commands.add_parser(name, help=help, description=f"{help}.", add_help=not own_help)
+        command.set_defaults(overrides=overrides, own_classes=overrides)
+        return command
+
+    _add_collect(add("collect", "Collect simulated episodes of chosen quality into a LeRobot data set"))
+    # the parsers of fit, validate and sft print their own --help: they know every argument of the trainer
+    for name, help in (
+        ("fit", "Train the reward model, critic or policy that a YAML file names"),
+        ("validate", "Print the validation metrics of what a YAML file names"),
+        ("sft", "Fine-tune the vision-language task decomposer that a YAML file names"),
+    ):
+        command = add(name, help, overrides=True, own_help=True)
+        command.add_argument("--config", "-c", action="append", default=[], metavar="FILE.yaml")
+        command.add_argument("--out", type=Path, metavar="DIR")
+        if name == "sft":
+            command.add_argument("--resume", action="store_true")
+    _add_score(add("score", "Score every episode of a data set with a reward model or a critic"))
+    _add_evaluate(add("evaluate", "Evaluate a reward model, with controls, or a critic on a data set"))
+    _add_calibrate(add("calibrate", "Calibrate a reward model on a held-out split, and let it abstain"))
+    _add_labels(add("labels", "Draw training samples with their targets, as a picture to check", overrides=True))
+    _add_report(add("report", "Write one HTML page about a folder of scores"))
+    _add_inspect(add("inspect", "Describe a folder: a data set, a component, scores, a run or a feature cache"))
+    _add_demo(add("demo", "Run the main job once: logs, a reward model, scores, a better policy, a report"))
+    return parser
+
+
+def names_in(text: str) -> list[str]:
+    """Split a list of names at its commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _number_of(what: str) -> Callable[[str], int]:
+    """Make a type of argument that is a whole number of at least 1.
+
+    Args:
+        what: Thing that is counted, in the singular, for the error.
+    """
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"expected at least one {what}, got {text}")
+        return int(text)
+
+    return convert
+
+
+def _add_collect(parser: Parser) -> None:
+    parser.add_argument("--env", required=True, help="task, such as metaworld/drawer-open-v3 or mujoco/reach")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder for the data set")
+    parser.add_argument(
+        "--episodes",
+        type=_number_of("episode"),
+        default=20,
+        metavar="N",
+        help="number of episodes; default: %(default)s",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of initial states and behaviour")
+    parser.add_argument(
+        "--quality", default="mixed", help="mixed, expert, noisy, aborted, random, or shares: expert=0.5,random=0.5"
+    )
+    frames = parser.add_mutually_exclusive_group()
+    frames.add_argument("--frames", action="store_true", default=None, help="record pictures, or fail without OpenGL")
+    frames.add_argument("--states-only", dest="frames", action="store_false", help="record no pictures")
+    parser.add_argument(
+        "--image-size",
+        type=_number_of("pixel"),
+        default=96,
+        metavar="PIXELS",
+        help="side of the pictures; default: %(default)s",
+    )
+    parser.add_argument("--camera", action="append", metavar="NAME", help="may be repeated; default: the first camera")
+    parser.add_argument(
+        "--split", choices=("train", "eval"), default="train", help="set of initial states; default: %(default)s"
+    )
+    parser.add_argument(
+        "--horizon", type=_number_of("step"), metavar="STEPS", help="time limit; default: that of the task"
+    )
+
+
+def _add_model_and_data(parser: Parser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="folder of a saved model, or owner/name on the hub"
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set in any format guerdon reads")
+    parser.add_argument(
+        "--batch-size",
+        type=_number_of("episode"),
+        default=8,
+        metavar="N",
+        help="episodes in a batch; default: %(default)s",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, …; default: a GPU where there is one")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder to keep features of a frozen encoder in")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="open a model whose class is not part of guerdon, which runs its code; the class is imported from an "
+        "installed package or the current folder",
+    )
+
+
+def _add_score(parser: Parser) -> None:
+    _add_model_and_data(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores.parquet")
+    parser.add_argument("--policy", metavar="DIR", help="policy that proposes chunks to a critic")
+    parser.add_argument(
+        "--terminating",
+        metavar="ENDS",
+        help="ends after which a critic's value is left out, such as success,failure; default: the ends that the "
+        "reward of its run prices",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the scores of another model or data set")
+
+
+def _add_evaluate(parser: Parser) -> None:
+    _add_model_and_data(parser)
+    parser.add_argument("--split", default="", help="use only the episodes of this split; default: all")
+    parser.add_argument(
+        "--also", type=Path, action="append", default=[], metavar="DIR", help="one more data set, such as another task"
+    )
+    parser.add_argument("--against", metavar="OTHER_MODEL", help="compare with this model on the same episodes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed of shuffling, wrong instructions and the bootstrap"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        help="score from which an episode counts as predicted success; default: 0.5 for probabilities",
+    )
+    parser.add_argument(
+        "--confusion",
+        type=int,
+        default=5,
+        metavar="M",
+        help="episodes of each of up to 12 tasks that are evaluated under every instruction; 0 for none; default: "
+        "%(default)s",
+    )
+    parser.add_argument(
+        "--quality-order",
+        default="",
+        metavar="WORST,…,BEST",
+        help="order of the recorded qualities; default: that of the qualities guerdon knows",
+    )
+    _add_critic(parser)
+
+
+def _add_critic(parser: Parser) -> None:
+    group = parser.add_argument_group("for a critic")
+    group.add_argument("--policy", metavar="DIR", help="policy that proposes chunks, and acts with --env")
+    group.add_argument("--env", metavar="TASK", help="estimate returns by rollouts in this task, such as mujoco/reach")
+    group.add_argument(
+        "--states", type=int, default=32, metavar="N", help="states to start rollouts from; default: %(default)s"
+    )
+    group.add_argument(
+        "--rollouts", type=int, default=4, metavar="R", help="rollouts from each state; default: %(default)s"
+    )
+    group.add_argument(
+        "--candidates", type=int, default=4, metavar="C", help="logged chunks compared at a state; default: %(default)s"
+    )
+    group.add_argument("--horizon", type=int, metavar="STEPS", help="time limit of the task; default: that of the task")
+    group.add_argument(
+        "--reward",
+        metavar="DIR",
+        help="reward model that the critic learned; default: the one its run left, else a step cost",
+    )
+    group.add_argument(
+        "--failure-cost", type=float, metavar="C", help="cost of a failure in the step cost; default: the mean length"
+    )
+    group.add_argument(
+        "--scale", type=float, metavar="S", help="divisor of the step cost; default: taken from the data"
+    )
+    group.add_argument(
+        "--terminating",
+        metavar="ENDS",
+        help="ends after which nothing is bootstrapped, such as success,failure; default: the ends the reward prices",
+    )
+    group.add_argument(
+        "--tail",
+        choices=("never", "failure", "zero"),
+        help="what follows the time limit; default: failure where the time limit terminates, never elsewhere",
+    )
+
+
+def _add_calibrate(parser: Parser) -> None:
+    _add_model_and_data(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder for the model")
+    parser.add_argument(
+        "--split", default="val", help="split the model was not trained on; default: %(default)s; '' for all episodes"
+    )
+    parser.add_argument(
+        "--method",
+        choices=("temperature", "platt", "isotonic"),
+        default="isotonic",
+        help="calibration of success probabilities; default: %(default)s",
+    )
+    parser.add_argument("--progress", action="store_true", help="also calibrate progress, by isotonic regression")
+    parser.add_argument(
+        "--abstain", type=float, default=0.0, metavar="SHARE", help="share of observations to abstain on; default: none"
+    )
+    parser.add_argument(
+        "--by",
+        choices=("spread", "confidence"),
+        help="quantity that decides on abstention; default: spread where the model gives one",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the folds and the bootstrap")
+
+
+def _add_labels(parser: Parser) -> None:
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data set to draw from, with the default labels")
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="instead of --data: training configuration whose data section is used"
+    )
+    parser.add_argument(
+        "--show",
+        type=_number_of("sample"),
+        default=20,
+        metavar="N",
+        help="number of samples to draw; default: %(default)s",
+    )
+    parser.add_argument("--seed", type=int, help="random seed of the samples; default: that of the configuration")
+    parser.add_argument(
+        "--out", type=Path, default=Path("labels.png"), metavar="FILE.png", help="picture; default: %(default)s"
+    )
+
+
+def _add_report(parser: Parser) -> None:
+    parser.add_argument("--scores", type=Path, required=True, metavar="DIR", help="folder that `guerdon score` wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="PAGE.html", help="page to write")
+    parser.add_argument(
+        "--episodes",
+        type=_number_of("episode"),
+        default=3,
+        metavar="N",
+        help="number of best, of worst and of doubtful episodes to show; default: %(default)s",
+    )
+    parser.add_argument(
+        "--evaluation", type=Path, metavar="FILE", help="also show the metrics that `evaluate --json FILE` wrote"
+    )
+
+
+def _add_inspect(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder to describe")
+    parser.add_argument(
+        "--evict",
+        metavar="SIZE",
+        help="reduce a feature cache to this size (20GB, 500MB, …) by removing the entries unused for longest",
+    )
+
+
+def _add_demo(parser: Parser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="folder of the results; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of everything")
+    parser.add_argument("--quick", action="store_true", help="take a minute instead of several, with weaker results")

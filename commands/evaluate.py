@@ -1,0 +1,86 @@
+"""The ``evaluate`` command: metrics of a reward model with controls; a critic is handed on to `evaluate_critic`.
+
+Nothing here imports policies, environments or MuJoCo, which a reward model does not need.
+"""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from .. import __version__
+from ..core.files import write_json
+from ..core.interfaces import Critic, RewardModel
+from ..core.opening import open_component
+from ..datasets.episodes import EpisodeDataset
+from ..datasets.joined import JoinedDatasets
+from ..datasets.opening import open_dataset
+from ..evaluation.dataset import evaluate_dataset
+from ..evaluation.table import print_evaluation
+from ..rewards.opening import open_reward_model
+from .arguments import names_in
+from .output import require_writable, table_console
+
+FOR_CRITICS = ("policy", "env", "reward", "failure_cost", "scale", "terminating", "tail")
+"""Options that only a critic takes, by their names in the parsed arguments; None where they were not given."""
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Evaluate what the folder holds, print the metrics and write them as JSON where a file is named.
+
+    Raises:
+        ValueError: If the folder holds neither a reward model nor a critic, or an option does not suit it.
+        OSError: If the JSON file cannot be written.
+    """
+    require_writable(options.json)
+    model, opened = open_component(
+        options.model, (RewardModel, Critic), "a reward model or a critic", options.device, options.trust
+    )
+    if isinstance(model, Critic):
+        # imported by name and only now: it needs policies, and environments to roll them out in
+        critics = importlib.import_module(".evaluate_critic", __package__)
+        return critics.run(options, rest, (model, opened))
+    return _evaluate(options, model, opened)
+
+
+def open_data(options: argparse.Namespace) -> EpisodeDataset:
+    """Open the data set of ``--data``, joined with those of ``--also``.
+
+    Raises:
+        FileNotFoundError: If there is nothing at a path.
+        ValueError: If a folder is no data set, or their states or actions differ in size.
+    """
+    datasets = [open_dataset(path) for path in (options.data, *options.also)]
+    return JoinedDatasets(datasets) if options.also else datasets[0]
+
+
+def _evaluate(options: argparse.Namespace, reward: RewardModel, opened: dict[str, Any]) -> int:
+    dataset = open_data(options)
+    given = [name for name in FOR_CRITICS if getattr(options, name) is not None]
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')} is for critics, {options.model} holds a reward model")
+    other, other_opened = None, None
+    if options.against is not None:
+        other, other_opened = open_reward_model(options.against, device=options.device, trust=options.trust)
+    evaluation = evaluate_dataset(
+        reward,
+        dataset,
+        split=options.split,
+        batch_size=options.batch_size,
+        cache=options.cache,
+        seed=options.seed,
+        model=opened,
+        version=__version__,
+        console=Console(stderr=True),
+        threshold=options.threshold,
+        confusion=options.confusion,
+        quality_order=names_in(options.quality_order),
+        against=other,
+        against_model=other_opened,
+    )
+    print_evaluation(evaluation, table_console(100))
+    if options.json is not None:
+        write_json(options.json, evaluation.to_json())
+    return 0

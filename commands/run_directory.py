@@ -1,0 +1,106 @@
+"""Run directories and configurations: what the ``fit``, ``sft`` and ``labels`` commands share."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MODEL, CONFIG, CHECKPOINTS = "model", "config.yaml", "checkpoints"
+_CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDirectory:
+    """Folder of a training run, with what was there before it."""
+
+    folder: Path
+    earlier: frozenset[Path]
+    """What the folder held before the run."""
+    made: tuple[Path, ...]
+    """Folders that the run made, innermost first."""
+
+    def take_back(self) -> None:
+        """Remove what a run that failed before its first update wrote: an empty run helps nobody."""
+        for path in set(self.folder.iterdir()) - self.earlier:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in self.made:
+            if not any(path.iterdir()):
+                path.rmdir()
+
+
+def make_run_directory(
+    config: Path | None, out: Path | None, resumes: bool, continuing: str | None = None
+) -> RunDirectory:
+    """Make the directory of a run.
+
+    Args:
+        config: Configuration, whose name becomes part of the name of a new directory.
+        out: Directory; None makes a new one under ``runs/``.
+        resumes: Whether an earlier run in the directory is continued.
+        continuing: Argument that would continue it, for the error; None names that of Lightning.
+
+    Raises:
+        FileExistsError: If the directory holds an earlier run that is not continued.
+        OSError: If it cannot be made or written.
+    """
+    if out is None:
+        # a second run within a second takes the next free name
+        stem = Path("runs") / (config.stem if config else "run") / time.strftime("%Y%m%d-%H%M%S")
+        out = next(p for n in range(1, 1000) if not (p := stem if n == 1 else Path(f"{stem}-{n}")).exists())
+    elif (out / CONFIG).exists() and not resumes and "LOCAL_RANK" not in os.environ:
+        how = continuing or f"--ckpt_path {out / CHECKPOINTS / 'last.ckpt'}"
+        raise FileExistsError(f"{out} holds an earlier run: choose another --out, or go on with it: {how}")
+    made = tuple(path for path in (out, *out.parents) if not path.exists())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot make the run directory {out}: {error.strerror or error}; choose another --out"
+        ) from error
+    if not os.access(out, os.W_OK):
+        raise PermissionError(f"cannot write into the run directory {out}: choose another --out")
+    return RunDirectory(folder=out, earlier=frozenset(out.iterdir()), made=made)
+
+
+def resolve_config(name: str) -> Path:
+    """Find a configuration by its path, or by the name of one that comes with guerdon.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = _CONFIGS / (path.name if path.suffix else f"{path.name}.yaml")
+    if packaged.is_file() and path.parent in (Path("."), Path("configs")):
+        return packaged
+    raise FileNotFoundError(f"no configuration {name}: expected a YAML file; {offered_configs()}")
+
+
+def offered_configs() -> str:
+    """List in words the configurations that come with guerdon."""
+    return f"guerdon comes with {', '.join(sorted(path.stem for path in _CONFIGS.glob('*.yaml')))}"
+
+
+def asks_only(arguments: Sequence[str]) -> bool:
+    """Tell whether arguments ask for help or the configuration, so that nothing is to be run."""
+    return any(a in ("-h", "--help") or a.startswith(("--help", "--print_config")) for a in arguments)
+
+
+def tidy(message: str) -> str:
+    """Reduce jsonargparse's account of every type it tried to what is wrong, in one line."""
+    text = " ".join(message.split())
+    for noise in (
+        r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: ",
+        r"- Expected a <class 'NoneType'> ?",
+        r"- Type [^:]{1,120} expects a function or a callable class: .*?(?=Given value type|$)",
+        r"- Expected a path but \S+ either not accessible or invalid ?",
+        r"Given value type: <class '[\w.]*(?:NestedArg|Namespace)'> Given value: (?:NestedArg|Namespace)\(.*\)",
+    ):
+        text = re.sub(noise, "", text)
+    text = re.sub(r"Given value type: <class '\w+'> Given value: ", "got ", text)
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", text).replace(": - ", ": ").replace("Parser key ", "")
+    return re.sub(r"^(- )+", "", " ".join(text.split()))
