@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ COMMANDS = {
 
 # Errors whose message says what was expected, what came and what to do; any other keeps its traceback.
 _EXPECTED = (ValueError, OSError, NotImplementedError, argparse.ArgumentError)
+_ARGUMENT = re.compile(r"\b([Pp])ass (\w+)=True")
+_MISSING = re.compile(r"No module named '(\w+)[\w.]*'")
 _OPTIONAL = {"metaworld": "sim", "gymnasium": "sim", "gymnasium_robotics": "sim", "ray": "ray", "minari": "minari"}
 
 
@@ -75,7 +78,7 @@ def _current_folder_importable(options: argparse.Namespace) -> Generator[None]:
     components import nothing of it without ``--trust``.
     """
     here = str(Path.cwd())
-    if here in sys.path or "" in sys.path or not (options.own_classes or getattr(options, "trust", False)):
+    if here in sys.path or "" in sys.path or not _imports_own_classes(options):
         yield
         return
     sys.path.append(here)
@@ -85,11 +88,31 @@ def _current_folder_importable(options: argparse.Namespace) -> Generator[None]:
         sys.path.remove(here)
 
 
+def _imports_own_classes(options: argparse.Namespace) -> bool:
+    """Tell whether a command imports classes outside guerdon by name: from a configuration, or with ``--trust``."""
+    return bool(getattr(options, "own_classes", False) or getattr(options, "trust", False))
+
+
+def _flag(found: re.Match[str], options: argparse.Namespace) -> str:
+    """Return the flag that a command has for an argument, or the text as it is where it has none."""
+    if not hasattr(options, found[2]):
+        return found[0]
+    return f"{'Give' if found[1] == 'P' else 'give'} --{found[2].replace('_', '-')}"
+
+
 def _explain(error: Exception, options: argparse.Namespace) -> str | None:
     """Return one line for an expected error, None for one that should keep its traceback."""
     text = " ".join(str(error).split())
-    if hasattr(options, "trust"):
-        text = text.replace("Pass trust=True", "Give --trust")
+    # messages of functions name their arguments; here the reader gives flags
+    text = _ARGUMENT.sub(lambda found: _flag(found, options), text)
+    # lightning and jsonargparse are imported by now if they raised, and must not be imported just to ask
+    expected = isinstance(error, _EXPECTED) or type(error).__name__ in ("MisconfigurationException", "ArgumentError")
+    missing = _MISSING.search(text) if expected else None
+    if missing and missing[1] not in ("guerdon", *_OPTIONAL) and _imports_own_classes(options):
+        return (
+            f"{text[: missing.end()]}; install it or, if it is a module of your own, run the command in its folder or "
+            "put that folder on PYTHONPATH"
+        )
     if isinstance(error, ModuleNotFoundError):
         extra = _OPTIONAL.get((error.name or "").partition(".")[0])
         return f"{text}; install it with: pip install 'guerdon[{extra}]'" if extra and "pip" not in text else text
@@ -101,8 +124,6 @@ def _explain(error: Exception, options: argparse.Namespace) -> str | None:
         return text
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    # lightning and jsonargparse are imported by now if they raised, and must not be imported just to ask
-    expected = isinstance(error, _EXPECTED) or type(error).__name__ in ("MisconfigurationException", "ArgumentError")
     return (text[:1000] or type(error).__name__) if expected else None
 
 

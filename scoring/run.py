@@ -149,5 +149,6 @@ def _refuse_other(folder: Path, earlier: Mapping[str, Any], now: Mapping[str, st
         if earlier.get(key) != now.get(key)
     ]
     raise ValueError(
-        f"{folder} holds scores of another run ({'; '.join(differ)}): choose another folder, or overwrite it"
+        f"{folder} holds scores of another run ({'; '.join(differ)}): choose another folder, or pass overwrite=True "
+        "to replace them"
     )

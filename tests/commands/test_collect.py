@@ -1,0 +1,45 @@
+"""``guerdon collect``: a data set of the quality that was asked for, or one clear line."""
+
+import pytest
+
+from guerdon.cli import main
+from guerdon.commands.collect import parse_quality
+from guerdon.datasets.opening import open_dataset
+
+pytestmark = pytest.mark.xdist_group("cli")
+
+
+def test_the_episodes_are_those_that_were_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = "collect --env mujoco/reach --episodes 4 --quality expert=0.5,random=0.5 --split eval --horizon 9"
+    assert main([*command.split(), "--seed", "3", "--states-only", "--out", "a"]) == 0
+    assert "4 episodes" in capsys.readouterr().out
+    dataset = open_dataset("a")
+    summaries = [dataset.summary(i) for i in range(len(dataset))]
+    assert sorted(s.quality for s in summaries) == ["expert", "expert", "random", "random"]
+    assert {s.split for s in summaries} == {"eval"} and max(s.steps for s in summaries) == 9 and not dataset.cameras
+    assert main([*command.split(), "--seed", "3", "--states-only", "--out", "b"]) == 0
+    assert (open_dataset("b")[0].state == dataset[0].state).all()
+
+
+def test_a_quality_is_a_name_or_shares():
+    assert parse_quality("mixed") == "mixed"
+    assert parse_quality("expert=0.5, random=0.25,noisy=.25") == {"expert": 0.5, "random": 0.25, "noisy": 0.25}
+    with pytest.raises(ValueError, match="--quality expert=lots: expected shares such as expert="):
+        parse_quality("expert=lots")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("collect --env mujoco/reach", "--out"),
+        ("collect --env mujoco/nothing --out d", "mujoco/nothing"),
+        ("collect --env mujoco/reach --out d --episodes 0", "at least one episode"),
+        ("collect --env mujoco/reach --out d --quality perfect", "perfect"),
+        ("collect --env mujoco/reach --out d --quality expert=lots", "expected shares"),
+        ("collect --env mujoco/reach --out {place}/held", "held"),
+        ("collect --env mujoco/reach --out {place}/tiny.yaml/d", "tiny.yaml"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_leaves_nothing(refused, command, says):
+    refused(command, says)
