@@ -322,7 +322,7 @@ def _find_class(path: str, trust: bool, known: dict[str, type]) -> type:
     if not trust and not path.startswith(f"{package}."):
         raise PermissionError(
             f"this component is a {path}, which is not part of {package}: opening it would run that code. "
-            "Pass trust=True (--trust on the command line) if you know where the folder comes from"
+            "Pass trust=True if you know where the folder comes from"
         )
     module, _, name = path.rpartition(".")
     try:
