@@ -148,7 +148,8 @@ def fill_slowly(folder, count, every):
 def test_kill_9_at_any_moment_loses_little_and_spoils_nothing(tmp_path):
     """One writer, killed again and again, finishes: what it had done is still there each time."""
     count, context = 2000, multiprocessing.get_context("fork")
-    pauses = np.random.default_rng(0).uniform(0.01, 0.06, 40)
+    # longer and longer, so that a writer on a busy machine gets somewhere too
+    pauses = np.random.default_rng(0).uniform(0.01, 0.06, 40) * 1.1 ** np.arange(40)
     done, kills = 0, 0
     for pause in pauses:
         writer = context.Process(target=fill_slowly, args=(tmp_path / "a", count, 1))
