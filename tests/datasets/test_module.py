@@ -12,7 +12,7 @@ from guerdon.datasets.joined import JoinedDatasets
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
-from guerdon.datasets.splits import VAL_FRACTION, Kin, choose_split, in_split, in_split_each
+from guerdon.datasets.splits import Kin, in_split, in_split_each
 
 
 @pytest.fixture
@@ -46,23 +46,6 @@ def test_contexts_never_straddle_the_split_and_it_is_always_the_same(written):
     again = EpisodeData(str(written("again")), val_fraction=0.3)
     again.setup("fit")
     assert again.places == data.places
-
-
-def test_families_join_contexts_and_groups():
-    kin = [
-        Kin(index=0, context="a", group=1),
-        Kin(index=1, context="b", group=1),
-        Kin(index=2, context="b"),
-        Kin(index=3, group=9),
-        Kin(index=4),
-        Kin(index=5),
-    ]
-    for fraction in (0.2, 0.4, 0.6):
-        train, val = choose_split(kin, "train", "val", fraction)
-        assert sorted(train + val) == list(range(6)) and train and val
-        assert len({i in val for i in (0, 1, 2)}) == 1
-    with pytest.raises(ValueError, match="val_fraction is 1"):
-        choose_split(kin, "train", "val", 1.0)
 
 
 def test_a_recorded_split_decides(written):
@@ -208,16 +191,11 @@ def test_settings_that_make_no_sense_are_refused(written):
         EpisodeData(str(written("one", count=1))).setup("validate")
 
 
-def test_several_data_sets_are_one(written, make_episode):
-    paths = [written("one", 3), written("two", 2)]
-    joined = JoinedDatasets([open_dataset(p) for p in paths])
-    assert len(joined) == 5 and len({joined[i].index for i in range(5)}) == 5
-    assert joined[3].task != joined[0].task and joined[3].context != joined[0].context
-    assert joined.summary(4).index == joined[4].index
-    data = EpisodeData([str(p) for p in paths], batch_size=5, val_fraction=0.0)
-    assert len(next(iter(data.train_dataloader()))) == 5
-    with pytest.raises(ValueError, match="at least one data set"):
-        JoinedDatasets([])
+def test_several_data_sets_are_one(written):
+    paths = [str(written("one", 3)), str(written("two", 2))]
+    data = EpisodeData(paths, batch_size=5, val_fraction=0.0)
+    batch = next(iter(data.train_dataloader()))
+    assert len(batch) == 5 and len(set(batch.episode.tolist())) == 5
 
 
 def test_each_of_several_data_sets_is_split_as_it_would_be_alone(written):
@@ -256,29 +234,6 @@ def test_windows_meet_the_end_of_an_episode(written):
     ends = torch.cat([b.end for b in data.train_dataloader()])
     assert float((ends == End.SUCCESS).float().mean()) > 0.2
     assert len(ends) == 60
-
-
-def test_a_data_set_that_names_only_its_training_split_still_has_something_to_validate_on():
-    kin = [Kin(index=i, split="train", context=str(i // 2)) for i in range(20)]
-    train, val = choose_split(kin, "train", "val", 0.2)
-    assert len(val) == 4 and sorted(train + val) == list(range(20))
-    assert not {kin[i].context for i in train} & {kin[i].context for i in val}
-    assert choose_split(kin, "train", "val", 0.0) == (list(range(20)), [])
-    with_test = [*kin, Kin(index=99, split="test")]
-    assert choose_split(with_test, "train", "val", 0.2) == (train, val)  # the test split is left alone
-
-
-def test_a_split_by_name_is_the_one_training_made():
-    kin = [Kin(index=i, split="train", context=str(i)) for i in range(20)]
-    train, val = choose_split(kin, "train", "val", VAL_FRACTION)
-    assert in_split(kin, "train", "set") == train and in_split(kin, "val", "set") == val and len(val) == 2
-    assert in_split(kin, "", "set") == list(range(20))
-    both = [*kin, Kin(index=20, split="val"), Kin(index=21, split="test")]
-    assert in_split(both, "train", "set") == list(range(20)) and in_split(both, "val", "set") == [20]
-    with pytest.raises(ValueError, match=r"set has no usable episode of the split 'odd': it has test, train, val"):
-        in_split(both, "odd", "set")
-    with pytest.raises(ValueError, match="it has eval"):
-        in_split([Kin(index=0, split="eval")], "val", "set")
 
 
 def test_a_broken_video_is_left_out_under_its_number_in_the_joined_set(tmp_path, make_episode):

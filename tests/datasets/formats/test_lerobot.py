@@ -131,17 +131,6 @@ def test_frames_of_several_episodes_in_one_video(tmp_path, make_episode, make_pi
     assert dataset[0].frames["front"].identity in identities
 
 
-def test_files_roll_over(tmp_path, make_episode):
-    episodes = [make_episode(e, 6) for e in range(4)]
-    folder = write(tmp_path / "set", episodes, data_file_mb=1e-6, video_file_mb=1e-6)
-    assert len(list((folder / "data").rglob("*.parquet"))) == 4
-    assert len(list((folder / "videos").rglob("*.mp4"))) == 4
-    dataset = LeRobotDataset(folder)
-    for place in (3, 0):
-        np.testing.assert_array_equal(dataset[place].state, episodes[place].state)
-        assert abs(int(dataset[place].frames["front"].read(np.array([6]))[0, 0, 5, 5]) - (40 + 60 * place)) < 7
-
-
 def test_a_camera_slower_than_control(tmp_path, make_episode, make_picture):
     """Frames at observations 0, 3 and 6 come back as those three, not as the repeats LeRobot stores."""
     values = np.stack([make_picture(0, t) for t in (0, 3, 6)])
