@@ -2,26 +2,25 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import lightning
-import numpy as np
 import torch
-from rich.progress import track
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from ..backbones.vision import VisionEncoder
 from ..core.batch import TrajectoryBatch, named_ends
 from .collate import Window, collate
-from .episodes import BadEpisodeError, Episode
+from .episodes import BadEpisodeError
 from .features import FeatureCache
 from .joined import JoinedDatasets
 from .labels import LabelFactory
 from .opening import open_dataset
 from .reader import EpisodeReader
-from .splits import VAL_FRACTION, Kin, split_each
-from .stages import STAGE
+from .sampling import EpochSampler, RowBatches, RowKeys
+from .splits import VAL_FRACTION, split_each
+from .survey import Survey, survey
 
 _TRAIN, _VAL = 0, 1
 
@@ -123,22 +122,24 @@ class EpisodeData(lightning.LightningDataModule):
             raise ValueError(f"{dataset.name} has no camera {', '.join(map(repr, missing))}: it has {held}")
         cache = None if self.cache is None else FeatureCache(self.cache)
         reader = EpisodeReader(dataset, self.cameras, self.frame_size, self.encoder, cache, self.terminating)
-        sets, usable, outcomes, staged = self._go_through(reader, dataset)
-        if not usable:
-            raise ValueError(f"no episode of {dataset.name} can be used: {self._reasons()}")
-        if self.bad:
+        found = self._survey(reader, dataset)
+        self.bad = found.bad
+        if not found.usable:
+            raise ValueError(f"no episode of {dataset.name} can be used: {found.reasons()}")
+        if found.bad:
             warnings.warn(
-                f"{len(self.bad)} of {len(dataset)} episodes of {dataset.name} cannot be used and are left out: "
-                f"{self._reasons()}",
+                f"{len(found.bad)} of {len(dataset)} episodes of {dataset.name} cannot be used and are left out: "
+                f"{found.reasons()}",
                 stacklevel=2,
             )
-        if getattr(self.labels, "progress", "") == "stages" and not staged:
+        if getattr(self.labels, "progress", "") == "stages" and not found.staged:
             raise ValueError(
                 f"{dataset.name}: progress by stages was asked for, and no episode holds a stage per observation "
                 '(labels["stage"]): record it, or take the linear target'
             )
-        train, val = split_each([s for s in sets if s], self.train_split, self.val_split, self.val_fraction)
-        self.places = {"train": [usable[i] for i in train], "val": [usable[i] for i in val]}
+        sets = [s for s in found.sets if s]
+        train, val = split_each(sets, self.train_split, self.val_split, self.val_fraction)
+        self.places = {"train": [found.usable[i] for i in train], "val": [found.usable[i] for i in val]}
         unnamed = sum(not kin.split for kins in sets if any(k.split for k in kins) for kin in kins)
         if unnamed:
             warnings.warn(
@@ -146,45 +147,19 @@ class EpisodeData(lightning.LightningDataModule):
                 "nor validated on; record a split for them",
                 stacklevel=2,
             )
-        self.outcomes = Counter(outcomes[i] for i in train)
+        self.outcomes = Counter(found.outcomes[i] for i in train)
         if not val and stage == "validate":
             raise ValueError(f"{dataset.name} has no episode to validate on: check val_split and val_fraction")
         self._reader = reader
 
-    def _go_through(
-        self, reader: EpisodeReader, dataset: JoinedDatasets
-    ) -> tuple[list[list[Kin]], list[int], list[str], bool]:
-        """The episodes of each data set that can be used; place and outcome of all; whether any holds stages."""
-        sets: list[list[Kin]] = [[] for _ in self.paths]
-        usable: list[int] = []
-        outcomes: list[str] = []
-        staged = False
-        self.bad = []
-        places = range(len(reader.dataset))
-        shown = track(places, description="embedding", transient=True) if reader.cache is not None else places
-        device = getattr(getattr(cast(Any, self.trainer), "strategy", None), "root_device", torch.device("cpu"))
-        if self.encoder is not None:
-            self.encoder.to(device)
-        for place in shown:
-            try:
-                episode = reader(place)
-                _check_targets(episode)
-                reader.prepare(episode)
-            except BadEpisodeError as error:
-                self.bad.append(error)
-                continue
-            staged |= STAGE in episode.labels and bool(episode.labels[STAGE].valid.any())
-            which, kin = dataset.kin(place, episode)
-            sets[which].append(kin)
-            usable.append(place)
-            outcomes.append(_outcome(episode))
-        if self.encoder is not None:
-            self.encoder.to("cpu")
-        return sets, usable, outcomes, staged
-
-    def _reasons(self) -> str:
-        named = "; ".join(f"episode {e.index} ({e.status}): {e.reason}" for e in self.bad[:10])
-        return named + (f"; and {len(self.bad) - 10} more" if len(self.bad) > 10 else "")
+    def _survey(self, reader: EpisodeReader, dataset: JoinedDatasets) -> Survey:
+        """Read every episode once; a frozen encoder fills the cache on the device of the training."""
+        if self.encoder is None:
+            return survey(reader, dataset)
+        self.encoder.to(getattr(getattr(cast(Any, self.trainer), "strategy", None), "root_device", torch.device("cpu")))
+        found = survey(reader, dataset)
+        self.encoder.to("cpu")
+        return found
 
     def state_batches(self) -> Iterator[TrajectoryBatch]:
         """Whole training episodes without frames or labels: what a normaliser is fitted on."""
@@ -223,14 +198,14 @@ class EpisodeData(lightning.LightningDataModule):
         reader = self._ready()
         rows = len(self.places[split]) * repeats
         trainer = cast(Any, self.trainer)
-        sampler = _Epochs(
-            _Keys(rows),
+        sampler = EpochSampler(
+            RowKeys(rows),
             num_replicas=1 if trainer is None else trainer.world_size,
             rank=0 if trainer is None else trainer.global_rank,
             shuffle=stage == _TRAIN,
             seed=self.seed,
         )
-        batches = _Batches(
+        batches = RowBatches(
             reader,
             self.places[split],
             window=self.window if stage == _TRAIN else None,
@@ -247,98 +222,3 @@ class EpisodeData(lightning.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
-
-
-def _check_targets(episode: Episode) -> None:
-    """Recorded targets must be numbers in [0, 1] where they are valid; better said now than in the middle of a run."""
-    for name in ("progress", "success"):
-        column = episode.labels.get(name)
-        if column is None:
-            continue
-        known = column.values[column.valid]
-        wrong = known[~((known >= 0) & (known <= 1))]
-        if len(wrong):
-            raise BadEpisodeError(
-                episode.index, "label", f"recorded {name} is {float(wrong[0])}: expected a number in [0, 1]"
-            )
-
-
-def _outcome(episode: Episode) -> str:
-    if "progress" in episode.labels and bool(episode.labels["progress"].valid.any()):
-        return "labelled"
-    if episode.success is None:
-        flags = episode.labels.get("success")
-        return "labelled" if flags is not None and bool((flags.values[flags.valid] > 0).any()) else "unknown"
-    return "success" if episode.success >= 1 else "failure" if episode.success <= 0 else "partial"
-
-
-class _Keys(Dataset[tuple[int, int]]):
-    """Rows stand for themselves: the batch is made of them in one go, where a bad episode can be replaced."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, key: Any) -> tuple[int, int]:
-        return key
-
-
-class _Epochs(DistributedSampler[Any]):
-    """Yields (epoch, row), so that what is drawn for a row changes from epoch to epoch in every loader process.
-
-    Being a distributed sampler, it is left alone by lightning, which tells it the epoch.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        epoch = self.epoch if self.shuffle else 0
-        return ((epoch, row) for row in super().__iter__())
-
-
-class _Batches:
-    """Makes a batch of rows named by (epoch, row)."""
-
-    def __init__(
-        self,
-        reader: EpisodeReader,
-        places: Sequence[int],
-        window: int | None,
-        frame_count: int | None,
-        frames_every: int,
-        labels: Callable[[TrajectoryBatch, torch.Generator], TrajectoryBatch],
-        seed: tuple[int, int],
-    ) -> None:
-        self.reader, self.places, self.window = reader, places, window
-        self.frame_count, self.frames_every, self.labels, self.seed = frame_count, frames_every, labels, seed
-        self.bad: set[int] = set()
-
-    def __call__(self, keys: Sequence[tuple[int, int]]) -> TrajectoryBatch:
-        while True:  # every turn but the last takes one more episode out
-            windows = [self._draw(epoch, row) for epoch, row in keys]
-            try:
-                batch = self.reader.batch(windows, self.frame_count, self.frames_every)
-            except BadEpisodeError as error:
-                warnings.warn(f"left out from now on: {error} ({error.status})", stacklevel=2)
-                self.bad.add(error.index)
-                continue
-            drawn = np.random.SeedSequence([*self.seed, *(n for key in keys for n in key)]).generate_state(1)[0]
-            return self.labels(batch, torch.Generator().manual_seed(int(drawn)))
-
-    def _draw(self, epoch: int, row: int) -> Window:
-        for offset in range(len(self.places)):
-            try:
-                episode = self.reader(self.places[(row + offset) % len(self.places)])
-            except BadEpisodeError as error:
-                self.bad.add(error.index)
-                continue
-            if episode.index not in self.bad:
-                break
-        else:
-            raise RuntimeError("no episode is left to train on: every one turned out to be unusable, see the warnings")
-        if self.window is None or self.window >= episode.steps:
-            return Window(episode=episode)
-        # drawn beyond both ends and cut back, so that first and last observations are met as often as others
-        beyond = self.window // 2
-        start = int(np.random.default_rng([*self.seed, epoch, row]).integers(-beyond, episode.steps - beyond))
-        return Window(episode=episode, offset=min(max(start, 0), episode.steps - self.window), steps=self.window)
