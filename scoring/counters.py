@@ -1,4 +1,4 @@
-"""Counts that a model and its parts keep while they work: how often, and why, each abstained or failed."""
+"""Counts of a model and its parts: how often, and why, each abstained or failed."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ def model_counters(model: Component) -> dict[str, dict[str, int]]:
 
 
 def add_counters(one: Counters, other: Counters) -> dict[str, dict[str, int]]:
-    """Sum counters of the same name; what is 0 is left out."""
+    """Add counters of the same name; zeros are left out."""
     total = {name: Counter(one.get(name, {})) + Counter(other.get(name, {})) for name in (*one, *other)}
     return {name: dict(counts) for name, counts in total.items() if counts}
 
 
 def subtract_counters(after: Counters, before: Counters) -> dict[str, dict[str, int]]:
-    """Return what was counted between two moments; what is 0 is left out."""
+    """Subtract earlier counters from later ones; zeros are left out."""
     grown = {name: dict(Counter(counts) - Counter(before.get(name, {}))) for name, counts in after.items()}
     return {name: counts for name, counts in grown.items() if counts}

@@ -1,4 +1,4 @@
-"""Scores a data set offline: one parquet row per recorded observation, resumable, bad episodes named in their rows."""
+"""Offline scoring of a data set: one parquet row per recorded observation, resumable, bad episodes named."""
 
 import json
 import shutil
@@ -31,20 +31,22 @@ Table = Any  # pyarrow ships no types
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringReport:
-    """What a scoring run did."""
+    """Result of a scoring run."""
 
     path: Path
-    """The finished ``scores.parquet``."""
+    """Path of the finished ``scores.parquet``."""
     episodes: int
+    """Number of episodes in the data set."""
     bad: tuple[BadEpisodeError, ...]
+    """Episodes that could not be scored."""
     resumed: int
-    """Episodes that an earlier, interrupted run had scored already."""
+    """Number of episodes that an earlier, interrupted run had scored already."""
     observations: int
-    """Recorded observations of the episodes that were scored."""
+    """Number of recorded observations of the episodes that were scored."""
     estimated: int
-    """Of these, how many have an estimate of anything: 0 where the model abstained throughout."""
+    """Number of these observations that have any estimate; 0 where the model abstained throughout."""
     counters: Counters
-    """What the model and its parts counted meanwhile (``abstained``, ``failures``); see `model_counters`."""
+    """Counts of the model and its parts during the run (``abstained``, ``failures``); see `model_counters`."""
 
 
 def score_dataset(
@@ -64,32 +66,37 @@ def score_dataset(
 ) -> ScoringReport:
     """Score every episode of a data set into ``out/scores.parquet``.
 
-    A row stands for one recorded observation i: progress and success there, the reward of the step that leaves it and
-    its ``std`` (null at the last observation, and wherever the model abstains), ``valid`` where anything is known,
-    a critic's ``value`` there and its ``q`` of what was done (null for reward models; no value after a termination),
-    ``status`` "ok" or why the episode could not be scored, ``reason`` in words. A bad episode keeps its rows, all null.
-    The schema's metadata hold the model's hash and configuration, the version, the data folder and the time, how many
-    ``observations`` the scored episodes have and how many are ``estimated``, and the model's ``counters``. An episode
-    about which the model abstained throughout is "ok": it was scored, with nulls.
+    Each row is one recorded observation. Its columns:
 
-    Parts of ``part_size`` episodes are written to ``out/parts`` and joined at the end; an interrupted run goes on with
-    the same call. A finished file of the same run is left as it is.
+    * ``progress`` and ``success`` at the observation.
+    * ``reward`` of the step that leaves it, and the ``std`` of that reward; null at the last observation.
+    * ``value`` of the observation and ``q`` of the logged action, for critics; null for reward models. There is no
+      value after a termination.
+    * ``valid``: True where anything is known. Where the model abstains, the numbers are null.
+    * ``status``: "ok", or why the episode could not be scored; ``reason`` says so in words. A bad episode keeps its
+      rows, all null. An episode about which the model abstained throughout is "ok".
+
+    The metadata of the schema hold hash and configuration of the model, version, data folder and time, the number of
+    ``observations`` of the scored episodes, the number that are ``estimated``, and the ``counters`` of the model.
+
+    Parts of ``part_size`` episodes are written to ``out/parts`` and joined at the end. The same call continues an
+    interrupted run, and leaves a finished file of the same run as it is.
 
     Args:
-        model: Any reward model or critic, or the folder or repository that holds one; put on the device in evaluation
-            mode.
-        dataset: Episodes, or the folder that holds them.
+        model: Reward model or critic, or the folder or repository that holds one; it is moved to the device and put
+            in evaluation mode.
+        dataset: Data set, or the folder that holds it.
         out: Folder of the scores.
-        batch_size: Episodes in a forward pass.
-        part_size: Episodes in a part.
-        device: Where to compute; "auto" takes a GPU where there is one.
-        cache: Folder of frozen features or scaled frames, see `FeatureCache`.
-        overwrite: Start again where ``out`` holds the scores of another model, data set or setting.
-        progress_bar: Show one.
-        trust: Open classes outside guerdon, where ``model`` is a folder.
-        proposer: Chunks of the policy, for a critic that values observations by them. Its noise is the same for the
-            same part, so that a run that goes on gives the same scores.
-        terminating: Names of the ends after which a critic's value means nothing; None takes `priced_ends` where
+        batch_size: Number of episodes in a forward pass.
+        part_size: Number of episodes in a part.
+        device: Device to compute on; "auto" takes a GPU where there is one.
+        cache: Folder of frozen features or scaled frames; see `FeatureCache`.
+        overwrite: Whether to replace scores of another model, data set or setting in ``out``.
+        progress_bar: Whether to show a progress bar.
+        trust: Whether to open classes outside guerdon, where ``model`` is a folder.
+        proposer: Source of the policy's chunks, for a critic that values observations by them. Its noise is the same
+            for the same part, so that a continued run gives the same scores.
+        terminating: Names of the ends after which a critic's value is left out; None takes `priced_ends` where
             ``model`` is a folder, else success and failure.
 
     Raises:
@@ -149,7 +156,7 @@ def _require_writable(folder: Path) -> None:
 
 
 def _terminating(model: RewardModel | Critic, source: str, given: Sequence[str] | None) -> Sequence[str]:
-    """Name the ends after which a critic's value means nothing; none for a reward model, which they do not concern."""
+    """Name the ends after which a critic's value is left out; none for a reward model."""
     if isinstance(model, RewardModel):
         return ()
     if given is not None:
@@ -158,7 +165,7 @@ def _terminating(model: RewardModel | Critic, source: str, given: Sequence[str] 
 
 
 def _report_finished(folder: Path, scores: Scores) -> ScoringReport:
-    """Report scores that an earlier run has finished."""
+    """Make the report of scores that an earlier run has finished."""
     episodes = int(scores.metadata["settings"]["episodes"])
     estimated, observations = scores.estimated
     return ScoringReport(
@@ -173,7 +180,7 @@ def _report_finished(folder: Path, scores: Scores) -> ScoringReport:
 
 
 def _write_parts(scorer: "_Scorer", parts: Sequence[Part], progress_bar: bool) -> int:
-    """Score and write the parts that are not there yet; return the number of episodes in those that are."""
+    """Score and write the missing parts; return the number of episodes in the parts that were there."""
     resumed = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("episodes"))
     with Progress(*columns, TimeRemainingColumn(), disable=not progress_bar) as bar:
@@ -189,7 +196,7 @@ def _write_parts(scorer: "_Scorer", parts: Sequence[Part], progress_bar: bool) -
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Scorer:
-    """A model on its device, and how its data are read."""
+    """Model on its device, with the reader of its data."""
 
     model: RewardModel | Critic
     reader: EpisodeReader
@@ -198,7 +205,7 @@ class _Scorer:
     proposer: Proposer | None
 
     def score(self, part: Part) -> Table:
-        """Score the episodes of a part, in order; what the model counted meanwhile is in the table's metadata."""
+        """Score the episodes of a part, in order; the table's metadata hold what the model counted meanwhile."""
         before = model_counters(self.model)
         if self.proposer is not None:
             self.proposer.version = part.number

@@ -1,4 +1,4 @@
-"""Ends of episodes after which the values of a saved critic mean nothing, from the reward that lies beside it."""
+"""Ends of episodes after which a saved critic has no value, from the reward saved with it."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ from ..core.hub import SPEC, read_spec
 from ..rewards.step_cost import StepCost
 
 ENDS = ("success", "failure")
-"""What terminates where no reward says more."""
+"""Terminating ends where no step cost names others."""
 
 
 def reward_beside(model: str | Path) -> Path | None:
-    """Find the reward that ``guerdon fit`` left beside a critic.
+    """Find the reward that ``guerdon fit`` saved with a critic.
 
     Args:
         model: Folder of the critic, or of its run.
@@ -23,10 +23,10 @@ def reward_beside(model: str | Path) -> Path | None:
 
 
 def priced_ends(model: str | Path) -> tuple[str, ...]:
-    """Name the ends after which the values of a saved critic mean nothing.
+    """Name the ends after which a saved critic has no value.
 
-    These are the success and the failures of the step cost that ``guerdon fit`` left beside it; success and failure
-    where another reward lies there, or none.
+    These are success and the failures of the step cost that ``guerdon fit`` saved with the critic, or success and
+    failure where another reward or none was saved.
 
     Args:
         model: Folder of the critic, or of its run.

@@ -1,4 +1,4 @@
-"""Parts of a score file: each written whole, joined at the end."""
+"""Parts of a score file: each is written whole, and all are joined at the end."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def write_part(table: Table, file: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """What was found in the parts of a score file."""
+    """Summary of the parts of a score file."""
 
     bad: tuple[BadEpisodeError, ...]
     """Episodes that could not be scored."""
@@ -61,11 +61,17 @@ class Joined:
     estimated: int
     """Number of these that have an estimate of anything."""
     counters: dict[str, dict[str, int]]
-    """What the model counted, summed over the parts."""
+    """Counts of the model, summed over the parts."""
 
 
 def join_parts(files: Sequence[Path], target: Path, metadata: Mapping[str, str]) -> Joined:
-    """Write the parts to one file, a part in memory at a time, with what was counted in the metadata."""
+    """Write the parts to one score file, with one part in memory at a time.
+
+    Args:
+        files: Files of the parts, in order.
+        target: File to write.
+        metadata: Metadata of the run; ``observations``, ``estimated`` and ``counters`` are added.
+    """
     bad: list[BadEpisodeError] = []
     known, count = 0, 0
     counters: dict[str, dict[str, int]] = {}

@@ -1,4 +1,4 @@
-"""Identity of a scoring run: what scores are of, whether an earlier run is the same one, and going on with it."""
+"""Identity of a scoring run: what its scores depend on, whether an earlier run is the same, and continuing it."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def run_identity(
         dataset: Data set that is scored.
         part_size: Number of episodes in a part.
         proposer: Source of the policy's chunks, if any.
-        terminating: Names of the ends after which a critic's value means nothing.
+        terminating: Names of the ends after which a critic's value is left out.
         model_hash: Content hash of the folder the model was opened from; None hashes the model.
 
     Returns:
@@ -62,7 +62,7 @@ def run_identity(
 def hash_recording(dataset: EpisodeDataset) -> str:
     """Hash the numbers, lengths and instructions of all episodes, and size and time of change of every recorded file.
 
-    A data set that was recorded again may have the same episodes and lengths; its files are not the same.
+    The files tell a data set that was recorded again from the one before, even where the episodes have equal lengths.
     """
     digest = hashlib.sha256()
     for place in range(len(dataset)):
@@ -100,7 +100,7 @@ def run_metadata(identity: Mapping[str, str], model: Component, source: str = ""
 
 
 def begin_run(folder: Path, metadata: Mapping[str, str], overwrite: bool) -> Scores | None:
-    """Begin a run in a folder, or go on with an interrupted one.
+    """Begin a run in a folder, or continue an interrupted one.
 
     Args:
         folder: Folder of the scores.
@@ -108,8 +108,8 @@ def begin_run(folder: Path, metadata: Mapping[str, str], overwrite: bool) -> Sco
         overwrite: Replace what another run left.
 
     Returns:
-        The scores, where the same run is finished already; None where there is something to do. Parts of the same run
-        are kept, parts of another are removed.
+        The scores where the same run is finished already, else None. Parts of the same run are kept, parts of another
+        are removed.
 
     Raises:
         ValueError: If the folder holds another run and is not to be overwritten.
@@ -134,7 +134,7 @@ def begin_run(folder: Path, metadata: Mapping[str, str], overwrite: bool) -> Sco
 
 
 def _metadata_of_parts(folder: Path) -> dict[str, str]:
-    """Metadata of an interrupted run; empty where there is none, or its parts do not say whose they are."""
+    """Read the metadata of an interrupted run; empty where there is none, or its parts carry none."""
     file = folder / PARTS / RUN
     return cast(dict[str, str], json.loads(file.read_text())) if file.is_file() else {}
 

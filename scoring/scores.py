@@ -19,10 +19,10 @@ from ..datasets.episodes import BadEpisodeError, Episode
 
 SCORES, PARTS = "scores.parquet", "parts"
 COUNTERS = "counters"
-"""Metadata of a score file and of a part: what the model counted, as JSON."""
+"""Metadata key of a score file and of a part: counts of the model, as JSON."""
 OK = "ok"
 NOT_A_NUMBER = "model_not_finite"
-"""Status of an episode for which the model gave NaN or infinity where it claimed to know."""
+"""Status of an episode for which the model gave NaN or infinity as a known value."""
 SCHEMA = pa.schema(
     [
         ("episode_index", pa.int64()),
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
     ]
 )
 _OF_CRITICS = ("value", "q")
-"""Columns that files written before critics were scored do not have."""
+"""Columns that are missing in files written before critics were scored."""
 
 
 Table = Any  # pyarrow ships no types
@@ -52,67 +52,70 @@ def _none() -> Float[np.ndarray, " F"]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredEpisode:
-    """Scores of one episode, a number per recorded observation; NaN where nothing is known."""
+    """Scores of one episode: a number per recorded observation, NaN where nothing is known."""
 
     index: int
+    """Number of the episode."""
     status: str
-    """``"ok"``, or why it has no scores."""
+    """``"ok"``, or why the episode has no scores."""
     seconds: Float[np.ndarray, " F"]
+    """Time of each observation in the episode, in seconds."""
     progress: Float[np.ndarray, " F"]
     success: Float[np.ndarray, " F"]
     reward: Float[np.ndarray, " F"]
-    """Of the step that leaves the observation."""
+    """Reward of the step that leaves the observation."""
     std: Float[np.ndarray, " F"]
+    """Predictive standard deviation of the reward."""
     value: Float[np.ndarray, " F"] = field(default_factory=_none)
-    """A critic's V of the observation; not of one that follows a termination."""
+    """Value of the observation, by a critic; NaN after a termination."""
     q: Float[np.ndarray, " F"] = field(default_factory=_none)
-    """A critic's Q of what was done there."""
+    """Value of the logged action, by a critic."""
 
     def __post_init__(self) -> None:
-        """Fill in what a reward model does not say."""
+        """Fill in the columns that a reward model does not give."""
         for name in _OF_CRITICS:
             if not len(getattr(self, name)):
                 object.__setattr__(self, name, np.full(len(self.seconds), np.nan))
 
     @property
     def usable(self) -> bool:
-        """True if there is anything to show."""
+        """Whether the episode has scores."""
         return self.status == OK and len(self.seconds) > 0
 
     def last(self, name: str) -> float:
-        """The last known value of a column, NaN without one."""
+        """Return the last known value of a column, or NaN."""
         values: np.ndarray = getattr(self, name)
         known = np.flatnonzero(~np.isnan(values))
         return float(values[known[-1]]) if len(known) else float("nan")
 
     @property
     def total(self) -> float:
-        """Summed reward, NaN where no step is valid."""
+        """Sum of the rewards; NaN where no step is valid."""
         return float("nan") if np.isnan(self.reward).all() else float(np.nansum(self.reward))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
-    """A score file."""
+    """Content of a score file."""
 
     table: Table
-    """As a pyarrow table."""
+    """Rows as a pyarrow table."""
     metadata: Mapping[str, Any]
-    """model, class_path, configuration, model_hash, data, settings, version, created_at, observations, estimated…"""
+    """Metadata: model, class_path, configuration, model_hash, data, settings, version, created_at, observations, …"""
 
     @property
     def bad(self) -> dict[int, str]:
-        """Why each episode without scores has none."""
+        """Number of each episode without scores → reason."""
         return {e.index: e.reason for e in bad_episodes(self.table)}
 
     @property
     def counters(self) -> dict[str, dict[str, int]]:
-        """What the model and its parts counted while they scored; empty in files that say nothing about it."""
+        """Counts of the model and its parts while they scored; empty in files of earlier versions."""
         return self.metadata["counters"]
 
     @cached_property
     def estimated(self) -> tuple[int, int]:
-        """How many observations of the scored episodes have any estimate, and how many there are."""
+        """Number of observations with any estimate, and of all, in the scored episodes."""
         return count_estimated(self.table)
 
     @cached_property
@@ -137,11 +140,14 @@ class Scores:
 
 
 def read_scores(path: str | Path) -> Scores:
-    """Read a score file, or the one in a folder.
+    """Read a score file.
+
+    Args:
+        path: The file, or the folder that holds it.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is not one of ours.
+        FileNotFoundError: If there is no score file, or its run was interrupted.
+        ValueError: If the file is no parquet, or lacks a column of a score file.
     """
     given = Path(path)
     file = given / SCORES if given.is_dir() else given
@@ -169,13 +175,13 @@ def read_scores(path: str | Path) -> Scores:
 def episode_rows(
     episode: Episode, estimates: RewardEstimates | ValueEstimates, row: int, terminated: bool = False
 ) -> Table:
-    """One row per recorded observation of an episode; null where the model abstains.
+    """Make the rows of an episode: one per recorded observation, null where the model abstains.
 
     Args:
-        episode: Scored as a whole.
-        estimates: Of a batch that holds it.
-        row: Its row there.
-        terminated: Whether nothing follows its last observation, so that a critic's value of it means nothing.
+        episode: Episode that was scored as a whole.
+        estimates: Estimates of a batch that holds the episode.
+        row: Row of the episode in that batch.
+        terminated: Whether the episode terminated, so that its last observation has no value.
     """
     count = episode.steps + int(episode.last_observed)
     if isinstance(estimates, ValueEstimates):
@@ -183,7 +189,7 @@ def episode_rows(
     else:
         columns, broken = _rewards(estimates, row, episode.steps, count)
     if broken:
-        reason = "the model gave NaN or infinity where it claimed to know"
+        reason = "the model gave NaN or infinity as a known value"
         return bad_rows(BadEpisodeError(episode.index, NOT_A_NUMBER, reason), count)
     valid = np.any([~np.isnan(values) for values in columns.values()], axis=0)
     index = np.arange(count)
@@ -202,7 +208,7 @@ def episode_rows(
 
 
 def _rewards(estimates: RewardEstimates, row: int, steps: int, count: int) -> tuple[dict[str, np.ndarray], bool]:
-    """Columns of a reward model, and whether one holds what is no number where it claims to know."""
+    """Make the columns of a reward model; also tell whether one is not finite where it is marked valid."""
 
     def per_observation(column: Labelled | None) -> np.ndarray:
         if column is None:
@@ -233,11 +239,11 @@ def _rewards(estimates: RewardEstimates, row: int, steps: int, count: int) -> tu
 def _values(
     estimates: ValueEstimates, row: int, steps: int, count: int, terminated: bool
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """Columns of a critic, and whether one holds what is no number."""
-    told = steps if terminated else count
+    """Make the columns of a critic; also tell whether one is not finite."""
+    known_until = steps if terminated else count
     value, q = np.full(steps + 1, np.nan), np.full(steps + 1, np.nan)
-    value[:told] = estimates.v[row, :told].double().numpy()
-    broken = not np.isfinite(value[:told]).all()
+    value[:known_until] = estimates.v[row, :known_until].double().numpy()
+    broken = not np.isfinite(value[:known_until]).all()
     if estimates.q is not None:
         q[:steps] = estimates.q[row, :steps].double().numpy()
         broken |= not np.isfinite(q[:steps]).all()
@@ -245,7 +251,12 @@ def _values(
 
 
 def bad_rows(error: BadEpisodeError, steps: int) -> Table:
-    """Rows of an episode that could not be scored: as many as are known to be recorded, at least one, all null."""
+    """Make the rows of an episode that could not be scored, all null.
+
+    Args:
+        error: Why it could not be scored.
+        steps: Number of its recorded rows as far as it is known; one row is made for 0.
+    """
     count = max(steps, 1)
     arrays: dict[str, Any] = {f.name: pa.nulls(count, f.type) for f in SCHEMA}
     arrays |= {
@@ -259,13 +270,13 @@ def bad_rows(error: BadEpisodeError, steps: int) -> Table:
 
 
 def count_estimated(table: Table) -> tuple[int, int]:
-    """Count the observations of scored episodes that have any estimate, and all of them."""
+    """Count the observations of scored episodes: those with any estimate, and all."""
     valid, status = table["valid"].to_numpy(), table["status"].to_numpy()
     return int(valid[status == OK].sum()), int((status == OK).sum())
 
 
 def bad_episodes(table: Table) -> list[BadEpisodeError]:
-    """Episodes of a score table that could not be scored, with status and reason."""
+    """List the episodes of a score table that could not be scored, with status and reason."""
     wrong = table.filter(pa.array([status != OK for status in table["status"].to_pylist()], pa.bool_()))
     named = {
         index: BadEpisodeError(index, status, reason)
