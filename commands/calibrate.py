@@ -1,4 +1,4 @@
-"""The ``calibrate`` command: fits a calibration on a held-out split and saves it with the model as one component."""
+"""The ``calibrate`` command: a calibration fitted on a held-out split, saved with the model as one component."""
 
 import argparse
 import math
@@ -22,7 +22,7 @@ from .output import require_writable, table_console
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Calibrate a reward model, save it with its calibration, and print what that is worth.
+    """Calibrate a reward model, save both as one component, and print the metrics of the calibration.
 
     Raises:
         FileExistsError: If the output folder holds anything; before any work.
@@ -33,10 +33,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     out = Path(options.out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(f"{out} exists already: name a folder that is not there yet")
-    reward, said = open_reward_model(options.model, device=options.device, trust=options.trust)
-    told = unseen_warning(Path(options.model), options.split)
-    if told is not None:
-        Console(stderr=True).print(told, style="yellow", markup=False)
+    reward, opened = open_reward_model(options.model, device=options.device, trust=options.trust)
+    warning = unseen_warning(Path(options.model), options.split)
+    if warning is not None:
+        Console(stderr=True).print(warning, style="yellow", markup=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "calibrated on ", UserWarning)  # it is among the notes below
         calibrated, report = calibrate(
@@ -55,16 +55,23 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     calibrated.save_pretrained(out)
     if options.json is not None:
         saved = {"path": str(out), "hash": component_hash(out)}
-        write_json(options.json, report.to_json() | {"model": said, "calibrated": saved})
+        write_json(options.json, report.to_json() | {"model": opened, "calibrated": saved})
     print_calibration(report, table_console(150))
     print(out)
     return 0
 
 
 def unseen_warning(model: Path, split: str) -> str | None:
-    """A warning where the run that left the model held out another part of its data than ``split`` would take.
+    """Make a warning where the run of the model held out another part of its data than ``split`` takes.
 
-    ``"val"`` means what training holds out by default; the configuration beside the model says what this one did.
+    ``"val"`` takes what training holds out by default; the configuration of the run says what it held out.
+
+    Args:
+        model: Folder of the model, or of its run.
+        split: Split that the calibration is fitted on.
+
+    Returns:
+        The warning, or None where there is nothing to warn of.
     """
     config = (model if (model / "config.yaml").is_file() else model.parent) / "config.yaml"
     if split != "val" or not config.is_file():
@@ -76,14 +83,14 @@ def unseen_warning(model: Path, split: str) -> str | None:
     if fraction == VAL_FRACTION:
         return None
     return (
-        f"warning: this model was trained with val_fraction {fraction}; where its data record no validation split, "
-        f"--split val takes {VAL_FRACTION}, some of which it may have been trained on: use data it never saw, with "
-        "--split ''"
+        f"warning: this model was trained with val_fraction {fraction}. Where its data record no validation split, "
+        f"--split val takes {VAL_FRACTION}, and the model may have been trained on some of that: use data that it was "
+        "not trained on, with --split ''"
     )
 
 
 def print_calibration(report: CalibrationReport, console: Console) -> None:
-    """Print what a calibration is worth, as a table and notes."""
+    """Print the metrics of a calibration before and after, as a table, and its notes."""
     counts = report.counts
     split = f", split {report.split}" if report.split else ""
     console.print(
@@ -112,7 +119,7 @@ def print_calibration(report: CalibrationReport, console: Console) -> None:
     console.print(table)
     scaled = f"temperature {report.temperature:.3g}, bias {report.bias:.3g}"
     fitted = f"{report.knots} knots" if report.knots else scaled
-    console.print(Text(f"{fitted}; figures after are by cross-validation in {report.folds} folds of whole families"))
+    console.print(Text(f"{fitted}; metrics after are by cross-validation in {report.folds} folds of whole families"))
     for note in report.notes:
         console.print(Text(f"note: {note}", style="yellow"))
     for bad in report.bad:

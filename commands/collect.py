@@ -7,7 +7,7 @@ from ..envs.collect import collect_dataset
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Collect, write, and report what was written.
+    """Collect episodes, write them, and print a summary.
 
     Raises:
         ValueError: If an option makes no sense for the task.

@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ..core import intervals
@@ -45,6 +42,7 @@ from ..rewards.progress import ProgressReward
 from ..rewards.recorded import RecordedSuccess
 from ..rewards.shaping import FirstHit
 from ..scoring.dataset import score_dataset
+from .demo_curves import ProgressLine, SuccessCurve, draw_curves
 
 ENVS, WORKERS = 16, 2
 SUCCESS_WEIGHT = 2.0
@@ -52,23 +50,32 @@ SUCCESS_WEIGHT = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much the demo does."""
+    """Size of the demo."""
 
     task: str = "metaworld/drawer-open-v3"
+    """Simulated task."""
     horizon: int = 100
+    """Time limit of an episode, in control steps."""
     logs: int = 160
+    """Number of logged episodes that the reward model is trained on."""
     held_out: int = 24
+    """Number of logged episodes that it is evaluated on."""
     demonstrations: int = 8
+    """Number of demonstrations that the policy is cloned from."""
     reward_epochs: int = 60
+    """Epochs of the reward model."""
     workers: int = WORKERS
-    """Processes that hold the environments."""
+    """Number of processes that hold the environments."""
     rollouts: int = 24
+    """Number of rollouts, each followed by an update of PPO."""
     steps: int = 4096
+    """Environment steps of a rollout."""
     judged: int = 100
+    """Number of held-out initial states that policies are evaluated on."""
 
 
 QUICK = Size(logs=24, held_out=8, reward_epochs=5, rollouts=3, steps=1024, judged=16)
-"""Enough to see every step work; the figures mean nothing."""
+"""Size at which every step runs; the metrics mean nothing."""
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -78,15 +85,16 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def run_demo(out: Path, seed: int = 0, quick: bool = False, size: Size | None = None) -> None:
-    """Collect logs, train and judge a reward model, score, and improve a cloned policy with it, then with success.
+    """Collect logs, train and evaluate a reward model, and improve a cloned policy with it, then with success alone.
 
-    Every step leaves its result in ``out`` and is skipped when that is there already, so an interrupted demo goes on.
+    Every step leaves its result in ``out`` and is skipped where the result is there already, so that an interrupted
+    demo can be continued.
 
     Args:
-        out: Folder to make or to go on with.
-        seed: Of everything.
-        quick: Do little of everything, to see that it works.
-        size: How much to do; None takes the full or the quick size.
+        out: Folder of the demo, new or of an interrupted one.
+        seed: Random seed of everything.
+        quick: Whether to take the quick size, which shows that every step works.
+        size: Size of the demo; None takes the full or the quick size.
 
     Raises:
         ValueError: If the folder holds a demo with other settings, or something else.
@@ -102,7 +110,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, size: Size | None = 
     demo = _Demo(out, seed, size, console)
     demo.collect()
     reward = demo.train_reward()
-    demo.judge(reward)
+    demo.evaluate(reward)
     start = demo.clone()
     curves: dict[str, list[tuple[int, float]]] = {}
     paid_once = FirstHit(reward, SUCCESS_WEIGHT)
@@ -113,7 +121,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False, size: Size | None = 
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Take a folder for these settings, or go on in one that was taken for the same."""
+    """Make the folder of a demo with these settings, or accept one that was made for the same settings."""
     stamp = out / "settings.json"
     if stamp.is_file():
         if json.loads(stamp.read_text()) != settings:
@@ -133,49 +141,12 @@ def _write(path: Path, text: str) -> None:
         fresh.write_text(text)
 
 
-class _Bar(lightning.Callback):
-    """One line of progress for a training run, with the figures that matter."""
-
-    def __init__(self, console: Console, title: str, shown: tuple[str, ...]) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[figures]}"), console=console)
-        self._title, self._shown = title, shown
-        self._task: TaskID | None = None
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
-        self._progress.start()
-        self._task = self._progress.add_task(self._title, total=total, figures="")
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert self._task is not None
-        known = trainer.callback_metrics
-        figures = " ".join(f"{k}={float(known[k]):.3f}" for k in self._shown if k in known)
-        self._progress.update(self._task, advance=1, figures=figures)
-
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        self._progress.stop()
-
-
-class _Curve(lightning.Callback):
-    """Success on held-out starts against environment steps."""
-
-    def __init__(self, points: list[tuple[int, float]]) -> None:
-        self._points = points
-
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        data = cast(Any, trainer).datamodule
-        self._points.append((data.env_steps, float(trainer.callback_metrics["val_success"])))
-
-
 class _Demo:
     def __init__(self, out: Path, seed: int, size: Size, console: Console) -> None:
         self.out, self.seed, self.size, self.console = out, seed, size, console
 
     def collect(self) -> None:
-        """Mixed-quality logs to learn from, others from held-out starts to judge with, a few demonstrations."""
+        """Collect logs of mixed quality to train on, logs from held-out starts to evaluate on, and demonstrations."""
         size = self.size
         for name, episodes, quality, split, frames, noise in (
             ("logs", size.logs, "mixed", "train", False, NOISE),
@@ -218,7 +189,7 @@ class _Demo:
             )
 
     def _kept(self, name: str, title: str, make: Callable[[], Any]) -> Any:
-        """Load a component if an earlier run of this demo finished it, else make and save it."""
+        """Load a component that an earlier run of this demo finished, or make and save it."""
         folder = self.out / name
         if not folder.exists():
             self.console.rule(f"[bold]{title}")
@@ -227,7 +198,7 @@ class _Demo:
         return load_component(folder)
 
     def train_reward(self) -> RewardModel:
-        """A process reward model on states: progress and success, nothing of the simulator's reward."""
+        """Train a process reward model of progress and success on states, without the simulator's reward."""
 
         def make() -> RewardModel:
             width = open_dataset(self.out / "logs").state_size
@@ -240,19 +211,19 @@ class _Demo:
             data = EpisodeData(
                 str(self.out / "logs"), batch_size=16, repeats=4, labels=labels, val_fraction=0.0, seed=self.seed
             )
-            bar = _Bar(self.console, "reward model", ("loss",))  # held-out starts judge it, see below
+            bar = ProgressLine(self.console, "reward model", ("loss",))  # it is evaluated on held-out starts, see below
             _fit(self._trainer(self.size.reward_epochs, "reward", bar), module, data)
             return module.reward
 
         return self._kept("reward", "a process reward model", make)
 
-    def judge(self, reward: RewardModel) -> None:
-        """Evaluate on held-out starts, score them, and write the report."""
+    def evaluate(self, reward: RewardModel) -> None:
+        """Evaluate the reward model on logs from held-out starts, score them, and write the report."""
         report = self.out / "evaluation.json"
         if not report.exists():
-            self.console.rule("[bold]is it any good?")
-            said = open_reward_model(self.out / "reward", device="cpu")[1]  # the report checks whose figures they are
-            evaluation = evaluate_dataset(reward, open_dataset(self.out / "held_out"), seed=self.seed, model=said)
+            self.console.rule("[bold]evaluation of the reward model")
+            opened = open_reward_model(self.out / "reward", device="cpu")[1]  # the report checks which model it is of
+            evaluation = evaluate_dataset(reward, open_dataset(self.out / "held_out"), seed=self.seed, model=opened)
             print_evaluation(evaluation, self.console)
             _write(report, json.dumps(evaluation.to_json(), indent=2))
         page = self.out / "report.html"
@@ -261,7 +232,7 @@ class _Demo:
             write_report(self.out / "scores", page, evaluation=report)
 
     def clone(self) -> GaussianPolicy:
-        """Behaviour cloning of the few demonstrations."""
+        """Clone a policy from the demonstrations."""
 
         def make() -> GaussianPolicy:
             demonstrations = open_dataset(self.out / "demonstrations")
@@ -273,7 +244,7 @@ class _Demo:
             data = EpisodeData(
                 str(self.out / "demonstrations"), batch_size=len(demonstrations), labels=labels, val_fraction=0.0
             )
-            _fit(self._trainer(1, "clone", _Bar(self.console, "behaviour cloning", ("loss",))), module, data)
+            _fit(self._trainer(1, "clone", ProgressLine(self.console, "behaviour cloning", ("loss",))), module, data)
             return policy
 
         return self._kept("cloned", f"a policy cloned from {self.size.demonstrations} demonstrations", make)
@@ -286,7 +257,7 @@ class _Demo:
         hide_outcome: bool,
         curves: dict[str, list[tuple[int, float]]],
     ) -> GaussianPolicy:
-        """PPO from the cloned policy on one reward; with a hidden outcome nothing else of the environment is seen."""
+        """Train the cloned policy by PPO on one reward; with a hidden outcome it sees no success of the environment."""
         folder = name.replace(" ", "_")
         points_file = self.out / f"{folder}_curve.json"
 
@@ -319,9 +290,9 @@ class _Demo:
                 seed=self.seed,
             )
             points: list[tuple[int, float]] = []
-            bar = _Bar(self.console, f"PPO on {name}", ("reward_per_row", "val_success"))
+            bar = ProgressLine(self.console, f"PPO on {name}", ("reward_per_row", "val_success"))
             every = max(1, self.size.rollouts // 5)
-            _fit(self._trainer(1, folder, bar, _Curve(points), val_check_interval=every), module, data)
+            _fit(self._trainer(1, folder, bar, SuccessCurve(points), val_check_interval=every), module, data)
             _write(points_file, json.dumps(points))
             return policy
 
@@ -330,7 +301,7 @@ class _Demo:
         return policy
 
     def conclude(self, policies: dict[str, GaussianPolicy], curves: dict[str, list[tuple[int, float]]]) -> None:
-        """Success rates before and after, a learning-curve picture, and where everything lies."""
+        """Print success rates before and after, draw the learning curves, and name the files."""
         self.console.rule("[bold]success on held-out starts")
         size = self.size
         contexts = make_task(size.task, size.horizon, self.seed).contexts("eval", size.judged)
@@ -347,7 +318,7 @@ class _Demo:
         self.console.print(table)
         self.console.print("[dim]Wilson intervals over episodes of one training seed; the mean action is played.[/dim]")
         if size == QUICK:
-            self.console.print("[yellow]quick: enough to see every step work; these figures mean nothing[/yellow]")
+            self.console.print("[yellow]quick: every step works; these metrics mean nothing[/yellow]")
         _write(self.out / "results.json", json.dumps({"rates": rates, "curves": curves, "task": size.task}, indent=2))
         draw_curves(self.out / "learning_curve.png", size.task, rates["cloned"]["success"], curves)
         for what in ("results.json", "learning_curve.png", "report.html", "evaluation.json", "scores"):
@@ -362,7 +333,11 @@ def _fit(trainer: lightning.Trainer, module: lightning.LightningModule, data: li
 
 
 def wilson_interval(won: int, played: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a success rate; see `guerdon.core.intervals.wilson_interval`.
+    """Compute Wilson's 95 % score interval of a success rate; see `guerdon.core.intervals.wilson_interval`.
+
+    Args:
+        won: Number of successes.
+        played: Number of episodes.
 
     Raises:
         ValueError: If nothing was played or more was won than played.
@@ -372,19 +347,4 @@ def wilson_interval(won: int, played: int) -> tuple[float, float]:
     return intervals.wilson_interval(won, played)
 
 
-def draw_curves(path: Path, task: str, start: float, curves: dict[str, list[tuple[int, float]]]) -> None:
-    """Picture of success on held-out starts against environment steps."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.axhline(start, color="0.6", linestyle="--", label="cloned")
-    for name, points in curves.items():
-        if points:
-            steps, success = np.array([(0, start), *points]).T
-            axes.plot(steps, success, marker="o", label=name)
-    axes.set(xlabel="environment steps", ylabel="success on held-out starts", ylim=(0, 1.03), title=task)
-    axes.legend()
-    with replacing(path) as fresh:
-        figure.savefig(fresh, dpi=120, format="png")
-
-
-__all__ = ["QUICK", "Size", "draw_curves", "run", "run_demo", "wilson_interval"]
+__all__ = ["QUICK", "Size", "run", "run_demo", "wilson_interval"]

@@ -1,6 +1,6 @@
-"""The ``evaluate`` command: metrics of a reward model with controls; a critic is handed on to `evaluate_critic`.
+"""The ``evaluate`` command: metrics of a reward model and its controls; critics are left to `evaluate_critic`.
 
-Nothing here imports policies, environments or MuJoCo, which a reward model does not need.
+A reward model needs no policy, environment or MuJoCo, so none is imported here.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from .arguments import names_in
 from .output import require_writable, table_console
 
 FOR_CRITICS = ("policy", "env", "reward", "failure_cost", "scale", "terminating", "tail")
-"""Options that only a critic takes, by their names in the parsed arguments; None where they were not given."""
+"""Names of the options for critics in the parsed arguments; each is None where it was not given."""
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Evaluate what the folder holds, print the metrics and write them as JSON where a file is named.
+    """Evaluate a reward model or a critic, print its metrics, and write them as JSON where a file is named.
 
     Raises:
         ValueError: If the folder holds neither a reward model nor a critic, or an option does not suit it.
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         options.model, (RewardModel, Critic), "a reward model or a critic", options.device, options.trust
     )
     if isinstance(model, Critic):
-        # imported by name and only now: it needs policies, and environments to roll them out in
+        # imported by name and only here, because it imports policies and environments
         critics = importlib.import_module(".evaluate_critic", __package__)
         return critics.run(options, rest, (model, opened))
     return _evaluate(options, model, opened)

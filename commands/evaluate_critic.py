@@ -38,12 +38,12 @@ NOT_FOR_CRITICS = {"against": "--against", "threshold": "--threshold", "quality_
 
 
 def run(options: argparse.Namespace, rest: Sequence[str], opened: tuple[Critic, dict[str, Any]] | None = None) -> int:
-    """Evaluate the critic that a folder holds, print the metrics and write them as JSON where a file is named.
+    """Evaluate a critic, print its metrics, and write them as JSON where a file is named.
 
     Args:
         options: Parsed arguments of ``guerdon evaluate``.
-        rest: Further arguments; there are none.
-        opened: The critic, with its path, class path, content hash and arguments, where it is open already.
+        rest: Further arguments; not used.
+        opened: Critic that is open already, with its path, class path, content hash and arguments; None opens it.
 
     Raises:
         ValueError: If the folder holds no critic; or an option is for reward models, is missing, or makes no sense.
@@ -96,9 +96,9 @@ def _check_options(options: argparse.Namespace, critic: Critic) -> None:
         if getattr(options, name):
             raise ValueError(f"{flag} is for reward models, {options.model} holds a {type(critic).__name__}")
     if options.env is not None and options.policy is None:
-        raise ValueError("--env rolls returns out again with a policy: name it with --policy DIR")
+        raise ValueError("--env estimates returns by rollouts with a policy: name it with --policy DIR")
     if options.tail is not None and options.env is None:
-        raise ValueError("--tail says what follows rollouts, and there are none: name the task with --env")
+        raise ValueError("--tail says what follows the time limit of rollouts: name their task with --env")
 
 
 def _roll_out(
@@ -113,7 +113,7 @@ def _roll_out(
     if not isinstance(reward, StepCost):
         raise ValueError(
             f"--env needs a reward that is known while a simulation runs: a step cost, not a "
-            f"{type(reward).__name__}; leave --env out to judge along the logs only"
+            f"{type(reward).__name__}; leave --env out to evaluate the critic along the logs only"
         )
     tail: Tail = options.tail or ("failure" if End.TIME_LIMIT in ends else "never")
     setting = Rollouts(
@@ -130,10 +130,12 @@ def _roll_out(
 
 
 def _reward(options: argparse.Namespace, dataset: EpisodeDataset, gamma: float, device: str) -> tuple[RewardModel, str]:
-    """The reward that the critic's values should be the discounted sum of, and what to call it."""
+    """Open or make the reward whose discounted sum the critic should predict; also describe it in words."""
     if options.reward is not None:
         if options.failure_cost is not None or options.scale is not None:
-            raise ValueError("--reward names the reward: --failure-cost and --scale would change another one")
+            raise ValueError(
+                "--reward names the reward: --failure-cost and --scale would change another one, so leave them out"
+            )
         return _saved_reward(options.reward, device, options.trust)
     beside = reward_beside(options.model)
     if beside is not None and options.failure_cost is None and options.scale is None:
@@ -149,20 +151,20 @@ def _reward(options: argparse.Namespace, dataset: EpisodeDataset, gamma: float, 
 
 
 def _length_note(critic: Critic, proposer: PolicyProposer | None) -> list[str]:
-    """What to know where the policy's chunks are not as long as those the critic was made for."""
+    """Make a note where the policy's chunks have another length than those the critic was trained on."""
     horizon = getattr(critic, "horizon", None)
     if proposer is None or horizon is None or proposer.steps == horizon:
         return []
     return [
-        f"the policy proposes chunks of {proposer.steps} steps, the critic's horizon is {horizon}: V is then of "
-        "another policy, or of chunks of a length that logs hardly hold"
+        f"the policy proposes chunks of {proposer.steps} steps, the critic's horizon is {horizon}: V is then the value "
+        "of another policy, or of chunks of a length that hardly occurs in the logs"
     ]
 
 
 def _saved_reward(path: str | Path, device: str, trust: bool) -> tuple[RewardModel, str]:
-    reward, said = open_reward_model(path, device, trust)
-    told = repr(reward) if isinstance(reward, StepCost) else f"{said['class_path']} {said.get('hash', '')}".strip()
-    return reward, f"{said['path']}: {told}"
+    reward, opened = open_reward_model(path, device, trust)
+    words = repr(reward) if isinstance(reward, StepCost) else f"{opened['class_path']} {opened.get('hash', '')}".strip()
+    return reward, f"{opened['path']}: {words}"
 
 
 def _terminating(text: str | None, reward: RewardModel) -> frozenset[End]:
@@ -174,7 +176,12 @@ def _terminating(text: str | None, reward: RewardModel) -> frozenset[End]:
 
 
 def print_critic(evaluation: CriticEvaluation, console: Console | None = None) -> None:
-    """Print what was found; tables fit into 100 columns."""
+    """Print the metrics of a critic; tables fit into 100 columns.
+
+    Args:
+        evaluation: Metrics of the critic.
+        console: Console to print on; None prints on standard output.
+    """
     out = console or Console()
     counts = evaluation.counts
     out.print(Text(f"{evaluation.model.get('class_path', 'critic')} {evaluation.model.get('hash', '')}", style="bold"))
@@ -213,7 +220,7 @@ def _print_against(evaluation: CriticEvaluation, out: Console) -> None:
         if found is not None:
             table.add_row(name, *_against(found))
     _show(table, out)
-    out.print(_indented("the return of whoever acted in the log, which is not that of another policy", dim=True))
+    out.print(_indented("the logged return is that of the policy that acted, not of another policy", dim=True))
 
 
 def _against(found: AgainstReturns) -> Sequence[str]:
@@ -238,10 +245,10 @@ def _print_residuals(evaluation: CriticEvaluation, out: Console) -> None:
             ("of errors", evaluation.error_correlation),
             ("spread against error", evaluation.spread_error),
         )
-        said = ", ".join(f"{words} {_number(value)}" for words, value in pairs)
-        out.print(_indented(f"ensemble of {evaluation.members}: {said}"))
+        shown = ", ".join(f"{words} {_number(value)}" for words, value in pairs)
+        out.print(_indented(f"ensemble of {evaluation.members}: {shown}"))
     elif evaluation.members == 1:
-        out.print(_indented("one member: no ensemble to speak of"))
+        out.print(_indented("one member: no metrics of an ensemble"))
     if not math.isnan(evaluation.spanning):
         out.print(_indented(f"logged chunks that go on past a re-plan: {100 * evaluation.spanning:.0f} %"))
 
@@ -253,8 +260,8 @@ def _print_rolled(found: RolledOut, out: Console) -> None:
         table.add_row("Q of logged chunks", *_row(found.q_rank, found.q_calibration))
     _show(table, out)
     for line in found.v_calibration.bins:
-        said = f"V about {_number(line.predicted)}: return {_number(line.observed)} ({line.count} states)"
-        out.print(_indented(said, dim=True))
+        shown = f"V about {_number(line.predicted)}: return {_number(line.observed)} ({line.count} states)"
+        out.print(_indented(shown, dim=True))
     over = found.over_estimation
     out.print(_indented(f"V − return at the {over.n} first observations: {_interval(over)}"))
     if found.candidates:

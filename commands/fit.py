@@ -1,4 +1,4 @@
-"""The ``fit`` and ``validate`` commands: LightningCLI with a run directory, and a shareable folder at the end."""
+"""The ``fit`` and ``validate`` commands: LightningCLI with a run directory, and a saved component at the end."""
 
 import argparse
 import logging
@@ -36,16 +36,16 @@ from .run_directory import (
 
 _PARSERS: dict[str, Any] = {
     "prog": "guerdon",
-    "exit_on_error": False,  # an error is told in one line by `cli.main`
+    "exit_on_error": False,  # `cli.main` prints an error in one line
     "fit": {
         "exit_on_error": False,
         "usage": "guerdon fit --config FILE.yaml [--out DIR] [--ckpt_path FILE] [--model.… | --data.… | --trainer.…]",
-        "description": "Train what a YAML file names; every value of it can be overridden.",
+        "description": "Train what a YAML file names; every value in it can be overridden.",
     },
     "validate": {
         "exit_on_error": False,
         "usage": "guerdon validate --config FILE.yaml [--ckpt_path FILE] [--model.… | --data.… | --trainer.…]",
-        "description": "Print the validation figures of what a YAML file names.",
+        "description": "Print the validation metrics of what a YAML file names.",
     },
 }
 _SHARED = ("component", "reward", "critic", "policy")
@@ -69,7 +69,7 @@ _QUIET = (
 
 
 class _Interrupted(lightning.Callback):
-    """Keeps a checkpoint when training is interrupted."""
+    """Callback that keeps a checkpoint when training is interrupted."""
 
     def __init__(self, run: Path) -> None:
         self.run, self.happened, self.kept, self.step = run, False, None, 0
@@ -85,13 +85,13 @@ class _Interrupted(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count what would be lost."""
+        """Count the updates that an interrupt would lose."""
         self.step = max(trainer.global_step, 1)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Write what there is, whole or not at all."""
+        """Write a checkpoint when the exception is an interrupt."""
         if not isinstance(exception, KeyboardInterrupt):
             return
         self.happened = True
@@ -104,10 +104,10 @@ class _Interrupted(lightning.Callback):
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Writes the whole configuration into the run directory, once, whatever the logger."""
+    """Callback that writes the whole configuration into the run directory, whatever the logger."""
 
     def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Called on the first process only."""
+        """Write the configuration; Lightning calls this on the first process only."""
         target = Path(cast(str, self.config["out"])) / CONFIG
         fresh = target.with_name(f".{CONFIG}.part")
         self.parser.save(self.config, str(fresh), skip_none=False, overwrite=True, multifile=False)
@@ -115,18 +115,18 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class _Command(LightningCLI):
-    """LightningCLI with two commands, logs and checkpoints inside the run directory, and no surprise elsewhere."""
+    """LightningCLI with two commands, whose logs and checkpoints go into the run directory."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """``fit`` and ``validate``; the other two have commands of their own (``score``, ``evaluate``)."""
+        """Offer ``fit`` and ``validate``; ``score`` and ``evaluate`` are commands of their own."""
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
             "validate": {"model", "dataloaders", "datamodule"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run directory is an argument like any other, so that the saved configuration holds it."""
+        """Add the run directory as an argument, so that the saved configuration holds it."""
         parser.add_argument(
             "--out",
             type=str | None,
@@ -136,7 +136,7 @@ class _Command(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # LightningCLI would let hyper-parameters stored in the checkpoint override the YAML: here the YAML rules, and
-        # weights that do not fit it are an error. What is no checkpoint at all is found here, before data are read
+        # weights that do not fit it are an error. A file that is no checkpoint is found here, before data are read
         given = cast(str | None, self.config[self.config["subcommand"]].get("ckpt_path"))
         if given is None or given in ("best", "last"):
             return
@@ -153,7 +153,7 @@ class _Command(LightningCLI):
             raise ValueError(f"{given} is no checkpoint of a training run: it holds no state_dict")
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        """Put logs and checkpoints into the run directory unless the YAML says where they go."""
+        """Put logs and checkpoints into the run directory unless the YAML names another place."""
         settings = cast(dict[str, Any], self._get(self.config_init, "trainer"))
         if self.subcommand == "validate":
             return super().instantiate_trainer(**{"logger": False, "enable_checkpointing": False, **kwargs})
@@ -170,7 +170,7 @@ class _Command(LightningCLI):
         return super().instantiate_trainer(**{**defaults, **kwargs})
 
     def after_fit(self) -> None:
-        """Save the component that was trained, with the best weights where a checkpoint callback watched a figure."""
+        """Save the trained component, with the best weights where a checkpoint callback monitored a metric."""
         if not self.trainer.is_global_zero:
             return
         checkpoint = self.trainer.checkpoint_callback
@@ -178,7 +178,7 @@ class _Command(LightningCLI):
         if best and Path(best).is_file():
             stored = torch.load(best, map_location="cpu", weights_only=True)
             self.model.load_state_dict(stored["state_dict"])
-            print(f"sharing the weights of {best} ({checkpoint.monitor} was best there)")  # pyright: ignore
+            print(f"saving the weights of {best}, where {checkpoint.monitor} was best")  # pyright: ignore
         run = Path(cast(str, self._get(self.config, "out")))
         save_component(trained_component(self.model), run / MODEL)
         for name, companion in companions(self.model).items():
@@ -186,7 +186,7 @@ class _Command(LightningCLI):
 
 
 def trained_component(module: nn.Module) -> nn.Module:
-    """What a LightningModule shares: its ``component``, or its reward, critic or policy.
+    """Return the component that a LightningModule trains: its ``component``, or its reward, critic or policy.
 
     Raises:
         ValueError: If it has none of them.
@@ -196,14 +196,14 @@ def trained_component(module: nn.Module) -> nn.Module:
         if is_component(found):
             return cast(nn.Module, found)
     raise ValueError(
-        f"{type(module).__name__} has nothing to share: give it a property `component` that returns what it trains"
+        f"{type(module).__name__} has no component to save: give it a property `component` that returns what it trains"
     )
 
 
 def companions(module: nn.Module) -> dict[str, nn.Module]:
-    """What a LightningModule leaves beside its component, by folder: its ``companions``, where it has any.
+    """Return the components that a LightningModule saves with its own, by folder: its ``companions``, if any.
 
-    A critic's values mean little without the reward they are sums of, fitted numbers included.
+    A critic saves the reward that its values are sums of, with the numbers it took from the data.
     """
     found = cast(dict[str, Any], getattr(module, "companions", {}))
     return {name: part for name, part in found.items() if is_component(part)}
@@ -239,7 +239,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _train(arguments: Sequence[str], config: Path | None, out: Path | None) -> int:
-    """Train in a run directory, which is taken back where nothing was learned."""
+    """Train in a run directory, which is removed again where no update was made."""
     directory = make_run_directory(config, out, resumes=any(a.startswith("--ckpt_path") for a in arguments))
     keeper, done = _Interrupted(directory.folder), False
     try:
@@ -258,7 +258,7 @@ def _train(arguments: Sequence[str], config: Path | None, out: Path | None) -> i
 
 
 def _call_lightning(keeper: "_Interrupted | None") -> int:
-    """Let LightningCLI read ``sys.argv`` and do what it says; return the exit code.
+    """Run LightningCLI on ``sys.argv`` and return the exit code.
 
     Args:
         keeper: Callback that keeps a checkpoint when training is interrupted; None where nothing is trained.
@@ -288,13 +288,13 @@ def _call_lightning(keeper: "_Interrupted | None") -> int:
 
 @contextmanager
 def _as_process(command: str, arguments: Sequence[str]) -> Generator[None]:
-    """Let LightningCLI read the arguments from ``sys.argv``, without its chatter, and put everything back.
+    """Put the arguments into ``sys.argv`` for LightningCLI, silence its notes, and restore everything afterwards.
 
-    It warns when it is given arguments beside those of the process, and the processes of a distributed run are started
-    again from ``sys.argv``.
+    LightningCLI warns when it is given arguments other than those of the process, and the processes of a distributed
+    run are started again from ``sys.argv``.
     """
     before, handler = sys.argv, signal.getsignal(signal.SIGINT)
-    # lightning's notes speak of devices and of services to subscribe to, not of the training
+    # lightning's notes are about devices and services, not about the training
     notes = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [log.level for log in notes]
     sys.argv = [before[0] if before else "guerdon", command, *arguments]

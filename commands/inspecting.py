@@ -1,4 +1,4 @@
-"""The ``inspect`` command: says what a folder is, from what lies in it."""
+"""The ``inspect`` command: a summary of a folder, recognised by what lies in it."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from ..scoring.scores import PARTS, SCORES, read_scores
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Describe a folder, and make room in a feature cache where ``--evict`` is given; see `describe_folder`."""
+    """Describe a folder, and reduce a feature cache where ``--evict`` is given; see `describe_folder`."""
     describe_folder(options.folder, None, options.evict)
     return 0
 
@@ -30,17 +30,18 @@ def describe_folder(folder: Path, console: Console | None = None, make_room: str
     """Print a summary of a component, a run, a folder of scores, a feature cache or a data set.
 
     Args:
-        folder: Any of these.
-        console: Where to; None prints on standard output.
-        make_room: Of a feature cache: remove the entries used longest ago until this much is left, such as ``"20GB"``.
+        folder: Folder to describe.
+        console: Console to print on; None prints on standard output.
+        make_room: Size to reduce a feature cache to, such as ``"20GB"``, by removing the entries used longest ago;
+            None removes nothing.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If nothing known lies in it, or room is to be made in anything but a cache.
+        ValueError: If it holds nothing that guerdon knows, or is to be reduced and is no feature cache.
     """
     out = console or Console()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder: expected a data set, a saved component, scores or a run")
+        raise FileNotFoundError(f"{folder} is no folder: expected a data set, a component, scores, a run or a cache")
     if make_room is not None and not is_cache(folder):
         raise ValueError(f"{folder} is no feature cache: --evict removes nothing anywhere else")
     if is_cache(folder):
@@ -48,7 +49,7 @@ def describe_folder(folder: Path, console: Console | None = None, make_room: str
     elif (folder / SPEC).is_file():
         _component(folder, out)
     elif (folder / "model" / SPEC).is_file():
-        out.print(Text(f"run of guerdon fit; it left the component {folder / 'model'}"))
+        out.print(Text(f"run of guerdon fit, with the component {folder / 'model'}"))
         _component(folder / "model", out)
         if (folder / "reward" / SPEC).is_file():
             out.print(Text(f"and the reward that its values are sums of, {folder / 'reward'}"))
@@ -63,10 +64,10 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as ``20GB`` (10⁹ a GB), ``1.5GiB`` (2³⁰), ``500M`` or ``0``.
+    """Convert a size to bytes, such as ``20GB`` (10⁹ a GB), ``1.5GiB`` (2³⁰), ``500M`` or ``0``.
 
     Raises:
-        ValueError: If it is no size.
+        ValueError: If the text is no size.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
     if found is None:
@@ -75,7 +76,7 @@ def parse_size(text: str) -> int:
 
 
 def shown_size(count: int) -> str:
-    """A number of bytes as people write it: ``"1.2 GB"`` is 1.2·10⁹."""
+    """Write a number of bytes with a unit: ``"1.2 GB"`` is 1.2·10⁹."""
     if count < 1000:
         return f"{count} bytes"
     unit = next(u for u in ("T", "G", "M", "K") if count >= _UNITS[u])
@@ -85,12 +86,13 @@ def shown_size(count: int) -> str:
 def _cache(folder: Path, out: Console, max_bytes: int | None) -> None:
     if max_bytes is not None:
         made = evict(folder, max_bytes)
-        kept = f"; {made.in_use} in use stay" if made.in_use else ""
+        kept = f"; kept {made.in_use} that are in use" if made.in_use else ""
         out.print(Text(f"removed {made.removed} entries, {shown_size(made.freed)}{kept}"))
     found = report(folder)
     facts = _facts()
     facts.add_row("feature cache", Text(str(folder)))
-    facts.add_row("entries", f"{found.entries}, {shown_size(found.bytes)} (an episode's camera under one encoder each)")
+    size = shown_size(found.bytes)
+    facts.add_row("entries", f"{found.entries}, {size} (each: one camera of one episode under one encoder)")
     out.print(facts)
     if not found.groups:
         return
@@ -107,7 +109,7 @@ def _cache(folder: Path, out: Console, max_bytes: int | None) -> None:
     for group in found.groups:
         if group.damaged:
             what = f"  {group.damaged} damaged files of {group.encoder} {group.revision}"
-            out.print(Text(f"{what}: made again when they are needed", style="red"))
+            out.print(Text(f"{what}: they are made again when they are needed", style="red"))
 
 
 def _component(folder: Path, out: Console) -> None:
@@ -122,14 +124,14 @@ def _component(folder: Path, out: Console) -> None:
 
 def _scores(folder: Path, out: Console) -> None:
     scores = read_scores(folder)
-    said = scores.metadata
+    metadata = scores.metadata
     table = _facts()
-    table.add_row("scores of", Text(str(said.get("data", "unknown"))))
+    table.add_row("scores of", Text(str(metadata.get("data", "unknown"))))
     status = [episode.status for episode in scores.episodes]
     table.add_row("episodes", Text(f"{len(status)} ({_counted(status)}), {len(scores.table)} rows"))
-    table.add_row("model", Text(f"{said.get('model', '')} {said.get('class_path', '')}".strip() or "unknown"))
+    table.add_row("model", Text(f"{metadata.get('model', '')} {metadata.get('class_path', '')}".strip() or "unknown"))
     for key in ("model_hash", "settings", "version", "created_at"):
-        table.add_row(key.replace("_", " "), Text(str(said.get(key, "unknown"))))
+        table.add_row(key.replace("_", " "), Text(str(metadata.get(key, "unknown"))))
     out.print(table)
     for episode in scores.episodes:
         if not episode.usable:
@@ -138,7 +140,7 @@ def _scores(folder: Path, out: Console) -> None:
 
 
 def _dataset(dataset: EpisodeDataset, out: Console) -> None:
-    """Everything is read, frames excepted, so that episodes that cannot be used are found."""
+    """Print a summary of a data set; all but the frames is read, so that episodes that cannot be used are found."""
     summaries = [dataset.summary(place) for place in range(len(dataset))]
     bad: list[BadEpisodeError] = []
     for place in range(len(dataset)):

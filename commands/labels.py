@@ -1,4 +1,4 @@
-"""The ``labels`` command: training samples, exactly as training would draw them, as a picture to check."""
+"""The ``labels`` command: training samples as training draws them, as a picture to check."""
 
 import argparse
 from collections import Counter
@@ -19,7 +19,7 @@ from ..datasets.opening import open_dataset
 from .run_directory import resolve_config, tidy
 
 _THUMBNAIL = 96
-"""Shorter side of the frames on the sheet, in pixels."""
+"""Shorter side of the frames in the picture, in pixels."""
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         FileNotFoundError: If the folder of the picture is not there.
     """
     if (options.data is None) == (options.config is None):
-        raise ValueError("expected --data DIR, or --config FILE.yaml with a data section: one of them")
+        raise ValueError("expected one of them: --data DIR, or --config FILE.yaml with a data section")
     if not options.out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {options.out.parent} to write {options.out.name} into")
     if options.config is None:
@@ -59,7 +59,7 @@ def _of_folder(data: Path, seed: int | None) -> EpisodeData:
 
 
 def _of_config(config: str, rest: Sequence[str], seed: int | None) -> EpisodeData:
-    """The data section of a configuration, reading frames even where training would read cached features."""
+    """Make the data module of a configuration; it reads frames even where training reads cached features."""
     with resolve_config(config).open() as file:
         section = cast(dict[str, Any], yaml.safe_load(file) or {}).get("data")
     if section is None:
@@ -79,7 +79,7 @@ def _of_config(config: str, rest: Sequence[str], seed: int | None) -> EpisodeDat
 
 
 def _rows(module: EpisodeData) -> Iterator[TrajectoryBatch]:
-    """Training samples one by one, epoch after epoch."""
+    """Yield training samples one by one, epoch after epoch."""
     loader = module.train_dataloader()
     epoch = 0
     while True:

@@ -1,4 +1,4 @@
-"""The policy whose chunks a critic is asked about, opened for ``score`` and ``evaluate``."""
+"""Opening the policy that proposes chunks to a critic, for the ``score`` and ``evaluate`` commands."""
 
 from typing import Any
 

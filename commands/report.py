@@ -12,7 +12,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
     Raises:
         FileNotFoundError: If the folder holds no scores.
-        ValueError: If the scores or the evaluation are no files of guerdon.
+        ValueError: If the scores or the evaluation were not written by guerdon.
         OSError: If the page cannot be written.
     """
     require_writable(options.out)

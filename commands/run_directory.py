@@ -14,7 +14,7 @@ _CONFIGS = Path(__file__).parents[1] / "configs"
 
 @dataclass(frozen=True, kw_only=True)
 class RunDirectory:
-    """Folder of a training run, with what was there before it."""
+    """Folder of a training run, and what was there before the run."""
 
     folder: Path
     earlier: frozenset[Path]
@@ -23,7 +23,7 @@ class RunDirectory:
     """Folders that the run made, innermost first."""
 
     def take_back(self) -> None:
-        """Remove what a run that failed before its first update wrote: an empty run helps nobody."""
+        """Remove everything that a run wrote which failed before its first update."""
         for path in set(self.folder.iterdir()) - self.earlier:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in self.made:
@@ -86,7 +86,7 @@ def offered_configs() -> str:
 
 
 def asks_only(arguments: Sequence[str]) -> bool:
-    """Tell whether arguments ask for help or the configuration, so that nothing is to be run."""
+    """Tell whether arguments ask for help or for the configuration only, so that nothing runs."""
     return any(a in ("-h", "--help") or a.startswith(("--help", "--print_config")) for a in arguments)
 
 

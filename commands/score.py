@@ -1,4 +1,4 @@
-"""The ``score`` command: scores of every episode of a data set, by a reward model or a critic."""
+"""The ``score`` command: scores of every episode of a data set by a reward model or a critic."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from .proposer import open_proposer
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Score, and report how much is known and what could not be scored.
+    """Score a data set, and print how many observations have an estimate and which episodes have none.
 
     Raises:
         ValueError: If the data do not fit the model, a critic lacks a policy, or the folder holds other scores.
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def lines(report: ScoringReport) -> list[str]:
-    """Describe a scoring run, a fact per line; the path of the scores is the last."""
+    """Describe a scoring run in lines, the last of which is the path of the scores."""
     resumed = f", {report.resumed} of them by an earlier run" if report.resumed else ""
     return [
         f"{report.episodes - len(report.bad)} of {report.episodes} episodes scored{resumed}",

@@ -23,11 +23,11 @@ from ..datasets.module import EpisodeData
 from ..rewards.stages.decomposer_training import DecomposerTraining, write_examples
 from .run_directory import CONFIG, MODEL, asks_only, make_run_directory, resolve_config, tidy
 
-FIGURES, EXAMPLES, HISTORY = "figures.json", "examples.json", "history.json"
+METRICS, EXAMPLES, HISTORY = "figures.json", "examples.json", "history.json"
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Train, evaluate before and after on the validation split, and leave a shareable folder at ``<out>/model``.
+    """Train, evaluate before and after on the validation split, and save the component in ``<out>/model``.
 
     A run that ends without a checkpoint, by an error or by Ctrl-C, leaves nothing behind.
 
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _train(parser: ArgumentParser, parsed: Namespace, folder: Path, resume: bool) -> None:
-    """Everything from the parsed configuration to the folder to share."""
+    """Train from a parsed configuration and save everything in the run directory."""
     with _one_line():
         made = parser.instantiate_classes(parsed)
     training, data = cast(DecomposerTraining, made["model"]), cast(EpisodeData, made["data"])
@@ -86,8 +86,8 @@ def _train(parser: ArgumentParser, parsed: Namespace, folder: Path, resume: bool
     with console.status("reading episodes"):
         examples = training.examples(data.episodes("train"))
     if examples.left_out:
-        told = "; ".join(f"episode {number}: {why}" for number, why in list(examples.left_out.items())[:10])
-        console.print(f"{len(examples.left_out)} episodes taught nothing: {told}")
+        why = "; ".join(f"episode {number}: {reason}" for number, reason in list(examples.left_out.items())[:10])
+        console.print(f"{len(examples.left_out)} episodes give no example: {why}")
     if not examples.prompts:
         raise ValueError("nothing to learn: no training episode has frames and stages; see above")
     if not (folder / CONFIG).exists():
@@ -99,14 +99,14 @@ def _train(parser: ArgumentParser, parsed: Namespace, folder: Path, resume: bool
     history = training.fit(examples, folder, resume)
     after = training.judge(data.episodes("val"))
     write_json(folder / HISTORY, history)
-    write_json(folder / FIGURES, {"before": before, "after": after, "examples": len(examples.prompts)})
+    write_json(folder / METRICS, {"before": before, "after": after, "examples": len(examples.prompts)})
     save_component(training.decomposer, folder / MODEL)
     _show(console, before, after)
 
 
 @contextmanager
 def _one_line() -> Generator[None]:
-    """What jsonargparse says of wrong arguments, and constructors of wrong values, as the one line that matters."""
+    """Reduce errors of jsonargparse about arguments, and of constructors about values, to one line."""
     try:
         yield
     except (ArgumentError, TypeError, ValueError) as error:
@@ -114,7 +114,7 @@ def _one_line() -> Generator[None]:
 
 
 def _check_same(parser: ArgumentParser, parsed: Namespace, saved: Path) -> None:
-    """Refuse to go on with other settings: the run's ``config.yaml`` would no longer say how its model was made."""
+    """Refuse to continue with other settings: the run's ``config.yaml`` would not describe how its model was made."""
     wanted, held = (_leaves(parser, namespace) for namespace in (parsed, parser.parse_path(str(saved))))
     other = [
         f"{key} is {wanted.get(key)}, but was {held.get(key)}"
@@ -124,13 +124,13 @@ def _check_same(parser: ArgumentParser, parsed: Namespace, saved: Path) -> None:
     if other:
         more = f", and {len(other) - 3} more" if len(other) > 3 else ""
         raise ValueError(
-            f"--resume goes on with the settings of {saved}: {'; '.join(other[:3])}{more}; take them back, leave "
-            f"--config and the overrides away, or start anew in another --out"
+            f"--resume keeps to the settings of {saved}: {'; '.join(other[:3])}{more}; take these changes back, leave "
+            f"out --config and the overrides, or start anew in another --out"
         )
 
 
 def _leaves(parser: ArgumentParser, parsed: Namespace) -> dict[str, Any]:
-    """Dotted name of every setting → its value, as the YAML would have it."""
+    """Return every setting by its dotted name, with its value as in YAML."""
     found: dict[str, Any] = {}
 
     def walk(name: str, value: Any) -> None:
@@ -145,7 +145,7 @@ def _leaves(parser: ArgumentParser, parsed: Namespace) -> dict[str, Any]:
 
 
 def _kept(folder: Path) -> Path | None:
-    """The checkpoint a run can go on from, if there is one."""
+    """Return the checkpoint that a run can be continued from, or None."""
     try:
         return DecomposerTraining.last_checkpoint(folder)
     except FileNotFoundError:
@@ -169,8 +169,8 @@ def _parser() -> ArgumentParser:
         prog="guerdon sft",
         exit_on_error=False,
         usage="guerdon sft --config FILE.yaml [--out DIR [--resume]] [--model.… | --data.…]",
-        description="Fine-tune what a YAML file names; every value of it can be overridden. --out DIR is the run "
-        "directory, by default runs/<name of the config>/<date and time>; --resume goes on with the run in it from its "
+        description="Fine-tune what a YAML file names; every value in it can be overridden. --out DIR is the run "
+        "directory; default: runs/<name of the config>/<date and time>. --resume continues the run in --out from its "
         "last checkpoint, with the settings of its config.yaml.",
     )
     parser.add_argument("--config", "-c", action="config", help="YAML file with the sections model and data.")
@@ -180,7 +180,7 @@ def _parser() -> ArgumentParser:
 
 
 def _quieten() -> None:
-    """Without a progress bar for every file, and notes on settings that were chosen."""
+    """Silence progress bars of single files and notes about settings."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.set_verbosity_error()
     logging.getLogger("trl").setLevel(logging.ERROR)
@@ -188,7 +188,7 @@ def _quieten() -> None:
 
 def _show(console: Console, before: dict[str, Any], after: dict[str, Any]) -> None:
     table = Table(title=f"held-out episodes: {after['episodes']}")
-    for column in ("figure", "before", "after"):
+    for column in ("metric", "before", "after"):
         table.add_column(column)
     for name in ("stage_accuracy", "stage_iou", "plans", "plans_equal"):
         table.add_row(name.replace("_", " "), _cell(before[name]), _cell(after[name]))
@@ -197,8 +197,8 @@ def _show(console: Console, before: dict[str, Any], after: dict[str, Any]) -> No
 
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
-        figure = cast(dict[str, float | None], value)
-        low, high = figure["low"], figure["high"]
+        metric = cast(dict[str, float | None], value)
+        low, high = metric["low"], metric["high"]
         span = "" if low is None or high is None else f" ({low:.2f} … {high:.2f})"
-        return "–" if figure["mean"] is None else f"{figure['mean']:.2f}{span}"
+        return "–" if metric["mean"] is None else f"{metric['mean']:.2f}{span}"
     return "–" if value is None else f"{value:.2f}"
