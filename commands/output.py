@@ -1,4 +1,4 @@
-"""Where the results of a command go: files that can be written, and tables wide enough to read."""
+"""Output of commands: files that can be written, and consoles wide enough for tables."""
 
 import os
 import sys

@@ -18,7 +18,7 @@ class RunDirectory:
 
     folder: Path
     earlier: frozenset[Path]
-    """What the folder held before the run."""
+    """Paths in the folder before the run."""
     made: tuple[Path, ...]
     """Folders that the run made, innermost first."""
 

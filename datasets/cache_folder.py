@@ -1,4 +1,4 @@
-"""The folder of a feature cache: its marker, what lies in it, and making room without touching anything else."""
+"""Folder of a feature cache: its marker, its entries, and the removal of entries without touching anything else."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from .kept_rows import BLOCK, FORMAT, PART, DamagedError, folders_in_use, read_f
 
 MARKER = "guerdon-cache.json"
 _ADDRESS = re.compile(r"[0-9a-f]{32}")
-_EARLIER = re.compile(r"\.?[0-9a-f]{32}(-\w+)?(\.npy)?")  # files of format 1, and what it left when killed
+_EARLIER = re.compile(r"\.?[0-9a-f]{32}(-\w+)?(\.npy)?")  # files of format 1, complete or left by a killed process
 _BLOCK_FILE = re.compile(r"\d{5,}\.npy")
 _PART_FILE = re.compile(r"\.\d{5,}-[0-9a-f]{8}\.part")
 _ABANDONED = 3600.0  # seconds after which a file that is still being written belongs to a process that was killed
@@ -24,16 +24,18 @@ _ABANDONED = 3600.0  # seconds after which a file that is still being written be
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEntry:
-    """What is kept of one camera in one episode under one encoder."""
+    """Features or frames of one camera in one episode under one encoder."""
 
     path: Path
+    """Folder of the entry; a file in format 1."""
     encoder: str
-    """Its name; ``"frames"`` for frames at one size."""
+    """Name of the encoder; ``"frames"`` for frames at one size."""
     revision: str
-    """Of the encoder's weights; the size of frames."""
+    """Revision of the encoder's weights; for frames their size."""
     bytes: int
+    """Size on disk in bytes."""
     last_used: float
-    """Seconds since 1970."""
+    """Time of the last use, in seconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,26 +43,31 @@ class CacheGroup:
     """Entries of one encoder and revision."""
 
     encoder: str
+    """Name of the encoder; ``"frames"`` for frames at one size."""
     revision: str
+    """Revision of the encoder's weights; for frames their size."""
     entries: int
+    """Number of entries."""
     bytes: int
+    """Size of the entries in bytes."""
     known: int
-    """Frames computed."""
+    """Number of frames that are computed."""
     places: int
-    """Frames recorded, of the recordings that have an entry."""
+    """Number of recorded frames of the recordings that have an entry."""
     damaged: int
-    """Files that will be made again when they are asked for; found by their ends, so not every one."""
+    """Number of damaged files, which are made again when they are needed; only damage at the end of a file is seen."""
     last_used: float
-    """Seconds since 1970."""
+    """Time of the last use, in seconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheReport:
-    """What lies in a cache."""
+    """Content of a cache."""
 
     folder: Path
+    """Folder of the cache."""
     groups: tuple[CacheGroup, ...]
-    """Largest first."""
+    """Groups of entries, largest first."""
 
     @property
     def entries(self) -> int:
@@ -69,35 +76,38 @@ class CacheReport:
 
     @property
     def bytes(self) -> int:
-        """Size of all entries."""
+        """Size of all entries in bytes."""
         return sum(group.bytes for group in self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eviction:
-    """What was removed from a cache."""
+    """Result of removing entries from a cache."""
 
     removed: int
-    """Entries."""
+    """Number of entries that were removed."""
     freed: int
-    """Bytes."""
+    """Number of bytes that were freed."""
     left: int
-    """Bytes that stay; above the limit only if what is in use is larger."""
+    """Number of bytes that stay; above the limit only where entries in use are larger."""
     in_use: int
-    """Entries that would have gone, had this process not been using them."""
+    """Number of entries that stay only because this process uses them."""
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether a folder is marked as a feature cache."""
+    """Tell whether a folder is marked as a feature cache."""
     return (folder / MARKER).is_file()
 
 
 def mark(folder: Path) -> None:
-    """Make a folder a cache, or check that it is one.
+    """Mark a folder as a feature cache, or check that it is one.
+
+    Args:
+        folder: Folder of the cache; made where it is not there.
 
     Raises:
-        OSError: If it cannot be made or written.
-        ValueError: If it holds anything else, or the cache of a later version.
+        OSError: If the folder cannot be made or written.
+        ValueError: If it holds other files, or the cache of a later version.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +115,7 @@ def mark(folder: Path) -> None:
         raise OSError(f"cannot make the feature cache {folder}: {error.strerror}; choose another folder") from error
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"cannot write into the feature cache {folder}: choose another folder")
-    # listed before the marker is looked for: another process that makes this cache right now marks it first
+    # listed before the marker is looked for: another process that makes this cache at the moment marks it first
     held = [p for p in folder.iterdir() if not p.name.startswith(f".{MARKER}") and p.name != MARKER]
     if is_cache(folder):
         found = _marked_format(folder / MARKER)
@@ -115,26 +125,26 @@ def mark(folder: Path) -> None:
             return
     elif any(_foreign(path) for path in held):
         raise ValueError(
-            f"{folder} is no feature cache and holds other files: choose a new or empty folder, which can then be "
-            "emptied again without a risk for anything else"
+            f"{folder} is no feature cache and holds other files: choose a new or empty folder, so that making room "
+            "in it never removes anything else"
         )
-    said = {"format": FORMAT, "about": "features kept by guerdon; see `guerdon inspect`, which can also make room"}
+    content = {"format": FORMAT, "about": "features kept by guerdon; see `guerdon inspect`, which can also make room"}
     fresh = folder / f".{MARKER}.{secrets.token_hex(4)}"
-    fresh.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(fresh, folder / MARKER)
 
 
 def _marked_format(marker: Path) -> int:
     try:
-        said = cast(dict[str, Any], json.loads(marker.read_text(encoding="utf-8")))
-        return int(said["format"])
+        content = cast(dict[str, Any], json.loads(marker.read_text(encoding="utf-8")))
+        return int(content["format"])
     except (ValueError, KeyError, TypeError):
         warnings.warn(f"{marker} is damaged and is written again", stacklevel=3)
         return 0
 
 
 def _foreign(path: Path) -> bool:
-    """Whether something is not from a cache of format 1, which had no marker: ``encoder/revision/address.npy``."""
+    """Tell whether a path is not from a cache of format 1, which had no marker: ``encoder/revision/address.npy``."""
     if path.is_symlink() or not path.is_dir():
         return True
     files = [p for p in path.rglob("*") if p.is_symlink() or not p.is_dir()]
@@ -142,13 +152,17 @@ def _foreign(path: Path) -> bool:
 
 
 def entries(folder: Path) -> Iterator[CacheEntry]:
-    """What a cache made, and nothing else: whatever does not look it, and every link, is passed over."""
+    """Yield the entries of a cache; links and everything that does not look like an entry are left out.
+
+    Args:
+        folder: Folder of the cache.
+    """
     for encoder in _folders(folder):
         for revision in _folders(encoder):
             for path in sorted(revision.iterdir()):
                 if path.is_symlink() or not _ADDRESS.fullmatch(path.name.removesuffix(".npy")):
                     continue
-                with suppress(FileNotFoundError):  # another process makes room
+                with suppress(FileNotFoundError):  # another process removes it
                     size = sum(f.stat().st_size for f in _files(path))
                     used = path.stat().st_mtime
                     yield CacheEntry(
@@ -161,7 +175,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    """Files of an entry, one of format 1 being a file itself."""
+    """List the files of an entry; an entry of format 1 is a file itself."""
     if not path.is_dir():
         return [path]
     named = [p for p in path.iterdir() if _BLOCK_FILE.fullmatch(p.name) or _PART_FILE.fullmatch(p.name)]
@@ -169,7 +183,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def report(folder: Path) -> CacheReport:
-    """Sum up a cache by encoder and revision; ends of files are read, not their rows.
+    """Summarise a cache by encoder and revision; the ends of files are read, not their rows.
+
+    Args:
+        folder: Folder of the cache.
 
     Raises:
         ValueError: If the folder is no cache.
@@ -196,9 +213,9 @@ def report(folder: Path) -> CacheReport:
 
 
 def _count(path: Path) -> tuple[int, int, int]:
-    """Rows known, places, and damaged files of an entry."""
+    """Count the known rows, the places and the damaged files of an entry."""
     known = places = damaged = 0
-    if not path.is_dir():  # format 1 said nothing of itself
+    if not path.is_dir():  # files of format 1 do not describe themselves
         return 0, 0, 0
     for file in _files(path):
         if file.suffix == PART:
@@ -219,8 +236,12 @@ def _count(path: Path) -> tuple[int, int, int]:
 def evict(folder: Path, max_bytes: int) -> Eviction:
     """Remove the entries used longest ago until at most ``max_bytes`` are left.
 
-    What another process uses right now is safe too: a file it has open stays readable, and what it asks for next is
-    computed again. Entries that this process uses stay. What killed processes left half-written goes as well.
+    Entries that this process uses stay. Other processes are safe too: a file they have open stays readable, and a
+    removed entry is computed again. Half-written files of killed processes are removed as well.
+
+    Args:
+        folder: Folder of the cache.
+        max_bytes: Size that is to be left, in bytes.
 
     Raises:
         ValueError: If the folder is no cache, or the limit is negative.
@@ -240,7 +261,7 @@ def evict(folder: Path, max_bytes: int) -> Eviction:
             continue
         gone = sum(_remove(file) for file in _files(entry.path))
         for parent in (entry.path, entry.path.parent, entry.path.parent.parent):
-            with suppress(OSError):  # it holds something else, or somebody writes into it again
+            with suppress(OSError):  # it holds something else, or a process writes into it again
                 parent.rmdir()
         left, removed = left - gone, removed + 1
     return Eviction(removed=removed, freed=before - left, left=left, in_use=kept)
@@ -257,7 +278,7 @@ def _remove_abandoned(path: Path) -> int:
 
 
 def _remove(file: Path) -> int:
-    """Remove a file; how many bytes that frees."""
+    """Remove a file and return the number of bytes that frees."""
     try:
         size = file.stat().st_size
         file.unlink()
@@ -268,4 +289,4 @@ def _remove(file: Path) -> int:
 
 def _require(folder: Path) -> None:
     if not is_cache(folder):
-        raise ValueError(f"{folder} is no feature cache: expected one that guerdon made, with the file {MARKER}")
+        raise ValueError(f"{folder} is no feature cache: expected a folder that guerdon made, with the file {MARKER}")

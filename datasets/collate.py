@@ -1,4 +1,4 @@
-"""Episodes → `TrajectoryBatch`: the one place where layout, dtype and padding are fixed."""
+"""Collation of episodes to a `TrajectoryBatch`: the one place that fixes layout, types and padding."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class FeatureReader(Protocol):
     """Features of one camera in one episode."""
 
     step: np.ndarray
-    """(F,) observation index of each recorded frame, ascending."""
+    """Observation index of each recorded frame, (F,), ascending."""
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Features of frames by their place, (M, D) or (M, K, D) float32."""
+        """Return the features of frames by their place: (M, D) or (M, K, D), float32."""
         ...
 
 
@@ -36,9 +36,11 @@ class Window:
     """
 
     episode: Episode
+    """Episode that the window is part of."""
     offset: int = 0
+    """First observation of the window."""
     steps: int = -1
-    """−1: up to the episode's end."""
+    """Number of steps; −1 reaches to the end of the episode."""
 
     def __post_init__(self) -> None:
         """Check that the window lies inside the episode."""
@@ -52,27 +54,30 @@ class Window:
 
     @property
     def reaches_end(self) -> bool:
-        """True if the episode ends with this window."""
+        """Whether the window reaches the end of the episode."""
         return self.offset + self.steps == self.episode.steps
 
     @property
     def end(self) -> End:
-        """How the window ends: as the episode does, or cut."""
+        """End of the window: that of the episode, or cut."""
         return self.episode.end if self.reaches_end else End.CUT
 
 
 def choose_frames(step: np.ndarray, offset: int, steps: int, count: int | None = None, every: int = 1) -> np.ndarray:
-    """Places of the recorded frames a window uses, ascending and distinct.
+    """Choose the recorded frames that a window uses.
 
-    The frame held at the window's first observation is always among them, so nothing has to be invented there.
+    The frame held at the window's first observation is always among them.
 
     Args:
-        step: (F,) observation index of every recorded frame, ascending.
+        step: Observation index of every recorded frame, (F,), ascending.
         offset: First observation of the window.
-        steps: Steps of the window.
-        count: Keep at most this many, evenly spaced from the first to the last; None keeps all.
-        every: Of those recorded keep every how many, from the first on, and the last one, which shows how it ended;
-            before ``count`` thins them out.
+        steps: Number of steps of the window.
+        count: Largest number of frames, evenly spaced from the first to the last; None keeps all.
+        every: Interval between the recorded frames that are kept, from the first on; the last one is kept too, because
+            it shows the end. It applies before ``count``.
+
+    Returns:
+        Places of the frames, ascending and distinct.
     """
     last = int(np.searchsorted(step, offset + steps, side="right"))
     first = max(int(np.searchsorted(step, offset, side="right")) - 1, 0)
@@ -96,14 +101,14 @@ def collate(
     """Pad episodes or windows to one batch on the host.
 
     Args:
-        pieces: One per row.
-        cameras: Cameras to decode; a row without that camera gets none of its frames.
-        frame_count: At most this many frames of a camera in a row, evenly spaced; None takes all.
-        frame_size: Scale frames so that the shorter side is this many pixels; None keeps the recorded size.
+        pieces: Episode or window of each row.
+        cameras: Cameras to decode; a row without a camera gets none of its frames.
+        frame_count: Largest number of frames of a camera in a row, evenly spaced; None takes all.
+        frame_size: Shorter side in pixels that frames are scaled to; None keeps the recorded size.
         terminating: Ends after which nothing is bootstrapped.
-        frames_every: Of the recorded frames take every how many.
-        features: Frozen features of an episode by ``"<encoder.name>/<camera>"``, sampled like frames (a
-            `FeatureCache` gives them); a camera that is read this way need not be among ``cameras``.
+        frames_every: Interval between the recorded frames that are taken.
+        features: Function that gives the frozen features of an episode by ``"<encoder.name>/<camera>"``, as a
+            `FeatureCache` does; they are sampled like frames, and their cameras need not be among ``cameras``.
 
     Returns:
         State, actions float32; frames uint8, channels first, RGB; padding is 0.
@@ -120,7 +125,7 @@ def collate(
 
 @dataclass(frozen=True)
 class _Choice:
-    """Which of the recorded frames are taken, and their size."""
+    """Choice of the recorded frames, and their size."""
 
     count: int | None
     every: int
@@ -179,7 +184,7 @@ def _tensor(values: np.ndarray) -> Tensor:
 
 
 def _labels(episode: Episode) -> Mapping[str, Column]:
-    """Recorded labels; a stage gets its fraction here, because a window alone does not show where its stages begin."""
+    """Return recorded labels with the fraction of each stage, which a window alone does not show."""
     stage = episode.labels.get(STAGE)
     if stage is None or FRACTION in episode.labels or stage.values.shape != (episode.steps + 1,):
         return episode.labels

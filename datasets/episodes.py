@@ -1,4 +1,4 @@
-"""The storage-level episode: what every reader gives and every writer takes, before padding and batching."""
+"""Episodes as they are stored: what every reader returns and every writer takes, before padding and batching."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
@@ -15,24 +15,33 @@ from ..core.batch import End
 
 
 class BadEpisodeError(ValueError):
-    """One episode cannot be used; the others can. The message names the episode, what was expected and what came."""
+    """Error of one episode that cannot be used, while the others can.
+
+    Args:
+        index: Number of the episode.
+        status: Short machine-readable reason, for the ``status`` column of score files.
+        reason: Reason in words: what was expected and what came.
+    """
 
     def __init__(self, index: int, status: str, reason: str) -> None:
-        """Keep a short machine-readable status beside the reason, for the ``status`` column of score files."""
+        """Make the message of the number and the reason."""
         super().__init__(f"episode {index}: {reason}")
         self.index, self.status, self.reason = index, status, reason
 
     def __reduce__(self) -> tuple[type["BadEpisodeError"], tuple[int, str, str]]:
-        """Survive the way back from a loader's worker process."""
+        """Pickle the arguments, so that the error comes back from a loader's process."""
         return BadEpisodeError, (self.index, self.status, self.reason)
 
 
 @contextmanager
 def blamed_on(index: int) -> Generator[None]:
-    """Let errors name an episode by the number it has here, which a recording does not know.
+    """Make errors name an episode by the number it has here, which its recording does not know.
 
-    Joining data sets, or splitting episodes where the task changes, gives them other numbers. Who leaves bad episodes
-    out by their numbers would leave out another one.
+    Joining data sets, or splitting episodes where the task changes, gives episodes other numbers. Leaving out bad
+    episodes by the number of the recording would leave out another one.
+
+    Args:
+        index: Number that the episode has here.
     """
     try:
         yield
@@ -44,41 +53,44 @@ def blamed_on(index: int) -> Generator[None]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Column:
-    """A value per step or per observation, with what is unknown marked."""
+    """Value per step or per observation, with a mask of the known ones."""
 
     values: Shaped[np.ndarray, "K ..."]
+    """Values; K = T per step, K = T + 1 per observation."""
     valid: Bool[np.ndarray, " K"]
+    """Mask of the known values."""
 
     @classmethod
     def known(cls, values: np.ndarray) -> "Column":
-        """A column in which everything is known."""
+        """Make a column in which everything is known."""
         return cls(values=np.asarray(values), valid=np.ones(len(values), bool))
 
 
 class FrameSource(ABC):
-    """Recorded frames of one camera in one episode, decoded when asked for.
+    """Recorded frames of one camera in one episode, decoded when they are read.
 
-    A base class rather than a protocol: a run-time protocol check would ask for ``identity``, and so hash the file.
+    It is a base class and no protocol, because a protocol check at run time would read ``identity`` and so hash the
+    file.
     """
 
     step: np.ndarray
-    """(F,) int64: observation index of each recorded frame, ascending."""
+    """Observation index of each recorded frame, (F,) int64, ascending."""
 
     @property
     @abstractmethod
     def identity(self) -> str:
-        """Content address of the recording (a hash): the feature cache's key. Never a path alone."""
+        """Content address of the recording: a hash, never a path alone. It is the key of the feature cache."""
 
     @abstractmethod
     def read(self, indices: np.ndarray, size: int | None = None) -> np.ndarray:
         """Decode frames by their place 0 … F−1 in the recording, in one sequential pass.
 
         Args:
-            indices: (M,) ascending places, repeats allowed.
-            size: Scale so that the shorter side is this many pixels; None keeps the recorded size.
+            indices: Ascending places (M,), with repeats allowed.
+            size: Shorter side in pixels that frames are scaled to; None keeps the recorded size.
 
         Returns:
-            (M, 3, H, W) uint8, RGB.
+            Frames (M, 3, H, W), uint8, RGB.
 
         Raises:
             BadEpisodeError: If the recording cannot be decoded or ends early (status ``"video"``).
@@ -87,20 +99,27 @@ class FrameSource(ABC):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ArrayFrames(FrameSource):
-    """Frames held in memory, as a simulator makes them."""
+    """Frames in memory, such as those of a simulator."""
 
     values: UInt8[np.ndarray, "F 3 H W"]
+    """Frames, RGB."""
     step: Int64[np.ndarray, " F"]
+    """Observation index of each frame, ascending."""
     identity: str = ""  # pyright: ignore[reportIncompatibleMethodOverride]  # a frozen field is as good as a property
 
     def read(self, indices: np.ndarray, size: int | None = None) -> np.ndarray:
-        """Pick frames by place; see `FrameSource.read`."""
+        """Return frames by their place; see `FrameSource.read`."""
         chosen = self.values[indices]
         return chosen if size is None else scale_frames(chosen, size)
 
 
 def scale_frames(frames: np.ndarray, size: int) -> np.ndarray:
-    """Scale (M, 3, H, W) uint8 so that the shorter side is ``size`` pixels, with antialiasing."""
+    """Scale frames with antialiasing.
+
+    Args:
+        frames: Frames (M, 3, H, W), uint8.
+        size: Shorter side of the result, in pixels.
+    """
     height, width = frames.shape[2:]
     if min(height, width) == size or not len(frames):
         return frames
@@ -114,44 +133,51 @@ def scale_frames(frames: np.ndarray, size: int) -> np.ndarray:
 class Episode:
     """One recorded episode: T steps, T + 1 observations.
 
-    Widths may be 0 (video without state or actions). Where a recording holds as many observations as actions, the last
-    observation is a repeat and ``last_observed`` is False.
+    Widths may be 0, for video without state or actions. Where a recording holds as many observations as actions, the
+    last observation is a repeat and ``last_observed`` is False.
 
     Raises:
-        BadEpisodeError: If it is empty, shapes disagree, or a state or action is not a number.
+        BadEpisodeError: If the episode is empty, shapes disagree, or a state or action is not finite.
     """
 
     index: int
     """Number of the episode in its data set."""
     state: Float32[np.ndarray, "Tp1 S"]
+    """State at each observation."""
     actions: Float32[np.ndarray, "T A"]
+    """Action of each step, as it was executed."""
     instruction: str = ""
+    """Instruction in words."""
     task: int = 0
+    """Number of the task; paraphrases of an instruction share it."""
     fps: float = 10.0
     """Control steps per second."""
     end: End = End.CUT
+    """End of the episode."""
     last_observed: bool = True
+    """Whether the last observation is real; False where it repeats the one before."""
     success: float | None = None
-    """In [0, 1]; None where nobody said."""
+    """Success in [0, 1]; None where it is unknown."""
     frames: Mapping[str, FrameSource] = field(default_factory=dict[str, FrameSource])
     labels: Mapping[str, Column] = field(default_factory=dict[str, Column])
-    """Per observation (T+1): progress, stage, success…"""
+    """Values per observation (T+1): progress, stage, success, …"""
     tracks: Mapping[str, Column] = field(default_factory=dict[str, Column])
-    """Per observation (T+1, 3) or (T+1,): end effector, keypoints, flags, named by what they follow."""
+    """Values per observation, (T+1, 3) or (T+1,): end effector, keypoints, flags, by name."""
     recorded: Mapping[str, Column] = field(default_factory=dict[str, Column])
-    """Per step (T): stored rewards, values…"""
+    """Values per step (T): stored rewards, values, …"""
     group: int | None = None
-    """Episodes with the same task and the same initial state share it."""
+    """Number shared by the episodes of one task and one initial state; None where it is unknown."""
     source: int = 0
-    """Who acted: an index chosen by whoever recorded."""
+    """Number of the source of the actions, as the recorder chose it."""
     quality: str = ""
-    """expert, noisy, aborted, random… where known."""
+    """Recorded quality of the behaviour: expert, noisy, aborted, random, …; empty where it is unknown."""
     context: str = ""
-    """Name of the initial state, so that training and evaluation can be kept apart."""
+    """Name of the initial state; it keeps training and evaluation apart."""
     split: str = ""
+    """Recorded split; empty where none is recorded."""
 
     def __post_init__(self) -> None:
-        """Refuse what would poison a batch."""
+        """Check shapes, types and numbers."""
         steps = len(self.actions)
 
         def bad(status: str, reason: str) -> BadEpisodeError:
@@ -191,47 +217,58 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSummary:
-    """What is known of an episode without reading it."""
+    """Facts about an episode that are known without reading it; empty or None where they are unknown."""
 
     index: int
+    """Number of the episode in its data set."""
     steps: int
+    """Number of steps T."""
     instruction: str = ""
+    """Instruction in words."""
     success: float | None = None
+    """Success in [0, 1]."""
     split: str = ""
+    """Recorded split."""
     quality: str = ""
+    """Recorded quality of the behaviour, such as expert."""
     context: str = ""
+    """Name of the initial state."""
 
 
 @runtime_checkable
 class EpisodeDataset(Protocol):
-    """Episodes on disk; nothing is read before it is asked for."""
+    """Data set of episodes; each is read when it is asked for."""
 
     name: str
-    """Folder it was opened from."""
+    """Folder that it was opened from."""
     fps: float
+    """Control steps per second."""
     state_size: int
+    """Width S of the states."""
     action_size: int
+    """Width A of the actions."""
     cameras: tuple[str, ...]
+    """Names of the cameras."""
 
     def __len__(self) -> int:
-        """Number of episodes, unreadable ones included."""
+        """Return the number of episodes, unreadable ones included."""
         ...
 
     def summary(self, place: int) -> EpisodeSummary:
-        """What is known of the episode at a place 0 … len−1 without reading it."""
+        """Return what is known of the episode at a place 0 … len−1 without reading it."""
         ...
 
     def __getitem__(self, place: int) -> Episode:
-        """Read one episode; its frames are decoded later.
+        """Read the episode at a place; its frames are decoded later.
 
         Raises:
-            BadEpisodeError: If this one cannot be used.
+            BadEpisodeError: If this episode cannot be used.
         """
         ...
 
 
 def readable(dataset: EpisodeDataset) -> Iterator[Episode | BadEpisodeError]:
-    """Go through a data set; an episode that cannot be used comes as its error, so nothing is dropped in silence."""
+    """Yield every episode of a data set, or the error of one that cannot be used."""
     for place in range(len(dataset)):
         try:
             yield dataset[place]

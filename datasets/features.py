@@ -1,4 +1,4 @@
-"""The embed-once cache: frozen features and small frames of recorded episodes, computed when first asked for."""
+"""Feature cache: frozen features and small frames of recorded episodes, computed when first read and kept."""
 
 import hashlib
 import json
@@ -19,48 +19,59 @@ from .episodes import ArrayFrames, BadEpisodeError, Episode, FrameSource
 from .kept_rows import FORMAT, KeptRows
 
 _WHERE_FROM = ("name", "revision", "download", "trainable")
-"""Constructor arguments that say which weights an encoder has; all others are part of its transform."""
+"""Constructor arguments that name the weights of an encoder; all others are part of its transform."""
 
 
 class FeatureSource:
     """Features of one camera in one episode, float16 on disk and memory-mapped.
 
-    Nothing is computed before it is asked for: who evaluates every fourth frame encodes only these, and who wants all
-    of them later encodes only the rest.
+    Each feature is computed when it is first read. A model that evaluates every fourth frame encodes only these, and a
+    model that evaluates all of them later encodes only the rest.
 
     Args:
-        folder: Where they are kept.
-        source: The recording.
-        encoder: A frozen one.
-        size: Shorter side of the frames it is shown; None as recorded.
-        who: The episode and camera, for messages.
+        folder: Folder of the features.
+        source: Recording of the camera.
+        encoder: Frozen encoder.
+        size: Shorter side in pixels of the frames that the encoder sees; None keeps the recorded size.
+        who: Name of episode and camera, for messages.
     """
 
     def __init__(self, folder: Path, source: FrameSource, encoder: VisionEncoder, size: int | None, who: str) -> None:
         self.step = source.step
-        """(F,) observation index of each recorded frame, ascending."""
+        """Observation index of each recorded frame, (F,), ascending."""
         self.revision = revision_of(encoder)
         encode = _Encoding(source=source, encoder=encoder, revision=self.revision, size=size, who=who)
         self._rows = KeptRows(folder, len(source.step), np.dtype(np.float16), {-1: encoder.width}, encode)
 
     @property
     def files(self) -> list[Path]:
-        """The files that hold what is known."""
+        """Files of the features that are computed."""
         return self._rows.files
 
     def known(self) -> np.ndarray:
-        """(F,) bool: which frames need not be encoded."""
+        """Return which frames are encoded already, bool (F,)."""
         return self._rows.known()
 
     def fill(self, indices: np.ndarray | None = None) -> None:
-        """Encode the frames at some places that are not encoded yet; None means all. See `read` for the errors."""
+        """Encode the frames at some places that are not encoded yet; see `read` for the errors.
+
+        Args:
+            indices: Places (M,) in the recording; None takes all.
+        """
         self._rows.fill(indices)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Features of frames by their place 0 … F−1 in the recording, (M, D) or (M, K, D) float32.
+        """Return the features of frames; those that are missing are computed.
+
+        Args:
+            indices: Places (M,) in the recording, in 0 … F−1.
+
+        Returns:
+            Features (M, D) or (M, K, D), float32.
 
         Raises:
-            ValueError: If the encoder gives NaN, infinity or what float16 cannot hold, or its weights have changed.
+            ValueError: If the encoder gives NaN, infinity or numbers that float16 cannot hold, or its weights have
+                changed.
             BadEpisodeError: If the frames cannot be decoded.
             OSError: If the cache cannot be written.
         """
@@ -71,7 +82,8 @@ class FeatureSource:
 class _Encoding:
     """Encodes frames of a recording for the cache.
 
-    Not a method of `FeatureSource`: in a circle with its rows it would stay in use until somebody collects circles.
+    It is no method of `FeatureSource`, because a reference cycle with the rows would keep them in use until the garbage
+    collector runs.
     """
 
     source: FrameSource
@@ -82,7 +94,7 @@ class _Encoding:
 
     def __call__(self, places: np.ndarray) -> np.ndarray:
         name = self.encoder.name
-        if self.encoder.revision != self.revision:  # hashed anew: in doubt nothing wrong may be stored
+        if self.encoder.revision != self.revision:  # hashed anew, so that no wrong feature is ever stored
             raise ValueError(
                 f"the weights of {name} have changed since its features were opened (revision {self.revision} then, "
                 f"{self.encoder.revision} now): open them again"
@@ -94,7 +106,7 @@ class _Encoding:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CachedFrames(FrameSource):
-    """Frames kept at one size, memory-mapped; see `FeatureSource` for when they are decoded."""
+    """Frames kept at one size, memory-mapped; like features, they are decoded when first read."""
 
     rows: KeptRows
     step: np.ndarray
@@ -103,15 +115,19 @@ class CachedFrames(FrameSource):
 
     @property
     def files(self) -> list[Path]:
-        """The files that hold what is known."""
+        """Files of the frames that are decoded."""
         return self.rows.files
 
     def fill(self, indices: np.ndarray | None = None) -> None:
-        """Decode the frames at some places that are not kept yet; None means all."""
+        """Decode the frames at some places that are not kept yet.
+
+        Args:
+            indices: Places (M,) in the recording; None takes all.
+        """
         self.rows.fill(indices)
 
     def read(self, indices: np.ndarray, size: int | None = None) -> np.ndarray:
-        """Frames by their place; see `FrameSource.read`.
+        """Return frames by their place; see `FrameSource.read`.
 
         Raises:
             ValueError: If another size is asked for than is kept.
@@ -122,19 +138,19 @@ class CachedFrames(FrameSource):
 
 
 class FeatureCache:
-    """A folder of features, addressed by what they were computed from and how.
+    """Folder of features, addressed by what they were computed from and how.
 
-    An entry's name is a hash of the recording's content, its camera, the encoder's name, revision and transform, and
-    the size of the frames, so nothing is ever stale: other frames or weights are another entry. It has a place for
-    every recorded frame, so models that evaluate other frames share it. Files are written whole or not at all, by any
-    number of processes at once, and a damaged one is made again with a warning (see `KeptRows`).
+    The name of an entry is a hash of the recording's content, the camera, the encoder's name, revision and transform,
+    and the size of the frames. Other frames or weights are therefore another entry, and no entry is ever stale. An
+    entry has a place for every recorded frame, so models that evaluate different frames share it. Files are written
+    whole, by any number of processes at once, and a damaged file is made again with a warning; see `KeptRows`.
 
     Args:
-        folder: Made if it is not there; a marker in it tells it from any other folder.
+        folder: Folder of the cache; made where it is not there, with a marker that tells it from any other folder.
 
     Raises:
         OSError: If the folder cannot be written.
-        ValueError: If it holds something else, or the cache of a later version.
+        ValueError: If it holds other files, or the cache of a later version.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -144,18 +160,19 @@ class FeatureCache:
     def features(
         self, episode: Episode, camera: str, encoder: VisionEncoder, size: int | None = None, compute: bool = True
     ) -> FeatureSource:
-        """Features of the frames of a camera.
+        """Open the features of the frames of a camera.
 
         Args:
-            episode: Recorded.
-            camera: Its name there.
-            encoder: A frozen one; its weights must stay as they are.
-            size: Scale frames so that the shorter side has so many pixels before the encoder sees them.
-            compute: All of them, now; else each when it is read or filled in.
+            episode: Recorded episode.
+            camera: Name of the camera.
+            encoder: Frozen encoder, whose weights must not change.
+            size: Shorter side in pixels that frames are scaled to before they are encoded; None keeps the recorded
+                size.
+            compute: Whether to compute all features now; else each is computed when it is read or filled in.
 
         Raises:
-            ValueError: If the encoder is trainable (its features change), gives what is no number or does not fit
-                float16, or the episode has no such camera.
+            ValueError: If the encoder is trainable (its features change), gives numbers that are not finite or do not
+                fit float16, or the episode has no such camera.
             BadEpisodeError: If the frames cannot be decoded.
         """
         if encoder.trainable:
@@ -173,13 +190,13 @@ class FeatureCache:
         return kept
 
     def frames(self, episode: Episode, camera: str, size: int, compute: bool = True) -> CachedFrames:
-        """Frames of a camera scaled so that the shorter side has ``size`` pixels, for encoders still being trained.
+        """Open the frames of a camera at one size, for encoders that are still trained.
 
         Args:
-            episode: Recorded.
-            camera: Its name there.
-            size: Pixels.
-            compute: All of them, now; else each when it is read or filled in.
+            episode: Recorded episode.
+            camera: Name of the camera.
+            size: Shorter side of the frames, in pixels.
+            compute: Whether to decode all frames now; else each is decoded when it is read or filled in.
 
         Raises:
             ValueError: If the episode has no such camera.
@@ -199,14 +216,17 @@ class FeatureCache:
         return CachedFrames(rows=rows, step=source.step, size=size, identity=f"{address}-{size}")
 
     def report(self) -> CacheReport:
-        """What lies in the cache: entries, bytes and last use, by encoder and revision."""
+        """Summarise the cache: entries, bytes and last use by encoder and revision."""
         return report(self.folder)
 
     def evict(self, max_bytes: int) -> Eviction:
         """Remove the entries used longest ago until at most ``max_bytes`` are left.
 
-        Entries whose `FeatureSource` or `CachedFrames` is alive in this process stay. Only what the cache made is ever
-        removed; what is asked for afterwards is computed again.
+        Entries whose `FeatureSource` or `CachedFrames` is alive in this process stay. Only files that the cache made
+        are removed, and what is read afterwards is computed again.
+
+        Args:
+            max_bytes: Size that is to be left, in bytes.
 
         Raises:
             ValueError: If the limit is negative.
@@ -218,7 +238,7 @@ _revisions: WeakKeyDictionary[VisionEncoder, tuple[list[tuple[Tensor, int, int]]
 
 
 def revision_of(encoder: VisionEncoder) -> str:
-    """An encoder's revision, hashed again only if a weight was replaced or changed in place since the last call."""
+    """Return the revision of an encoder; its weights are hashed only if one changed since the last call."""
     weights = list(chain(encoder.parameters(), encoder.buffers()))
     if any(weight.is_inference() for weight in weights):  # torch does not count their changes
         return encoder.revision
@@ -235,9 +255,9 @@ def revision_of(encoder: VisionEncoder) -> str:
 
 
 def _transform(encoder: VisionEncoder) -> str:
-    """What an encoder does to a frame beside its weights: its class, and what its constructor was told."""
-    told = {k: v for k, v in encoder.init_args.items() if k not in _WHERE_FROM}
-    return _named(encoder) + json.dumps(told, sort_keys=True, default=_named)
+    """Describe what an encoder does to a frame apart from its weights: its class and constructor arguments."""
+    arguments = {k: v for k, v in encoder.init_args.items() if k not in _WHERE_FROM}
+    return _named(encoder) + json.dumps(arguments, sort_keys=True, default=_named)
 
 
 def _named(value: object) -> str:
@@ -245,7 +265,7 @@ def _named(value: object) -> str:
 
 
 def _half(values: np.ndarray, places: np.ndarray, who: str) -> np.ndarray:
-    """Round to float16, or refuse what that would spoil."""
+    """Round features to float16; refuse those that float16 cannot hold."""
     flat = values.reshape(len(values), -1)
 
     def refuse(bad: np.ndarray, what: str, advice: str) -> ValueError:
@@ -283,7 +303,7 @@ def _address(source: FrameSource, camera: str, *how: str) -> str:
 
 
 def _identity(source: FrameSource) -> str:
-    """Content address of a recording; frames in memory without one are hashed."""
+    """Return the content address of a recording; frames in memory without one are hashed."""
     if source.identity:
         return source.identity
     if not isinstance(source, ArrayFrames):

@@ -1,4 +1,4 @@
-"""Several data sets as one, with numbers that stay unique."""
+"""Several data sets as one, with unique numbers."""
 
 import bisect
 from collections.abc import Sequence
@@ -8,22 +8,22 @@ from itertools import accumulate
 from .episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
 from .splits import Kin
 
-_APART = 1 << 32  # groups and tasks of different data sets never meet below this
+_APART = 1 << 32  # numbers of different data sets are this far apart
 
 
 def joined(dataset: EpisodeDataset) -> "JoinedDatasets":
-    """The data set itself where it is several already, else as the only one of a joint set."""
+    """Return a data set as a joined one; a data set that is joined already is returned as it is."""
     return dataset if isinstance(dataset, JoinedDatasets) else JoinedDatasets([dataset])
 
 
 class JoinedDatasets:
-    """Episodes of several data sets one after the other; episodes, tasks and groups are renumbered so as not to clash.
+    """Several data sets one after the other, with unique numbers of episodes, tasks and groups.
 
     Args:
-        datasets: At least one; all of the same state and action widths.
+        datasets: Data sets with the same state and action widths; at least one.
 
     Raises:
-        ValueError: If there is none, or widths differ.
+        ValueError: If there is no data set, or widths differ.
     """
 
     def __init__(self, datasets: Sequence[EpisodeDataset]) -> None:
@@ -44,7 +44,7 @@ class JoinedDatasets:
         self.cameras = tuple(dict.fromkeys(c for d in datasets for c in d.cameras))
 
     def __len__(self) -> int:
-        """Number of episodes, unreadable ones included."""
+        """Return the number of episodes, unreadable ones included."""
         return self._ends[-1]
 
     def _find(self, place: int) -> tuple[int, int]:
@@ -72,17 +72,17 @@ class JoinedDatasets:
         )
 
     def summary(self, place: int) -> EpisodeSummary:
-        """What is known of an episode without reading it."""
+        """Return what is known of the episode at a place without reading it."""
         which, inner = self._find(place)
         summary = self.datasets[which].summary(inner)
         context = f"{which}:{summary.context}" if which and summary.context else summary.context
         return replace(summary, index=self._index(which, summary.index), context=context)
 
     def __getitem__(self, place: int) -> Episode:
-        """Read one episode.
+        """Read the episode at a place.
 
         Raises:
-            BadEpisodeError: If it cannot be used.
+            BadEpisodeError: If the episode cannot be used.
         """
         which, inner = self._find(place)
         if not which:

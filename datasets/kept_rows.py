@@ -1,4 +1,4 @@
-"""Rows computed when first asked for and kept on disk: blocks written whole or not at all, checked when opened."""
+"""Rows that are computed when first read and kept on disk, in blocks written whole and checked when opened."""
 
 import io
 import json
@@ -18,48 +18,48 @@ from weakref import WeakSet
 import numpy as np
 
 BLOCK = 128
-"""Places in a file: a killed process loses at most the work on so many rows."""
+"""Number of places in a file; a killed process loses at most the work on so many rows."""
 
 FORMAT = 2
-"""Of the files; part of every address, so that another format is another entry."""
+"""Format of the files; part of every address, so that another format is another entry."""
 
 SUFFIX, PART = ".npy", ".part"
-"""Of blocks, and of files that are still being written."""
+"""Suffixes of blocks, and of files that are still being written."""
 
-_TAIL = struct.Struct("<II4s")  # length and CRC of the footer, and who wrote it
+_TAIL = struct.Struct("<II4s")  # length and CRC of the footer, and the sign of the writer
 _SIGN = b"GUER"
-_REST = 60.0  # seconds between two notes that rows are in use
+_REST = 60.0  # seconds between two records that rows are in use
 
 
 class DamagedError(ValueError):
-    """A block is not what was written."""
+    """Error of a block that is not the one that was written."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
-    """The known rows of `BLOCK` places that follow each other."""
+    """Known rows of `BLOCK` consecutive places."""
 
     rows: np.ndarray
-    """(n, …) in the order of their places, memory-mapped."""
+    """Rows (n, …) in the order of their places, memory-mapped."""
     known: np.ndarray
-    """(at most BLOCK,) bool: which places have a row."""
+    """Mask of the places that have a row, bool (at most BLOCK,)."""
 
 
 class KeptRows:
-    """F rows of one shape, in blocks of `BLOCK` places, each computed once and kept in a folder.
+    """F rows of one shape in blocks of `BLOCK` places, each computed once and kept in a folder.
 
-    A block is a ``.npy`` file of the rows known so far, followed by a footer: which places they belong to, whose they
-    are, and a check sum of every byte. A block is written under a temporary name, flushed, and renamed. A process that
-    is killed therefore leaves a block as it was or as it should be. Of two processes that write one block at the same
-    moment the later keeps what it found there; should a row be lost to the other, it is computed again. A block in
-    which any byte is wrong is removed with a warning and made again.
+    A block is a ``.npy`` file of the rows known so far, followed by a footer with their places, their owner and a check
+    sum of every byte. A block is written under a temporary name, flushed and renamed, so that a killed process leaves
+    the old block or the new one. Of two processes that write one block at the same moment, the later keeps the rows it
+    found; a row that is lost is computed again. A block in which any byte is wrong is removed with a warning and made
+    again.
 
     Args:
-        folder: Of these rows alone; made with the first block.
-        count: F, number of places.
-        dtype: Of the rows.
-        axes: Sizes that a row's axes must have, by axis; anything goes for the others.
-        compute: Makes the rows of some places, ascending and distinct: (M,) → (M, …) of that type.
+        folder: Folder of these rows alone; made with the first block.
+        count: Number of places F.
+        dtype: Type of the rows.
+        axes: Axis of a row → required size; other axes may have any size.
+        compute: Function that makes the rows of ascending, distinct places: (M,) → (M, …) of that type.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class KeptRows:
 
     @property
     def files(self) -> list[Path]:
-        """Blocks on disk."""
+        """Files of the blocks on disk."""
         return sorted(self.folder.glob(f"[0-9]*{SUFFIX}"))
 
     def known(self) -> np.ndarray:
-        """(F,) bool: which rows need not be computed."""
+        """Return which rows are on disk, bool (F,)."""
         known = np.zeros(self.count, bool)
         for number in range(-(-self.count // BLOCK)):
             if (block := self._open(number)) is not None:
@@ -89,10 +89,10 @@ class KeptRows:
         return known
 
     def fill(self, places: np.ndarray | None = None) -> None:
-        """Compute what is missing, `BLOCK` rows at a time, each lot on disk before the next is begun.
+        """Compute the missing rows, `BLOCK` at a time; each lot is on disk before the next begins.
 
         Args:
-            places: (M,) whose rows are wanted; None wants all.
+            places: Places (M,) whose rows are wanted; None takes all.
 
         Raises:
             IndexError: If a place is outside 0 … F−1.
@@ -101,7 +101,7 @@ class KeptRows:
         wanted = np.arange(self.count) if places is None else self._places(places)
         pending = np.zeros(0, np.int64)
         for number, inside in _by_block(np.unique(wanted)):
-            block = self._open(number)  # opened only now: what another process has done since is not done again
+            block = self._open(number)  # opened only now: another process may have computed it since
             missing = inside if block is None else inside[~block.known[inside]]
             pending = np.concatenate([pending, number * BLOCK + missing])
             while len(pending) >= BLOCK:
@@ -111,7 +111,13 @@ class KeptRows:
             self._make(pending)
 
     def read(self, places: np.ndarray) -> np.ndarray:
-        """Rows of (M,) places in any order, repeats allowed: (M, …); those missing are computed now.
+        """Return the rows of some places; missing ones are computed.
+
+        Args:
+            places: Places (M,) in any order, with repeats allowed.
+
+        Returns:
+            Rows (M, …).
 
         Raises:
             IndexError: If a place is outside 0 … F−1.
@@ -119,13 +125,13 @@ class KeptRows:
         """
         wanted = self._places(places)
         if not len(wanted):
-            return self.read(np.zeros(1, np.int64))[:0]  # a row tells the shape
+            return self.read(np.zeros(1, np.int64))[:0]  # a row has the shape
         for _ in range(3):
             if (rows := self._stored(wanted)) is not None:
                 self._note_use()
                 return rows
             self.fill(wanted)
-        # somebody removes them as fast as they are made
+        # another process removes them as fast as they are made
         distinct, back = np.unique(wanted, return_inverse=True)
         return self._computed(distinct)[back]
 
@@ -136,7 +142,7 @@ class KeptRows:
         return places
 
     def _stored(self, places: np.ndarray) -> np.ndarray | None:
-        """Rows from disk; None where one is missing."""
+        """Return rows from disk, or None where one is missing."""
         rows: np.ndarray | None = None
         of = places // BLOCK
         for number, inside in _by_block(np.unique(places)):
@@ -193,7 +199,7 @@ class KeptRows:
         return {"format": FORMAT, "entry": self.folder.name, "block": number, "count": self.count}
 
     def _open(self, number: int) -> Block | None:
-        """A block as it is on disk; one that is damaged is removed, named in a warning, and as good as missing."""
+        """Open a block; None where it is missing or damaged. A damaged block is named in a warning and removed."""
         path = self.folder / f"{number:05d}{SUFFIX}"
         try:
             with path.open("rb") as file:
@@ -223,14 +229,14 @@ class KeptRows:
         if self._checked.get(number) != state:
             file.seek(0)
             if zlib.crc32(file.read(end)) != footer["crc32"]:
-                raise DamagedError("its check sum is another")
+                raise DamagedError("its check sum is wrong")
             self._checked[number] = state
-        # the buffered file may have been read from; mapping goes by its descriptor and an offset from the start
+        # mapping uses the descriptor and an offset from the start, wherever the buffered file has been read to
         rows = np.memmap(file, self.dtype, "r", int(footer["offset"]), shape)  # pyright: ignore[reportArgumentType, reportCallIssue]
         return Block(rows=rows, known=known)
 
     def _note_use(self) -> None:
-        """Leave the time at which these rows were last used: the folder's own, which no reader else moves."""
+        """Record the last use of these rows as the time of their folder, which no other reader changes."""
         now = time.monotonic()
         if now - self._noted >= _REST:
             self._noted = now
@@ -242,15 +248,22 @@ _alive: WeakSet[KeptRows] = WeakSet()
 
 
 def folders_in_use() -> set[Path]:
-    """Folders of rows that this process holds."""
+    """List the folders of rows that this process holds."""
     return {rows.folder.resolve() for rows in list(_alive)}
 
 
 def read_footer(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int]:
-    """What a block says of itself, and where in the file its footer begins.
+    """Read the footer of a block.
+
+    Args:
+        file: Opened file of the block.
+        size: Size of the file in bytes.
+
+    Returns:
+        The footer, and the place in the file where it begins.
 
     Raises:
-        DamagedError: If the file is no whole block.
+        DamagedError: If the file is not a whole block.
     """
     if size < _TAIL.size:
         raise DamagedError(f"it has {size} bytes")
@@ -266,7 +279,7 @@ def read_footer(file: io.BufferedReader, size: int) -> tuple[dict[str, Any], int
 
 
 def _by_block(places: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Ascending places as block numbers and places inside each."""
+    """Yield the number of each block and the places inside it, of ascending places."""
     of = places // BLOCK
     for number in np.unique(of).tolist():
         yield number, places[of == number] - number * BLOCK

@@ -1,4 +1,4 @@
-"""Draws training samples as a picture a person can check: what is shown, what was asked for, and the targets."""
+"""Picture of training samples to check: their frames, their instructions and their targets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +15,15 @@ _SHOWN, _TRACES = 8, 6  # frames of a strip; numbers of a state
 
 
 def draw_sheet(samples: Sequence[TrajectoryBatch], path: str | Path, columns: int = 2) -> None:
-    """Write a PNG with a cell for each sample: a film strip, or the state where there is none, over the targets.
+    """Draw samples as a PNG with a cell each: a film strip, or the state where there is none, above the targets.
 
     The title names episode, window, kind of negative and instruction. Targets are lines over the observations of the
-    row; where one is unknown there is no line.
+    row, with gaps where they are unknown.
 
     Args:
-        samples: One row each, as a `LabelFactory` made them.
-        path: Written whole or not at all.
-        columns: Cells beside each other.
+        samples: Samples of one row each, as a `LabelFactory` makes them.
+        path: PNG file; it is written whole or not at all.
+        columns: Number of cells in a line.
 
     Raises:
         ValueError: If there is no sample.
@@ -44,7 +44,7 @@ def draw_sheet(samples: Sequence[TrajectoryBatch], path: str | Path, columns: in
 
 
 def describe(sample: TrajectoryBatch) -> str:
-    """Kind of negative of a row; ``"original"`` for one that is none."""
+    """Name the kind of negative of a row; ``"original"`` where it is none."""
     named = sample.labels.get("negative")
     return KINDS[int(named.values[0, 0])] if named is not None else KINDS[0]
 
@@ -59,7 +59,7 @@ def _title(sample: TrajectoryBatch) -> str:
 
 
 def _show(axes: Axes, sample: TrajectoryBatch) -> None:
-    """A strip of the first camera's frames with their observation; else the first numbers of the state."""
+    """Draw a strip of the first camera's frames with their observations, or the first numbers of the state."""
     axes.set_xticks([])
     axes.set_yticks([])
     shown = next((s for s in sample.frames.values() if bool(s.mask[0].any())), None)

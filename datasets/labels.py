@@ -1,7 +1,7 @@
-"""Targets for reward models, and the factory that adds them and draws negatives, row by row from a seed.
+"""Targets of reward models, and the factory that adds them and draws negatives from a seed.
 
-Targets are pure functions of a batch, which is never changed. In the factory they come first: a reordered row no longer
-knows how it ended.
+Targets are added by pure functions, which leave the given batch as it is. The factory adds them before it draws
+negatives, because a reordered row does not hold its end any more.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from .negatives import (
 from .stages import FRACTION, STAGE
 
 KINDS = ("original", "rewind", "reverse", "wrong_instruction", "clip", "stall", "warp", "cross_task")
-"""What the numbers in ``labels["negative"]`` mean."""
+"""Kinds of rows, in the order of their numbers in ``labels["negative"]``."""
 
 
 def with_progress_targets(
@@ -35,14 +35,15 @@ def with_progress_targets(
 ) -> TrajectoryBatch:
     """Add ``labels["progress"]`` (B, T+1): (offset + j) / length at observation j of a successful episode.
 
-    Recorded progress wins wherever it is valid. A failure has no known progress, and neither has an unknown outcome;
-    both stay invalid, as does a last observation that was never made.
+    Recorded progress takes precedence where it is valid. The progress of a failure and of an episode of unknown outcome
+    is unknown and stays invalid, as does a last observation that was not made.
 
     Args:
         batch: Rows of whole episodes or windows.
-        assume_success: Take episodes of unknown outcome for successes, as unlabelled demonstrations usually are.
-        partial: Take a success between 0 and 1 for the progress at the last observation of its episode; what came
-            before stays unknown.
+        assume_success: Whether to take episodes of unknown outcome for successes, which unlabelled demonstrations
+            usually are.
+        partial: Whether to take a success between 0 and 1 for the progress at the last observation of its episode;
+            progress before it stays unknown.
 
     Raises:
         ValueError: If recorded progress is not one number in [0, 1] per observation.
@@ -59,16 +60,17 @@ def with_progress_targets(
 def with_stage_targets(batch: TrajectoryBatch, shares: Sequence[float]) -> TrajectoryBatch:
     """Add ``labels["progress"]`` (B, T+1) from stages: P_{k−1} + ᾱ_k · τ in stage k, with P the running sum of ᾱ.
 
-    SARM's target (Chen et al. 2025, arXiv:2509.25358, §IV-A). τ is ``labels["stage_fraction"]``, which `collate` makes
-    of ``labels["stage"]``. It is known in completed stages only, of failures too; elsewhere the target stays invalid.
-    Recorded progress wins wherever it is valid.
+    This is the target of SARM (Chen et al. 2025, arXiv:2509.25358, §IV-A). τ is ``labels["stage_fraction"]``, which
+    `collate` makes of ``labels["stage"]``. It is known in completed stages only, also of failures; elsewhere the target
+    stays invalid. Recorded progress takes precedence where it is valid.
 
     Args:
         batch: Rows with both labels.
-        shares: ᾱ_k of each stage, at least 0 and 1 in all: `stages.stage_proportions`, or equal ones.
+        shares: Share ᾱ_k of each stage, at least 0 each and 1 in all: those of `stages.stage_proportions`, or equal
+            ones.
 
     Raises:
-        ValueError: If a label is missing, the shares are not shares, or a stage has none.
+        ValueError: If a label is missing, the shares are negative or do not add up to 1, or a stage has none.
     """
     missing = [name for name in (STAGE, FRACTION) if name not in batch.labels]
     if missing:
@@ -92,17 +94,18 @@ def with_stage_targets(batch: TrajectoryBatch, shares: Sequence[float]) -> Traje
 def with_success_targets(
     batch: TrajectoryBatch, tail: int = 1, assume_success: bool = False, partial: bool = False
 ) -> TrajectoryBatch:
-    """Add ``labels["success"]`` (B, T+1): 1 at the last observation of a success and 0 before, 0 all along a failure.
+    """Add ``labels["success"]`` (B, T+1): 1 at the last observation of a success, 0 before it, and 0 in a failure.
 
-    Recorded flags win wherever they are valid. Episodes of unknown outcome stay invalid, and so do partial successes
-    unless ``partial``. Where the last observation was never made, the one before it counts as the last. A window that
-    stops short of the end does not show which of the two is so: there the observation this depends on stays invalid.
+    Recorded flags take precedence where they are valid. Episodes of unknown outcome stay invalid, and so do partial
+    successes unless ``partial``. Where the last observation was not made, the one before it counts as the last. A
+    window that stops before the end does not show which of the two holds: the observation that depends on it stays
+    invalid.
 
     Args:
         batch: Rows of whole episodes or windows.
-        tail: How many observations at the end of a success count as done.
-        assume_success: Take episodes of unknown outcome for successes.
-        partial: Take a success between 0 and 1 for a task that was not done: 0 all along.
+        tail: Number of observations at the end of a success that count as done.
+        assume_success: Whether to take episodes of unknown outcome for successes.
+        partial: Whether to take a success between 0 and 1 for a task that was not done, which is 0 throughout.
 
     Raises:
         ValueError: If recorded success is not one number in [0, 1] per observation, or ``tail`` is below 1.
@@ -120,7 +123,12 @@ def with_success_targets(
 
 
 def with_remaining_targets(batch: TrajectoryBatch, assume_success: bool = False) -> TrajectoryBatch:
-    """Add ``labels["remaining"]`` (B, T+1): control steps until an episode succeeds; unknown where it did not."""
+    """Add ``labels["remaining"]`` (B, T+1): control steps until an episode succeeds; unknown where it does not.
+
+    Args:
+        batch: Rows of whole episodes or windows.
+        assume_success: Whether to take episodes of unknown outcome for successes.
+    """
     left = (batch.length[:, None] - _place(batch)).clamp(min=0).float()
     known = _succeeded(batch, assume_success)[:, None] & batch.made
     label = Labelled(values=torch.where(known, left, 0.0), valid=known)
@@ -132,17 +140,17 @@ def with_return_targets(
 ) -> TrajectoryBatch:
     """Add ``labels["return_to_go"]`` (B, T+1) in [−1, 0]: −1 for each step left, −``failure_cost`` at a failed end.
 
-    The value target of RECAP (π*0.6, 2025, arXiv:2511.14759, §IV): divided by ``horizon`` and cut at −1. Known for
-    successes and failures; partial and unknown outcomes stay invalid.
+    This is the value target of RECAP (π*0.6, 2025, arXiv:2511.14759, §IV): it is divided by ``horizon`` and clipped at
+    −1. It is known for successes and failures; partial and unknown outcomes stay invalid.
 
     Args:
         batch: Rows of whole episodes or windows.
-        horizon: Steps that count as −1: the length of the longest episode of the task.
-        failure_cost: In steps; None takes the horizon, which makes every observation of a failure −1.
-        assume_success: Take episodes of unknown outcome for successes.
+        horizon: Number of steps that count as −1, such as the length of the longest episode of the task.
+        failure_cost: Cost of a failure, in steps; None takes the horizon, so that every observation of a failure is −1.
+        assume_success: Whether to take episodes of unknown outcome for successes.
 
     Raises:
-        ValueError: If the horizon is below 1 or the cost negative.
+        ValueError: If the horizon is below 1 or the cost is negative.
     """
     cost = float(horizon) if failure_cost is None else failure_cost
     if horizon < 1 or cost < 0:
@@ -155,23 +163,23 @@ def with_return_targets(
 
 
 def preference_pairs(batch: TrajectoryBatch, margin: float = 0.1) -> PreferencePairs:
-    """Pairs of rows of one task and instruction of which one is known to have come further.
+    """Make pairs of rows of one task and instruction of which one is known to have come further.
 
-    That is known of two rows whose progress targets at their last observations differ by more than ``margin``, and of
-    a row that ends in success beside one of a known failure. Anything else is not compared.
+    This is known of two rows whose progress targets at their last observations differ by more than ``margin``, and of
+    a row that ends in success and one of a known failure. Other rows are not compared.
 
     Args:
-        batch: With progress and success targets; negatives are welcome.
-        margin: In [0, 1).
+        batch: Rows with targets of progress and success; negatives may be among them.
+        margin: Smallest difference in progress, in [0, 1).
 
     Returns:
-        Each unordered pair once, weight 1, label 1; possibly none.
+        Each unordered pair once, with weight 1 and label 1; there may be none.
     """
     progress, has_progress = _final(batch, "progress")
     success, has_success = _final(batch, "success")
     text = {t: i for i, t in enumerate(dict.fromkeys(batch.instructions))}
-    told = torch.tensor([text[t] for t in batch.instructions], device=batch.task.device)
-    same = (batch.task[:, None] == batch.task) & (told[:, None] == told)
+    wording = torch.tensor([text[t] for t in batch.instructions], device=batch.task.device)
+    same = (batch.task[:, None] == batch.task) & (wording[:, None] == wording)
     further = has_progress[:, None] & has_progress & (progress[:, None] - progress > margin)
     failed = batch.success_known & (batch.success <= 0)
     beside = (has_success & (success >= 1))[:, None] & (failed & ~has_progress)
@@ -181,7 +189,7 @@ def preference_pairs(batch: TrajectoryBatch, margin: float = 0.1) -> PreferenceP
 
 
 def _final(batch: TrajectoryBatch, name: str) -> tuple[Tensor, Bool[Tensor, " B"]]:
-    """A label at every row's last observation made, and whether it is known."""
+    """Return a label at the last observation that each row made, and whether it is known."""
     last = (batch.observed.sum(1) - 1).clamp(min=0)[:, None]
     label = batch.labels.get(name)
     if label is None:
@@ -190,7 +198,7 @@ def _final(batch: TrajectoryBatch, name: str) -> tuple[Tensor, Bool[Tensor, " B"
 
 
 def _place(batch: TrajectoryBatch) -> Tensor:
-    """Place (B, T+1) of every observation in its episode."""
+    """Return the place (B, T+1) of every observation in its episode."""
     index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
     return batch.offset[:, None] + index
 
@@ -233,31 +241,31 @@ def _with_target(batch: TrajectoryBatch, name: str, values: Tensor, known: Tenso
 
 
 class LabelFactory:
-    """Adds targets to a batch and turns some of its rows into negatives; the arguments are the ablation switches.
+    """Factory that adds targets to a batch and turns some of its rows into negatives.
 
-    Every row draws for itself, from the generator it is given. Progress and success of a reordered row follow the
-    observation shown; of a row with another task's instruction or video both are 0.
+    Each row is drawn by itself. Progress and success of a reordered row follow the observation shown. Both are 0 in a
+    row with the instruction or the video of another task.
 
     Args:
         rewind: Share of rows played forward to a random point and then backwards (ReWiND).
         reverse: Share of rows played backwards.
-        wrong_instruction: Share of rows that get another instruction: of another task in the batch, or one of
+        wrong_instruction: Share of rows with another instruction: that of another task in the batch, or one of
             ``other_instructions``.
         clip: Share of rows that stop at a random point.
         stall: Share of rows that stand still from a random point on.
         warp: Share of rows played at a changing pace, up to twice as slow at one end and as fast at the other.
-        cross_task: Share of rows that show what happened in another task of the batch.
-        other_instructions: Instructions that no recording fulfils, to be drawn as wrong ones too.
-        assume_success: Take episodes of unknown outcome for successes.
-        partial_success: Use a success between 0 and 1: as progress at the last observation, and as not done.
-        success_tail: Observations at the end of a success that count as done.
-        progress: Target of progress: linear in time; by stages (``stages`` says how much each counts), unknown where
-            no stage is recorded; or the return-to-go plus 1, which is also known for failures (0 all along).
-        stages: Share of progress that each stage is worth, or their number for equal shares; for ``"stages"``.
-        horizon: Steps that count as the longest episode; for ``"return_to_go"``.
+        cross_task: Share of rows with the video of another task in the batch.
+        other_instructions: Instructions that no recording fulfils, drawn as wrong ones too.
+        assume_success: Whether to take episodes of unknown outcome for successes.
+        partial_success: Whether to use a success between 0 and 1, as progress at the last observation and as not done.
+        success_tail: Number of observations at the end of a success that count as done.
+        progress: Target of progress: ``"linear"`` in time; by ``"stages"``, unknown where no stage is recorded; or
+            ``"return_to_go"`` plus 1, which is also known for failures (0 throughout).
+        stages: Share of progress of each stage, or the number of stages for equal shares; for ``"stages"``.
+        horizon: Length of the longest episode, in steps; for ``"return_to_go"``.
 
     Raises:
-        ValueError: If the shares are negative or add up to more than 1, or the progress target lacks its argument.
+        ValueError: If the shares are negative or add up to more than 1, or the target of progress lacks its argument.
     """
 
     def __init__(
@@ -293,35 +301,39 @@ class LabelFactory:
         self.stages = [1 / stages] * stages if isinstance(stages, int) else stages
 
     def targets(self, batch: TrajectoryBatch) -> TrajectoryBatch:
-        """Add the targets only: progress, success and remaining steps."""
+        """Add the targets of progress, success and remaining steps, without negatives.
+
+        Args:
+            batch: Rows of whole episodes or windows.
+        """
         if self.progress == "stages":
             assert self.stages is not None
             batch = with_stage_targets(_with_unknown_stages(batch), self.stages)
         elif self.progress == "return_to_go":
             assert self.horizon is not None
             batch = with_return_targets(batch, self.horizon, assume_success=self.assume_success)
-            told = batch.labels["return_to_go"]
-            batch = _with_target(batch, "progress", 1 + told.values, told.valid)
+            label = batch.labels["return_to_go"]
+            batch = _with_target(batch, "progress", 1 + label.values, label.valid)
         else:
             batch = with_progress_targets(batch, self.assume_success, self.partial_success)
         batch = with_success_targets(batch, self.success_tail, self.assume_success, self.partial_success)
         return with_remaining_targets(batch, self.assume_success)
 
     def __call__(self, batch: TrajectoryBatch, generator: torch.Generator) -> TrajectoryBatch:
-        """Add targets and draw negatives."""
+        """Add targets and draw negatives; see `draw`."""
         return self.draw(batch, generator)[0]
 
     def draw(self, batch: TrajectoryBatch, generator: torch.Generator) -> tuple[TrajectoryBatch, dict[str, int]]:
         """Add targets, draw negatives row by row, and count what was drawn.
 
         Args:
-            batch: On the host.
-            generator: Source of the draws; each row consumes the same numbers whatever the others draw.
+            batch: Rows on the host.
+            generator: Random generator; each row takes the same numbers from it whatever the others draw.
 
         Returns:
-            The batch, with ``labels["negative"]`` (B, T+1) naming each row's kind by its place in `KINDS`; and rows by
-            kind, ``"impossible"`` counting those that stayed as they were because the drawn kind could not be made
-            (no second task in the batch, fewer than three observations).
+            The batch with ``labels["negative"]`` (B, T+1), the place of each row's kind in `KINDS`; and the number of
+            rows of each kind. ``"impossible"`` counts the rows that stayed as they were because the drawn kind could
+            not be made: there was no second task in the batch, or the row had fewer than three observations.
         """
         batch = self.targets(batch)
         rows, width = batch.observed.shape
@@ -348,7 +360,7 @@ class LabelFactory:
         return batch, {**counts, "impossible": int(impossible.sum())}
 
     def _other(self, batch: TrajectoryBatch, row: int, where: float, kind: str) -> tuple[int, str | None]:
-        """A row of another task, or an instruction of no task; (−1, None) where there is neither."""
+        """Choose a row of another task, or an instruction of no task; (−1, None) where there is neither."""
         others: list[int | str] = [
             i
             for i in range(len(batch))
@@ -363,7 +375,7 @@ class LabelFactory:
 
 
 def _with_unknown_stages(batch: TrajectoryBatch) -> TrajectoryBatch:
-    """Unknown stages where no row of a batch has any: other batches of the data set may."""
+    """Add unknown stages where no row of a batch has any, since other batches of the data set may have some."""
     unknown = Labelled(
         values=torch.zeros_like(batch.observed, dtype=torch.float32), valid=torch.zeros_like(batch.observed)
     )
@@ -372,7 +384,7 @@ def _with_unknown_stages(batch: TrajectoryBatch) -> TrajectoryBatch:
 
 
 def _time_map(batch: TrajectoryBatch, kind: Tensor, where: Tensor) -> Tensor:
-    """The observations each row visits, given its kind and a number in [0, 1) that says where."""
+    """Make the time map of each row from its kind and a number in [0, 1) that places the change."""
     width, count = batch.observed.shape[1], batch.observed.sum(1)
     # 1 … count − 2: neither the start nor the end
     inside = 1 + (where * (count - 2).clamp(min=1)).long().clamp(max=(count - 3).clamp(min=0))

@@ -1,4 +1,4 @@
-"""Logged episodes as the data of a training run: splits, windows, targets and negatives, bad episodes named."""
+"""Data module of a training run on logged episodes: splits, windows, targets and negatives."""
 
 import warnings
 from collections import Counter
@@ -26,31 +26,31 @@ _TRAIN, _VAL = 0, 1
 
 
 class EpisodeData(lightning.LightningDataModule):
-    """Batches of windows of episodes for training, of whole episodes for validation, with labels.
+    """Data module of logged episodes: windows for training and whole episodes for validation, with labels.
 
-    All that is drawn (order, windows, negatives) follows from the seed and the epoch alone, whatever the number of
-    loader processes. Episodes that cannot be used are named in one warning and left out; a video that turns out to be
-    broken later is named then, and another episode takes its place.
+    Order, windows and negatives follow from the seed and the epoch alone, whatever the number of loader processes.
+    Episodes that cannot be used are named in one warning and left out. A video that turns out to be broken later is
+    named then, and another episode takes its place.
 
     Args:
-        path: Folder of a data set, or several, each of which is split by itself.
+        path: Folder of a data set, or several folders, each of which is split by itself.
         cameras: Cameras to load.
-        frame_count: At most this many frames of a camera in a row, evenly spaced; None takes all.
-        frame_size: Scale frames so that the shorter side is this many pixels; None keeps the recorded size.
-        frames_every: Of the recorded frames take every how many.
-        batch_size: Rows.
-        window: Steps of a training row at most, from a random place; None takes whole episodes.
-        repeats: How often an epoch draws from every episode.
-        encoder: A frozen encoder: its features of every camera are computed once and loaded instead of frames.
-        cache: Folder for those features; without an encoder, for frames scaled to ``frame_size``.
-        labels: Adds targets and draws negatives.
+        frame_count: Largest number of frames of a camera in a row, evenly spaced; None takes all.
+        frame_size: Shorter side in pixels that frames are scaled to; None keeps the recorded size.
+        frames_every: Interval between the recorded frames that are taken.
+        batch_size: Number of rows in a batch.
+        window: Largest number of steps in a training row, from a random place; None takes whole episodes.
+        repeats: Number of training rows of every episode in an epoch.
+        encoder: Frozen encoder, whose features of every camera are computed once and loaded instead of frames.
+        cache: Folder of those features; without an encoder, folder of the frames scaled to ``frame_size``.
+        labels: Factory that adds targets and draws negatives; None takes its defaults.
         train_split: Name of the recorded split to train on.
         val_split: Name of the recorded split to validate on.
-        val_fraction: Share of contexts held out where no validation split is recorded.
-        seed: Of all draws.
-        num_workers: Loader processes.
+        val_fraction: Share of contexts held out where no validation split is recorded, in [0, 1).
+        seed: Random seed of order, windows and negatives.
+        num_workers: Number of loader processes.
         terminating: Names of the ends after which nothing is bootstrapped: ``success``, ``failure``, ``time_limit``,
-            ``takeover``. Critics and potentials ask; ALOE takes all four.
+            ``takeover``. Critics and potentials use it; ALOE takes all four.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -101,17 +101,22 @@ class EpisodeData(lightning.LightningDataModule):
         self.places: dict[str, list[int]] = {}
 
     def prepare_data(self) -> None:
-        """Fill the cache in one process before the others look."""
+        """Fill the cache in one process before the others read it."""
         trainer = cast(Any, self.trainer)
         if self.cache is not None and trainer is not None and trainer.world_size > 1:
             self.setup("fit")
             self._reader = None
 
     def setup(self, stage: str) -> None:
-        """Open the data, find the split, go through all episodes once and say which cannot be used.
+        """Open the data, read every episode once, and choose the split.
+
+        Episodes that cannot be used are named in a warning.
+
+        Args:
+            stage: Stage of the trainer, such as ``"fit"`` or ``"validate"``.
 
         Raises:
-            ValueError: If none can be used, or a camera is not there.
+            ValueError: If no episode can be used, or a camera is missing.
         """
         if self._reader is not None:
             return
@@ -162,16 +167,19 @@ class EpisodeData(lightning.LightningDataModule):
         return found
 
     def state_batches(self) -> Iterator[TrajectoryBatch]:
-        """Whole training episodes without frames or labels: what a normaliser is fitted on."""
+        """Yield whole training episodes without frames or drawn labels, for fitting a normaliser."""
         reader = self._ready()
         for start in range(0, len(self.places["train"]), self.batch_size):
             chosen = self.places["train"][start : start + self.batch_size]
             yield collate([reader(place) for place in chosen], terminating=self.terminating)
 
     def episodes(self, split: Literal["train", "val"]) -> Iterator[TrajectoryBatch]:
-        """Whole episodes of a split one by one, with frames and what was recorded; without drawn labels or negatives.
+        """Yield whole episodes of a split one by one, with frames and recorded columns, without targets or negatives.
 
         An episode whose video turns out to be broken is named in a warning and left out.
+
+        Args:
+            split: Split to read.
         """
         reader = self._ready()
         for place in self.places[split]:
@@ -181,11 +189,11 @@ class EpisodeData(lightning.LightningDataModule):
                 warnings.warn(f"left out: {error} ({error.status})", stacklevel=2)
 
     def train_dataloader(self) -> DataLoader[TrajectoryBatch]:
-        """Windows in an order drawn anew every epoch."""
+        """Make the loader of training windows, in an order that is drawn anew every epoch."""
         return self._loader("train", _TRAIN, self.repeats)
 
     def val_dataloader(self) -> DataLoader[TrajectoryBatch] | list[Any]:
-        """Whole episodes, in order, with the same negatives every time; empty where nothing is held out."""
+        """Make the loader of held-out episodes, with the same negatives every time; empty where there are none."""
         return self._loader("val", _VAL, 1) if self._ready() and self.places["val"] else []
 
     def _ready(self) -> EpisodeReader:

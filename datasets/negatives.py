@@ -1,6 +1,7 @@
-"""Rows that a reward model must tell from the recording: time re-ordered, or the task of another row.
+"""Negatives: rows that a reward model must tell from the recording, with time reordered or another row's task.
 
-Pure functions of a batch; the batch that comes in is never changed.
+All are pure functions that leave the given batch as it is. A time map names the observation that each place of a row
+shows, and −1 in padding; `guerdon.core.edit.reindex` applies it.
 """
 
 from collections.abc import Sequence
@@ -14,10 +15,15 @@ from ..core.batch import End, Labelled, TrajectoryBatch
 
 
 def rewind_map(observed: Int[Tensor, " B"], peak: Int[Tensor, " B"], width: int) -> Int[Tensor, "B width"]:
-    """Play forward to observation ``peak``, then backwards until the start or the row's length is reached.
+    """Make the time map that plays to observation ``peak``, then backwards to the start or the end of the row.
 
-    ReWiND's rewind augmentation (Zhang et al. 2025, arXiv:2505.10911, §III-A). A causal model sees every prefix of a
-    row, so playing back as far as possible contains all shorter rewinds.
+    This is the rewind augmentation of ReWiND (Zhang et al. 2025, arXiv:2505.10911, §III-A). A causal model sees every
+    prefix of a row, so that the longest rewind contains all shorter ones.
+
+    Args:
+        observed: Number of observations of each row, (B,).
+        peak: Observation at which each row turns back, (B,).
+        width: T + 1, number of places of a row.
     """
     index = torch.arange(width, device=observed.device)
     visited = torch.where(index <= peak[:, None], index, 2 * peak[:, None] - index)
@@ -25,24 +31,32 @@ def rewind_map(observed: Int[Tensor, " B"], peak: Int[Tensor, " B"], width: int)
 
 
 def reverse_map(observed: Int[Tensor, " B"], width: int) -> Int[Tensor, "B width"]:
-    """Play the whole row backwards."""
+    """Make the time map that plays the whole row backwards; see `rewind_map` for the arguments."""
     return (observed[:, None] - 1 - torch.arange(width, device=observed.device)).clamp(min=-1)
 
 
 def clip_map(observed: Int[Tensor, " B"], last: Int[Tensor, " B"], width: int) -> Int[Tensor, "B width"]:
-    """Stop after observation ``last``: what a success looks like before it is one (temporal clipping of RoboReward)."""
+    """Make the time map that stops after observation ``last``, before a success is one.
+
+    This is the temporal clipping of RoboReward. See `rewind_map` for the other arguments.
+    """
     index = torch.arange(width, device=observed.device).expand(len(observed), -1)
     return torch.where((index <= last[:, None]) & (index < observed[:, None]), index, -1)
 
 
 def stall_map(observed: Int[Tensor, " B"], last: Int[Tensor, " B"], width: int) -> Int[Tensor, "B width"]:
-    """Play until observation ``last`` and stand still there for the rest of the row: time passes, progress does not."""
+    """Make the time map that plays to observation ``last`` and stands still there for the rest of the row.
+
+    Time passes there and progress does not. See `rewind_map` for the other arguments.
+    """
     index = torch.arange(width, device=observed.device)
     return torch.where(index < observed[:, None], torch.minimum(index, last[:, None]), -1)
 
 
 def warp_map(observed: Int[Tensor, " B"], power: Float[Tensor, " B"], width: int) -> Int[Tensor, "B width"]:
-    """Play the whole row at a changing pace: observation round((L − 1) · (j / (L − 1))^power) at place j.
+    """Make the time map that plays the whole row at a changing pace.
+
+    Place j shows observation round((L − 1) · (j / (L − 1))^power) of L.
 
     A power above 1 starts slow and ends fast, one below 1 the other way round; 1 changes nothing. First and last
     observation stay, labels follow the observation shown, so equal times no longer mean equal progress.
@@ -56,12 +70,12 @@ def warp_map(observed: Int[Tensor, " B"], power: Float[Tensor, " B"], width: int
 def with_instruction_of(batch: TrajectoryBatch, donor: Int[Tensor, " B"]) -> TrajectoryBatch:
     """Give rows the instruction and task of other rows; for the new task nothing was achieved.
 
-    Progress and success targets are 0 at every observation made, other labels become invalid (they speak of the old
-    task), and the row ends with a cut: whatever ended it, it was not the new task.
+    Targets of progress and success are 0 at every observation. Other labels become invalid, because they are about the
+    old task. The row ends with a cut, because its end was not that of the new task.
 
     Args:
         batch: Rows to relabel.
-        donor: Row whose task is taken; −1 leaves a row as it is.
+        donor: Row whose task each row takes, (B,); −1 leaves a row as it is.
     """
     chosen = donor >= 0
     if not bool(chosen.any()):
@@ -71,26 +85,26 @@ def with_instruction_of(batch: TrajectoryBatch, donor: Int[Tensor, " B"]) -> Tra
 
 
 def with_texts(batch: TrajectoryBatch, texts: Sequence[str | None]) -> TrajectoryBatch:
-    """Give rows instructions that no recording fulfils (counterfactual ones); their task becomes −1.
+    """Give rows counterfactual instructions, which no recording fulfils; their task becomes −1.
 
     Args:
         batch: Rows to relabel.
-        texts: One per row; None leaves a row as it is.
+        texts: Instruction of each row; None leaves a row as it is.
     """
     chosen = torch.tensor([text is not None for text in texts], device=batch.task.device)
-    told = tuple(old if new is None else new for old, new in zip(batch.instructions, texts, strict=True))
-    return _for_another_task(batch, chosen, told, torch.where(chosen, -1, batch.task))
+    instructions = tuple(old if new is None else new for old, new in zip(batch.instructions, texts, strict=True))
+    return _for_another_task(batch, chosen, instructions, torch.where(chosen, -1, batch.task))
 
 
 def with_video_of(batch: TrajectoryBatch, donor: Int[Tensor, " B"]) -> TrajectoryBatch:
-    """Show rows what happened in other rows, under their own instruction; for that task nothing was achieved.
+    """Give rows the observations of other rows under their own instruction, for which nothing was achieved.
 
-    The mirror image of `with_instruction_of`: here the share of every instruction stays as it was. All of the row is
-    the donor's (episode number too), except instruction and task.
+    Unlike `with_instruction_of`, it leaves the share of every instruction as it was. Everything in a changed row is the
+    donor's, the number of the episode included, except instruction and task.
 
     Args:
         batch: Rows to relabel.
-        donor: Row whose observations are taken; −1 leaves a row as it is.
+        donor: Row whose observations each row takes, (B,); −1 leaves a row as it is.
     """
     chosen = donor >= 0
     if not bool(chosen.any()):
@@ -99,14 +113,14 @@ def with_video_of(batch: TrajectoryBatch, donor: Int[Tensor, " B"]) -> Trajector
 
 
 def _rows(donor: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """The donor of every row, or the row itself where there is none."""
+    """Return the donor of every row, or the row itself where there is none."""
     return torch.where(donor >= 0, donor, torch.arange(len(donor), device=donor.device))
 
 
 def _for_another_task(
     batch: TrajectoryBatch, chosen: Bool[Tensor, " B"], instructions: tuple[str, ...], task: Int[Tensor, " B"]
 ) -> TrajectoryBatch:
-    """Chosen rows with instructions for which nothing was achieved in them."""
+    """Give chosen rows instructions for which nothing was achieved in them."""
     labels: dict[str, Labelled] = {}
     for name, label in batch.labels.items():
         nothing = batch.made if name in ("progress", "success") else torch.zeros_like(label.valid)

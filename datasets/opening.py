@@ -9,16 +9,16 @@ from .formats.lerobot import LeRobotFormat
 
 
 class Format(Protocol):
-    """How the data sets of one format are recognised, opened and listed.
+    """Format of data sets: how a folder of it is recognised, opened and listed.
 
     A new format is one file in ``datasets/formats/`` and one entry in `FORMATS`.
     """
 
     accepted: str
-    """What a folder of this format holds, in words, for error messages."""
+    """Content of a folder of this format in words, for error messages."""
 
     def recognises(self, folder: Path) -> bool:
-        """Tell by the names of its files whether a folder holds this format; nothing is read."""
+        """Tell whether a folder holds this format, by the names of its files."""
         ...
 
     def open(self, folder: Path) -> EpisodeDataset:

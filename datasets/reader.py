@@ -1,4 +1,4 @@
-"""Reads the episodes of a data set for a model: by place, the small ones kept, frames or features from the cache."""
+"""Reader of a data set's episodes by place, which keeps small ones in memory and reads cached frames or features."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,20 +11,22 @@ from .collate import FeatureReader, Window, collate
 from .episodes import BadEpisodeError, Episode, EpisodeDataset, FrameSource, blamed_on
 from .features import CachedFrames, FeatureCache, FeatureSource, revision_of
 
-_KEPT_BYTES = 1 << 30  # states and actions held in memory; what does not fit is read again
+_KEPT_BYTES = 1 << 30  # of states and actions in memory; episodes beyond that are read again
 
 
 class EpisodeReader:
-    """Reads episodes by place, keeps the small ones in memory, and puts cached frames in the place of videos.
+    """Reader of episodes by place, which keeps small ones in memory and replaces videos by cached frames.
 
-    A camera that an episode lacks, or in which it recorded no frame, is left out there as long as another one is left.
+    A camera without a frame in an episode is left out there as long as another camera is left.
 
     Args:
-        dataset: Where from.
-        cameras: Cameras that will be read.
-        frame_size: Shorter side to which frames are scaled, also before a frozen encoder sees them; None as recorded.
+        dataset: Data set to read.
+        cameras: Cameras to read.
+        frame_size: Shorter side in pixels that frames are scaled to, also before a frozen encoder sees them; None keeps
+            the recorded size.
         encoder: Frozen encoder whose features a cache keeps.
-        cache: The cache, if any: of an encoder's features, else of frames at ``frame_size``.
+        cache: Cache of the encoder's features, or without an encoder of frames at ``frame_size``; None reads frames
+            from the recording.
         terminating: Ends after which nothing is bootstrapped.
     """
 
@@ -44,19 +46,19 @@ class EpisodeReader:
         self._open = _Opened()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind on the way to a loader's process."""
+        """Leave out open files when the reader is sent to a loader's process."""
         return self.__dict__ | {"_open": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open them again when they are needed."""
+        """Restore the reader; files are opened again when they are needed."""
         self.__dict__.update(state)
         self._open = _Opened()
 
     def __call__(self, place: int) -> Episode:
-        """Read an episode.
+        """Read the episode at a place.
 
         Raises:
-            BadEpisodeError: If it cannot be used.
+            BadEpisodeError: If the episode cannot be used.
         """
         if place in self._kept:
             return self._kept[place]
@@ -68,7 +70,11 @@ class EpisodeReader:
         return episode
 
     def usable(self, bad: dict[int, BadEpisodeError]) -> Iterator[tuple[int, Episode]]:
-        """Every episode that can be read, with its place; the others are put into ``bad`` under their number."""
+        """Yield every episode that can be read, with its place.
+
+        Args:
+            bad: Filled with the other episodes, by their number.
+        """
         for place in range(len(self.dataset)):
             try:
                 episode = self(place)
@@ -78,7 +84,7 @@ class EpisodeReader:
             yield place, episode
 
     def prepare(self, episode: Episode) -> None:
-        """Fill the cache for an episode, so that what cannot be used shows now.
+        """Fill the cache for an episode, which also shows whether it can be used.
 
         Raises:
             BadEpisodeError: If it has none of the cameras (status ``"camera"``), or its frames cannot be decoded.
@@ -94,7 +100,7 @@ class EpisodeReader:
                     self._frames(episode, camera).fill()
 
     def features(self, episode: Episode) -> Mapping[str, FeatureReader]:
-        """Cached features by ``"<encoder.name>/<camera>"``, computed as they are read; none without an encoder.
+        """Return cached features by ``"<encoder.name>/<camera>"``, computed as they are read; none without an encoder.
 
         Raises:
             BadEpisodeError: If the episode has none of the cameras (status ``"camera"``).
@@ -104,7 +110,12 @@ class EpisodeReader:
     def batch(
         self, windows: Sequence[Window], frame_count: int | None = None, frames_every: int = 1
     ) -> TrajectoryBatch:
-        """Collate windows with frames or features as configured.
+        """Collate windows with frames or features.
+
+        Args:
+            windows: Window of each row.
+            frame_count: Largest number of frames of a camera in a row; None takes all.
+            frames_every: Interval between the recorded frames that are taken.
 
         Raises:
             BadEpisodeError: If an episode has none of the cameras (status ``"camera"``), or a video cannot be decoded.
@@ -133,7 +144,7 @@ class EpisodeReader:
         return present
 
     def _with_frames(self, window: Window) -> Window:
-        """The window with the cameras that can be read, from the cache where frames are kept."""
+        """Return the window with the cameras that can be read, from the cache where frames are kept."""
         episode, present = window.episode, self._present(window.episode)
         if self.cache is not None and self.frame_size is not None:
             frames: dict[str, FrameSource] = {c: self._frames(episode, c) for c in present}
@@ -168,5 +179,5 @@ class EpisodeReader:
         return source
 
 
-# Entries opened so far, by camera and revision: they stay in use, and are not evicted, while their episode is kept.
+# Entries opened so far, by camera and revision. They are in use, and so not evicted, while their episode is kept.
 _Opened = WeakKeyDictionary[Episode, dict[tuple[str, str], FeatureSource | CachedFrames]]

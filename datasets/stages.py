@@ -1,4 +1,4 @@
-"""Stages of an episode, from annotations or a task decomposer, as progress: how far each is, and what it is worth."""
+"""Stages of an episode, from annotations or a task decomposer: their fractions, their shares and their column."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -12,24 +12,24 @@ STAGE, FRACTION = "stage", "stage_fraction"
 
 
 def stage_fraction(stage: Shaped[np.ndarray, " K"], valid: Bool[np.ndarray, " K"], completed: bool) -> Column:
-    """How much of its current stage has passed at each observation, linear in time from 0 to 1.
+    """Compute the fraction of its current stage that has passed at each observation, linear in time.
 
-    A run of one stage is complete where a later stage follows it, or at the end of an episode that succeeded. What a
-    run that was broken off had achieved is unknown, as is one next to observations without a stage: those are invalid.
-    SARM's τ (Chen et al. 2025, arXiv:2509.25358, §IV-A).
+    This is τ of SARM (Chen et al. 2025, arXiv:2509.25358, §IV-A). A run of one stage is complete where a later stage
+    follows it, or at the end of an episode that succeeded. The fraction of an incomplete run is unknown, and so is that
+    of a run next to observations without a stage; both are invalid.
 
     Args:
         stage: Index 0, 1, … of the stage at each of T + 1 observations.
-        valid: Where it is known.
+        valid: Which indices are known.
         completed: Whether the episode succeeded, and so completed its last stage at its last observation.
 
     Returns:
-        (T+1,) float32 in [0, 1]. Two equal runs that touch count as one.
+        Column (T+1,), float32 in [0, 1]. Two equal runs that touch count as one.
     """
     count = len(stage)
     fraction, known = np.zeros(count, np.float32), np.zeros(count, bool)
     if completed and not valid[-1] and count > 1 and valid[-2]:
-        return _cut(stage_fraction(stage[:-1], valid[:-1], True))  # the last observation was never made
+        return _cut(stage_fraction(stage[:-1], valid[:-1], True))  # the last observation was not made
     edges = [0, *(np.flatnonzero((stage[1:] != stage[:-1]) | (valid[1:] != valid[:-1])) + 1).tolist(), count]
     for start, end in pairwise(edges):
         if start >= end or not valid[start]:
@@ -47,13 +47,15 @@ def _cut(column: Column) -> Column:
 
 
 def stage_proportions(episodes: Iterable[Episode]) -> list[float]:
-    """Mean share of the steps each stage takes in successful episodes (SARM's ᾱ), to pass to `LabelFactory`.
+    """Compute the mean share of the steps that each stage takes in successful episodes, for `LabelFactory`.
+
+    This is ᾱ of SARM (Chen et al. 2025, arXiv:2509.25358, §IV-A).
 
     Args:
-        episodes: With ``labels["stage"]``; failures and those without a stage everywhere are left out.
+        episodes: Episodes with ``labels["stage"]``; failures, and episodes without a stage at every step, are left out.
 
     Raises:
-        ValueError: If none is left.
+        ValueError: If no episode is left.
     """
     shares: list[Float32[np.ndarray, " K"]] = []
     for episode in episodes:
@@ -71,14 +73,14 @@ def stage_proportions(episodes: Iterable[Episode]) -> list[float]:
 
 
 def stage_column(runs: Sequence[tuple[int, int]], observations: int) -> Column:
-    """Stages given by their first and last observation as a column for ``labels["stage"]``.
+    """Make the column ``labels["stage"]`` of stages given by their first and last observation.
 
-    Stage i holds from its first observation up to, not including, its last, at which it is complete; the last stage of
-    all includes it. Observations outside every stage are unknown.
+    A stage covers its first observation up to its last, which is excluded because the stage is complete there; only the
+    last stage includes it. The stage is unknown at observations outside every stage.
 
     Args:
-        runs: (first, last) observation of each stage, in order; a stage may begin where the one before ends.
-        observations: T + 1.
+        runs: First and last observation of each stage, in order; a stage may begin where the one before ends.
+        observations: Number of observations T + 1.
 
     Raises:
         ValueError: If a stage is empty, overlaps the one before or leaves the episode.

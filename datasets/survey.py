@@ -14,10 +14,10 @@ from .stages import STAGE
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What was found by reading every episode once."""
+    """Result of reading every episode once."""
 
     sets: list[list[Kin]]
-    """For each data set, what decides on the split of its usable episodes."""
+    """Split information of the usable episodes of each data set."""
     usable: list[int]
     """Places of the usable episodes, counted through all data sets."""
     outcomes: list[str]

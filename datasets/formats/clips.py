@@ -1,4 +1,4 @@
-"""Reads a folder of video clips with a ``metadata.jsonl``: recorded behaviour without state or actions."""
+"""Reader of folders of video clips with a ``metadata.jsonl``: recorded behaviour without state or actions."""
 
 import json
 import re
@@ -16,28 +16,28 @@ from .video import VideoFrames, count_frames
 
 METADATA = "metadata.jsonl"
 CAMERA = "video"
-"""Name of the only camera a clip has."""
+"""Name of the only camera of a clip."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ClipsDataset:
-    """A folder of clips: ``metadata.jsonl`` holds one JSON object per clip.
+    """Folder of clips, with one JSON object per clip in ``metadata.jsonl``.
 
-    Keys: ``file`` (relative to the folder) and ``instruction`` must be there; ``success`` in [0, 1] or null,
-    ``split`` (or ``suggested_split``), ``task`` (a name that paraphrases share), ``quality``, ``context``, ``stages``
-    (first and last frame of each stage, in order), ``frames``, ``fps`` and ``sha256`` may be; anything else is left
-    alone. What ``frames`` and ``fps`` do not say is taken from the
-    file when the clip is asked for; ``sha256`` saves hashing it, and is believed.
+    The keys ``file`` (relative to the folder) and ``instruction`` are required. Optional keys are ``success`` in [0, 1]
+    or null, ``split`` (or ``suggested_split``), ``task`` (a name that paraphrases share), ``quality``, ``context``,
+    ``stages`` (first and last frame of each stage, in order), ``frames``, ``fps`` and ``sha256``. Other keys are
+    ignored. Missing ``frames`` and ``fps`` are taken from the file when the clip is read; a given ``sha256`` is used
+    without hashing the file.
 
     A clip of N frames is an episode of N − 1 steps whose state and action have width 0 and whose last observation is
     real.
 
     Args:
-        folder: The folder.
+        folder: Folder of the clips.
 
     Raises:
         FileNotFoundError: If there is no ``metadata.jsonl``.
-        ValueError: If a line of it is not such an object, or there is none.
+        ValueError: If a line of it is no such object, or there is no line.
     """
 
     state_size: int = 0
@@ -61,11 +61,11 @@ class ClipsDataset:
             )
 
     def __len__(self) -> int:
-        """Number of clips listed."""
+        """Return the number of clips in the metadata."""
         return len(self._clips)
 
     def summary(self, place: int) -> EpisodeSummary:
-        """What the metadata say; a clip whose length they do not give has its packets counted (0 where it cannot)."""
+        """Return what the metadata say; packets are counted where they give no length, which is 0 for a broken file."""
         clip = self._clips[place]
         try:
             frames = self._frames(place, clip)
@@ -82,11 +82,11 @@ class ClipsDataset:
         )
 
     def __getitem__(self, place: int) -> Episode:
-        """Describe a clip; its frames are decoded when they are asked for.
+        """Read the episode of a clip; its frames are decoded when they are read.
 
         Raises:
             BadEpisodeError: If the file is missing or no video (status ``"video"``), holds fewer than two frames
-                (``"empty"``), or its stages overlap, are out of order or leave it (``"label"``).
+                (``"empty"``), or its stages overlap, are out of order or leave the clip (``"label"``).
         """
         clip, index = self._clips[place], range(len(self))[place]
         path = self.folder / clip["file"]
@@ -135,12 +135,12 @@ class ClipsDataset:
 
 
 class ClipsFormat:
-    """Folders of clips; see `guerdon.datasets.opening.Format`."""
+    """Format of folders of clips; see `guerdon.datasets.opening.Format`."""
 
     accepted: str = f"a folder of clips ({METADATA} and mp4 files)"
 
     def recognises(self, folder: Path) -> bool:
-        """Tell a folder of clips by its ``metadata.jsonl``."""
+        """Recognise a folder of clips by its ``metadata.jsonl``."""
         return (folder / METADATA).is_file()
 
     def open(self, folder: Path) -> ClipsDataset:
@@ -148,7 +148,7 @@ class ClipsFormat:
         return ClipsDataset(folder)
 
     def files(self, folder: Path) -> list[Path]:
-        """List metadata and clips."""
+        """List the metadata and the clips."""
         return [*folder.glob("*.jsonl"), *folder.rglob("*.mp4")]
 
 
@@ -171,28 +171,28 @@ def _read_metadata(folder: Path) -> list[dict[str, Any]]:
 
 
 def _checked(clip: Any, where: str) -> dict[str, Any]:
-    """Refuse a metadata line that does not say what it should; null means left out."""
+    """Check the object of a metadata line; null means left out."""
     if not isinstance(clip, dict):
         raise ValueError(f"{where}: expected a JSON object, got {clip!r}")
-    said: dict[str, Any] = {key: value for key, value in clip.items() if value is not None}
+    entries: dict[str, Any] = {key: value for key, value in clip.items() if value is not None}
     for key in ("file", "instruction"):
-        if not isinstance(said.get(key), str):
-            raise ValueError(f"{where}: expected {key!r} as text, got {said.get(key)!r}")
+        if not isinstance(entries.get(key), str):
+            raise ValueError(f"{where}: expected {key!r} as text, got {entries.get(key)!r}")
     for key in ("split", "suggested_split", "quality", "context", "task"):
-        if not isinstance(said.get(key, ""), str):
-            raise ValueError(f"{where}: expected {key!r} as text, got {said[key]!r}")
-    if not isinstance(said.get("success", 0), int | float) or not 0 <= said.get("success", 0) <= 1:
-        raise ValueError(f"{where}: expected 'success' in [0, 1] or null, got {said['success']!r}")
-    if not isinstance(said.get("fps", 1), int | float) or not said.get("fps", 1) > 0:
-        raise ValueError(f"{where}: expected 'fps' > 0, got {said['fps']!r}")
-    if not isinstance(said.get("frames", 0), int) or said.get("frames", 0) < 0:
-        raise ValueError(f"{where}: expected 'frames' as a whole number, got {said['frames']!r}")
-    stages = said.get("stages", [])
+        if not isinstance(entries.get(key, ""), str):
+            raise ValueError(f"{where}: expected {key!r} as text, got {entries[key]!r}")
+    if not isinstance(entries.get("success", 0), int | float) or not 0 <= entries.get("success", 0) <= 1:
+        raise ValueError(f"{where}: expected 'success' in [0, 1] or null, got {entries['success']!r}")
+    if not isinstance(entries.get("fps", 1), int | float) or not entries.get("fps", 1) > 0:
+        raise ValueError(f"{where}: expected 'fps' > 0, got {entries['fps']!r}")
+    if not isinstance(entries.get("frames", 0), int) or entries.get("frames", 0) < 0:
+        raise ValueError(f"{where}: expected 'frames' as a whole number, got {entries['frames']!r}")
+    stages = entries.get("stages", [])
     if not isinstance(stages, list) or not all(_is_span(span) for span in cast(list[Any], stages)):
         raise ValueError(f"{where}: expected 'stages' as [[first frame, last frame], …], got {stages!r}")
-    if "sha256" in said and not _SHA256.fullmatch(str(said["sha256"])):
-        raise ValueError(f"{where}: expected 'sha256' as 64 hexadecimal digits, got {said['sha256']!r}")
-    return said
+    if "sha256" in entries and not _SHA256.fullmatch(str(entries["sha256"])):
+        raise ValueError(f"{where}: expected 'sha256' as 64 hexadecimal digits, got {entries['sha256']!r}")
+    return entries
 
 
 def _is_span(span: Any) -> bool:
@@ -214,5 +214,5 @@ def _rate(path: Path, index: int) -> float:
     except (av.FFmpegError, OSError, IndexError) as error:
         raise BadEpisodeError(index, "video", f"video {path}: cannot be read ({error})") from error
     if not rate:
-        raise BadEpisodeError(index, "video", f"video {path}: says no frame rate; give 'fps' in {METADATA}")
+        raise BadEpisodeError(index, "video", f"video {path}: holds no frame rate; give 'fps' in {METADATA}")
     return float(rate)

@@ -1,4 +1,4 @@
-"""Reads LeRobot v3.0 data sets: parquet rows by row group, video by one pass, nothing before it is asked for."""
+"""Reader of LeRobot v3.0 data sets: parquet rows by row group, video in one pass, each when it is asked for."""
 
 import warnings
 from dataclasses import dataclass
@@ -28,40 +28,42 @@ _SIGNALS = ("next.success", "next.done", REWARD, "final")
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows ``first … end − 1`` of a recorded episode in which the task stays the same."""
+    """Rows ``first … end − 1`` of a recorded episode, in which the task stays the same."""
 
     row: int
-    """Place in the table of episodes."""
+    """Place of the episode in the table of episodes."""
     first: int
+    """First row of the piece."""
     end: int
+    """Row after the last one of the piece."""
     last: bool
-    """False where the episode goes on with another task: the row after the piece is its final observation."""
+    """Whether the episode ends with the piece; else the next row is the final observation of the piece."""
     task: int | None = None
-    """Where the episode was split: the task of this piece."""
+    """Task of the piece where the episode was split, else None."""
 
 
 class LeRobotDataset:
-    """A LeRobot v3.0 data set on disk, ours or anybody's.
+    """LeRobot v3.0 data set, written by guerdon or any other program.
 
-    N recorded rows are N steps whose last observation is a repeat, except where the data set says in its column
-    ``final`` that the last row is a real final observation: then they are N − 1 steps.
+    N recorded rows are N steps whose last observation is a repeat. Where the column ``final`` marks the last row as a
+    real final observation, they are N − 1 steps.
 
-    An episode in which the task changes is split at the changes; every piece but the last ends in ``CUT``, observed and
-    of unknown success. Episodes keep their recorded number unless the set holds such an episode: then all are numbered
-    by place, since numbers must be unique.
+    An episode in which the task changes is split at the changes. Every piece but the last ends in ``CUT``, with a real
+    last observation and unknown success. Episodes keep their recorded number, unless an episode of the data set is
+    split: then all are numbered by place, because numbers must be unique.
 
-    Success and end come from our columns in the table of episodes; without them a ``next.success`` that is ever True,
-    or a 1 in a ``next.reward`` of zeros and ones, is a success; a ``next.success`` that never is, is a failure to
-    succeed (0); else nobody said.
+    Success and end come from guerdon's columns in the table of episodes. Without them, a ``next.success`` that is True
+    in any row, or a 1 in a ``next.reward`` of zeros and ones, is a success. A ``next.success`` that is never True is a
+    success of 0. Otherwise success is unknown.
 
     Args:
-        folder: The data set.
+        folder: Folder of the data set.
         state_key: Column of the state.
         action_key: Column of the action.
 
     Raises:
         FileNotFoundError: If the folder holds no LeRobot data set.
-        ValueError: If its version is not v3.0, its tables cannot be read, or a named column is not there.
+        ValueError: If its version is not v3.0, its tables cannot be read, or a named column is missing.
     """
 
     def __init__(self, folder: str | Path, *, state_key: str = "observation.state", action_key: str = "action") -> None:
@@ -87,11 +89,11 @@ class LeRobotDataset:
         self._warn()
 
     def __len__(self) -> int:
-        """Number of episodes, after splitting at changes of task."""
+        """Return the number of episodes, after splitting at changes of the task."""
         return len(self._pieces)
 
     def summary(self, place: int) -> EpisodeSummary:
-        """What the table of episodes says of an episode."""
+        """Return what the table of episodes holds of an episode."""
         piece = self._pieces[place]
         row = self._episodes[piece.row]
         final = piece.last and self._observed(row)
@@ -100,14 +102,14 @@ class LeRobotDataset:
             index=self._number(place),
             steps=piece.end - piece.first - int(final),
             instruction=str(texts[0]) if piece.task is None else self.tasks.get(piece.task, ""),
-            success=_said_success(row) if piece.last else None,
+            success=_stored_success(row) if piece.last else None,
             split=split_of(self.info, row),
             quality=row.get("quality") or "",
             context=row.get("context") or "",
         )
 
     def __getitem__(self, place: int) -> Episode:
-        """Read the rows of an episode; its frames are decoded when they are asked for.
+        """Read the rows of an episode; its frames are decoded when they are read.
 
         Raises:
             BadEpisodeError: If its rows cannot be read or make no episode.
@@ -127,7 +129,7 @@ class LeRobotDataset:
         )
 
     def _observed(self, row: dict[str, Any]) -> bool:
-        """Whether the last row of an episode is a final observation, from the table of episodes if it says."""
+        """Tell whether the last row of an episode is a final observation, from the table of episodes where it can."""
         if "final" not in self._columns:
             return False
         if row.get("last_observed") is not None:
@@ -150,7 +152,7 @@ class LeRobotDataset:
                     task = numbers(self._table(row), "task_index", int(row["episode_index"]))
                     bounds[1:1] = (np.flatnonzero(np.diff(task)) + 1).tolist()
                 except BadEpisodeError:
-                    pass  # unreadable: one piece, which says so when it is read
+                    pass  # unreadable: one piece, which raises the error when it is read
             for a, b in pairwise(bounds):
                 pieces.append(Piece(place, a, b, b == bounds[-1], None if task is None else int(task[a])))
         return pieces
@@ -204,7 +206,7 @@ class LeRobotDataset:
         )
 
     def _final(self, index: int, columns: dict[str, np.ndarray], rows: int) -> bool:
-        """Whether the last row is a final observation."""
+        """Tell whether the last row is a final observation."""
         flags = columns.get("final", np.zeros(rows, bool)).astype(bool)
         if flags[:-1].any():
             raise BadEpisodeError(index, "shape", f"row {int(flags.argmax())} of {rows} is flagged final")
@@ -228,15 +230,15 @@ class LeRobotDataset:
         return values.astype(np.float32)
 
     def _outcome(self, index: int, row: dict[str, Any], columns: dict[str, np.ndarray]) -> tuple[float | None, End]:
-        """Success and end, by our columns or by LeRobot's conventions."""
+        """Return success and end, from guerdon's columns or by LeRobot's conventions."""
         if row.get("end") is not None:
             try:
-                return _said_success(row), End[row["end"]]
+                return _stored_success(row), End[row["end"]]
             except KeyError as error:
                 names = ", ".join(end.name for end in End)
                 raise BadEpisodeError(index, "label", f"end is {row['end']!r}: expected one of {names}") from error
         done = bool(columns["next.done"][-1]) if "next.done" in columns else False
-        success = _said_success(row)
+        success = _stored_success(row)
         if success is None and "next.success" in columns:
             success = float(columns["next.success"].astype(bool).any())
         elif (
@@ -245,13 +247,13 @@ class LeRobotDataset:
             and np.isin(columns[REWARD], (0, 1)).all()
             and (columns[REWARD] == 1).any()
         ):
-            success = 1.0  # zeros alone are what recorders without a reward write: they say nothing
+            success = 1.0  # zeros alone mean nothing: recorders without a reward write them
         if success == 1.0:
             return success, End.SUCCESS
         return success, End.TIME_LIMIT if done else End.CUT
 
     def _labelled(self, columns: dict[str, np.ndarray], steps: int) -> dict[str, dict[str, Column]]:
-        """The columns that carry their own validity."""
+        """Return the columns that carry their own validity, by kind and name."""
         own: dict[str, Any] = self.info.get("guerdon", {}).get("columns", {})
         found: dict[str, dict[str, Column]] = {kind: {} for kind in KINDS}
         for stored, values in columns.items():
@@ -261,14 +263,14 @@ class LeRobotDataset:
                 name.endswith(".valid") and key.removesuffix(".valid") in {*columns, "recorded.reward"}
             ):
                 continue
-            said = own.get(key, {"per": "step" if kind == "recorded" else "observation"})
-            values = values.reshape(len(values), *said["shape"]) if "shape" in said else values
+            layout = own.get(key, {"per": "step" if kind == "recorded" else "observation"})
+            values = values.reshape(len(values), *layout["shape"]) if "shape" in layout else values
             if f"{key}.valid" in columns:
                 valid = columns[f"{key}.valid"].astype(bool)
             else:
                 valid = np.asarray(np.isfinite(values.reshape(len(values), -1)).all(axis=1))
-            length = steps if said["per"] == "step" else steps + 1
-            if len(values) < length:  # the last observation was not recorded, so nothing is known of it
+            length = steps if layout["per"] == "step" else steps + 1
+            if len(values) < length:  # the last observation was not recorded, so its value is unknown
                 blank = np.full_like(values[:1], np.nan if values.dtype.kind == "f" else 0)
                 values, valid = np.concatenate([values, blank]), np.concatenate([valid, [False]])
             found[kind][name] = Column(values=values[:length], valid=valid[:length])
@@ -276,12 +278,12 @@ class LeRobotDataset:
 
 
 class LeRobotFormat:
-    """LeRobot data sets; see `guerdon.datasets.opening.Format`."""
+    """Format of LeRobot data sets; see `guerdon.datasets.opening.Format`."""
 
     accepted: str = "a LeRobot v3.0 data set (meta/info.json, data/, videos/)"
 
     def recognises(self, folder: Path) -> bool:
-        """Tell a LeRobot data set of any version by its ``meta/info.json``."""
+        """Recognise a LeRobot data set of any version by its ``meta/info.json``."""
         return (folder / "meta" / "info.json").is_file()
 
     def open(self, folder: Path) -> LeRobotDataset:
@@ -289,10 +291,10 @@ class LeRobotFormat:
         return LeRobotDataset(folder)
 
     def files(self, folder: Path) -> list[Path]:
-        """List tables, rows and videos."""
+        """List the tables, rows and videos."""
         return [file for part in ("meta", "data", "videos") for file in (folder / part).rglob("*")]
 
 
-def _said_success(row: dict[str, Any]) -> float | None:
-    said = row.get("success")
-    return None if said is None else float(said)
+def _stored_success(row: dict[str, Any]) -> float | None:
+    stored = row.get("success")
+    return None if stored is None else float(stored)

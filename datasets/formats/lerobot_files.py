@@ -1,4 +1,4 @@
-"""The files of a LeRobot v3.0 data set under construction: rows and video in chunks, tables of episodes and tasks."""
+"""Files of a LeRobot v3.0 data set that is written: rows and video in chunks, tables of episodes and tasks."""
 
 import json
 import os
@@ -15,11 +15,16 @@ from av.video.stream import VideoStream
 CHUNK = "chunk-{chunk:03d}/file-{file:03d}"
 FILES_PER_CHUNK = 1000
 Table = Any
-"""``pyarrow.Table``, which ships no types."""
+"""Type of ``pyarrow.Table``, which ships no types."""
 
 
 class DataFiles:
-    """Parquet files filled one after the other, one row group per episode."""
+    """Parquet files that are filled one after the other, with a row group per episode.
+
+    Args:
+        folder: Folder of the data set.
+        limit_mb: Size in MB beyond which the next file begins.
+    """
 
     def __init__(self, folder: Path, limit_mb: float | int) -> None:
         self.folder, self.limit = folder, limit_mb * 2**20
@@ -27,7 +32,7 @@ class DataFiles:
         self.writer: pq.ParquetWriter | None = None
 
     def write(self, table: Table) -> tuple[int, int]:
-        """Append an episode; chunk and file it went to."""
+        """Append the rows of an episode; return the chunk and the file they are in."""
         if self.writer is None or self.bytes > self.limit:
             self.close()
             self.number, self.bytes = self.number + 1, 0
@@ -40,14 +45,20 @@ class DataFiles:
         return divmod(self.number, FILES_PER_CHUNK)
 
     def close(self) -> None:
-        """Complete the present file."""
+        """Complete the current file."""
         if self.writer is not None:
             self.writer.close()
             self.writer = None
 
 
 class VideoFiles:
-    """Mp4 files of one camera, filled one after the other with whole encoded episodes."""
+    """Mp4 files of one camera, filled one after the other with encoded episodes.
+
+    Args:
+        folder: Folder of the data set.
+        key: LeRobot's name of the camera.
+        limit_mb: Size in MB beyond which the next file begins.
+    """
 
     def __init__(self, folder: Path, key: str, limit_mb: float | int) -> None:
         self.folder, self.key, self.limit = folder, key, limit_mb * 2**20
@@ -56,7 +67,15 @@ class VideoFiles:
         self.stream: VideoStream | None = None
 
     def join(self, clip: Path, fps: float | int) -> tuple[int, int, int]:
-        """Append an encoded episode; chunk and file it went to, and the number of frames before it."""
+        """Append an encoded episode.
+
+        Args:
+            clip: Mp4 file of the episode.
+            fps: Frames per second.
+
+        Returns:
+            Chunk and file that it is in, and the number of frames before it.
+        """
         with av.open(str(clip)) as source:
             template = source.streams.video[0]
             if self.container is None or self.bytes > self.limit:
@@ -81,14 +100,14 @@ class VideoFiles:
         return (*divmod(self.number, FILES_PER_CHUNK), before)
 
     def close(self) -> None:
-        """Complete the present file."""
+        """Complete the current file."""
         if self.container is not None:
             self.container.close()
             self.container = None
 
 
 def drop_column(path: Path, name: str) -> None:
-    """Write a parquet file again without one of its columns."""
+    """Rewrite a parquet file without one of its columns."""
     source = pq.ParquetFile(path)
     partial = path.with_suffix(".rewrite")
     schema = source.schema_arrow
@@ -101,7 +120,7 @@ def drop_column(path: Path, name: str) -> None:
 
 
 def episode_table(rows: list[dict[str, Any]]) -> Table:
-    """One row per episode; types are named where every value may be missing."""
+    """Make the table of episodes; types are named where every value of a column may be missing."""
     names = dict.fromkeys(name for row in rows for name in row)
     optional = {"success": pa.float64(), "group": pa.int64()}
     columns: dict[str, Any] = {}
@@ -114,7 +133,7 @@ def episode_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def task_table(tasks: dict[str, int]) -> Table:
-    """Tasks as ``lerobot`` keeps them: a pandas frame whose index is the instruction."""
+    """Make the table of tasks as ``lerobot`` keeps it: a pandas frame whose index is the instruction."""
     index = "__index_level_0__"
     table = pa.table({"task_index": pa.array(list(tasks.values()), pa.int64()), index: pa.array(list(tasks))})
     named = {"metadata": None, "field_name": index, "name": None, "numpy_type": "object", "pandas_type": "unicode"}

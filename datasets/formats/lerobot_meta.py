@@ -1,4 +1,4 @@
-"""The ``meta`` folder of a LeRobot v3.0 data set, read and checked before any row is."""
+"""Folder ``meta`` of a LeRobot v3.0 data set, read and checked before any row."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is not JSON, lacks an entry, or speaks of another version than v3.0.
+        ValueError: If it is not JSON, lacks an entry, or names another version than v3.0.
     """
     path = folder / "meta" / "info.json"
     if not path.is_file():
@@ -50,7 +50,7 @@ def read_episodes(folder: Path, cameras: dict[str, str]) -> list[dict[str, Any]]
     """Read the table of episodes, without their statistics, in order of ``episode_index``.
 
     Raises:
-        ValueError: If there is none, it cannot be read, or a column is missing.
+        ValueError: If there is no table, it cannot be read, or a column is missing.
     """
     paths = sorted((folder / "meta" / "episodes").glob("*/*.parquet"))
     if not paths:
@@ -71,7 +71,9 @@ def read_episodes(folder: Path, cameras: dict[str, str]) -> list[dict[str, Any]]
 
 
 def read_tasks(folder: Path) -> dict[int, str]:
-    """Task index → instruction, from ``meta/tasks.parquet``, where lerobot keeps the text as the index of a frame.
+    """Read the instruction of every task index from ``meta/tasks.parquet``.
+
+    ``lerobot`` keeps the text as the index of a pandas frame; any column of text is accepted.
 
     Raises:
         ValueError: If the file is missing, or has no text or no ``task_index``.
@@ -89,7 +91,7 @@ def read_tasks(folder: Path) -> dict[int, str]:
 
 
 def inconsistencies(info: dict[str, Any], episodes: list[dict[str, Any]], tasks: dict[int, str]) -> list[str]:
-    """Where the totals of ``info.json`` contradict the tables: the tables are right, the reader goes by them."""
+    """List the totals of ``info.json`` that contradict the tables; the reader goes by the tables."""
     counted = {
         "total_episodes": len(episodes),
         "total_frames": sum(int(row["length"]) for row in episodes),
@@ -103,7 +105,7 @@ def inconsistencies(info: dict[str, Any], episodes: list[dict[str, Any]], tasks:
 
 
 def camera_names(features: dict[str, Any]) -> dict[str, str]:
-    """Camera → feature, for the cameras stored as video; LeRobot's prefixes are left out."""
+    """Return the feature of every camera that is stored as video, by its name without LeRobot's prefixes."""
     names: dict[str, str] = {}
     for key, feature in features.items():
         if feature["dtype"] == "video":
@@ -112,7 +114,16 @@ def camera_names(features: dict[str, Any]) -> dict[str, str]:
 
 
 def vector_key(folder: Path, features: dict[str, Any], key: str, prefix: str) -> str | None:
-    """The feature to use as state or action; None where the data set has nothing of the kind.
+    """Choose the feature that is used as state or action.
+
+    Args:
+        folder: Folder of the data set, for errors.
+        features: Features of ``info.json``.
+        key: Name of the feature.
+        prefix: Prefix of all features of the kind.
+
+    Returns:
+        The key, or None where the data set has no feature of the kind.
 
     Raises:
         ValueError: If there are vectors under the prefix but not this one, or it is not a vector of numbers.
@@ -132,7 +143,7 @@ def vector_key(folder: Path, features: dict[str, Any], key: str, prefix: str) ->
 
 
 def split_of(info: dict[str, Any], row: dict[str, Any]) -> str:
-    """The split an episode belongs to; LeRobot's one split that covers everything says nothing."""
+    """Return the split of an episode; empty where none is recorded, or LeRobot's only split covers everything."""
     if row.get("split") is not None:
         return str(row["split"])
     splits: dict[str, str] = info.get("splits") or {}
@@ -147,16 +158,16 @@ def split_of(info: dict[str, Any], row: dict[str, Any]) -> str:
 def video_of(
     folder: Path, info: dict[str, Any], row: dict[str, Any], camera: str, key: str, seconds: np.ndarray, first: int
 ) -> VideoFrames:
-    """The frames of one camera from row ``first`` of an episode on.
+    """Return the frames of one camera from row ``first`` of an episode on.
 
     Args:
-        folder: The data set.
-        info: Its ``info.json``.
-        row: The episode in the table of episodes.
+        folder: Folder of the data set.
+        info: Content of its ``info.json``.
+        row: Row of the episode in the table of episodes.
         camera: Name of the camera.
-        key: Its feature.
-        seconds: (F,) time stamps in the episode of the rows wanted.
-        first: The row of the episode that is observation 0.
+        key: Feature of the camera.
+        seconds: Time stamps (F,) in the episode of the wanted rows, in seconds.
+        first: Row of the episode that is observation 0.
     """
     path = folder / info["video_path"].format(
         video_key=key, chunk_index=row[f"videos/{key}/chunk_index"], file_index=row[f"videos/{key}/file_index"]
@@ -164,7 +175,7 @@ def video_of(
     step = np.arange(len(seconds))
     fresh = row.get(f"frame_steps/{camera}")
     if fresh is not None:
-        # The other rows repeat the picture before; a piece that begins on one begins with that picture.
+        # The other rows repeat the picture before; a piece that begins on such a row begins with that picture.
         step = np.asarray([place - first for place in fresh if first < place < first + len(seconds)], np.int64)
         step = np.concatenate([np.zeros(1, np.int64), step])
     return VideoFrames(

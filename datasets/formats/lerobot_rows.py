@@ -1,4 +1,4 @@
-"""Rows of single episodes out of parquet files that hold many, reading only the row groups and columns needed."""
+"""Rows of single episodes from parquet files of many, reading only the row groups and columns that are needed."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 from ..episodes import BadEpisodeError
 
 Table = Any
-"""``pyarrow.Table``, which ships no types."""
+"""Type of ``pyarrow.Table``, which ships no types."""
 
 
 class EpisodeRows:
-    """Gives the rows of one episode at a time; the present file stays open and the last row groups stay in memory.
+    """Reader of the rows of one episode at a time; the current file stays open and its last row groups in memory.
 
     Args:
         columns: Names of the columns to read.
@@ -31,16 +31,21 @@ class EpisodeRows:
         self._held: tuple[tuple[int, ...], Table, np.ndarray] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind on the way to a worker process."""
+        """Leave out open files when the object is sent to a worker process."""
         return {"columns": self.columns}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Come back with nothing open."""
+        """Restore the object with nothing open."""
         self.columns = state["columns"]
         self._forget()
 
     def read(self, path: Path, episode: int, length: int) -> Table:
-        """Rows of an episode, in the order they were recorded.
+        """Read the rows of an episode in the order they were recorded.
+
+        Args:
+            path: Parquet file.
+            episode: Number of the episode in it.
+            length: Number of rows that the table of episodes promises.
 
         Raises:
             BadEpisodeError: If the file is missing or damaged (status ``"data"``), lacks a column (``"column"``), or
@@ -93,11 +98,16 @@ class EpisodeRows:
 
 
 def numbers(table: Table, name: str, episode: int) -> np.ndarray:
-    """A column as (rows,) or (rows, D) numbers.
+    """Convert a column to numbers, (rows,) or (rows, D).
+
+    Args:
+        table: Rows of an episode.
+        name: Name of the column.
+        episode: Number of the episode, for errors.
 
     Raises:
-        BadEpisodeError: If it holds something else (status ``"dtype"``), gaps (``"not_finite"``), or rows of different
-            widths (``"shape"``).
+        BadEpisodeError: If the column holds something else (status ``"dtype"``), gaps (``"not_finite"``), or rows of
+            different widths (``"shape"``).
     """
     column = table[name].combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # no chunk at all

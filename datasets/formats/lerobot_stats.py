@@ -1,4 +1,4 @@
-"""The statistics a LeRobot v3.0 data set carries: per episode, and joined over episodes as ``lerobot`` joins them."""
+"""Statistics of a LeRobot v3.0 data set: per episode, and joined over episodes as ``lerobot`` joins them."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ Stats = dict[str, np.ndarray]
 
 
 def vector_stats(values: np.ndarray) -> Stats | None:
-    """Statistics of (N, …) numbers, each component on its own; None where there is no number."""
+    """Compute the statistics of (N, …) numbers, each component by itself; None where there is no number."""
     if not len(values):
         return None
     flat = values.reshape(len(values), -1).astype(np.float64)
@@ -20,7 +20,14 @@ def vector_stats(values: np.ndarray) -> Stats | None:
 
 
 def picture_stats(frames: np.ndarray) -> Stats | None:
-    """Statistics of (N, 3, H, W) uint8 pictures per channel, in [0, 1], exact, from counts of the 256 levels."""
+    """Compute the statistics of pictures per channel, exactly, from counts of the 256 levels.
+
+    Args:
+        frames: Pictures (N, 3, H, W), uint8.
+
+    Returns:
+        Statistics in [0, 1], or None where there is no picture.
+    """
     if not len(frames):
         return None
     levels = np.arange(256) / 255
@@ -45,8 +52,8 @@ def picture_stats(frames: np.ndarray) -> Stats | None:
 def join_stats(parts: list[Stats]) -> Stats:
     """Join the statistics of episodes.
 
-    Mean and standard deviation are exact (parallel variance); quantiles are the mean of the episodes' quantiles
-    weighted by count, the approximation ``lerobot`` makes too.
+    Mean and standard deviation are exact (parallel variance). A quantile is the mean of the episodes' quantiles,
+    weighted by count, which is the approximation of ``lerobot``.
     """
     counts = np.array([int(part["count"][0]) for part in parts])
     shape = (-1,) + (1,) * parts[0]["mean"].ndim

@@ -1,4 +1,4 @@
-"""Writes episodes as a LeRobot v3.0 data set: parquet rows, H.264 video, tasks, statistics."""
+"""Writer of LeRobot v3.0 data sets: parquet rows, H.264 video, tasks and statistics."""
 
 import json
 import os
@@ -20,50 +20,51 @@ from .lerobot_stats import Stats, join_stats, picture_stats, vector_stats
 from .video import write_video
 
 STATS_FRAMES = 100
-"""Frames per camera and episode that the picture statistics are taken from."""
+"""Number of frames per camera and episode that the statistics of pictures are computed from."""
 
 KINDS = {"label": "labels", "track": "tracks", "recorded": "recorded"}
-"""Prefix of a column's name → the field of `Episode` it comes from."""
+"""Prefix of a column's name → field of `Episode` that it comes from."""
 REWARD = "next.reward"
 
 
 @dataclass(frozen=True)
 class Field:
-    """One parquet column as all episodes must bring it."""
+    """Type and shape of one parquet column, the same for all episodes."""
 
     dtype: str
+    """Type of the numbers."""
     shape: tuple[int, ...]
-    """Per row; () for a single number."""
+    """Shape of a row; () for a single number."""
     per: str = "observation"
-    """``observation``: T+1 values; ``step``: T values, the final row holds none."""
+    """``observation`` for T + 1 values; ``step`` for T values, of which the final row holds none."""
 
     @property
     def feature(self) -> dict[str, Any]:
-        """The entry in ``info.json``, where a single number has shape [1] and nested shapes are flat."""
+        """Entry in ``info.json``, where a single number has shape [1] and nested shapes are flat."""
         return {"dtype": self.dtype, "shape": [int(np.prod(self.shape))], "names": None}
 
 
 class LeRobotWriter:
-    """Write a LeRobot v3.0 data set; use it in a ``with`` block.
+    """Writer of a LeRobot v3.0 data set, used in a ``with`` block.
 
-    Everything goes to a hidden folder beside the target, which gets its name when the block ends without an error: an
-    exception or Ctrl-C leaves nothing behind. Episodes are numbered 0, 1, … in the order they come.
+    Everything is written to a hidden folder next to the target, which gets its name when the block ends without an
+    error. An exception or Ctrl-C leaves nothing behind. Episodes are numbered 0, 1, … in the order they are added.
 
     Each observation is a row. The last row of an episode is flagged in the column ``final`` where the final observation
     is real (it repeats the last action, and its reward is 0); an episode with ``last_observed=False`` has no such row.
     See ``docs/datasets.md`` for all columns.
 
     Args:
-        folder: The data set to make; it may exist if it is empty.
-        fps: Control steps per second, which is also the clock of the cameras.
+        folder: Folder of the data set; new or empty.
+        fps: Control steps per second, also the clock of the cameras.
         robot_type: Name of the robot, for ``info.json``.
-        crf: Video quality, 0 (lossless) … 51.
-        key_interval: Frames from one key frame to the next.
-        data_file_mb: Begin a new parquet file when one has grown beyond this.
-        video_file_mb: Begin a new mp4 file when one has grown beyond this.
+        crf: Video quality, from 0 (lossless) to 51.
+        key_interval: Number of frames from one key frame to the next.
+        data_file_mb: Size in MB beyond which a new parquet file begins.
+        video_file_mb: Size in MB beyond which a new mp4 file begins.
 
     Raises:
-        FileExistsError: If the folder holds something.
+        FileExistsError: If the folder is not empty.
         ValueError: If fps is not positive, or the block ends without an episode.
         OSError: If the folder cannot be written.
     """
@@ -123,18 +124,21 @@ class LeRobotWriter:
             shutil.rmtree(partial, ignore_errors=True)
 
     def __len__(self) -> int:
-        """Number of episodes written so far."""
+        """Return the number of episodes written so far."""
         return len(self._episodes)
 
     def add(self, episode: Episode) -> int:
-        """Write one episode; an episode that is refused leaves no trace, and the next may follow.
+        """Write one episode; a refused episode leaves no trace, and others may follow.
+
+        Args:
+            episode: Episode to write.
 
         Returns:
-            Its number in the data set.
+            Number of the episode in the data set.
 
         Raises:
-            BadEpisodeError: If it does not have the columns, shapes or cameras of the episodes before it (status
-                ``"schema"``), a known value is not a number (``"not_finite"``), or its frames cannot be read.
+            BadEpisodeError: If it has other columns, shapes or cameras than the episodes before it (status
+                ``"schema"``), a known value is not finite (``"not_finite"``), or its frames cannot be read.
             RuntimeError: Outside a ``with`` block.
         """
         if self._partial is None:
@@ -154,7 +158,7 @@ class LeRobotWriter:
                 sizes[camera], stats[key] = self._encode(episode, camera, clip, count)
             if self._episodes and sizes != self._sizes:
                 raise _schema_error(episode, f"cameras (height, width) {self._sizes}", str(sizes))
-            # Nothing below can refuse the episode: from here on it belongs to the data set.
+            # nothing below refuses the episode: from here on it belongs to the data set
             if not self._episodes:
                 self._fields, self._sizes = fields, sizes
                 self._data = DataFiles(self._partial, self.data_file_mb)
@@ -224,7 +228,7 @@ class LeRobotWriter:
         self._close()
         fields = dict(self._fields)
         if any(row["success"] is None for row in self._episodes):
-            # A row flag cannot say "unknown": where the outcome of one episode is, no row says anything.
+            # A row flag cannot be unknown: where the outcome of one episode is, the column is left out.
             fields.pop("next.success")
             for path in sorted((partial / "data").glob("*/*.parquet")):
                 drop_column(path, "next.success")
@@ -281,12 +285,16 @@ class LeRobotWriter:
 
 
 def camera_key(camera: str) -> str:
-    """LeRobot's name of a camera."""
+    """Return LeRobot's name of a camera."""
     return f"observation.images.{camera}"
 
 
 def refuse_existing(folder: Path) -> None:
-    """Raise FileExistsError where a folder could not be made without overwriting something."""
+    """Refuse a folder that is not empty.
+
+    Raises:
+        FileExistsError: If the folder holds something, or is a file.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder: remove it or name another")
 
@@ -296,7 +304,7 @@ def _schema_error(episode: Episode, expected: str, got: str) -> BadEpisodeError:
 
 
 def _fields_of(episode: Episode) -> dict[str, Field]:
-    """The parquet columns an episode needs, in order."""
+    """Return the parquet columns that an episode needs, in order."""
     fields: dict[str, Field] = {}
     for name, values in (("observation.state", episode.state), ("action", episode.actions)):
         if values.shape[1]:
@@ -332,7 +340,7 @@ def _compare(episode: Episode, fields: dict[str, Field], wanted: dict[str, Field
 
 
 def _columns_of(episode: Episode, fields: dict[str, Field]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(rows, …) values per parquet column, and validity masks (rows,) of those that have one."""
+    """Return the values (rows, …) of each parquet column, and the validity masks (rows,) of those that have one."""
     steps, rows = episode.steps, episode.steps + int(episode.last_observed)
     columns: dict[str, np.ndarray] = {}
     masks: dict[str, np.ndarray] = {}
@@ -356,7 +364,7 @@ def _columns_of(episode: Episode, fields: dict[str, Field]) -> tuple[dict[str, n
 
 
 def _fit(episode: Episode, key: str, column: Column, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """A column as ``rows`` rows: what is unknown is NaN where the kind of number has one, else 0."""
+    """Fit a column to a number of rows; unknown values are NaN where the type has one, else 0."""
     if column.valid[rows:].any():
         raise BadEpisodeError(
             episode.index, "label", f"{key} is marked valid at the last observation, which was not observed"
@@ -377,7 +385,7 @@ def _kept(values: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
 
 
 def _held_places(episode: Episode, camera: str, source: FrameSource, rows: int) -> np.ndarray:
-    """For each row the last frame at or before it, since LeRobot stores one picture per row."""
+    """Return the last frame at or before each row, since LeRobot stores one picture per row."""
     step = np.asarray(source.step)
     if not len(step) or step[0] != 0:
         raise BadEpisodeError(
@@ -398,7 +406,7 @@ def _index_columns(number: int, task: int, first: int, rows: int, fps: float | i
 
 
 def _arrow(values: np.ndarray) -> Any:
-    """A parquet column; vectors have a fixed size, and a vector of one is a number, as ``lerobot`` expects."""
+    """Make a parquet column; vectors have a fixed size, and a vector of one is a number, as ``lerobot`` expects."""
     flat = np.ascontiguousarray(values).reshape(-1)
     width = len(flat) // len(values)
     return pa.array(flat) if width == 1 else pa.FixedSizeListArray.from_arrays(pa.array(flat), width)

@@ -1,4 +1,4 @@
-"""Recorded camera frames in video files: one sequential pass in, one pass out, through PyAV."""
+"""Camera frames in video files, read and written in one sequential pass by PyAV."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from ..episodes import BadEpisodeError, FrameSource
 
 
 class _Converters(threading.local):
-    """One colour converter per thread: making one takes longer than converting ten frames with it."""
+    """Colour converter of each thread, because making one takes longer than converting ten frames."""
 
     def __init__(self) -> None:
         self.converter = VideoReformatter()
@@ -30,19 +30,19 @@ _converters = _Converters()
 
 
 class VideoFrames(FrameSource):
-    """The frames of one camera in one episode, inside a video file that may hold several episodes.
+    """Frames of one camera in one episode, inside a video file that may hold several episodes.
 
-    A read decodes in one forward pass that starts at the key frame before the first wanted frame, leaves out groups of
-    pictures in which nothing is wanted, and stops after the last wanted frame. Nothing is opened before the first read.
+    A read decodes in one forward pass. It starts at the key frame before the first wanted frame, skips groups of
+    pictures without a wanted frame, and stops after the last wanted one. The file is opened at the first read.
 
     Args:
-        path: The video file.
-        step: (F,) observation index of each frame, ascending.
-        seconds: (F,) time of each frame inside the file. None: the file holds this camera and nothing else, and its
-            frames are counted, whatever their clock.
-        fps: Frames per second; a frame further than half a frame interval from where it should be is missing.
+        path: Video file.
+        step: Observation index of each frame, (F,), ascending.
+        seconds: Time of each frame in the file, (F,), in seconds. None means that the file holds this camera alone:
+            its frames are counted, whatever their clock.
+        fps: Frames per second; a frame further than half an interval from its time counts as missing.
         episode: Number of the episode, for errors.
-        content: SHA-256 of the file where somebody has it already; None hashes the file once, when asked.
+        content: SHA-256 of the file where it is known; None hashes the file once, when it is needed.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class VideoFrames(FrameSource):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the file, and of which frames of it these are.
+        """SHA-256 of the file, and a hash of the times of the frames in it.
 
         Raises:
             BadEpisodeError: If the file cannot be read (status ``"video"``).
@@ -78,7 +78,7 @@ class VideoFrames(FrameSource):
             self._content = file_digest(self.path)
         if self._seconds is None:
             return self._content
-        # Milliseconds: enough to tell frames apart, and unmoved by how a reader sums its time stamps.
+        # Milliseconds tell frames apart, and do not depend on how a reader sums its time stamps.
         places = np.round(self._seconds * 1000).astype(np.int64)
         return f"{self._content}#{hashlib.sha256(places.tobytes()).hexdigest()[:16]}"
 
@@ -120,7 +120,7 @@ class VideoFrames(FrameSource):
             wanted = times[places]
             done = self._pick(container, stream, wanted, half, out)
             if done == 0 and len(wanted):
-                # A container whose index points behind the wanted frame: start over from its beginning.
+                # the container's index points behind the wanted frame: start from its beginning
                 container.seek(0)
                 stream.codec_context.flush_buffers()
                 done = self._pick(container, stream, wanted, half, out, seek=False)
@@ -140,7 +140,7 @@ class VideoFrames(FrameSource):
         out: np.ndarray,
         seek: bool = True,
     ) -> int:
-        """Fill ``out`` with the frames at the wanted times; the number found before one was missing."""
+        """Fill ``out`` with the frames at the wanted times; return the number found before one was missing."""
         if not len(wanted):
             return 0
         base = float(stream.time_base or 1)
@@ -180,7 +180,7 @@ class VideoFrames(FrameSource):
 
 
 def count_frames(path: str | Path) -> int:
-    """Number of frames in a video file, from its packets, without decoding.
+    """Count the frames of a video file from its packets, without decoding.
 
     Raises:
         OSError: If the file is missing or not a video (PyAV's errors are OSErrors).
@@ -193,23 +193,23 @@ def count_frames(path: str | Path) -> int:
 def write_video(
     path: str | Path, frames: Iterable[np.ndarray], fps: float | int, *, crf: int = 23, key_interval: int = 8
 ) -> int:
-    """Encode frames as H.264 (libx264, yuv420p) in an mp4 file, which appears when it is complete.
+    """Encode frames as H.264 (libx264, yuv420p) in an mp4 file, which is there when it is complete.
 
-    A key frame every 8 frames halves the file against LeRobot's every 2, and still costs a random window of 16 frames
+    A key frame every 8 frames halves the file against LeRobot's every 2 frames, and costs a random window of 16 frames
     at most 7 more.
 
     Args:
-        path: Where the file goes; its folder must exist.
-        frames: uint8 arrays (3, H, W), RGB; height and width even.
+        path: File to write; its folder must exist.
+        frames: Frames (3, H, W), uint8, RGB, with even height and width.
         fps: Frames per second.
-        crf: Quality, 0 (lossless) … 51.
-        key_interval: Frames from one key frame to the next.
+        crf: Quality, from 0 (lossless) to 51.
+        key_interval: Number of frames from one key frame to the next.
 
     Returns:
         Number of frames written.
 
     Raises:
-        ValueError: If there is no frame, or a frame has another shape, kind of number or an odd size.
+        ValueError: If there is no frame, or a frame has another shape or type, or an odd size.
     """
     path = Path(path)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
@@ -241,7 +241,7 @@ def _digest(path: Path, size: int, modified: int) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, computed once while its size and time of change stay the same."""
+    """Return the SHA-256 of a file, computed once while its size and time of change stay the same."""
     state = path.stat()
     return _digest(path.resolve(), state.st_size, state.st_mtime_ns)
 
@@ -274,7 +274,7 @@ def _video_stream(container: InputContainer) -> VideoStream | None:
 
 
 def _frame_times(container: InputContainer, stream: VideoStream) -> np.ndarray:
-    """Times in seconds of all frames, in the order they are shown."""
+    """Return the times of all frames in seconds, in the order they are shown."""
     stamps = [p.pts for p in container.demux(stream) if p.pts is not None]
     return np.sort(np.asarray(stamps, np.float64)) * float(stream.time_base or 1)
 
@@ -282,7 +282,7 @@ def _frame_times(container: InputContainer, stream: VideoStream) -> np.ndarray:
 def _decode_needed(
     container: InputContainer, stream: VideoStream, need: Callable[[], float], half: float
 ) -> Iterator[VideoFrame]:
-    """Decode forward, but leave out groups of pictures that end before ``need()``, the next wanted time."""
+    """Decode forward, and skip groups of pictures that end before ``need()``, the next wanted time."""
     base = float(stream.time_base or 1)
     held: list[Packet[VideoStream]] = []
     for packet in container.demux(stream):
