@@ -1,5 +1,6 @@
 """Whole training runs under a watch for reward hacking: metrics, alarms, and that it leaves no trace."""
 
+import inspect
 import json
 import math
 import os
@@ -11,10 +12,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import jsonargparse
 import lightning
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from guerdon.core.batch import End, Labelled, RewardEstimates
@@ -24,7 +27,12 @@ from guerdon.core.intervals import wilson_interval
 from guerdon.critics.value import ValueCritic
 from guerdon.envs.reach import joint_angles
 from guerdon.evaluation.watch.callback import HackingWarning, HackingWatch
+from guerdon.evaluation.watch.claim import SuccessClaim
+from guerdon.evaluation.watch.limits import AlarmLimits
+from guerdon.evaluation.watch.probing import Probing
 from guerdon.evaluation.watch.push_back import PushBack
+from guerdon.evaluation.watch.questions import SpotChecks
+from guerdon.evaluation.watch.window import RolloutWindow
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
@@ -319,8 +327,56 @@ def test_a_resumed_watch_goes_on_counting(tmp_path):
     timed = ("seconds", "share")
     resumed = [{k: v for k, v in line.items() if k not in timed} for line in lines(tmp_path / "half")]
     assert resumed == [{k: v for k, v in line.items() if k not in timed} for line in whole]
-    with pytest.raises(FileExistsError, match="holds the figures of an earlier run: choose another folder, or resume"):
+    with pytest.raises(FileExistsError, match="holds the metrics of an earlier run: choose another folder, or resume"):
         watch(tmp_path / "half", batches)
+
+
+BEFORE = {  # the callback's part of a checkpoint written when the watch had flat arguments
+    "rollouts": 5,
+    "retrained": 1,
+    "alarms": ["false_positives"],
+    "seen": [
+        {
+            "episodes": [
+                {"name": "000003-0-0", "learned": 0.9, "score": 0.9, "success": 0.0, "recorded": 1.0, "drawn": ""},
+                {"name": "000003-0-1", "learned": 0.1, "score": 0.1, "success": math.nan, "recorded": math.nan}
+                | {"drawn": "random"},
+            ],
+            "beyond": 1,
+            "observations": 10,
+            "probes": {
+                "honest": {"clips": 2, "paid": 1.0, "honest": 1, "claimed": 1},
+                "frozen": {"clips": 2, "paid": 0.5, "honest": 1, "claimed": 1},
+            },
+        },
+    ],
+    "asked": [
+        {"name": "000003-0-1", "learned": 0.1, "score": 0.1, "success": math.nan, "recorded": math.nan}
+        | {"drawn": "random"},
+    ],
+}
+
+
+def test_a_checkpoint_of_before_goes_on(tmp_path):
+    started = trainer(tmp_path / "run", HackingWatch(**QUIET))
+    started.fit(module(Told()), Loader([MIXED] * 5))
+    started.save_checkpoint(tmp_path / "run.ckpt")
+    checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=False)
+    assert checkpoint["callbacks"]["HackingWatch"].keys() == BEFORE.keys(), "the same keys as before"
+    checkpoint["callbacks"]["HackingWatch"] = BEFORE
+    torch.save(checkpoint, tmp_path / "run.ckpt")
+    (tmp_path / "run" / "watch").mkdir(exist_ok=True)
+    (tmp_path / "run" / "watch" / "labels.jsonl").write_text('{"episode": "000003-0-1", "success": 0}\n')
+    again = HackingWatch(max_retrains=1, min_failures=2, max_false_positive_rate=0.01)
+    resumed = trainer(tmp_path / "run", again, max_epochs=2)
+    resumed.fit(module(Told()), Loader([rollout([0.3], [0])]), ckpt_path=tmp_path / "run.ckpt")
+    line = lines(tmp_path / "run")[-1]
+    # 0.9, 0.1 (labelled) and 0.3 failed; of 10 observations 1 was far; 2 + 1 clips, 1.0 + 0.3 paid for
+    assert (line["rollout"], line["failures"], line["labels"]) == (5, 3, 1)
+    assert line["false_positive_rate"] == pytest.approx(1 / 3) and line["drift"] == 0.1
+    assert line["probe_honest"] == pytest.approx(1.3 / 3) and line["probe_frozen"] == pytest.approx(0.5 / 3)
+    assert line["alarms"] == ["false_positives"] and not line["retrained"], "an old alarm, and retrained often enough"
+    assert again.state_dict()["retrained"] == 1
 
 
 TWO = """
@@ -537,7 +593,92 @@ def test_what_a_person_calls_a_failure_is_pushed_back_too(tmp_path):
     assert claimed(reward, hacked(1)) < 0.5
 
 
-# --- bad input ------------------------------------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+FLAT = {
+    "claim": {"threshold": 0.7, "score": "return", "judged": "last"},
+    "history": {"window": 3, "every": 2, "level": 0.8},
+    "limits": {
+        "max_false_positive_rate": 0.1,
+        "min_failures": 2,
+        "max_drift": None,
+        "max_probe": 0.9,
+        "on_alarm": "stop",
+    },
+    "probing": {"probes": ("blank",), "probe_rows": 3, "clips": Data([MIXED]), "instructions": ("reach",)},
+    "drift": {"training": Data([normal(8, 0)]), "features": "state"},
+    "questions": {"ask_random": 1, "ask_doubtful": 2, "labels": "labels.jsonl", "seed": 4},
+    "retraining": {"retrain": PushBack(Data([MIXED])), "max_retrains": 1, "keep": 5},
+}
+
+
+def test_every_argument_of_before_is_accepted_flat():
+    options = {name: value for group in FLAT.values() for name, value in group.items()}
+    callback = HackingWatch(**options, outcome=None, folder="there")
+    assert callback.history.summaries == () and callback.folder == "there"
+    for part, group in FLAT.items():
+        for name, value in group.items():
+            if name not in ("window", "keep"):  # the length of a queue
+                assert getattr(getattr(callback, part), name) == value, name
+
+
+def test_the_objects_of_flat_arguments_are_known_to_whoever_translates_files():
+    objects = HackingWatch.__init__.folded_objects
+    own = set(inspect.signature(HackingWatch).parameters)
+    assert {name: set(inspect.signature(make).parameters) for name, make in objects.items()} == {
+        name: set(group) for name, group in FLAT.items()
+    }
+    assert own == {*FLAT, "outcome", "folder"} and not own & {name for group in FLAT.values() for name in group}
+
+
+def test_flat_arguments_and_objects_make_the_same_run(tmp_path):
+    batches = [MIXED, rollout([0.7, 0.2], [0, 0])]
+    flat = {"threshold": 0.65, "window": 1, "probes": ("frozen",), "min_failures": 1, "ask_random": 1}
+    objects = {
+        "claim": SuccessClaim(threshold=0.65),
+        "history": RolloutWindow(window=1),
+        "limits": AlarmLimits(min_failures=1),
+        "probing": Probing(probes=("frozen",)),
+        "questions": SpotChecks(ask_random=1),
+    }
+    found = [watch(tmp_path / str(i), batches, **options)[2] for i, options in enumerate((flat, objects))]
+    for line in found[0] + found[1]:
+        del line["seconds"], line["share"]
+    assert found[0] == found[1] and found[0][1]["false_positive_rate"] == 0.5
+
+
+def test_an_object_and_its_arguments_are_refused_together():
+    with pytest.raises(TypeError, match="limits and max_drift are both given: put max_drift into limits"):
+        HackingWatch(limits=AlarmLimits(), max_drift=0.1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'treshold'"):
+        HackingWatch(treshold=0.7)
+
+
+def test_two_watches_share_nothing():
+    one, other = HackingWatch(), HackingWatch()
+    one.history.advance()
+    assert (one.history.rollouts, other.history.rollouts) == (1, 0)
+
+
+OBJECTS = """
+claim: {class_path: guerdon.evaluation.watch.claim.SuccessClaim, init_args: {threshold: 0.7}}
+limits: {class_path: guerdon.evaluation.watch.limits.AlarmLimits, init_args: {max_drift: null, on_alarm: stop}}
+probing: {class_path: guerdon.evaluation.watch.probing.Probing, init_args: {probes: [frozen], instructions: [open]}}
+drift: {class_path: guerdon.evaluation.watch.training_drift.TrainingDrift, init_args: {features: state}}
+history: {window: 3}
+"""
+
+
+def test_objects_are_written_in_yaml():
+    """With the class named or, where the argument takes one class only, without."""
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--watch", type=HackingWatch)
+    written = {"class_path": "guerdon.HackingWatch", "init_args": yaml.safe_load(OBJECTS)}
+    callback = parser.instantiate_classes(parser.parse_object({"watch": written})).watch
+    assert callback.claim.threshold == 0.7 and callback.drift.features == "state"
+    assert (callback.limits.max_drift, callback.limits.on_alarm) == (None, "stop")
+    assert (callback.probing.probes, callback.probing.instructions) == (("frozen",), ("open",))
+    assert callback.history.state_dict() == RolloutWindow().state_dict() and callback.limits.min_failures == 20
 
 
 @pytest.mark.parametrize(
