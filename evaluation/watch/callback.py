@@ -31,11 +31,11 @@ FOLDER = "watch"
 
 
 class HackingWarning(UserWarning):
-    """A learned reward may reward something else than success."""
+    """Warning that a learned reward may pay for something else than success."""
 
 
 class HackingWatch(lightning.Callback):
-    """Compares the learned reward of a policy optimizer with the outcomes of episodes while the policy learns.
+    """Lightning callback that compares a learned reward with the outcomes of episodes while a policy learns.
 
     Over the last rollouts it counts how many failed episodes the reward model takes for successes, how far the policy's
     observations lie from the reward model's training data, and what the reward model pays for clips that should earn
@@ -45,8 +45,8 @@ class HackingWatch(lightning.Callback):
     A watched run computes the same weights as an unwatched one, except for retraining: the watch draws from generators
     of its own and restores random states, modes and gradients.
 
-    The outcome of an episode is a person's label, else what ``outcome`` returns, else the batch's own success, else
-    what a `RolloutData` with ``hide_outcome`` withholds from training.
+    The outcome of an episode is a person's label, else what ``outcome`` returns. Without that function it is the
+    batch's own success, else what a `RolloutData` with ``hide_outcome`` withholds from training.
 
     The arguments of each object may be given here instead, as in ``HackingWatch(threshold=0.7, window=5)``.
 

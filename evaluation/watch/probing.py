@@ -13,7 +13,7 @@ from .rollouts import RolloutSummary
 
 
 class Probing:
-    """Evaluates a reward model on clips that should earn nothing.
+    """Evaluation of a reward model on clips that should earn nothing.
 
     Args:
         probes: Names of the probes, some of `PROBES`; empty evaluates none.

@@ -32,7 +32,7 @@ class Retrain:
 
 
 class PushBack(Retrain):
-    """Continues training on the training data, and on the false positives with labels of failures.
+    """Continued training on the training data, and on the false positives with labels of failures.
 
     Success is 0 at every observation of a failed episode. Its true progress is unknown; as in the push-back of
     PROGRESSOR (Ayalew et al. 2024, arXiv:2411.17764), the target is a share of what the model predicts now. The

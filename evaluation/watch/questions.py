@@ -17,7 +17,7 @@ REMEMBERED = 200
 
 
 class SpotChecks:
-    """Asks a person for the outcome of some episodes of every rollout.
+    """Questions to a person about the outcome of some episodes of every rollout.
 
     Args:
         ask_random: Number of episodes per rollout that are drawn at random. They enter the false-positive rate.
@@ -32,7 +32,7 @@ class SpotChecks:
 
     def __init__(self, ask_random: int = 0, ask_doubtful: int = 0, labels: str | None = None, seed: int = 0) -> None:
         if ask_random < 0 or ask_doubtful < 0:
-            raise ValueError(f"ask_random {ask_random}, ask_doubtful {ask_doubtful}: expected at least 0")
+            raise ValueError(f"ask_random {ask_random}, ask_doubtful {ask_doubtful}: expected at least 0 episodes each")
         self.ask_random, self.ask_doubtful = ask_random, ask_doubtful
         self.labels, self.seed = labels, seed
         self._folder = Path()

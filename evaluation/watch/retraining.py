@@ -1,4 +1,4 @@
-"""When a reward model is retrained on the episodes that fooled it, and on which."""
+"""Retraining of the reward model during a run: when, and on which episodes."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from .spot_labels import stack_rows
 
 
 class Retraining:
-    """Collects false positives of a reward model, and retrains it on them.
+    """Collection of a reward model's false positives, and its retraining on them.
 
     Args:
         retrain: Recipe that computes new weights, such as `PushBack`; None never retrains.

@@ -16,7 +16,7 @@ FEATURES = "training_features.safetensors"
 
 
 class TrainingDrift:
-    """Counts observations of the policy that lie outside the training data of the reward model.
+    """Count of the policy's observations that lie outside the training data of the reward model.
 
     Args:
         training: Training data of the reward model, or features fitted to them (`fit_training_features`); None measures

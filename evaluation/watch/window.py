@@ -8,7 +8,7 @@ from .rollouts import RolloutSummary
 
 
 class RolloutWindow:
-    """Counts rollouts, and keeps the summaries of the last ones that were evaluated.
+    """Count of rollouts, and summaries of the last ones that were evaluated.
 
     Args:
         window: Number of evaluated rollouts that metrics are computed over.

@@ -28,10 +28,13 @@ from guerdon.critics.value import ValueCritic
 from guerdon.envs.reach import joint_angles
 from guerdon.evaluation.watch.callback import HackingWarning, HackingWatch
 from guerdon.evaluation.watch.claim import SuccessClaim
+from guerdon.evaluation.watch.drift import TrainingFeatures
 from guerdon.evaluation.watch.limits import AlarmLimits
 from guerdon.evaluation.watch.probing import Probing
-from guerdon.evaluation.watch.push_back import PushBack
+from guerdon.evaluation.watch.push_back import PushBack, Retrain
 from guerdon.evaluation.watch.questions import SpotChecks
+from guerdon.evaluation.watch.retraining import Retraining
+from guerdon.evaluation.watch.training_drift import TrainingDrift
 from guerdon.evaluation.watch.window import RolloutWindow
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
@@ -538,6 +541,12 @@ def test_a_label_that_is_none_ends_the_run(tmp_path):
         watch(tmp_path / "run", [MIXED], labels=str(tmp_path / "labels.jsonl"))
 
 
+def test_unknown_outcomes_are_warned_of_once(tmp_path):
+    with pytest.warns(HackingWarning) as warned:
+        watch(tmp_path, [rollout([0.9])] * 3, **QUIET)
+    assert len([w for w in warned if w.category is HackingWarning]) == 1
+
+
 def test_somebody_may_say_the_outcome(tmp_path):
     said = torch.tensor([1.0, 0.0, torch.nan])
     _, _, (line,) = watch(tmp_path, [rollout([0.9, 0.9, 0.9])], outcome=lambda batch: said, **QUIET)
@@ -591,6 +600,53 @@ def test_what_a_person_calls_a_failure_is_pushed_back_too(tmp_path):
         trainer(tmp_path, callback, Answering()).fit(module(reward), Loader([unknown, unknown]))
     assert [line["retrained"] for line in lines(tmp_path)] == [False, True]
     assert claimed(reward, hacked(1)) < 0.5
+
+
+class Shifting(Retrain):
+    """Draws numbers, and makes new weights without training."""
+
+    def __init__(self):
+        self.fooled = []
+
+    def __call__(self, reward, fooled):
+        self.fooled.append(fooled)
+        return {name: value + torch.rand(()) for name, value in reward.state_dict().items()}
+
+
+class Traced(HackingWatch):
+    """Notes whether a random state changed while the watch was at work."""
+
+    disturbed = False
+
+    def on_train_batch_end(self, *args, **kwargs):
+        before = torch.get_rng_state()
+        super().on_train_batch_end(*args, **kwargs)
+        self.disturbed |= not torch.equal(before, torch.get_rng_state())
+
+
+def test_after_retraining_what_the_old_weights_predicted_is_forgotten(tmp_path):
+    data = recordings(0, 24)
+    reward, recipe = trained(data, steps=1), Shifting()
+    (tmp_path / "labels.jsonl").write_text('{"episode": "000000-0-3", "success": 1}\n')
+    callback = Traced(
+        threshold=0.0,
+        limits=AlarmLimits(min_failures=12, max_drift=None, max_probe=None),
+        questions=SpotChecks(ask_random=4, labels=str(tmp_path / "labels.jsonl")),
+        retraining=Retraining(recipe, max_retrains=1),
+        drift=TrainingDrift(Data(data)),
+    )
+    with pytest.warns(HackingWarning, match="failures for successes"):
+        trainer(tmp_path, callback).fit(module(reward), Loader([hacked(0), hacked(1)]))
+    assert [line["retrained"] for line in lines(tmp_path)] == [True, False]
+    (fooled,) = recipe.fooled
+    kept = [row for row in range(20) if row != 3]
+    assert torch.equal(fooled.state, hacked(0).state[kept]), "a person says that the episode of row 3 succeeded"
+    asked = [record["name"] for record in callback.state_dict()["asked"]]
+    assert len(asked) == 4 and all(name.startswith("000001") for name in asked)
+    listed = (tmp_path / "watch" / "to_label.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["episode"] for line in listed) == sorted(asked)
+    assert TrainingFeatures.load(tmp_path / "watch" / "training_features.safetensors").fits(reward)
+    assert not callback.disturbed
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------

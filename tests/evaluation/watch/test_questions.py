@@ -47,8 +47,9 @@ def test_random_draws_are_fair_and_depend_on_seed_rollout_and_process(tmp_path):
         checks.open(tmp_path)
         return tuple(r.name for r in checks.ask(rollout([0.1] * 6), RECORDS, 0.5, number, rank) if r.drawn)
 
-    assert asked(0, 0, 0) == asked(0, 0, 0)
-    assert len({asked(0, 0, 0), asked(1, 0, 0), asked(0, 1, 0), asked(0, 0, 1)}) > 2
+    for place in range(3):  # seed, rollout, process
+        drawn = [asked(*(value if place == i else 0 for i in range(3))) for value in range(8)]
+        assert len(set(drawn)) > 4 and drawn[0] == asked(0, 0, 0)
 
 
 def test_drawn_episodes_are_written_and_listed(tmp_path):
