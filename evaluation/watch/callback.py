@@ -48,7 +48,8 @@ class HackingWatch(lightning.Callback):
     The outcome of an episode is a person's label, else what ``outcome`` returns. Without that function it is the
     batch's own success, else what a `RolloutData` with ``hide_outcome`` withholds from training.
 
-    The arguments of each object may be given here instead, as in ``HackingWatch(threshold=0.7, window=5)``.
+    An object that is left out has its default arguments. The arguments of each object may also be given here, as in
+    ``HackingWatch(threshold=0.7, window=5)``.
 
     Args:
         claim: Rule by which the reward model claims that an episode succeeded.
