@@ -42,7 +42,7 @@ types: install
 check: lint types test  ## formatting, lint, types and tests: all that CI runs
 
 bench: install  ## every measurement in benchmarks/, one after another
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:  ## remove what make and the tools wrote, .venv included
 	rm -rf .venv .types build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

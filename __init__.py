@@ -1,90 +1,353 @@
 """guerdon: train, judge and use rewards, values and preferences for vision-language-action robot policies.
 
-Everything public is reachable from here by name and imported only when asked for, so ``import guerdon`` costs nothing.
+Every public name is reached from here and imported when it is first used, so ``import guerdon`` costs nothing. Saved
+components and configurations name classes by this path (``guerdon.ProgressReward``), so files may move.
 """
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "TrajectoryBatch": "core.batch",
-    "RewardEstimates": "core.batch",
-    "ValueEstimates": "core.batch",
-    "Advantages": "core.batch",
-    "PreferencePairs": "core.batch",
-    "Observation": "core.batch",
-    "Decision": "core.batch",
-    "Evaluation": "core.batch",
-    "Sampled": "core.batch",
-    "Labelled": "core.batch",
-    "End": "core.batch",
-    "Component": "core.interfaces",
-    "RewardModel": "core.interfaces",
-    "Critic": "core.interfaces",
-    "AdvantageSource": "core.interfaces",
-    "Policy": "core.interfaces",
-    "Objective": "core.interfaces",
-    "save_component": "core.hub",
-    "load_component": "core.hub",
-    "PolicyOptimizer": "policies.optimizer",
-    "RewardToGo": "policies.advantages.reward_to_go",
-    "ActionAdvantage": "policies.advantages.action_advantage",
-    "StepAdvantage": "policies.advantages.step_advantage",
-    "PolicyProposer": "policies.proposer",
-    "WeightedImitation": "policies.objectives",
-    "ProgressReward": "rewards.progress",
-    "SuccessReward": "rewards.success",
-    "VlmProgressReward": "rewards.vlm_progress",
-    "CompletionLikelihood": "rewards.zero_shot.vlm",
-    "ExpectedRating": "rewards.zero_shot.vlm",
-    "ShuffledFrames": "rewards.zero_shot.frame_order",
-    "MilestoneReward": "rewards.milestones.reward",
-    "RecordedReward": "rewards.recorded",
-    "StepCost": "rewards.step_cost",
-    "SubgoalReward": "rewards.stages.subgoals",
-    "RuleDecomposer": "rewards.stages.rule_decomposer",
-    "RecordedDecomposer": "rewards.stages.recorded_plans",
-    "GoalSimilarity": "rewards.zero_shot.similarity",
-    "ImageGoalDistance": "rewards.zero_shot.image_goal",
-    "Sum": "rewards.combine",
-    "Scale": "rewards.combine",
-    "EnsembleReward": "rewards.ensemble",
-    "Calibrated": "rewards.calibration",
-    "FirstHit": "rewards.shaping",
-    "Potential": "rewards.shaping",
-    "GrapeScore": "rewards.grape.trajectory",
-    "GroupScore": "policies.advantages.group_score",
-    "FeatureCache": "datasets.features",
-    "RewardTraining": "rewards.fit",
-    "VLM": "backbones.vlm",
-    "RemoteChat": "backbones.remote",
-    "RecordedChat": "backbones.recorded_chat",
-    "RecordingChat": "backbones.recorded_chat",
-    "ValueCritic": "critics.value",
-    "DistributionalValue": "critics.distributional",
-    "CriticTraining": "critics.fit",
-    "ActionCritic": "critics.action",
-    "BestOfCritic": "critics.best_of",
-    "ExpectileCritic": "critics.expectile",
-    "MonteCarloCritic": "critics.monte_carlo",
-    "CalibratedFloor": "critics.conservative",
-    "ChunkTransformer": "critics.networks",
-    "ChunkPerceptron": "critics.networks",
-    "GaussianPolicy": "policies.gaussian",
-    "HackingWatch": "evaluation.watch.callback",
+# Public names by job: module → names. Type checkers read the block below, which tests/test_public_names.py writes.
+_JOBS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Trajectories and estimates": {
+        "core.batch": ("TrajectoryBatch", "End", "RewardEstimates", "ValueEstimates", "Advantages", "PreferencePairs"),
+        "core.record": ("Labelled", "Sampled"),
+        "core.decisions": ("Observation", "Decision", "Evaluation"),
+        "core.sizes": ("DataSizes",),
+    },
+    "Interfaces": {
+        "core.interfaces": (
+            "Component",
+            "RewardModel",
+            "Critic",
+            "Proposer",
+            "TaskDecomposer",
+            "TaskPlan",
+            "TaskStage",
+            "AdvantageSource",
+            "Policy",
+            "Objective",
+        ),
+    },
+    "Saved components": {
+        "core.hub": ("load_component", "save_component"),
+        "core.pretrained": ("pretrained_reward", "pretrained_critic", "pretrained_policy"),
+    },
+    "Read and write logged episodes": {
+        "datasets.opening": ("open_dataset",),
+        "datasets.episodes": (
+            "Episode",
+            "EpisodeDataset",
+            "EpisodeSummary",
+            "ArrayFrames",
+            "Column",
+            "BadEpisodeError",
+        ),
+        "datasets.formats.lerobot_writer": ("LeRobotWriter",),
+        "datasets.collate": ("Window", "collate"),
+        "datasets.features": ("FeatureCache",),
+        "datasets.joined": ("JoinedDatasets",),
+    },
+    "Simulated tasks": {
+        "envs.collect": ("collect_dataset", "CollectReport"),
+        "envs.vector": ("make_task", "task_names"),
+        "envs.task": ("Context", "Task", "ResumableTask"),
+    },
+    "Train reward models and critics on logged episodes": {
+        "datasets.module": ("EpisodeData",),
+        "datasets.labels": ("LabelFactory",),
+        "rewards.stages.subgoals": ("StageLabels", "SubgoalLabels"),
+        "rewards.milestones.labels": ("MilestoneLabels",),
+        "rewards.milestones.detection": ("MilestoneDetector",),
+        "rewards.fit": ("RewardTraining",),
+        "critics.fit": ("CriticTraining",),
+        "rewards.stages.decomposer_training": ("DecomposerTraining",),
+    },
+    "Score and evaluate data sets": {
+        "scoring.dataset": ("score_dataset", "ScoringReport"),
+        "scoring.scores": ("read_scores",),
+        "evaluation.dataset": ("evaluate_dataset",),
+        "evaluation.calibration.fit": ("calibrate",),
+        "pages.report": ("write_report",),
+    },
+    "Reward models": {
+        "rewards.observed": ("ObservedReward",),
+        "rewards.progress": ("ProgressReward",),
+        "rewards.success": ("SuccessReward",),
+        "rewards.vlm_progress": ("VlmProgressReward",),
+        "rewards.recorded": ("RecordedReward", "RecordedSuccess"),
+        "rewards.step_cost": ("StepCost",),
+        "rewards.ensemble": ("EnsembleReward",),
+        "rewards.calibration": ("Calibrated",),
+        "rewards.combine": ("Around", "Scale", "Clip", "Normalise", "Sum"),
+        "rewards.shaping": ("Shaped", "Level", "Delta", "FirstHit", "Sparse", "Potential"),
+        "rewards.milestones.reward": ("MilestoneReward", "Paid"),
+        "rewards.milestones.oracle": ("MilestoneOracle",),
+        "rewards.grape.trajectory": ("GrapeScore",),
+        "rewards.costs": ("Constraint", "external_reward"),
+        "rewards.stages.subgoals": ("SubgoalReward",),
+        "rewards.zero_shot.likeness": ("SimilarityReward",),
+        "rewards.zero_shot.similarity": ("GoalSimilarity",),
+        "rewards.zero_shot.image_goal": ("ImageGoalDistance",),
+        "rewards.zero_shot.vlm": ("AnswerReward", "CompletionLikelihood", "ExpectedRating"),
+        "rewards.zero_shot.frame_order": ("ShuffledFrames",),
+    },
+    "Task decomposers": {
+        "rewards.stages.rule_decomposer": ("RuleDecomposer",),
+        "rewards.stages.recorded_plans": ("RecordedDecomposer",),
+        "rewards.stages.decomposer": ("VlmDecomposer",),
+    },
+    "Critics": {
+        "critics.value": ("StateCritic", "ValueCritic"),
+        "critics.distributional": ("DistributionalValue",),
+        "critics.chunks": ("ChunkCritic",),
+        "critics.action": ("ActionCritic",),
+        "critics.best_of": ("BestOfCritic",),
+        "critics.expectile": ("ExpectileCritic",),
+        "critics.monte_carlo": ("MonteCarloCritic",),
+        "critics.conservative": ("CalibratedFloor",),
+        "critics.networks": ("ChunkNetwork", "ChunkTransformer", "ChunkPerceptron"),
+        "critics.observations": ("ObservationReader", "ObservationNetwork"),
+    },
+    "Policies and their optimisation": {
+        "policies.gaussian": ("GaussianPolicy",),
+        "policies.optimizer": ("PolicyOptimizer",),
+        "policies.objectives": ("ClippedSurrogate", "WeightedImitation"),
+        "policies.advantages.reward_to_go": ("RewardToGo", "Uniform"),
+        "policies.advantages.action_advantage": ("CriticAdvantage", "ActionAdvantage"),
+        "policies.advantages.step_advantage": ("StepAdvantage",),
+        "policies.advantages.group_score": ("GroupScore",),
+        "policies.advantages.progress_gain": ("ProgressGain",),
+        "policies.weights": ("Weighting", "Exponential", "Positive", "TopShare", "RewardAligned"),
+        "policies.proposer": ("PolicyProposer",),
+        "policies.rollouts.data": ("RolloutData",),
+        "policies.rollouts.pool": ("TaskSetting", "play_episodes"),
+        "evaluation.watch.callback": ("HackingWatch", "HackingWarning"),
+        "evaluation.watch.drift": ("TrainingFeatures", "fit_training_features"),
+        "evaluation.watch.push_back": ("PushBack",),
+    },
+    "Encoders and vision-language models": {
+        "backbones.vision": ("VisionEncoder", "ConvEncoder"),
+        "backbones.openai_clip": ("ClipEncoder", "ClipText"),
+        "backbones.language": ("TextEncoder", "HashedText"),
+        "backbones.huggingface_text": ("HuggingFaceText",),
+        "backbones.temporal": ("CausalTransformer",),
+        "backbones.chat": ("Chat", "Reply"),
+        "backbones.vlm": ("VLM",),
+        "backbones.remote": ("RemoteChat",),
+        "backbones.recorded_chat": ("RecordedChat", "RecordingChat"),
+    },
 }
+_PUBLIC = {name: module for modules in _JOBS.values() for module, names in modules.items() for name in names}
+_ROOMS = (
+    "backbones",
+    "core",
+    "critics",
+    "datasets",
+    "envs",
+    "evaluation",
+    "pages",
+    "policies",
+    "preference",
+    "rewards",
+)
+_ROOMS += ("scoring", "testing")
+
+TYPE_CHECKING = False  # type checkers take it for True; typing itself would have to be imported
+if TYPE_CHECKING:
+    # written by `python tests/test_public_names.py`
+    from . import backbones as backbones
+    from . import core as core
+    from . import critics as critics
+    from . import datasets as datasets
+    from . import envs as envs
+    from . import evaluation as evaluation
+    from . import pages as pages
+    from . import policies as policies
+    from . import preference as preference
+    from . import rewards as rewards
+    from . import scoring as scoring
+    from . import testing as testing
+    from .backbones.chat import Chat as Chat
+    from .backbones.chat import Reply as Reply
+    from .backbones.huggingface_text import HuggingFaceText as HuggingFaceText
+    from .backbones.language import HashedText as HashedText
+    from .backbones.language import TextEncoder as TextEncoder
+    from .backbones.openai_clip import ClipEncoder as ClipEncoder
+    from .backbones.openai_clip import ClipText as ClipText
+    from .backbones.recorded_chat import RecordedChat as RecordedChat
+    from .backbones.recorded_chat import RecordingChat as RecordingChat
+    from .backbones.remote import RemoteChat as RemoteChat
+    from .backbones.temporal import CausalTransformer as CausalTransformer
+    from .backbones.vision import ConvEncoder as ConvEncoder
+    from .backbones.vision import VisionEncoder as VisionEncoder
+    from .backbones.vlm import VLM as VLM
+    from .core.batch import Advantages as Advantages
+    from .core.batch import End as End
+    from .core.batch import PreferencePairs as PreferencePairs
+    from .core.batch import RewardEstimates as RewardEstimates
+    from .core.batch import TrajectoryBatch as TrajectoryBatch
+    from .core.batch import ValueEstimates as ValueEstimates
+    from .core.decisions import Decision as Decision
+    from .core.decisions import Evaluation as Evaluation
+    from .core.decisions import Observation as Observation
+    from .core.hub import load_component as load_component
+    from .core.hub import save_component as save_component
+    from .core.interfaces import AdvantageSource as AdvantageSource
+    from .core.interfaces import Component as Component
+    from .core.interfaces import Critic as Critic
+    from .core.interfaces import Objective as Objective
+    from .core.interfaces import Policy as Policy
+    from .core.interfaces import Proposer as Proposer
+    from .core.interfaces import RewardModel as RewardModel
+    from .core.interfaces import TaskDecomposer as TaskDecomposer
+    from .core.interfaces import TaskPlan as TaskPlan
+    from .core.interfaces import TaskStage as TaskStage
+    from .core.pretrained import pretrained_critic as pretrained_critic
+    from .core.pretrained import pretrained_policy as pretrained_policy
+    from .core.pretrained import pretrained_reward as pretrained_reward
+    from .core.record import Labelled as Labelled
+    from .core.record import Sampled as Sampled
+    from .core.sizes import DataSizes as DataSizes
+    from .critics.action import ActionCritic as ActionCritic
+    from .critics.best_of import BestOfCritic as BestOfCritic
+    from .critics.chunks import ChunkCritic as ChunkCritic
+    from .critics.conservative import CalibratedFloor as CalibratedFloor
+    from .critics.distributional import DistributionalValue as DistributionalValue
+    from .critics.expectile import ExpectileCritic as ExpectileCritic
+    from .critics.fit import CriticTraining as CriticTraining
+    from .critics.monte_carlo import MonteCarloCritic as MonteCarloCritic
+    from .critics.networks import ChunkNetwork as ChunkNetwork
+    from .critics.networks import ChunkPerceptron as ChunkPerceptron
+    from .critics.networks import ChunkTransformer as ChunkTransformer
+    from .critics.observations import ObservationNetwork as ObservationNetwork
+    from .critics.observations import ObservationReader as ObservationReader
+    from .critics.value import StateCritic as StateCritic
+    from .critics.value import ValueCritic as ValueCritic
+    from .datasets.collate import Window as Window
+    from .datasets.collate import collate as collate
+    from .datasets.episodes import ArrayFrames as ArrayFrames
+    from .datasets.episodes import BadEpisodeError as BadEpisodeError
+    from .datasets.episodes import Column as Column
+    from .datasets.episodes import Episode as Episode
+    from .datasets.episodes import EpisodeDataset as EpisodeDataset
+    from .datasets.episodes import EpisodeSummary as EpisodeSummary
+    from .datasets.features import FeatureCache as FeatureCache
+    from .datasets.formats.lerobot_writer import LeRobotWriter as LeRobotWriter
+    from .datasets.joined import JoinedDatasets as JoinedDatasets
+    from .datasets.labels import LabelFactory as LabelFactory
+    from .datasets.module import EpisodeData as EpisodeData
+    from .datasets.opening import open_dataset as open_dataset
+    from .envs.collect import CollectReport as CollectReport
+    from .envs.collect import collect_dataset as collect_dataset
+    from .envs.task import Context as Context
+    from .envs.task import ResumableTask as ResumableTask
+    from .envs.task import Task as Task
+    from .envs.vector import make_task as make_task
+    from .envs.vector import task_names as task_names
+    from .evaluation.calibration.fit import calibrate as calibrate
+    from .evaluation.dataset import evaluate_dataset as evaluate_dataset
+    from .evaluation.watch.callback import HackingWarning as HackingWarning
+    from .evaluation.watch.callback import HackingWatch as HackingWatch
+    from .evaluation.watch.drift import TrainingFeatures as TrainingFeatures
+    from .evaluation.watch.drift import fit_training_features as fit_training_features
+    from .evaluation.watch.push_back import PushBack as PushBack
+    from .pages.report import write_report as write_report
+    from .policies.advantages.action_advantage import ActionAdvantage as ActionAdvantage
+    from .policies.advantages.action_advantage import CriticAdvantage as CriticAdvantage
+    from .policies.advantages.group_score import GroupScore as GroupScore
+    from .policies.advantages.progress_gain import ProgressGain as ProgressGain
+    from .policies.advantages.reward_to_go import RewardToGo as RewardToGo
+    from .policies.advantages.reward_to_go import Uniform as Uniform
+    from .policies.advantages.step_advantage import StepAdvantage as StepAdvantage
+    from .policies.gaussian import GaussianPolicy as GaussianPolicy
+    from .policies.objectives import ClippedSurrogate as ClippedSurrogate
+    from .policies.objectives import WeightedImitation as WeightedImitation
+    from .policies.optimizer import PolicyOptimizer as PolicyOptimizer
+    from .policies.proposer import PolicyProposer as PolicyProposer
+    from .policies.rollouts.data import RolloutData as RolloutData
+    from .policies.rollouts.pool import TaskSetting as TaskSetting
+    from .policies.rollouts.pool import play_episodes as play_episodes
+    from .policies.weights import Exponential as Exponential
+    from .policies.weights import Positive as Positive
+    from .policies.weights import RewardAligned as RewardAligned
+    from .policies.weights import TopShare as TopShare
+    from .policies.weights import Weighting as Weighting
+    from .rewards.calibration import Calibrated as Calibrated
+    from .rewards.combine import Around as Around
+    from .rewards.combine import Clip as Clip
+    from .rewards.combine import Normalise as Normalise
+    from .rewards.combine import Scale as Scale
+    from .rewards.combine import Sum as Sum
+    from .rewards.costs import Constraint as Constraint
+    from .rewards.costs import external_reward as external_reward
+    from .rewards.ensemble import EnsembleReward as EnsembleReward
+    from .rewards.fit import RewardTraining as RewardTraining
+    from .rewards.grape.trajectory import GrapeScore as GrapeScore
+    from .rewards.milestones.detection import MilestoneDetector as MilestoneDetector
+    from .rewards.milestones.labels import MilestoneLabels as MilestoneLabels
+    from .rewards.milestones.oracle import MilestoneOracle as MilestoneOracle
+    from .rewards.milestones.reward import MilestoneReward as MilestoneReward
+    from .rewards.milestones.reward import Paid as Paid
+    from .rewards.observed import ObservedReward as ObservedReward
+    from .rewards.progress import ProgressReward as ProgressReward
+    from .rewards.recorded import RecordedReward as RecordedReward
+    from .rewards.recorded import RecordedSuccess as RecordedSuccess
+    from .rewards.shaping import Delta as Delta
+    from .rewards.shaping import FirstHit as FirstHit
+    from .rewards.shaping import Level as Level
+    from .rewards.shaping import Potential as Potential
+    from .rewards.shaping import Shaped as Shaped
+    from .rewards.shaping import Sparse as Sparse
+    from .rewards.stages.decomposer import VlmDecomposer as VlmDecomposer
+    from .rewards.stages.decomposer_training import DecomposerTraining as DecomposerTraining
+    from .rewards.stages.recorded_plans import RecordedDecomposer as RecordedDecomposer
+    from .rewards.stages.rule_decomposer import RuleDecomposer as RuleDecomposer
+    from .rewards.stages.subgoals import StageLabels as StageLabels
+    from .rewards.stages.subgoals import SubgoalLabels as SubgoalLabels
+    from .rewards.stages.subgoals import SubgoalReward as SubgoalReward
+    from .rewards.step_cost import StepCost as StepCost
+    from .rewards.success import SuccessReward as SuccessReward
+    from .rewards.vlm_progress import VlmProgressReward as VlmProgressReward
+    from .rewards.zero_shot.frame_order import ShuffledFrames as ShuffledFrames
+    from .rewards.zero_shot.image_goal import ImageGoalDistance as ImageGoalDistance
+    from .rewards.zero_shot.likeness import SimilarityReward as SimilarityReward
+    from .rewards.zero_shot.similarity import GoalSimilarity as GoalSimilarity
+    from .rewards.zero_shot.vlm import AnswerReward as AnswerReward
+    from .rewards.zero_shot.vlm import CompletionLikelihood as CompletionLikelihood
+    from .rewards.zero_shot.vlm import ExpectedRating as ExpectedRating
+    from .scoring.dataset import ScoringReport as ScoringReport
+    from .scoring.dataset import score_dataset as score_dataset
+    from .scoring.scores import read_scores as read_scores
 
 __all__ = ["__version__", *sorted(_PUBLIC)]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name the first time it is used (PEP 562)."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'guerdon' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    """Import a public name or a sub-package the first time it is used (PEP 562)."""
     import importlib
 
+    if name in _ROOMS:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{nearest(name)}", name=name)
     return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def nearest(name: str) -> str:
+    """Return a hint with the public names nearest to one that does not exist."""
+    import difflib
+
+    near = difflib.get_close_matches(name, _PUBLIC, n=3, cutoff=0.6)
+    lower = {known.lower(): known for known in _PUBLIC}
+    near = near or [lower[known] for known in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
+    return f"; did you mean {' or '.join(near)}?" if near else "; dir(guerdon) lists the public names"
+
+
+def names_by_job() -> dict[str, list[str]]:
+    """List the public names by the job they serve."""
+    return {job: sorted(name for names in modules.values() for name in names) for job, modules in _JOBS.items()}
 
 
 def __dir__() -> list[str]:
     """List the lazy names too."""
-    return sorted([*globals(), *_PUBLIC])
+    return sorted([*globals(), *_PUBLIC, *_ROOMS])

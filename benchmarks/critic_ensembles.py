@@ -9,18 +9,20 @@ compared by their errors on the candidate chunks: what they get wrong together n
 Prints a table, writes JSON. Needs `pip install 'guerdon[sim]'`; about a quarter of an hour of one core.
 """
 
-import argparse
 import multiprocessing
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
+
+from common import command_line, write_result
 from critic_values import (
     DEMONSTRATIONS,
     EPISODES,
@@ -38,18 +40,13 @@ from critic_values import (
     said_of,
     train,
 )
-from rich.console import Console
-from rich.table import Table
-
 from guerdon import __version__
 from guerdon.core.batch import Observation
-from guerdon.core.files import write_json
 from guerdon.core.intervals import bootstrap_interval
 from guerdon.critics.action import ActionCritic, TargetAggregate
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
 from guerdon.evaluation.critics.diagnostics import ensemble_correlation
-from guerdon.evaluation.metrics import without_nan
 from guerdon.policies.proposer import PolicyProposer
 
 TASK, UPDATES, CONTEXTS = "drawer-open-v3", 1000, 12
@@ -122,11 +119,10 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "critic_ensembles")
     parser.add_argument("--quick", action="store_true", help="one seed, a few updates: to see that it runs")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "critic_ensembles.json")
     options = parser.parse_args()
     updates, episodes, contexts, seeds = (
         (10, 12, 2, 1) if options.quick else (UPDATES, EPISODES, CONTEXTS, options.seeds)
@@ -145,8 +141,7 @@ def main() -> None:
     if not options.quick:
         settings = {"task": TASK, "updates": updates, "episodes": episodes, "contexts": contexts, "seeds": seeds}
         told = {"version": __version__, "settings": settings, "summary": found, "runs": rows}
-        write_json(options.out, without_nan(told))  # one member has no correlation
-        print(options.out)
+        write_result(options.out, told)  # one member has no correlation
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Q of an expert's logged chunk minus its return when it is carried out blindly un
 Prints tables, writes JSON. Needs `pip install 'guerdon[sim]'`; about a quarter of an hour of one core.
 """
 
-import argparse
 import copy
 import multiprocessing
 import time
@@ -22,12 +21,15 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
+
+from common import command_line, write_result
 from critic_values import (
     DEMONSTRATIONS,
     GAMMA,
@@ -45,12 +47,8 @@ from critic_values import (
     train,
     values_of,
 )
-from rich.console import Console
-from rich.table import Table
-
 from guerdon import __version__
 from guerdon.core.batch import Observation
-from guerdon.core.files import write_json
 from guerdon.core.intervals import bootstrap_interval
 from guerdon.core.returns import chunk_td_targets
 from guerdon.critics.action import ActionCritic
@@ -61,7 +59,6 @@ from guerdon.envs.task import Step, Task
 from guerdon.envs.vector import VectorEnv, make_task
 from guerdon.evaluation.critics.diagnostics import rank_correlation
 from guerdon.evaluation.critics.reroll import reroll
-from guerdon.evaluation.metrics import without_nan
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
 
@@ -219,11 +216,10 @@ def said(critic: ActionCritic, states: np.ndarray, chunks: np.ndarray) -> np.nda
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "critic_horizons")
     parser.add_argument("--quick", action="store_true", help="one seed, a few updates: to see that it runs")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "critic_horizons.json")
     options = parser.parse_args()
     marks, episodes, contexts, seeds = (
         ((5, 10), 12, 3, 1) if options.quick else (MARKS, EPISODES, CONTEXTS, options.seeds)
@@ -258,8 +254,7 @@ def main() -> None:
             **{"push": PUSH, "persistence": PERSISTENCE, "rollouts": 2 * ROLLOUTS, "gamma": GAMMA},
         }
         told = {"version": __version__, "settings": settings, "corridor sweeps": sweeps}
-        write_json(options.out, without_nan({**told, "summary": found, "runs": rows}))
-        print(options.out)
+        write_result(options.out, {**told, "summary": found, "runs": rows})
 
 
 if __name__ == "__main__":

@@ -14,20 +14,17 @@ needs seconds for one. Its camera features are stored ones of width 1152, as tho
 has the same small network there: what pi0.5 would cost is not measured.
 """
 
-import argparse
-import json
 import os
 import time
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from statistics import median
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from common import command_line, spread, write_result
 from guerdon.backbones.vision import VisionEncoder
 from guerdon.core.batch import Decision, End, Observation, RewardEstimates, Sampled, TrajectoryBatch
 from guerdon.core.interfaces import Policy
@@ -169,11 +166,6 @@ def measure(
     return found
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest."""
-    return {"median": median(values), "low": min(values), "high": max(values)}
-
-
 def settings(quick: bool) -> list[dict[str, object]]:
     """What is measured: a critic, a policy and trajectories for each."""
     networks = {
@@ -211,9 +203,8 @@ def settings(quick: bool) -> list[dict[str, object]]:
 
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser()
+    parser = command_line(__doc__, "critic_step")
     parser.add_argument("--quick", action="store_true", help="a few updates of the small critic")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "critic_step.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -253,7 +244,7 @@ def main() -> None:
             )
     results["load_after"] = os.getloadavg()[0]
     Console(width=140).print(table)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    write_result(arguments.out, results)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ A state value has no opinion of a chunk: it is shown the state the chunk led to,
 Prints tables, writes JSON. Needs `pip install 'guerdon[sim]'`; about an hour and a half of one core.
 """
 
-import argparse
 import math
 import multiprocessing
 import time
@@ -27,7 +26,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -36,9 +34,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from common import command_line, write_result
 from guerdon import __version__
 from guerdon.core.batch import End, Observation, RewardEstimates, TrajectoryBatch, terminated_from
-from guerdon.core.files import write_json
 from guerdon.core.interfaces import Critic, Proposer
 from guerdon.core.intervals import bootstrap_interval
 from guerdon.critics.action import ActionCritic
@@ -57,7 +55,6 @@ from guerdon.envs.task import Task
 from guerdon.envs.vector import VectorEnv, make_task
 from guerdon.evaluation.critics.diagnostics import chunk_ranking_auc, rank_correlation
 from guerdon.evaluation.critics.reroll import reroll
-from guerdon.evaluation.metrics import without_nan
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
 
@@ -432,12 +429,11 @@ def table(found: Sequence[dict[str, Any]]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "critic_values")
     parser.add_argument("--quick", action="store_true", help="one task, one seed, a few updates: to see that it runs")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", default=list(DEMONSTRATIONS), choices=list(DEMONSTRATIONS))
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "critic_values.json")
     options = parser.parse_args()
     updates, episodes, contexts = (20, 12, 2) if options.quick else (UPDATES, EPISODES, CONTEXTS)
     tasks, seeds = (options.tasks[:1], 1) if options.quick else (options.tasks, options.seeds)
@@ -465,7 +461,7 @@ def main() -> None:
         "seeds": seeds,
     }
     told = {"version": __version__, "settings": settings, "summary": found, "runs": rows}
-    write_json(options.out, without_nan(told))
+    write_result(options.out, told)
     print(options.out)
 
 

@@ -13,7 +13,6 @@ of a task ends on average in training. The clock looks at the length of the whol
 not. Intervals are those of a bootstrap over held-out episodes, all seeds together.
 """
 
-import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common import command_line
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import TrajectoryBatch
 from guerdon.core.metrics import bootstrap_interval
@@ -108,7 +108,7 @@ def figure(rows: Sequence[dict[str, float]], name: str, clusters: Sequence[int])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--episodes", type=int, default=24, help="of each task, to train on")
     parser.add_argument("--held-out", type=int, default=12, help="of each task, to judge on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

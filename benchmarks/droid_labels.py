@@ -8,7 +8,6 @@ and shuffled (a model that looks gets below 0 backwards; a clock stays near 1), 
 above a wrong one. Models are kept in the runs folder, and a second run goes on from there.
 """
 
-import argparse
 import json
 import warnings
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from common import command_line, silent_trainer, write_result
 from guerdon.backbones.language import HashedText
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.hub import load_component
@@ -72,15 +72,7 @@ def fit(arm: str, seed: int, data: Path, runs: Path, epochs: int) -> Path:
         labels=LabelFactory(assume_success=True, **shares),
         seed=seed,
     )
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-    )
+    trainer = silent_trainer(epochs, gradient_clip_val=1.0, enable_progress_bar=True)
     trainer.fit(RewardTraining(model, learning_rate=1e-3, schedule="cosine", warmup_steps=50), datamodule=clips)
     model.eval().save_pretrained(folder)
     return folder
@@ -113,13 +105,12 @@ def _over_seeds(values: list[float]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "droid_labels")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/droid_labels"))
     parser.add_argument("--arm", choices=tuple(ARMS), action="append")
     parser.add_argument("--seed", type=int, action="append")
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "droid_labels.json")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -135,7 +126,7 @@ def main() -> None:
             table.add_row(arm, split, *(_over_seeds([run[name]["value"] for run in runs]) for name in runs[0]))
     Console(width=120).print(table)
     Console().print("mean (smallest … largest) over seeds; intervals over clips are in the JSON")
-    options.out.write_text(json.dumps(results, indent=1))
+    write_result(options.out, results)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ clock on a GPU. The exponent of T is the slope of a straight line through the lo
 benchmarks/results/embed_once.json, beside what other sizes and devices left there.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -34,6 +33,7 @@ from rich.progress import track
 from rich.table import Table
 from safetensors.torch import save_file
 
+from common import command_line
 from guerdon.backbones.openai_clip import CLIP, ClipEncoder
 from guerdon.core.batch import End
 from guerdon.datasets.collate import Window
@@ -141,7 +141,7 @@ def exponent(lengths: list[int], times: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--size", choices=list(SIZES), default="tiny")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--lengths", type=int, nargs="+", default=[25, 50, 100, 200])

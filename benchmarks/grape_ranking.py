@@ -18,7 +18,6 @@ obstacle that safety is about exists in the costs only.
 Prints tables, writes JSON. Needs `pip install 'guerdon[sim]'`; about ten minutes of one core.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from common import command_line
 from guerdon import __version__
 from guerdon.core.batch import End, PreferencePairs, RewardEstimates, TrajectoryBatch
 from guerdon.core.files import write_json
@@ -390,7 +390,7 @@ def plain(value: Any) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--quick", action="store_true", help="two tasks, few rollouts; writes nothing")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

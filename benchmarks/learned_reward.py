@@ -7,7 +7,6 @@ own held-out starts. The interval of a row is over episodes and seeds: a bootstr
 first, then episodes within, because episodes of one seed share a policy.
 """
 
-import argparse
 import json
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -18,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from common import command_line, success_interval, write_result
 from guerdon.commands.demo import Size, run
 
 TASKS = {"metaworld/drawer-open-v3": 100, "metaworld/handle-pull-v3": 150}
@@ -30,23 +30,14 @@ def one(folder: Path, task: str, seed: int, judged: int) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())["rates"]
 
 
-def interval(rates: list[float], episodes: int, samples: int = 10_000) -> tuple[float, float]:
-    """95 % interval of the mean success: seeds resampled, then the episodes of each."""
-    draw = np.random.default_rng(0)
-    chosen = np.asarray(rates)[draw.integers(len(rates), size=(samples, len(rates)))]
-    means = (draw.binomial(episodes, chosen) / episodes).mean(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
 def main() -> None:
     """Run what is not there yet, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "learned_reward")
     parser.add_argument("--task", action="append", help=f"default: {', '.join(TASKS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, each with one environment process")
     parser.add_argument("--runs", type=Path, default=Path("runs/learned_reward"), help="finished runs are kept here")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "learned_reward.json")
     options = parser.parse_args()
     tasks = options.task or list(TASKS)
     results: dict[str, Any] = {}
@@ -64,17 +55,16 @@ def main() -> None:
         results[task] = {}
         for name in ("cloned", "learned reward", "sparse success"):
             rates = [done[task, seed][name]["success"] for seed in options.seeds]
-            low, high = interval(rates, options.episodes)
+            low, high = success_interval(rates, options.episodes)
             mean = float(np.mean(rates))
             results[task][name] = {"per_seed": rates, "mean": mean, "low": low, "high": high}
             table.add_row(task, name, ", ".join(f"{r:.2f}" for r in rates), f"{mean:.2f}", f"{low:.2f} … {high:.2f}")
     Console().print(table)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     horizons = {task: TASKS.get(task, 150) for task in tasks}
     size = {k: v for k, v in vars(Size(workers=1)).items() if k not in ("task", "horizon")}
     record = {"seeds": options.seeds, "episodes": options.episodes, "horizons": horizons, "size": size}
     record["results"] = results
-    options.out.write_text(json.dumps(record, indent=2))
+    write_result(options.out, record)
 
 
 if __name__ == "__main__":

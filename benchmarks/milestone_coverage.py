@@ -9,8 +9,6 @@ Three scripted episodes per task, up to 500 steps, stopped at success. A task is
 gripper milestone before its success; it falls back where none has, and is mixed otherwise.
 """
 
-import argparse
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from common import command_line, write_result
 from guerdon.envs.collect import collect
 from guerdon.envs.instructions import METAWORLD
 from guerdon.envs.vector import make_task
@@ -89,13 +88,12 @@ def numbers(values: list[Any]) -> str:
 
 def main() -> None:
     """Measure every task, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "milestone_coverage")
     parser.add_argument("--episodes", type=int, default=3)
     parser.add_argument("--horizon", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stack-cube", type=Path, help="folder with annotated_dataset.hdf5")
     parser.add_argument("--quick", action="store_true", help="five tasks only; nothing is written")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "milestone_coverage.json")
     options = parser.parse_args()
     tasks = sorted(METAWORLD)[:5] if options.quick else sorted(METAWORLD)
     rows = [measure(t, options.episodes, options.horizon, options.seed) for t in track(tasks)]
@@ -121,7 +119,7 @@ def main() -> None:
         print(demo["demo"], "gripper", demo["milestones"], "signalled", demo["onsets"])
     if not options.quick:
         record = {"seed": options.seed, "horizon": options.horizon, "kinds": kinds, "tasks": rows, "stack_cube": demos}
-        options.out.write_text(json.dumps(record, indent=2))
+        write_result(options.out, record)
 
 
 if __name__ == "__main__":

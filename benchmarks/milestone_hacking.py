@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from common import command_line, silent_trainer, write_result
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import RewardModel
 from guerdon.core.intervals import bootstrap_interval, wilson_interval
@@ -64,16 +65,7 @@ def fit(module: lightning.LightningModule, data: lightning.LightningDataModule, 
     """Train in silence on this process alone."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer = lightning.Trainer(
-            max_epochs=epochs,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            num_sanity_val_steps=0,
-        )
+        trainer = silent_trainer(epochs)
         trainer.fit(module, datamodule=data)
 
 
@@ -238,7 +230,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is not there yet, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "milestone_hacking")
     parser.add_argument("--task", action="append", help=f"default: {', '.join(STAGES)}")
     parser.add_argument("--arm", action="append", help=f"default: {', '.join(LEARNED)} and those of one task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -248,7 +240,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--quick", action="store_true", help="see every step work; the figures mean nothing")
     parser.add_argument("--runs", type=Path, default=Path("runs/milestone_hacking"), help="finished runs are kept here")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "milestone_hacking.json")
     options = parser.parse_args()
     if options.quick:
         options.rollouts, options.logs, options.epochs, options.episodes, options.seeds = 1, 16, 1, 16, [0, 1]
@@ -278,7 +269,7 @@ def main() -> None:
     Console(width=150).print(table)
     settings = {name: getattr(options, name) for name in ("seeds", "episodes", "rollouts", "logs", "epochs")}
     record = {**settings, "horizon": HORIZON, "gamma": GAMMA, "stages": STAGES, "model": quality, "results": results}
-    options.out.write_text(json.dumps(record, indent=2))
+    write_result(options.out, record)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ runs with the faster of its two vector environments here. Beside them stands the
 network, one process. Needs `pip install 'guerdon[dev,sb3]'`.
 """
 
-import argparse
-import json
 import time
 import warnings
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,6 +22,7 @@ from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
+from common import command_line, silent_trainer, write_result
 from guerdon.critics.value import ValueCritic
 from guerdon.envs.vector import VectorEnv, make_task
 from guerdon.policies.advantages.reward_to_go import RewardToGo
@@ -122,15 +120,7 @@ def ours(name: str, rollouts: int, workers: int) -> tuple[float, float]:
         eval_contexts=0,
     )
     clock = _Clock()
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        callbacks=[clock],
-    )
+    trainer = silent_trainer(1, callbacks=[clock])
     trainer.fit(module, datamodule=data)
     seconds = clock.last - clock.first
     return clock.rollouts * ENVS * STEPS / seconds, clock.learning / seconds
@@ -154,11 +144,10 @@ def theirs(name: str, rollouts: int, subprocesses: bool) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "ppo_speed")
     parser.add_argument("--task", action="append", help="may be repeated; default push-v3 and mujoco/reach")
     parser.add_argument("--rollouts", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ppo_speed.json")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -186,8 +175,7 @@ def main() -> None:
         cells += [f"{mid[k]:,.0f}" for k in ("ours_one_process", "sb3_dummy", "sb3_subproc")]
         table.add_row(name, *cells, f"{median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
     Console().print(table)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"envs": ENVS, "steps": STEPS, "epochs": EPOCHS, "results": results}, indent=2))
+    write_result(options.out, {"envs": ENVS, "steps": STEPS, "epochs": EPOCHS, "results": results})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ run in turn, ``repeats`` times, in one process with one thread; seconds are the 
 enter the vision tower, counted there.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from common import command_line
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import Sampled, TrajectoryBatch
 from guerdon.rewards.zero_shot.vlm import CompletionLikelihood
@@ -88,7 +88,7 @@ def measure(vlm: VLM, counts: list[int], repeats: int) -> list[dict[str, float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--frames", type=int, nargs="+", default=[4, 8, 16, 32, 64])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--width", type=int, default=128)

@@ -9,7 +9,6 @@ kept in the runs folder, and a second run goes on from there. Prints a table, wr
 `pip install 'guerdon[sim]'` and, for pixels, an OpenGL library.
 """
 
-import argparse
 import json
 import time
 import warnings
@@ -21,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from common import command_line, silent_trainer, write_result
 from guerdon import __version__
 from guerdon.backbones.language import HashedText
 from guerdon.backbones.vision import ConvEncoder
@@ -114,15 +114,7 @@ def fit(inputs: str, seed: int, runs: Path, epochs: int) -> tuple[Path, float]:
     lightning.seed_everything(seed, verbose=False)
     started = time.perf_counter()
     module = RewardTraining(model(inputs), learning_rate=1e-3, schedule="cosine", warmup_steps=50)
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    trainer = silent_trainer(epochs, gradient_clip_val=1.0, enable_progress_bar=True)
     trainer.fit(module, datamodule=data(inputs, runs, seed))
     module.reward.eval().save_pretrained(folder / "model")
     seconds = time.perf_counter() - started
@@ -186,11 +178,10 @@ def show(results: dict[str, Any], inputs: str) -> Table:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "process_rewards")
     parser.add_argument("--runs", type=Path, default=Path("runs/process_rewards"))
     parser.add_argument("--inputs", choices=tuple(EPOCHS), action="append")
     parser.add_argument("--seed", type=int, action="append")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "process_rewards.json")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -208,7 +199,7 @@ def main() -> None:
     for inputs in wanted:
         Console(width=180).print(show(results, inputs))
     Console().print("mean over seeds (smallest lower … largest upper bound of their 95 % intervals over episodes)")
-    options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    write_result(options.out, results)
 
 
 if __name__ == "__main__":

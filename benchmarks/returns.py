@@ -7,14 +7,12 @@ The rivals are written out here as Stable-Baselines3 (numpy, one array operation
 ours before it is timed. Ours is timed with its checks of shape and finiteness.
 """
 
-import argparse
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from common import command_line
 from guerdon.core.returns import discounted_returns, gae, group_standardise, leave_one_out
 
 GAMMA, LAM = 0.99, 0.95
@@ -166,8 +165,7 @@ def measure_groups(groups: int, repeats: int) -> list[dict[str, object]]:
 
 def main() -> None:
     """Measure, print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "returns.json")
+    parser = command_line(__doc__, "returns")
     parser.add_argument("--repeats", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the loops cannot use more, and small products are slower on two

@@ -7,9 +7,7 @@ hindsight; and how often the distances alone see the end that the simulator's fl
 and random behaviour: how often the distances alone say that the task was done. Intervals are Wilson's, at 95 %.
 """
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from common import command_line, write_result
 from guerdon.core.batch import Labelled, TrajectoryBatch
-from guerdon.core.files import write_json
 from guerdon.core.intervals import wilson_interval
 from guerdon.datasets.collate import collate
 from guerdon.datasets.episodes import Episode
@@ -83,11 +81,10 @@ def one(name: str, episodes: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "rule_stages")
     parser.add_argument("--task", action="append", help="default: all fifty")
     parser.add_argument("--episodes", type=int, default=25, help="of the expert, and as many of the mixture")
     parser.add_argument("--seed", type=int, default=1, help="0 chose the distances")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rule_stages.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     results = {name: one(name, options.episodes, options.seed) for name in options.task or METAWORLD}
@@ -111,7 +108,7 @@ def main() -> None:
     for key, value in totals.items():
         print(f"{key}: {value['count']}/{value['of']}, {value['low']:.3f} … {value['high']:.3f}")
     setting = {"episodes": options.episodes, "seed": options.seed, "horizon": HORIZON, "worse": WORSE}
-    write_json(options.out, {**setting, "totals": totals, "tasks": results})
+    write_result(options.out, {**setting, "totals": totals, "tasks": results})
 
 
 def total(results: dict[str, dict[str, Any]], key: str, of: str) -> dict[str, float]:

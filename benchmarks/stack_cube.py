@@ -9,8 +9,6 @@ some "failures" stood for a moment. So everything is reported against the labels
 height at the last step, and models are trained on either. Needs `pip install h5py`.
 """
 
-import argparse
-import json
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from common import command_line, silent_trainer, write_result
 from guerdon.core.batch import End
 from guerdon.core.intervals import percentile_interval
 from guerdon.core.metrics import bootstrap_interval, success_auroc, value_order_correlation
@@ -95,15 +94,7 @@ def train(paths: list[str], seed: int, epochs: int, shares: list[float]) -> Prog
     labels = LabelFactory(rewind=0.2, reverse=0.1, wrong_instruction=0.0, progress="stages", stages=shares)
     model = ProgressReward(state_size=14, width=64, layers=0, success_weight=1.0)
     data = EpisodeData(paths, batch_size=16, repeats=4, window=80, labels=labels, val_fraction=0.0, seed=seed)
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = silent_trainer(epochs, gradient_clip_val=1.0)
     trainer.fit(RewardTraining(model, learning_rate=2e-3, schedule="cosine"), datamodule=data)
     return model.eval()
 
@@ -181,12 +172,11 @@ def summary(logs: list[Log], found: list[dict[str, Any]]) -> dict[str, tuple[flo
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "stack_cube")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--folds", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "stack_cube.json")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
@@ -215,7 +205,7 @@ def main() -> None:
             table.add_row(arm, str(seed), *(f"{v:.2f} ({a:.2f}…{b:.2f})" for v, a, b in figures.values()))
     console.print(table)
     console.print(controls)
-    options.out.write_text(json.dumps(results, indent=2))
+    write_result(options.out, results)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from common import command_line, silent_trainer, success_interval, write_result
 from guerdon.core.files import write_json
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import Component, RewardModel
@@ -102,18 +103,7 @@ class Run:
 
     def trainer(self, epochs: int, *callbacks: lightning.Callback) -> lightning.Trainer:
         """A silent trainer on one core."""
-        return lightning.Trainer(
-            max_epochs=epochs,
-            accelerator="cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-            num_sanity_val_steps=0,
-            limit_val_batches=0,
-            callbacks=list(callbacks),
-        )
+        return silent_trainer(epochs, callbacks=list(callbacks))
 
     def progress(self) -> RewardModel:
         """A progress model on states, trained on mixed logs with linear targets."""
@@ -216,17 +206,9 @@ def opened(folder: Path, kind: type[C]) -> C:
     return component
 
 
-def interval(rates: list[float], episodes: int, samples: int = 10_000) -> tuple[float, float]:
-    """95 % interval of the mean success: seeds resampled, then the episodes of each."""
-    draw = np.random.default_rng(0)
-    chosen = np.asarray(rates)[draw.integers(len(rates), size=(samples, len(rates)))]
-    means = (draw.binomial(episodes, chosen) / episodes).mean(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
 def main() -> None:
     """Run what is not there yet, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "subgoal_reward")
     parser.add_argument("--task", default="metaworld/drawer-open-v3")
     parser.add_argument("--horizon", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -239,7 +221,6 @@ def main() -> None:
     parser.add_argument("--demonstrations", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/subgoal_reward"), help="finished parts are kept here")
     parser.add_argument("--quick", action="store_true", help="do little of everything; the figures mean nothing")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "subgoal_reward.json")
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.rollouts, options.logs, options.reward_epochs, options.episodes = [0], 2, 16, 2, 8
@@ -257,14 +238,14 @@ def main() -> None:
         results[arm] = {"seconds": [done[seed][arm]["seconds"] for seed in options.seeds]}
         for rollouts in done[options.seeds[0]][arm]["success"]:
             rates = [done[seed][arm]["success"][rollouts] for seed in options.seeds]
-            low, high = interval(rates, options.episodes)
+            low, high = success_interval(rates, options.episodes)
             mean = float(np.mean(rates))
             results[arm][rollouts] = {"per_seed": rates, "mean": mean, "low": low, "high": high}
             shown = ", ".join(f"{r:.2f}" for r in rates)
             table.add_row(arm, rollouts, shown, f"{mean:.2f}", f"{low:.2f} … {high:.2f}")
     Console().print(table)
     setting = {k: v for k, v in vars(options).items() if k not in ("runs", "out", "arm", "quick")}
-    write_json(options.out, {**setting, "steps_per_rollout": 4096, "results": results})
+    write_result(options.out, {**setting, "steps_per_rollout": 4096, "results": results})
 
 
 if __name__ == "__main__":

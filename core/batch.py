@@ -1,8 +1,8 @@
-"""The types that cross every boundary: trajectories, estimates, advantages, pairs, observations and decisions.
+"""The types that cross every boundary: trajectories, estimates, advantages and pairs.
 
-Notation used for tensor shapes: B rows (whole episodes or windows of one), T steps, Tp1 = T + 1 observations, S state
-width, A action width, F sampled frames, N decisions, M decision points taken out of a batch, H chunk length, U units of
-a log-probability (tokens, dimensions or denoising steps), K = T or T + 1, P pairs.
+Notation of tensor shapes: B rows (whole episodes or windows of one), T steps, Tp1 = T + 1 observations, S state width,
+A action width, F sampled frames, N decisions, M decision points taken out of a batch, H chunk length, U units of a
+log-probability (tokens, dimensions or denoising steps), K = T or T + 1, P pairs.
 
 Step t leads from observation t to observation t + 1; ``mask[b, t]`` is True on the first L steps of row b.
 """
@@ -10,14 +10,18 @@ Step t leads from observation t to observation t + 1; ``mask[b, t]`` is True on 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-R = TypeVar("R", bound="Record")
+from .decisions import Decision, Evaluation, Observation
+from .record import Clock, Labelled, Record, Sampled, expect, expect_ascending, row_index
+
 _DERIVED: Any = None  # default of a field that __post_init__ fills in from the others
+_ROW, _STEP, _OBSERVATION = ({"clock": clock} for clock in (Clock.ROW, Clock.STEP, Clock.OBSERVATION))
+_COLUMN, _SAMPLE, _DECISION = ({"clock": clock} for clock in (Clock.COLUMN, Clock.SAMPLE, Clock.DECISION))
 
 
 class End(IntEnum):
@@ -58,225 +62,6 @@ def named_ends(argument: str, names: Sequence[str]) -> frozenset[End]:
     return frozenset(known[name] for name in names)
 
 
-class Record:
-    """Base of the frozen dataclasses here: moves, maps and selects rows of everything it holds."""
-
-    def map(self: R, fn: Callable[[Tensor], Tensor]) -> R:
-        """Apply ``fn`` to every tensor, nested ones included."""
-        return self._rebuild(lambda value: _map_leaf(value, fn))
-
-    def to(self: R, device: torch.device | str, non_blocking: bool = False) -> R:
-        """Move to a device; frames stay on the host, backbones move micro-batches of them."""
-        return _move(self, lambda t: t.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self: R) -> R:
-        """Copy every tensor to page-locked memory."""
-        return self.map(lambda t: t.pin_memory())
-
-    def _rebuild(self: R, leaf: Callable[[Any], Any]) -> R:
-        values = {f.name: leaf(getattr(self, f.name)) for f in fields(cast(Any, self))}
-        return type(self)(**values)
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        for f in fields(cast(Any, self)):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                return len(value)
-        raise TypeError(f"{type(self).__name__} holds no tensor")
-
-    def __getitem__(self: R, rows: int | slice | Sequence[int] | Tensor) -> R:
-        """Select rows; an int keeps the row dimension."""
-        index = _row_index(rows, len(self), type(self).__name__)
-        return self._rebuild(lambda value: _select(value, index))
-
-
-def _row_index(rows: int | slice | Sequence[int] | Tensor, count: int, what: str) -> slice | Tensor:
-    """A slice or a one-dimensional tensor of rows; a single row keeps its dimension."""
-    if isinstance(rows, slice):
-        return rows
-    if isinstance(rows, int):
-        if not -count <= rows < count:
-            raise IndexError(f"row {rows} of a {what} with {count} rows")
-        return slice(rows, rows + 1 or None)
-    index = torch.as_tensor(rows)
-    if index.numel() == 0:  # an empty list becomes a tensor of floats
-        return index.long().flatten()
-    return index[None] if index.ndim == 0 else index
-
-
-def _move(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """Apply ``fn`` to every tensor but frames, however deep they lie."""
-    if isinstance(value, Tensor):
-        return fn(value)
-    if isinstance(value, Record):
-        held = {f.name: getattr(value, f.name) for f in fields(cast(Any, value))}
-        return type(value)(**{k: v if k == "frames" else _move(v, fn) for k, v in held.items()})
-    if isinstance(value, Mapping):
-        return {k: _move(v, fn) for k, v in cast(Mapping[str, Any], value).items()}
-    return value
-
-
-def _map_leaf(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return fn(value)
-    if isinstance(value, Record):
-        return value.map(fn)
-    if isinstance(value, Mapping):
-        return {k: _map_leaf(v, fn) for k, v in cast(Mapping[str, Any], value).items()}
-    return value
-
-
-def _select(value: Any, index: slice | Tensor) -> Any:
-    if isinstance(value, Tensor):
-        return value[index if isinstance(index, slice) else index.to(value.device)]
-    if isinstance(value, Record):
-        return value[index]
-    if isinstance(value, Mapping):
-        return {k: _select(v, index) for k, v in cast(Mapping[str, Any], value).items()}
-    if isinstance(value, tuple):
-        entries = cast(tuple[str, ...], value)
-        if isinstance(index, slice):
-            return entries[index]
-        chosen = index.nonzero().flatten() if index.dtype == torch.bool else index
-        return tuple(entries[i] for i in chosen.tolist())
-    return value
-
-
-def _expect(name: str, value: Tensor, shape: tuple[int, ...], kind: str | None = None) -> None:
-    """Check a shape (−1: any size; a shorter shape: any more dimensions) and the kind of number."""
-    got = tuple(value.shape)
-    if len(got) < len(shape) or any(w not in (-1, g) for w, g in zip(shape, got, strict=False)):
-        wanted = ", ".join("any" if w == -1 else str(w) for w in shape)
-        raise ValueError(f"{name}: expected shape ({wanted}, …), got {got}")
-    right = {
-        "float": value.is_floating_point(),
-        "bool": value.dtype == torch.bool,
-        "int": not value.is_floating_point() and value.dtype != torch.bool,
-        "uint8": value.dtype == torch.uint8,
-        None: True,
-    }[kind]
-    if not right:
-        raise TypeError(f"{name}: expected {kind} values, got {value.dtype}")
-
-
-def _expect_ascending(name: str, step: Tensor, strictly: bool) -> None:
-    """Check that every row ascends and is padded with −1 at its end; on the host only, where batches are made."""
-    if step.device.type != "cpu" or step.shape[1] == 0:
-        return
-    before, after = step[:, :-1], step[:, 1:]
-    wrong = (after >= 0) & ((before < 0) | (after <= before if strictly else after < before))
-    if bool(wrong.any()) or int(step.amin() if len(step) else 0) < -1:
-        row = int((wrong.any(1) | (step < -1).any(1)).nonzero()[0, 0])
-        raise ValueError(f"{name}: expected ascending steps, then -1, got {step[row].tolist()} in row {row}")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sampled(Record):
-    """Values known at some observations only, such as camera frames with a clock of their own."""
-
-    values: Shaped[Tensor, "B F ..."]
-    step: Int[Tensor, "B F"]
-    """Observation index of each sample, ascending; −1 pads (at the end)."""
-
-    def __post_init__(self) -> None:
-        """Check that values and steps agree."""
-        _expect("Sampled.step", self.step, (-1, -1), "int")
-        _expect("Sampled.values", self.values, tuple(self.step.shape))
-        _expect_ascending("Sampled.step", self.step, strictly=False)
-
-    @property
-    def mask(self) -> Bool[Tensor, "B F"]:
-        """True on real samples."""
-        return self.step >= 0
-
-    def held(self, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
-        """Index of the last sample at or before an observation: what was known then, never interpolated.
-
-        Raises:
-            ValueError: If a row has no sample at or before the step.
-        """
-        known = (self.step[rows] >= 0) & (self.step[rows] <= steps[:, None])
-        index = known.sum(1) - 1
-        if bool((index < 0).any()):
-            at = int((index < 0).nonzero()[0, 0])
-            raise ValueError(
-                f"no frame at or before observation {int(steps[at])} of row {int(rows[at])}: "
-                "sample a frame at observation 0 of every row"
-            )
-        return index
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Labelled(Record):
-    """Values with a validity mask: unknown is a value."""
-
-    values: Shaped[Tensor, "B K ..."]
-    valid: Bool[Tensor, "B K"]
-
-    def __post_init__(self) -> None:
-        """Check that values and validity agree."""
-        _expect("Labelled.valid", self.valid, (-1, -1), "bool")
-        _expect("Labelled.values", self.values, tuple(self.valid.shape))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Observation(Record):
-    """What a policy or a value function sees at M decision points."""
-
-    state: Float[Tensor, "M S"]
-    frames: Mapping[str, UInt8[Tensor, "M C H W"]] = field(default_factory=dict[str, Tensor])
-    """Camera → the last frame at or before the decision; on the host."""
-    features: Mapping[str, Float[Tensor, "M ..."]] = field(default_factory=dict[str, Tensor])
-    """``encoder/camera`` → frozen features of that frame."""
-    instructions: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check that every part has the same number of decision points."""
-        _expect("Observation.state", self.state, (-1, -1), "float")
-        points = len(self.state)
-        if not self.instructions:
-            object.__setattr__(self, "instructions", ("",) * points)
-        if len(self.instructions) != points:
-            raise ValueError(f"Observation.instructions: expected {points}, got {len(self.instructions)}")
-        for camera, frames in self.frames.items():
-            _expect(f"Observation.frames[{camera!r}]", frames, (points, -1, -1, -1), "uint8")
-        for name, features in self.features.items():
-            _expect(f"Observation.features[{name!r}]", features, (points, -1), "float")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Decision(Record):
-    """What a policy chose at M decision points."""
-
-    chunk: Float[Tensor, "M H A"]
-    """Actions as sampled, before the environment clips them."""
-    executed: Int[Tensor, " M"]
-    """How many steps of the chunk are (or were) carried out, 1 … H."""
-    log_prob: Float[Tensor, "M U"] | None = None
-    extras: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-
-    def __post_init__(self) -> None:
-        """Check that every part has the same number of decision points."""
-        _expect("Decision.chunk", self.chunk, (-1, -1, -1), "float")
-        _expect("Decision.executed", self.executed, (len(self.chunk),), "int")
-        if self.log_prob is not None:
-            _expect("Decision.log_prob", self.log_prob, (len(self.chunk), -1), "float")
-        for name, extra in self.extras.items():
-            _expect(f"Decision.extras[{name!r}]", extra, (len(self.chunk),))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation(Record):
-    """A policy's present opinion of decisions taken earlier."""
-
-    log_prob: Float[Tensor, "M U"]
-    unit_mask: Bool[Tensor, "M U"]
-    """True on the units that were carried out."""
-    entropy: Float[Tensor, " M"] | None = None
-    hidden: Float[Tensor, "M D"] | None = None
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrajectoryBatch(Record):
     """Whole episodes or windows of them, padded to T steps. Only state, actions and mask must be given.
@@ -286,43 +71,43 @@ class TrajectoryBatch(Record):
         TypeError: If a field holds the wrong kind of numbers.
     """
 
-    actions: Float[Tensor, "B T A"]
+    actions: Float[Tensor, "B T A"] = field(metadata=_STEP)
     """As the environment executed them."""
-    mask: Bool[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"] = field(metadata=_STEP)
     """True on real steps."""
-    state: Float[Tensor, "B Tp1 S"]
-    frames: Mapping[str, Sampled] = field(default_factory=dict[str, Sampled])
+    state: Float[Tensor, "B Tp1 S"] = field(metadata=_OBSERVATION)
+    frames: Mapping[str, Sampled] = field(default_factory=dict[str, Sampled], metadata=_SAMPLE)
     """Camera → uint8 (B, F, C, H, W), RGB."""
-    features: Mapping[str, Sampled] = field(default_factory=dict[str, Sampled])
+    features: Mapping[str, Sampled] = field(default_factory=dict[str, Sampled], metadata=_SAMPLE)
     """``encoder/camera`` → (B, F, D) or (B, F, K, D): frozen, embedded once."""
-    instructions: tuple[str, ...] = ()
-    task: Int[Tensor, " B"] = _DERIVED
+    instructions: tuple[str, ...] = field(default=(), metadata=_ROW)
+    task: Int[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
     """Paraphrases share a task. Derived: one task per distinct instruction."""
-    end: Int[Tensor, " B"] = _DERIVED
+    end: Int[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
     """`End` of each row. Derived: CUT."""
-    terminated: Bool[Tensor, " B"] = _DERIVED
+    terminated: Bool[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
     """True where nothing may be bootstrapped. Derived: success and failure."""
-    last_observed: Bool[Tensor, " B"] = _DERIVED
+    last_observed: Bool[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
     """False where the last observation is a repeat of the one before. Derived: True."""
-    success: Float[Tensor, " B"] = _DERIVED
+    success: Float[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
     """In [0, 1]; partial success between. Derived: 1 and 0 from the end, else 0 and unknown."""
-    success_known: Bool[Tensor, " B"] = _DERIVED
-    episode: Int[Tensor, " B"] = _DERIVED
-    offset: Int[Tensor, " B"] = _DERIVED
+    success_known: Bool[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
+    episode: Int[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
+    offset: Int[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
     """Index in the episode of this row's observation 0."""
-    length: Int[Tensor, " B"] = _DERIVED
+    length: Int[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
     """Steps of the whole episode. Derived: the row's own."""
-    group: Int[Tensor, " B"] = _DERIVED
+    group: Int[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
     """Same task and same initial state. Derived: each row alone."""
-    source: Int[Tensor, " B"] = _DERIVED
-    weight: Float[Tensor, "B T"] = _DERIVED
+    source: Int[Tensor, " B"] = field(default=_DERIVED, metadata=_ROW)
+    weight: Float[Tensor, "B T"] = field(default=_DERIVED, metadata=_STEP)
     """0 = context only. Derived: 1 on real steps."""
-    labels: Mapping[str, Labelled] = field(default_factory=dict[str, Labelled])
-    tracks: Mapping[str, Labelled] = field(default_factory=dict[str, Labelled])
-    recorded: Mapping[str, Labelled] = field(default_factory=dict[str, Labelled])
-    decision_step: Int[Tensor, "B N"] = _DERIVED
+    labels: Mapping[str, Labelled] = field(default_factory=dict[str, Labelled], metadata=_COLUMN)
+    tracks: Mapping[str, Labelled] = field(default_factory=dict[str, Labelled], metadata=_COLUMN)
+    recorded: Mapping[str, Labelled] = field(default_factory=dict[str, Labelled], metadata=_COLUMN)
+    decision_step: Int[Tensor, "B N"] = field(default=_DERIVED, metadata=_DECISION)
     """Steps at which the policy decided, ascending; −1 pads. Derived: every real step."""
-    behaviour: Mapping[str, Shaped[Tensor, "B N ..."]] = field(default_factory=dict[str, Tensor])
+    behaviour: Mapping[str, Shaped[Tensor, "B N ..."]] = field(default_factory=dict[str, Tensor], metadata=_DECISION)
     """What the acting policy recorded: log_prob, sample (before clipping), tokens, chain, denoise_index; and unit_mask,
     bool in the shape of log_prob, where some of its units are padding (such as the tails of token sequences): True on
     real units, and whatever log_prob holds elsewhere is not read."""
@@ -333,9 +118,9 @@ class TrajectoryBatch(Record):
         self._check()
 
     def _fill(self) -> None:
-        _expect("actions", self.actions, (-1, -1, -1), "float")
+        expect("actions", self.actions, (-1, -1, -1), "float")
         rows, steps = self.actions.shape[:2]
-        _expect("mask", self.mask, (rows, steps), "bool")
+        expect("mask", self.mask, (rows, steps), "bool")
         device = self.mask.device
         real = self.mask.sum(1)
 
@@ -372,21 +157,21 @@ class TrajectoryBatch(Record):
 
     def _check(self) -> None:
         rows, steps = self.mask.shape
-        _expect("state", self.state, (rows, steps + 1, -1), "float")
+        expect("state", self.state, (rows, steps + 1, -1), "float")
         kinds = {"task": "int", "end": "int", "terminated": "bool", "last_observed": "bool", "success": "float"}
         kinds |= {"success_known": "bool", "episode": "int", "offset": "int", "length": "int", "group": "int"}
         for name, kind in (kinds | {"source": "int"}).items():
-            _expect(name, getattr(self, name), (rows,), kind)
-        _expect("weight", self.weight, (rows, steps), "float")
-        _expect("decision_step", self.decision_step, (rows, -1), "int")
+            expect(name, getattr(self, name), (rows,), kind)
+        expect("weight", self.weight, (rows, steps), "float")
+        expect("decision_step", self.decision_step, (rows, -1), "int")
         if self.mask.device.type == "cpu" and bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any()):
             raise ValueError("mask: expected True on the first steps of every row only, got a gap")
-        _expect_ascending("decision_step", self.decision_step, strictly=True)
+        expect_ascending("decision_step", self.decision_step, strictly=True)
         self._check_numbers()
         for camera, sampled in self.frames.items():
-            _expect(f"frames[{camera!r}]", sampled.values, (rows, -1, -1, -1, -1), "uint8")
+            expect(f"frames[{camera!r}]", sampled.values, (rows, -1, -1, -1, -1), "uint8")
         for name, sampled in self.features.items():
-            _expect(f"features[{name!r}]", sampled.values, (rows, -1, -1), "float")
+            expect(f"features[{name!r}]", sampled.values, (rows, -1, -1), "float")
         for kind in ("labels", "tracks", "recorded"):
             for name, column in cast(Mapping[str, Labelled], getattr(self, kind)).items():
                 if tuple(column.valid.shape) not in ((rows, steps), (rows, steps + 1)):
@@ -395,7 +180,7 @@ class TrajectoryBatch(Record):
                         f"observations, got {tuple(column.valid.shape)}"
                     )
         for name, value in self.behaviour.items():
-            _expect(f"behaviour[{name!r}]", value, tuple(self.decision_step.shape))
+            expect(f"behaviour[{name!r}]", value, tuple(self.decision_step.shape))
 
     def _check_numbers(self) -> None:
         """Check what numbers mean; on the host only, where batches are made: elsewhere each check would wait."""
@@ -506,6 +291,10 @@ class TrajectoryBatch(Record):
         return self.observe(rows, steps), decision
 
 
+CLOCKS: Mapping[str, Clock] = {f.name: f.metadata["clock"] for f in fields(TrajectoryBatch)}
+"""Clock of each field of a batch."""
+
+
 def _hold(sampled: Sampled, rows: Tensor, steps: Tensor) -> Tensor:
     rows, steps = rows.to(sampled.step.device), steps.to(sampled.step.device)
     return sampled.values[rows, sampled.held(rows, steps)]
@@ -527,14 +316,14 @@ class RewardEstimates(Record):
 
     def __post_init__(self) -> None:
         """Check that every part has the same shape."""
-        _expect("rewards", self.rewards, (-1, -1), "float")
+        expect("rewards", self.rewards, (-1, -1), "float")
         rows, steps = self.rewards.shape
-        _expect("valid", self.valid, (rows, steps), "bool")
+        expect("valid", self.valid, (rows, steps), "bool")
         for name, column in (("progress", self.progress), ("success", self.success)):
             if column is not None and tuple(column.valid.shape) != (rows, steps + 1):
                 raise ValueError(f"{name}: expected ({rows}, {steps + 1}), got {tuple(column.valid.shape)}")
         for name, term in {**self.terms, **({} if self.std is None else {"std": self.std})}.items():
-            _expect(name, term, (rows, steps), "float")
+            expect(name, term, (rows, steps), "float")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -548,7 +337,7 @@ class ValueEstimates(Record):
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "ValueEstimates":
         """Select rows; the members' leading dimension stays."""
-        index = _row_index(rows, len(self), "ValueEstimates")
+        index = row_index(rows, len(self), "ValueEstimates")
         return ValueEstimates(
             v=self.v[index],
             q=None if self.q is None else self.q[index],
@@ -568,10 +357,10 @@ class Advantages(Record):
     def __post_init__(self) -> None:
         """Check shapes, and that nothing carries a gradient."""
         shape = tuple(self.advantages.shape)
-        _expect("returns", self.returns, shape, "float")
-        _expect("valid", self.valid, shape, "bool")
+        expect("returns", self.returns, shape, "float")
+        expect("valid", self.valid, shape, "bool")
         if self.values is not None:
-            _expect("values", self.values, (shape[0], shape[1] + 1), "float")
+            expect("values", self.values, (shape[0], shape[1] + 1), "float")
         parts = (self.advantages, self.returns, *(() if self.values is None else (self.values,)))
         if any(part.requires_grad for part in parts):
             raise ValueError("advantages and returns must not carry a gradient: compute them under torch.no_grad()")
@@ -591,7 +380,7 @@ class PreferencePairs(Record):
     def __post_init__(self) -> None:
         """Check that every pair names two rows of the batch."""
         for name, kind in (("chosen", "int"), ("rejected", "int"), ("label", "float"), ("weight", "float")):
-            _expect(name, getattr(self, name), (len(self.chosen),), kind)
+            expect(name, getattr(self, name), (len(self.chosen),), kind)
         for name, rows in (("chosen", self.chosen), ("rejected", self.rejected)):
             outside = (rows < 0) | (rows >= len(self.batch))
             if rows.device.type == "cpu" and bool(outside.any()):
@@ -604,7 +393,7 @@ class PreferencePairs(Record):
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "PreferencePairs":
         """Select pairs; the batch stays whole."""
-        index = _row_index(rows, len(self), "PreferencePairs")
+        index = row_index(rows, len(self), "PreferencePairs")
         return PreferencePairs(
             batch=self.batch,
             chosen=self.chosen[index],
@@ -612,3 +401,23 @@ class PreferencePairs(Record):
             label=self.label[index],
             weight=self.weight[index],
         )
+
+
+__all__ = [
+    "CLOCKS",
+    "TERMINATING",
+    "Advantages",
+    "Decision",
+    "End",
+    "Evaluation",
+    "Labelled",
+    "Observation",
+    "PreferencePairs",
+    "Record",
+    "RewardEstimates",
+    "Sampled",
+    "TrajectoryBatch",
+    "ValueEstimates",
+    "named_ends",
+    "terminated_from",
+]

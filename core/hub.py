@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .moved import first_names, public_path, renew, warn_of_old_names
 from .sizes import require_sizes
 
-SPEC, WEIGHTS, FORMAT = "component.json", "model.safetensors", 1
+SPEC, WEIGHTS, FORMAT = "component.json", "model.safetensors", 2
+_READABLE = (1, 2)  # 1 named classes by their modules
 _RESERVED = ({"class_path", "init_args"}, {"same_as"})  # how a component, and one met before, stand in the JSON
 
 
@@ -34,12 +36,12 @@ def is_component(value: object) -> bool:
 
 
 def class_path(cls: type) -> str:
-    """Importable path of a class.
+    """Return the importable path of a class: from the root (``guerdon.ProgressReward``) where it is public.
 
     Raises:
         ValueError: If the class is defined inside a function or a class, where nothing could import it again.
     """
-    path = f"{cls.__module__}.{cls.__qualname__}"
+    path = public_path(cls)
     if "." in cls.__qualname__:
         where = "a function" if "<locals>" in path else "a class"
         raise ValueError(f"{path} is defined inside {where}: move it to the top of a module to save it")
@@ -178,7 +180,7 @@ def _version() -> str:
 def component_hash(path: str | Path) -> str:
     """Content hash of a saved component: class, arguments and weights; 16 hexadecimal digits."""
     spec = read_spec(Path(path))
-    identity = {k: spec[k] for k in ("class_path", "init_args", "weights_sha256")}
+    identity = first_names({k: spec[k] for k in ("class_path", "init_args", "weights_sha256")})
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -203,8 +205,9 @@ def read_spec(folder: Path) -> dict[str, Any]:
     for key, kind in wanted.items():
         if not isinstance(spec, dict) or not isinstance(cast(dict[str, Any], spec).get(key), kind):
             raise ValueError(f"{file}: expected {key!r} as {kind.__name__}; this is not a component guerdon wrote")
-    if spec["format"] != FORMAT:
-        raise ValueError(f"{file} has format {spec['format']}, this version of guerdon reads {FORMAT}")
+    if spec["format"] not in _READABLE:
+        known = " and ".join(map(str, _READABLE))
+        raise ValueError(f"{file} has format {spec['format']}, this version of guerdon reads {known}")
     return cast(dict[str, Any], spec)
 
 
@@ -240,6 +243,8 @@ def load_component(
     if _sha256(weights_file) != spec["weights_sha256"]:
         raise ValueError(f"{weights_file} is not the file {SPEC} was written with: it is cut short or was replaced")
     importable = {class_path(c): c for c in known if "." not in c.__qualname__}
+    spec, old = renew(spec)
+    warn_of_old_names(str(folder / SPEC), old, "Open it and save it again with save_pretrained to renew it.")
     component = _build(spec, trust, importable, {}, "")
     try:
         weights = load_file(weights_file)
@@ -289,13 +294,19 @@ def _find_class(path: str, trust: bool, known: dict[str, type]) -> type:
     if not trust and not path.startswith(f"{package}."):
         raise PermissionError(
             f"this component is a {path}, which is not part of {package}: opening it would run that code. "
-            "Pass trust=True if you know where the folder comes from"
+            "Pass trust=True (--trust on the command line) if you know where the folder comes from"
         )
     module, _, name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot find {path}: {error}; install the package or version that defines it") from error
+        if path.startswith(f"{package}."):
+            nearest = cast(Callable[[str], str], importlib.import_module(package).nearest)
+            raise ValueError(f"cannot find {path}{nearest(name)}") from error
+        raise ValueError(
+            f"cannot find {path}: {error}; install the package that defines it, or name the folder it lies in: "
+            "PYTHONPATH=FOLDER"
+        ) from error
     if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
         raise ValueError(f"{path} is not a component")
     return cls

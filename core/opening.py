@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .hub import SPEC, component_hash, load_component, read_spec
+from .hub import SPEC, class_path, component_hash, load_component, read_spec
 from .interfaces import Component
 
 C = TypeVar("C", bound=Component)
@@ -41,7 +41,7 @@ def open_component(
         model.to(chosen)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"cannot use device {device!r}: {' '.join(str(error).split())[:200]}") from error
-    said: dict[str, Any] = {"path": str(path), "class_path": f"{type(model).__module__}.{type(model).__qualname__}"}
+    said: dict[str, Any] = {"path": str(path), "class_path": class_path(type(model))}
     if folder.is_dir():
         said |= {"hash": component_hash(folder), "init_args": read_spec(folder)["init_args"]}
     return model.eval(), said

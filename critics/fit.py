@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from ..core.batch import End, RewardEstimates, TrajectoryBatch
+from ..core.edit import concat
 from ..core.interfaces import Component, Critic, Proposer, RewardModel
 from .monte_carlo import returns_to_go
 
@@ -419,16 +420,13 @@ def _joined(batches: Iterable[TrajectoryBatch]) -> TrajectoryBatch:
     pieces = list(batches)
     if not pieces:
         raise ValueError("there is no training episode to take the critic's scales from")
-    longest = max(piece.mask.shape[1] for piece in pieces)
-
-    def padded(value: Tensor, length: int) -> Tensor:
-        return nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, length - value.shape[1]))
-
-    return TrajectoryBatch(
-        state=torch.cat([padded(piece.state, longest + 1) for piece in pieces]),
-        actions=torch.cat([padded(piece.actions, longest) for piece in pieces]),
-        mask=torch.cat([padded(piece.mask, longest) for piece in pieces]),
-        last_observed=torch.cat([piece.last_observed for piece in pieces]),
+    return concat(
+        [
+            TrajectoryBatch(
+                state=piece.state, actions=piece.actions, mask=piece.mask, last_observed=piece.last_observed
+            )
+            for piece in pieces
+        ]
     )
 
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.batch import TERMINATING, End, Labelled, Sampled, TrajectoryBatch, terminated_from
+from ..core.joining import join_fields
 from .episodes import BadEpisodeError, Column, Episode, blamed_on
 from .stages import FRACTION, STAGE, stage_fraction
 
@@ -111,48 +113,69 @@ def collate(
         BadEpisodeError: If a video cannot be decoded.
     """
     windows = [p if isinstance(p, Window) else Window(episode=p) for p in pieces]
-    if not windows:
-        raise ValueError("expected at least one episode to batch, got none")
-    for name, widths in (
-        ("state", {w.episode.state.shape[1] for w in windows}),
-        ("action", {w.episode.actions.shape[1] for w in windows}),
-    ):
-        if len(widths) > 1:
-            raise ValueError(f"expected one {name} width in a batch, got {sorted(widths)}: batch data sets apart")
-    longest = max(w.steps for w in windows)
-    end = torch.tensor([int(w.end) for w in windows])
-    real = torch.tensor([w.steps for w in windows])
-    return TrajectoryBatch(
-        state=_pad([w.episode.state[w.offset : w.offset + w.steps + 1] for w in windows], longest + 1),
-        actions=_pad([w.episode.actions[w.offset : w.offset + w.steps] for w in windows], longest),
-        mask=torch.arange(longest)[None] < real[:, None],
-        frames=_frames(windows, cameras, _Choice(frame_count, frames_every), frame_size),
-        features={} if features is None else _features(windows, features, _Choice(frame_count, frames_every)),
-        instructions=tuple(w.episode.instruction for w in windows),
-        task=torch.tensor([w.episode.task for w in windows]),
-        end=end,
-        terminated=terminated_from(end, terminating),
-        last_observed=torch.tensor([w.episode.last_observed or not w.reaches_end for w in windows]),
-        success=torch.tensor([w.episode.success or 0.0 for w in windows], dtype=torch.float32),
-        success_known=torch.tensor([w.episode.success is not None for w in windows]),
-        episode=torch.tensor([w.episode.index for w in windows]),
-        offset=torch.tensor([w.offset for w in windows]),
-        length=torch.tensor([w.episode.steps for w in windows]),
+    choice = _Choice(frame_count, frames_every, frame_size)
+    fields = join_fields([_row(window, cameras, choice, features) for window in windows])
+    return TrajectoryBatch(**fields, terminated=terminated_from(fields["end"], terminating))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which of the recorded frames are taken, and their size."""
+
+    count: int | None
+    every: int
+    size: int | None
+
+
+def _row(
+    window: Window,
+    cameras: Sequence[str],
+    choice: _Choice,
+    features: Callable[[Episode], Mapping[str, FeatureReader]] | None,
+) -> dict[str, Any]:
+    """Make the fields of one row, each with a leading dimension of 1."""
+    episode, first, last = window.episode, window.offset, window.offset + window.steps
+    numbers = {
+        "task": episode.task,
+        "end": int(window.end),
+        "episode": episode.index,
+        "offset": first,
+        "length": episode.steps,
         # an episode of unknown initial state is a group of its own: negative, so it never meets a recorded one
-        group=torch.tensor([-1 - w.episode.index if w.episode.group is None else w.episode.group for w in windows]),
-        source=torch.tensor([w.episode.source for w in windows]),
-        labels=_columns(windows, [_labels(w.episode) for w in windows], longest),
-        tracks=_columns(windows, [w.episode.tracks for w in windows], longest),
-        recorded=_columns(windows, [w.episode.recorded for w in windows], longest),
-    )
+        "group": -1 - episode.index if episode.group is None else episode.group,
+        "source": episode.source,
+        "last_observed": episode.last_observed or not window.reaches_end,
+        "success": float(episode.success or 0.0),
+        "success_known": episode.success is not None,
+    }
+    return {
+        "state": _tensor(episode.state[first : last + 1]),
+        "actions": _tensor(episode.actions[first:last]),
+        "mask": torch.ones(1, window.steps, dtype=torch.bool),
+        "instructions": (episode.instruction,),
+        "frames": {
+            camera: _sampled(window, f"camera {camera!r}", source.step, choice, partial(source.read, size=choice.size))
+            for camera, source in episode.frames.items()
+            if camera in cameras
+        },
+        "features": {
+            name: _sampled(window, f"features {name!r}", reader.step, choice, reader.read)
+            for name, reader in (features(episode) if features is not None else {}).items()
+        },
+        "labels": {name: _column(window, column) for name, column in _labels(episode).items()},
+        "tracks": {name: _column(window, column) for name, column in episode.tracks.items()},
+        "recorded": {name: _column(window, column) for name, column in episode.recorded.items()},
+        **{name: [number] for name, number in numbers.items()},
+    }
 
 
-def _pad(arrays: Sequence[np.ndarray], length: int) -> Tensor:
-    dtype = torch.from_numpy(np.zeros(0, arrays[0].dtype)).dtype
-    padded = torch.zeros(len(arrays), length, *arrays[0].shape[1:], dtype=dtype)
-    for row, values in enumerate(arrays):
-        padded[row, : len(values)] = torch.from_numpy(np.ascontiguousarray(values))
-    return padded
+def _tensor(values: np.ndarray) -> Tensor:
+    """Convert an array to a tensor with a leading dimension of 1; double precision becomes single."""
+    if values.dtype == np.float64:
+        values = values.astype(np.float32)
+    elif not values.flags.writeable:  # torch takes no read-only memory, such as that of a parquet file
+        values = values.copy()
+    return torch.from_numpy(np.ascontiguousarray(values))[None]
 
 
 def _labels(episode: Episode) -> Mapping[str, Column]:
@@ -166,112 +189,29 @@ def _labels(episode: Episode) -> Mapping[str, Column]:
     return {**episode.labels, FRACTION: stage_fraction(stage.values, known, completed)}
 
 
-def _columns(windows: Sequence[Window], stored: Sequence[Mapping[str, Column]], longest: int) -> dict[str, Labelled]:
-    """Pad stored columns; where an episode lacks one, its entries are unknown."""
-    batched: dict[str, Labelled] = {}
-    for name in dict.fromkeys(name for columns in stored for name in columns):
-        shapes = {columns[name].values.shape[1:] for columns in stored if name in columns}
-        per_observation = {
-            len(c[name].values) == w.episode.steps + 1 for w, c in zip(windows, stored, strict=True) if name in c
-        }
-        if len(shapes) > 1 or len(per_observation) > 1:
-            raise ValueError(f"column {name!r}: episodes disagree on its shape ({sorted(shapes)}) or its clock")
-        extra = int(per_observation.pop())
-        dtype = np.result_type(*(c[name].values.dtype for c in stored if name in c))
-        dtype = np.dtype(np.float32) if dtype == np.float64 else dtype
-        values: list[np.ndarray] = []
-        valid: list[np.ndarray] = []
-        for window, columns in zip(windows, stored, strict=True):
-            span = slice(window.offset, window.offset + window.steps + extra)
-            if name in columns:
-                known = columns[name].valid[span].copy()
-                if extra and window.reaches_end and not window.episode.last_observed:
-                    known[-1] = False  # a repeated observation has no label of its own
-                values.append(columns[name].values[span].astype(dtype))
-                valid.append(known)
-            else:
-                values.append(np.zeros((window.steps + extra, *shapes.copy().pop()), dtype))
-                valid.append(np.zeros(window.steps + extra, bool))
-        batched[name] = Labelled(values=_pad(values, longest + extra), valid=_pad(valid, longest + extra))
-    return batched
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """Which of the recorded frames are taken."""
-
-    count: int | None
-    every: int
-
-
-def _frames(windows: Sequence[Window], cameras: Sequence[str], choice: _Choice, size: int | None) -> dict[str, Sampled]:
-    batched: dict[str, Sampled] = {}
-    for camera in cameras:
-
-        def read(window: Window, places: np.ndarray, camera: str = camera) -> np.ndarray:
-            return window.episode.frames[camera].read(places, size)
-
-        steps = [w.episode.frames[camera].step if camera in w.episode.frames else None for w in windows]
-        if (sampled := _sampled(windows, f"camera {camera!r}", steps, choice, read)) is not None:
-            batched[camera] = sampled
-    return batched
-
-
-def _features(
-    windows: Sequence[Window], features: Callable[[Episode], Mapping[str, FeatureReader]], choice: _Choice
-) -> dict[str, Sampled]:
-    stored = [features(w.episode) for w in windows]
-    batched: dict[str, Sampled] = {}
-    for name in dict.fromkeys(name for sources in stored for name in sources):
-        held = {id(w): sources.get(name) for w, sources in zip(windows, stored, strict=True)}
-
-        def read(window: Window, places: np.ndarray, held: Mapping[int, FeatureReader | None] = held) -> np.ndarray:
-            source = held[id(window)]
-            assert source is not None
-            return source.read(places)
-
-        steps = [None if (source := held[id(w)]) is None else source.step for w in windows]
-        if (sampled := _sampled(windows, f"features {name!r}", steps, choice, read)) is not None:
-            batched[name] = sampled
-    return batched
+def _column(window: Window, column: Column) -> Labelled:
+    """Cut a stored column to the window; a repeated last observation has no label of its own."""
+    extra = len(column.values) - window.episode.steps
+    span = slice(window.offset, window.offset + window.steps + extra)
+    valid = column.valid[span].copy()
+    if extra and window.reaches_end and not window.episode.last_observed:
+        valid[-1] = False
+    return Labelled(values=_tensor(column.values[span]), valid=_tensor(valid))
 
 
 def _sampled(
-    windows: Sequence[Window],
-    what: str,
-    steps: Sequence[np.ndarray | None],
-    choice: _Choice,
-    read: Callable[[Window, np.ndarray], np.ndarray],
-) -> Sampled | None:
-    """Pad what was sampled of every window; None where no window has any."""
-    taken: list[np.ndarray | None] = []
-    index: list[np.ndarray] = []
-    for window, step in zip(windows, steps, strict=True):
-        if step is None:
-            taken.append(None)
-            index.append(np.zeros(0, np.int64))
-            continue
-        places = choose_frames(step, window.offset, window.steps, choice.count, choice.every)
-        if not len(places):
-            raise BadEpisodeError(window.episode.index, "video", f"{what} has no frame for the window")
-        with blamed_on(window.episode.index):
-            taken.append(read(window, places))
-        # the frame held at the window's start was recorded before it
-        index.append(np.maximum(step[places] - window.offset, 0))
-    shapes = {values.shape[1:] for values in taken if values is not None}
-    if not shapes:
-        return None
-    if len(shapes) > 1:
-        raise ValueError(
-            f"{what}: of different sizes {sorted(shapes)} cannot share a batch; for frames pass frame_size and keep "
-            "one aspect ratio per batch"
-        )
-    longest = max(len(s) for s in index)
-    dtype = next(torch.from_numpy(v[:0].copy()).dtype for v in taken if v is not None)
-    values = torch.zeros(len(windows), longest, *shapes.pop(), dtype=dtype)
-    step = torch.full((len(windows), longest), -1, dtype=torch.long)
-    for row, (sample, at) in enumerate(zip(taken, index, strict=True)):
-        if sample is not None:
-            values[row, : len(at)] = torch.from_numpy(np.ascontiguousarray(sample))
-            step[row, : len(at)] = torch.from_numpy(at)
-    return Sampled(values=values, step=step)
+    window: Window, what: str, step: np.ndarray, choice: _Choice, read: Callable[[np.ndarray], np.ndarray]
+) -> Sampled:
+    """Read the frames or features that a window uses.
+
+    Raises:
+        BadEpisodeError: If it has none, or the recording cannot be decoded.
+    """
+    places = choose_frames(step, window.offset, window.steps, choice.count, choice.every)
+    if not len(places):
+        raise BadEpisodeError(window.episode.index, "video", f"{what} has no frame for the window")
+    with blamed_on(window.episode.index):
+        values = read(places)
+    # the frame held at the window's start was recorded before it
+    index = np.maximum(step[places] - window.offset, 0).astype(np.int64)
+    return Sampled(values=_tensor(values), step=_tensor(index))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.vision import VisionEncoder
+from ..core.moved import identity_path
 from .cache_folder import CacheReport, Eviction, evict, mark, report
 from .episodes import ArrayFrames, BadEpisodeError, Episode, FrameSource
 from .kept_rows import FORMAT, KeptRows
@@ -240,7 +241,7 @@ def _transform(encoder: VisionEncoder) -> str:
 
 
 def _named(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    return identity_path(type(value))
 
 
 def _half(values: np.ndarray, places: np.ndarray, who: str) -> np.ndarray:

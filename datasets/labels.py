@@ -13,10 +13,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..core.batch import Labelled, PreferencePairs, TrajectoryBatch
+from ..core.edit import identity_map, reindex
 from .negatives import (
     clip_map,
-    identity_map,
-    reorder,
     reverse_map,
     rewind_map,
     stall_map,
@@ -339,7 +338,7 @@ class LabelFactory:
             possible[row] = bool(donor[row] >= 0) or texts[row] is not None
         impossible = (kind > 0) & ~possible
         kind = torch.where(impossible, 0, kind)
-        batch = reorder(batch, _time_map(batch, kind, where))
+        batch = reindex(batch, _time_map(batch, kind, where))
         batch = with_video_of(batch, torch.where(kind == KINDS.index("cross_task"), donor, -1))
         batch = with_instruction_of(batch, torch.where(kind == KINDS.index("wrong_instruction"), donor, -1))
         batch = with_texts(batch, texts) if any(text is not None for text in texts) else batch

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
+from ..core.edit import reindex
 from ..core.interfaces import RewardModel
 from ..datasets.labels import with_progress_targets, with_success_targets
-from ..datasets.negatives import reorder, reverse_map
+from ..datasets.negatives import reverse_map
 from .predictions import MODEL, Judged, Reading
 
 
@@ -187,7 +188,7 @@ def shuffle_map(batch: TrajectoryBatch, seed: int) -> Int[Tensor, "B Tp1"]:
 
 
 def _replay(reward: RewardModel, batch: TrajectoryBatch, time_map: Tensor) -> tuple[TrajectoryBatch, RewardEstimates]:
-    shown = reorder(batch, time_map)
+    shown = reindex(batch, time_map)
     return shown, ask(reward, shown)
 
 

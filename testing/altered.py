@@ -1,13 +1,13 @@
 """Batches altered in what must not matter (padding) or must not be known yet (the future)."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..core.batch import End, Labelled, Sampled, TrajectoryBatch
+from ..core.edit import Edit, pad, truncate
 
 
 def _fill(values: Tensor, kept: Tensor) -> Tensor:
@@ -20,66 +20,31 @@ def _fill(values: Tensor, kept: Tensor) -> Tensor:
 
 
 def junk_padding(batch: TrajectoryBatch) -> TrajectoryBatch:
-    """The same rows with rubbish in the padding."""
-    index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
-    reached = index <= batch.steps[:, None]
+    """Put rubbish into the padding of every field."""
+    reached = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device) <= batch.steps[:, None]
 
-    def columns(stored: Mapping[str, Labelled]) -> dict[str, Labelled]:
-        filled = {}
-        for name, column in stored.items():
-            kept = batch.mask if column.valid.shape == batch.mask.shape else reached
-            filled[name] = Labelled(values=_fill(column.values, kept & column.valid), valid=column.valid & kept)
-        return filled
+    def column(column: Labelled, per_step: bool) -> Labelled:
+        valid = column.valid & (batch.mask if per_step else reached)
+        return Labelled(values=_fill(column.values, valid), valid=valid)
 
-    def samples(stored: Mapping[str, Sampled]) -> dict[str, Sampled]:
-        return {name: Sampled(values=_fill(s.values, s.mask), step=s.step) for name, s in stored.items()}
-
-    return replace(
-        batch,
-        state=_fill(batch.state, reached),
-        actions=_fill(batch.actions, batch.mask),
-        weight=_fill(batch.weight, batch.mask),
-        frames=samples(batch.frames),
-        features=samples(batch.features),
-        labels=columns(batch.labels),
-        tracks=columns(batch.tracks),
-        recorded=columns(batch.recorded),
-        behaviour={name: _fill(value, batch.decision_mask) for name, value in batch.behaviour.items()},
+    edit = Edit(
+        step=lambda values: _fill(values, batch.mask),
+        observation=lambda values: _fill(values, reached),
+        sample=lambda sampled: Sampled(values=_fill(sampled.values, sampled.mask), step=sampled.step),
+        decision=lambda values, fill: values if fill else _fill(values, batch.decision_mask),
+        column=column,
     )
+    return replace(batch, **{**edit.fields(batch), "mask": batch.mask})
 
 
 def pad_steps(batch: TrajectoryBatch, extra: int) -> TrajectoryBatch:
-    """The same rows with more padding at the end of time."""
-
-    def longer(values: Tensor, value: int = 0) -> Tensor:
-        more = values.new_full((values.shape[0], extra, *values.shape[2:]), value)
-        return torch.cat([values, more], dim=1)
-
-    def columns(stored: Mapping[str, Labelled]) -> dict[str, Labelled]:
-        return {n: Labelled(values=longer(c.values), valid=longer(c.valid)) for n, c in stored.items()}
-
-    def samples(stored: Mapping[str, Sampled]) -> dict[str, Sampled]:
-        return {n: Sampled(values=longer(s.values), step=longer(s.step, -1)) for n, s in stored.items()}
-
-    return replace(
-        batch,
-        state=longer(batch.state),
-        actions=longer(batch.actions),
-        mask=longer(batch.mask),
-        weight=longer(batch.weight),
-        frames=samples(batch.frames),
-        features=samples(batch.features),
-        labels=columns(batch.labels),
-        tracks=columns(batch.tracks),
-        recorded=columns(batch.recorded),
-        decision_step=longer(batch.decision_step, -1),
-        behaviour={name: longer(value) for name, value in batch.behaviour.items()},
-    )
+    """Add padding at the end of time, of every clock."""
+    return pad(batch, batch.mask.shape[1] + extra, samples=extra, decisions=extra)
 
 
 def with_other_future(batch: TrajectoryBatch, step: int) -> TrajectoryBatch:
-    """The same batch, but all that happens after observation ``step`` + 1 is different, how rows end included."""
-    later = (batch.steps > step + 1)[:, None]  # rows that go on after that observation
+    """Change all that happens after observation ``step`` + 1, how rows end included."""
+    goes_on = batch.steps > step + 1  # rows that have anything after that observation
     generator = torch.Generator().manual_seed(step)
 
     def other(values: Tensor, after: Tensor) -> Tensor:
@@ -88,57 +53,35 @@ def with_other_future(batch: TrajectoryBatch, step: int) -> TrajectoryBatch:
         noise = noise < 0.5 if values.dtype == torch.bool else (noise * 200).to(values.dtype)
         return torch.where(after, noise, values)
 
-    def after(length: int, first: int) -> Tensor:
-        return later & (torch.arange(length, device=batch.mask.device) >= first)
+    def later(values: Tensor, first: int) -> Tensor:
+        return other(values, goes_on[:, None] & (torch.arange(values.shape[1], device=batch.mask.device) >= first))
 
-    def columns(stored: Mapping[str, Labelled]) -> dict[str, Labelled]:
-        changed = {}
-        for name, column in stored.items():
-            per_step = column.valid.shape == batch.mask.shape
-            future = after(column.valid.shape[1], step + 1 if per_step else step + 2)
-            changed[name] = Labelled(values=other(column.values, future), valid=column.valid)
-        return changed
-
-    def samples(stored: Mapping[str, Sampled]) -> dict[str, Sampled]:
-        return {n: Sampled(values=other(s.values, s.step > step + 1), step=s.step) for n, s in stored.items()}
-
-    goes_on = later[:, 0]
-    ended = torch.where(batch.end == End.SUCCESS, int(End.FAILURE), int(End.SUCCESS))
+    edit = Edit(
+        step=lambda values: later(values, step + 1),
+        observation=lambda values: later(values, step + 2),
+        sample=lambda s: Sampled(values=other(s.values, s.step > step + 1), step=s.step),
+        decision=lambda values, fill: values,
+        column=lambda column, per_step: Labelled(
+            values=later(column.values, step + 1 if per_step else step + 2), valid=column.valid
+        ),
+    )
     return replace(
         batch,
-        state=other(batch.state, after(batch.state.shape[1], step + 2)),
-        actions=other(batch.actions, after(batch.mask.shape[1], step + 1)),
-        frames=samples(batch.frames),
-        features=samples(batch.features),
-        end=torch.where(goes_on, ended, batch.end),
-        terminated=batch.terminated | goes_on,
-        success=torch.where(goes_on, 1 - batch.success, batch.success),
-        success_known=batch.success_known | goes_on,
-        length=torch.where(goes_on, 2 * batch.length, batch.length),
-        labels=columns(batch.labels),
-        tracks=columns(batch.tracks),
-        recorded=columns(batch.recorded),
+        **{
+            **edit.fields(batch),
+            "mask": batch.mask,
+            "weight": batch.weight,
+            "end": torch.where(
+                goes_on, torch.where(batch.end == End.SUCCESS, int(End.FAILURE), int(End.SUCCESS)), batch.end
+            ),
+            "terminated": batch.terminated | goes_on,
+            "success": torch.where(goes_on, 1 - batch.success, batch.success),
+            "success_known": batch.success_known | goes_on,
+            "length": torch.where(goes_on, 2 * batch.length, batch.length),
+        },
     )
 
 
 def cut_after(batch: TrajectoryBatch, step: int) -> TrajectoryBatch:
-    """Rows as they were known at observation ``step`` + 1, in the shape of the whole batch."""
-    index = torch.arange(batch.mask.shape[1], device=batch.mask.device)
-    goes_on = batch.steps > step + 1
-    samples = {
-        field: {
-            name: Sampled(values=s.values, step=torch.where(s.step > step + 1, -1, s.step))
-            for name, s in getattr(batch, field).items()
-        }
-        for field in ("frames", "features")
-    }
-    return replace(
-        batch,
-        mask=batch.mask & (index <= step),
-        end=torch.where(goes_on, int(End.CUT), batch.end),
-        terminated=batch.terminated & ~goes_on,
-        last_observed=batch.last_observed | goes_on,
-        decision_step=torch.where(batch.decision_step > step, -1, batch.decision_step),
-        frames=samples["frames"],
-        features=samples["features"],
-    )
+    """Return rows as they were known at observation ``step`` + 1, in the shape of the whole batch."""
+    return pad(truncate(batch, step + 1), batch.mask.shape[1])

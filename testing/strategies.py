@@ -21,6 +21,8 @@ def trajectory_batches(
     cameras: Sequence[str] = (),
     min_length: int = 0,
     stored_labels: bool = True,
+    tracks: bool = False,
+    chunks: bool = False,
 ) -> TrajectoryBatch:
     """Hypothesis strategy: batches of any lengths, ends and outcomes, with NaN in the padding.
 
@@ -33,6 +35,8 @@ def trajectory_batches(
         cameras: Each gets 4 × 4 frames at observation 0 and some others.
         min_length: Fewest real steps of a row; 0 allows rows without any.
         stored_labels: Store recorded rewards and, sometimes, progress and success labels with gaps.
+        tracks: Store a track per step, one per observation and features of an encoder.
+        chunks: Record decisions at some steps only, with sampled chunks and log-probabilities.
     """
     rows = draw(st.integers(1, max_rows))
     steps = draw(st.integers(max(1, min_length), max_steps))
@@ -60,6 +64,21 @@ def trajectory_batches(
         step = torch.where(shown, index, steps + 1).sort(1).values
         pixels = torch.randint(0, 256, (rows, steps + 1, 3, 4, 4), generator=generator, dtype=torch.uint8)
         frames[camera] = Sampled(values=pixels, step=torch.where(step > steps, -1, step))
+    features: dict[str, Sampled] = {}
+    followed: dict[str, Labelled] = {}
+    if tracks:
+        step = torch.where(torch.arange(steps + 1) <= length[:, None], torch.arange(steps + 1), -1)[:, :2]
+        features = {"encoder/front": Sampled(values=torch.rand(rows, step.shape[1], 3, generator=generator), step=step)}
+        point = Labelled(values=torch.rand(rows, steps + 1, 3, generator=generator), valid=flags(rows, steps + 1))
+        followed = {"grasped": labelled(steps), "object": point}
+    decided: dict[str, Any] = {}
+    if chunks:
+        index = torch.where(flags(rows, steps) & mask, torch.arange(steps), steps).sort(1).values
+        count = int((index < steps).sum(1).max())
+        index = torch.where(index == steps, -1, index)[:, :count]
+        sample = torch.randn(rows, count, 2, actions, generator=generator)
+        log_prob = torch.randn(rows, count, 4, generator=generator)
+        decided = {"decision_step": index, "behaviour": {"sample": sample, "log_prob": log_prob}}
     batch = TrajectoryBatch(
         state=torch.randn(rows, steps + 1, states, generator=generator),
         actions=torch.randn(rows, steps, actions, generator=generator),
@@ -71,5 +90,8 @@ def trajectory_batches(
         last_observed=flags(rows) | (length < 2),
         labels=labels,
         recorded={"reward": labelled(steps)} if stored_labels else {},
+        features=features,
+        tracks=followed,
+        **decided,
     )
     return junk_padding(batch)

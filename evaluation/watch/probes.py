@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...backbones.model_inputs import inputs_of
-from ...core.batch import Labelled, Sampled, TrajectoryBatch
+from ...core.batch import Sampled, TrajectoryBatch
+from ...core.edit import reindex, truncate, without_outcome
 from ...core.interfaces import RewardModel
 from ...core.intervals import wilson_interval
-from ...datasets.negatives import reorder, reverse_map, stall_map
+from ...datasets.negatives import reverse_map, stall_map
 from ...rewards.observed import ObservedReward
 from .metrics import Score, best_and_last, score_kind, score_track
 
@@ -97,7 +98,7 @@ def probe(
     order = order[reached[order].int().argsort(descending=True, stable=True)][:rows]
     place = torch.where(valid, track, -torch.inf).argmax(1)
     length = torch.where(reached, place, batch.steps)[order]
-    clips, reached = _cut(batch[order], length), reached[order]
+    clips, reached = truncate(without_outcome(batch[order]), length), reached[order]
     found: dict[str, ProbeResult] = {}
     altered = {"honest": clips, **_altered(reward, clips, instructions)}
     for name, clip in altered.items():
@@ -146,38 +147,12 @@ def _rises(track: Float[Tensor, "B Tp1"], valid: Bool[Tensor, "B Tp1"], threshol
     return valid.any(1) & (first < threshold) & (valid & (track >= threshold)).any(1)
 
 
-def _cut(batch: TrajectoryBatch, length: Int[Tensor, " B"]) -> TrajectoryBatch:
-    """The first steps of every row, with nothing but what a reward model may look at."""
-    steps = int(length.max())
-    mask = torch.arange(steps, device=batch.mask.device)[None] < length[:, None]
-
-    def shown(sampled: Sampled) -> Sampled:
-        late = sampled.step > length.to(sampled.step.device)[:, None]
-        return Sampled(values=sampled.values, step=torch.where(late, -1, sampled.step))
-
-    def known(track: Labelled) -> Labelled:
-        early = torch.arange(steps + 1, device=mask.device)[None] <= length[:, None]
-        return Labelled(values=track.values[:, : steps + 1], valid=track.valid[:, : steps + 1] & early)
-
-    return TrajectoryBatch(
-        state=batch.state[:, : steps + 1],
-        actions=batch.actions[:, :steps],
-        mask=mask,
-        frames={name: shown(sampled) for name, sampled in batch.frames.items()},
-        features={name: shown(sampled) for name, sampled in batch.features.items()},
-        tracks={name: known(track) for name, track in batch.tracks.items()},
-        instructions=batch.instructions,
-        task=batch.task,
-        last_observed=batch.last_observed | (length < batch.steps),
-    )
-
-
 def _altered(reward: RewardModel, clips: TrajectoryBatch, instructions: Sequence[str]) -> dict[str, TrajectoryBatch]:
     """Return the clips altered by every probe that is defined."""
     observed, width = clips.observed.sum(1), clips.mask.shape[1] + 1
     altered = {
-        "frozen": reorder(clips, stall_map(observed, torch.zeros_like(observed), width)),
-        "reversed": reorder(clips, reverse_map(observed, width)),
+        "frozen": reindex(clips, stall_map(observed, torch.zeros_like(observed), width)),
+        "reversed": reindex(clips, reverse_map(observed, width)),
     }
     known = list(dict.fromkeys(instructions or clips.instructions))
     others = [[text for text in known if text != own] for own in clips.instructions]

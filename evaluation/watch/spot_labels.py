@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ...core.batch import End, Labelled, Sampled, TrajectoryBatch
+from ...core.edit import concat, truncate, without_outcome
 from ...core.files import replacing
 from .json_lines import read_json_lines, write_json_lines
 
@@ -22,65 +23,24 @@ _SHOWN = 8  # frames of a camera in the picture
 
 
 def stack_rows(rows: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
-    """One batch on the host of rows of any length: observations, actions, instructions, and tracks that all rows have.
+    """Join rows of any length to one batch on the host, without their outcomes.
 
     Raises:
-        ValueError: If there is no row, or one holds other cameras or features than the first.
+        ValueError: If there is no row.
     """
-    if not rows:
-        raise ValueError("expected at least one row to stack, got none")
-    single = [row[i].to("cpu") for row in rows for i in range(len(row))]
-    longest = max(int(row.steps[0]) for row in single)
-
-    def padded(values: Tensor, length: int) -> Tensor:
-        values = values[:, :length]
-        filled = values.new_zeros((1, length, *values.shape[2:]))
-        filled[:, : values.shape[1]] = values
-        return filled
-
-    def sampled(name: str, kind: str) -> Sampled:
-        found = [cast(Mapping[str, Sampled], getattr(row, kind)).get(name) for row in single]
-        if any(s is None for s in found):
-            raise ValueError(f"cannot stack rows: some hold {kind} of {name!r}, some do not")
-        given = [cast(Sampled, s) for s in found]
-        width = max(s.step.shape[1] for s in given)
-        step = [torch.nn.functional.pad(s.step, (0, width - s.step.shape[1]), value=-1) for s in given]
-        return Sampled(values=torch.cat([padded(s.values, width) for s in given]), step=torch.cat(step))
-
-    def tracked(name: str) -> Labelled:
-        return Labelled(
-            values=torch.cat([padded(row.tracks[name].values, longest + 1) for row in single]),
-            valid=torch.cat([padded(row.tracks[name].valid, longest + 1) for row in single]),
-        )
-
-    return TrajectoryBatch(
-        state=torch.cat([padded(row.state, longest + 1) for row in single]),
-        actions=torch.cat([padded(row.actions, longest) for row in single]),
-        mask=torch.arange(longest)[None] < torch.cat([row.steps for row in single])[:, None],
-        frames={n: sampled(n, "frames") for n in dict.fromkeys(name for row in single for name in row.frames)},
-        features={n: sampled(n, "features") for n in dict.fromkeys(name for row in single for name in row.features)},
-        tracks={n: tracked(n) for n in single[0].tracks if all(n in row.tracks for row in single)},
-        instructions=tuple(text for row in single for text in row.instructions),
-        last_observed=torch.cat([row.last_observed for row in single]),
-    )
+    return concat([truncate(without_outcome(row.to("cpu")), row.steps.cpu()) for row in rows])
 
 
 def as_failures(batch: TrajectoryBatch) -> TrajectoryBatch:
-    """Say of every row that it failed: success 0 at every observation, the outcome known."""
+    """Label every row as a failure: success 0 at every observation, the outcome known."""
     known = batch.observed
-    zeros = torch.zeros(known.shape, device=known.device)
-    return TrajectoryBatch(
-        state=batch.state,
-        actions=batch.actions,
-        mask=batch.mask,
-        frames=batch.frames,
-        features=batch.features,
-        tracks=batch.tracks,
-        instructions=batch.instructions,
-        task=batch.task,
+    return replace(
+        without_outcome(batch),
         end=torch.full_like(batch.end, int(End.FAILURE)),
-        last_observed=batch.last_observed,
-        labels={"success": Labelled(values=zeros, valid=known)},
+        terminated=torch.ones_like(batch.terminated),
+        success=torch.zeros_like(batch.success),
+        success_known=torch.ones_like(batch.success_known),
+        labels={"success": Labelled(values=torch.zeros(known.shape, device=known.device), valid=known)},
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ...core.batch import End, Labelled, Observation, TrajectoryBatch
 from ...core.interfaces import Policy
+from ...core.joining import join_fields
 from ...envs.vector import Context, VectorEnv, make_task
 
 
@@ -209,68 +211,62 @@ def batch_pieces(pieces: Sequence[Piece], instruction: str = "", hide_outcome: b
         ValueError: If there is no piece, pieces hold different tracks, or an outcome that should be hidden shows in how
             a piece ended.
     """
-    if not pieces:
-        raise ValueError("expected at least one piece of an episode, got none")
     if hide_outcome and any(p.end in (End.SUCCESS, End.FAILURE) for p in pieces):
         raise ValueError(
             "the outcome cannot be hidden: an episode ended because of it; collect with end_on_success=False"
         )
-    real = torch.tensor([len(p.actions) for p in pieces])
-    longest = int(real.max())
-    mask = torch.arange(longest)[None] < real[:, None]
-    decision_step = _stack([np.array(p.decision_step, np.int64) for p in pieces], fill=-1)
-    fresh = torch.tensor([p.fresh for p in pieces])
-    end = torch.tensor([int(p.end) for p in pieces])
-    behaviour = {name: _stack([np.stack(p.behaviour[name]) for p in pieces]) for name in pieces[0].behaviour}
-    success = torch.tensor([float(any(p.success)) for p in pieces])
-    finished = end != End.CUT
-    flags = _stack([np.array(p.success, np.float32) for p in pieces])
-    asked = torch.nn.functional.pad(mask, (1, 0), value=False)  # observation 0 has no flag
-    reward = _stack([np.array(p.reward, np.float32) for p in pieces])
-    return TrajectoryBatch(
-        state=_stack([np.stack(p.state) for p in pieces]),
-        actions=_stack([np.stack(p.actions) for p in pieces]),
-        mask=mask,
-        instructions=(instruction,) * len(pieces),
-        task=torch.zeros(len(pieces), dtype=torch.long),
-        end=end,
-        length=real + (end == End.CUT).long(),
-        success=torch.zeros_like(success) if hide_outcome else success,
-        success_known=torch.zeros_like(finished) if hide_outcome else finished,
-        group=torch.tensor([p.context.index for p in pieces]),
-        weight=(mask & (torch.arange(longest)[None] >= fresh[:, None])).float(),
-        labels={} if hide_outcome else {"success": Labelled(values=flags, valid=asked)},
-        tracks=_tracks(pieces),
-        recorded={} if hide_outcome else {"reward": Labelled(values=reward, valid=mask)},
-        decision_step=decision_step,
-        behaviour=behaviour,
-    )
-
-
-def _tracks(pieces: Sequence[Piece]) -> dict[str, Labelled]:
-    """Tracks by name, valid at every observation of a piece where they are finite."""
-    widths = pieces[0].track_widths
     for piece in pieces:
-        if piece.track_widths != widths:
-            raise ValueError(f"expected pieces of one task, got the tracks {widths} and {piece.track_widths}")
-    if not widths:
+        if piece.track_widths != pieces[0].track_widths:
+            raise ValueError(
+                f"expected pieces of one task, got the tracks {pieces[0].track_widths} and {piece.track_widths}"
+            )
+    return TrajectoryBatch(**join_fields([_row(piece, instruction, hide_outcome) for piece in pieces]))
+
+
+def _row(piece: Piece, instruction: str, hide_outcome: bool) -> dict[str, Any]:
+    """Make the fields of one row, each with a leading dimension of 1."""
+    steps = len(piece.actions)
+    goes_on = piece.end == End.CUT
+    asked = torch.arange(steps + 1)[None] > 0  # observation 0 has no flag
+    mask = torch.ones(1, steps, dtype=torch.bool)
+    row: dict[str, Any] = {
+        "state": _tensor(np.stack(piece.state)),
+        "actions": _tensor(np.stack(piece.actions)),
+        "mask": mask,
+        "instructions": (instruction,),
+        "task": [0],
+        "end": [int(piece.end)],
+        "length": [steps + int(goes_on)],
+        "success": [0.0 if hide_outcome else float(any(piece.success))],
+        "success_known": [not hide_outcome and not goes_on],
+        "group": [piece.context.index],
+        "weight": (torch.arange(steps) >= piece.fresh).float()[None],
+        "tracks": _tracks(piece),
+        "decision_step": torch.tensor([piece.decision_step], dtype=torch.long),
+        "behaviour": {name: _tensor(np.stack(parts)) for name, parts in piece.behaviour.items()},
+    }
+    if not hide_outcome:
+        flags = _tensor(np.array(piece.success, np.float32))
+        row["labels"] = {"success": Labelled(values=flags, valid=asked)}
+        row["recorded"] = {"reward": Labelled(values=_tensor(np.array(piece.reward, np.float32)), valid=mask)}
+    return row
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values)[None]
+
+
+def _tracks(piece: Piece) -> dict[str, Labelled]:
+    """Split the tracks of a piece by name; they are valid where they are finite."""
+    if not piece.track_widths:
         return {}
-    joined = _stack([np.stack(p.tracks) for p in pieces])
-    made = torch.arange(joined.shape[1])[None] < torch.tensor([len(p.tracks) for p in pieces])[:, None]
+    widths = piece.track_widths
     found: dict[str, Labelled] = {}
-    for name, values in zip(widths, joined.split(list(widths.values()), dim=2), strict=True):
-        valid = made & values.isfinite().all(2)
+    for name, values in zip(widths, _tensor(np.stack(piece.tracks)).split(list(widths.values()), dim=2), strict=True):
+        valid = values.isfinite().all(2)
         known = torch.where(valid[..., None], values, 0.0)
         found[name] = Labelled(values=known[..., 0] if widths[name] == 1 else known, valid=valid)
     return found
-
-
-def _stack(arrays: Sequence[np.ndarray], fill: float | int = 0) -> Tensor:
-    longest = max(len(a) for a in arrays)
-    stacked = np.full((len(arrays), longest, *arrays[0].shape[1:]), fill, arrays[0].dtype)
-    for row, values in enumerate(arrays):
-        stacked[row, : len(values)] = values
-    return torch.from_numpy(stacked)
 
 
 def split_evenly(total: int, parts: int) -> list[int]:

@@ -315,7 +315,11 @@ DAMAGED = {
         ValueError,
         "not a component guerdon wrote",
     ),
-    "a later format": (lambda f: change(f, format=2), ValueError, "has format 2, this version of guerdon reads 1"),
+    "a later format": (
+        lambda f: change(f, format=3),
+        ValueError,
+        "has format 3, this version of guerdon reads 1 and 2",
+    ),
     "a class that is gone": (
         lambda f: change(f, class_path="guerdon.policies.gaussian.Poisson"),
         ValueError,

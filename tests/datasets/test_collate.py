@@ -183,29 +183,29 @@ def test_points_and_mixed_number_types_are_padded_together():
 
 
 WRONG = {
-    "nothing": (lambda: collate([]), "at least one episode"),
+    "nothing": (lambda: collate([]), "at least one row"),
     "two state widths": (
         lambda: collate([episode(1, 2), episode(2, 2, state=np.zeros((3, 5), np.float32))]),
-        r"one state width in a batch, got \[2, 5\]: batch data sets apart",
+        r"state: expected one size in a batch, got \(2,\), \(5,\): batch data of different widths apart",
     ),
     "two action widths": (
         lambda: collate([episode(1, 2), episode(2, 2, actions=np.zeros((2, 4), np.float32))]),
-        r"one action width in a batch, got \[1, 4\]",
+        r"actions: expected one size in a batch, got \(1,\), \(4,\)",
     ),
     "a column of two shapes": (
         lambda: collate([episode(1, 2), episode(2, 2, labels={"progress": Column.known(np.zeros((3, 2)))})]),
-        "column 'progress': episodes disagree",
+        r"labels\['progress'\]: expected one size in a batch, got \(\), \(2,\)",
     ),
     "a column of two clocks": (
         lambda: collate([episode(1, 2), episode(2, 2, labels={"progress": Column.known(np.zeros(2))})]),
-        "column 'progress': episodes disagree",
+        r"labels\['progress'\]: expected a value per step or per observation in all rows, got both",
     ),
     "frames of two sizes": (
         lambda: collate(
             [episode(1, 2, frames={"top": frames(1, [0])}), episode(2, 2, frames={"top": frames(2, [0], (4, 4))})],
             cameras=["top"],
         ),
-        "camera 'top': of different sizes.*frame_size",
+        r"frames\['top'\]: expected one size.*frame_size",
     ),
     "no frame in the window": (
         lambda: collate([Window(episode=episode(1, 4, {"top": [3]}), offset=0, steps=2)], cameras=["top"]),

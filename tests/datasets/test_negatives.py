@@ -4,11 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guerdon.core.batch import End, Labelled, Sampled, TrajectoryBatch
+from guerdon.core.edit import identity_map, reindex
 from guerdon.datasets.labels import with_progress_targets, with_success_targets
 from guerdon.datasets.negatives import (
     clip_map,
-    identity_map,
-    reorder,
     reverse_map,
     rewind_map,
     stall_map,
@@ -42,7 +41,7 @@ def test_maps_by_hand():
     assert reverse_map(torch.tensor([3]), 5).tolist() == [[2, 1, 0, -1, -1]]
 
 
-def test_reorder_moves_everything_with_its_observation():
+def test_reindex_moves_everything_with_its_observation():
     batch = rows(
         [4, 3],
         [End.SUCCESS, End.SUCCESS],
@@ -58,7 +57,7 @@ def test_reorder_moves_everything_with_its_observation():
     batch = with_progress_targets(batch)
     time_map = identity_map(batch)
     time_map[0] = torch.tensor([0, 1, 2, 1, 0])
-    new = reorder(batch, time_map)
+    new = reindex(batch, time_map)
     assert new.state[0, :, 0].tolist() == [0, 1, 2, 1, 0]
     assert new.actions[0, :, 0].tolist() == [100, 101, 0, 0]
     assert new.weight[0].tolist() == [1, 2, 2, 1]  # the same stretch of the recording, in either direction
@@ -81,17 +80,17 @@ def test_a_reversed_row_starts_with_the_frame_held_there():
     step = torch.tensor([[0, 2]])
     frames = {"wrist": Sampled(values=torch.tensor([7, 9], dtype=torch.uint8).view(1, 2, 1, 1, 1), step=step)}
     batch = rows([4], [End.SUCCESS], frames=frames)
-    new = reorder(batch, reverse_map(torch.tensor([5]), 5)).frames["wrist"]
+    new = reindex(batch, reverse_map(torch.tensor([5]), 5)).frames["wrist"]
     # visits 4, 3, 2, 1, 0: at 4 the frame of 2 is held, it comes again at its own place, the first frame at the end
     assert new.step.tolist() == [[0, 2, 4]] and new.values.flatten().tolist() == [9, 9, 7]
 
 
-def test_reorder_refuses_what_was_not_observed():
+def test_reindex_refuses_what_was_not_observed():
     batch = rows([3], [End.SUCCESS], last_observed=torch.tensor([False]))
     with pytest.raises(ValueError, match=r"visits observation 3: it made 0 … 2"):
-        reorder(batch, torch.tensor([[3, 2, 1, 0]]))
+        reindex(batch, torch.tensor([[3, 2, 1, 0]]))
     with pytest.raises(ValueError, match="gap"):
-        reorder(batch, torch.tensor([[1, -1, 0, -1]]))
+        reindex(batch, torch.tensor([[1, -1, 0, -1]]))
 
 
 @settings(max_examples=50, deadline=None)
@@ -100,8 +99,8 @@ def test_reversing_twice_gives_the_observations_back(batch):
     if not bool((batch.steps > 0).all()):
         return
     count = batch.observed.sum(1)
-    once = reorder(batch, reverse_map(count, batch.state.shape[1]))
-    twice = reorder(once, reverse_map(once.observed.sum(1), batch.state.shape[1]))
+    once = reindex(batch, reverse_map(count, batch.state.shape[1]))
+    twice = reindex(once, reverse_map(once.observed.sum(1), batch.state.shape[1]))
     seen = batch.observed[..., None].expand_as(batch.state)
     assert torch.equal(twice.state[seen], batch.state[seen])
 
@@ -146,12 +145,12 @@ def test_standing_still_repeats_the_frame_and_stops_progress():
     }
     batch = with_progress_targets(rows([4], [End.SUCCESS], frames=frames))
     for last, progress in ((2, [0, 0.25, 0.5, 0.5, 0.5]), (3, [0, 0.25, 0.5, 0.75, 0.75])):
-        new = reorder(batch, stall_map(torch.tensor([5]), torch.tensor([last]), 5))
+        new = reindex(batch, stall_map(torch.tensor([5]), torch.tensor([last]), 5))
         assert new.labels["progress"].values.tolist() == [progress]
         # at 4 the camera shows what it showed at 2, also where time stopped between two of its frames
         assert new.frames["wrist"].step.tolist() == [[0, 2, 4]]
         assert new.frames["wrist"].values.flatten().tolist() == [7, 8, 8]
-    new = reorder(batch, stall_map(torch.tensor([5]), torch.tensor([2]), 5))
+    new = reindex(batch, stall_map(torch.tensor([5]), torch.tensor([2]), 5))
     assert new.actions.flatten().tolist() == [100, 101, 0, 0] and new.decision_step.tolist() == [[0, 1, -1, -1]]
 
 
@@ -162,15 +161,15 @@ def test_a_frame_that_time_jumps_over_is_seen_as_soon_as_it_would_have_been():
         )
     }
     batch = rows([4], [End.SUCCESS], frames=frames)
-    new = reorder(batch, torch.tensor([[0, 2, 4, -1, -1]])).frames["wrist"]
+    new = reindex(batch, torch.tensor([[0, 2, 4, -1, -1]])).frames["wrist"]
     # at 2 still the first frame; at 4 its own, the one of 3 was never the newest
     assert new.step.tolist() == [[0, 2]] and new.values.flatten().tolist() == [7, 9]
-    jumped = reorder(rows([5], [End.SUCCESS], frames=frames), torch.tensor([[0, 2, 5, -1, -1, -1]])).frames["wrist"]
+    jumped = reindex(rows([5], [End.SUCCESS], frames=frames), torch.tensor([[0, 2, 5, -1, -1, -1]])).frames["wrist"]
     assert jumped.step.tolist() == [[0, 2]] and jumped.values.flatten().tolist() == [
         7,
         9,
     ]  # 4 was passed on the way to 5
-    back = reorder(rows([5], [End.SUCCESS], frames=frames), torch.tensor([[5, 2, 0, -1, -1, -1]])).frames["wrist"]
+    back = reindex(rows([5], [End.SUCCESS], frames=frames), torch.tensor([[5, 2, 0, -1, -1, -1]])).frames["wrist"]
     assert back.step.tolist() == [[0, 2]] and back.values.flatten().tolist() == [9, 7]  # at 2 nothing new is shown
 
 

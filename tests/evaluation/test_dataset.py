@@ -182,7 +182,7 @@ def test_opening_a_model_for_use(tmp_path):
     for path in (tmp_path / "run", tmp_path / "run" / "model"):  # a run directory means the model in it
         reward, said = open_reward_model(path, "cpu")
         assert isinstance(reward, ProgressReward) and not reward.training
-        assert said["class_path"] == "guerdon.rewards.progress.ProgressReward" and len(said["hash"]) == 16
+        assert said["class_path"] == "guerdon.ProgressReward" and len(said["hash"]) == 16
     with pytest.raises(FileNotFoundError):
         open_reward_model(tmp_path)
     with pytest.raises(ValueError, match="cannot use device 'nonsense'"):

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from guerdon.backbones.language import HashedText
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End, Labelled, Sampled, TrajectoryBatch
+from guerdon.core.edit import reindex
 from guerdon.core.metrics import value_order_correlation
 from guerdon.datasets.labels import LabelFactory
-from guerdon.datasets.negatives import reorder, reverse_map
+from guerdon.datasets.negatives import reverse_map
 from guerdon.rewards.progress import ProgressReward
 from guerdon.testing import check_reward_model, trajectory_batches
 
@@ -231,7 +232,7 @@ def test_progress_is_learned_and_runs_backwards_on_reversed_trajectories(seed):
     unseen = reaches(40, 100 + seed)
     with torch.no_grad():
         order = value_order_correlation(model(unseen).progress.values, unseen.mask)
-        backwards = reorder(unseen, reverse_map(unseen.observed.sum(1), unseen.state.shape[1]))
+        backwards = reindex(unseen, reverse_map(unseen.observed.sum(1), unseen.state.shape[1]))
         reversed_order = value_order_correlation(model(backwards).progress.values, backwards.mask)
     assert number(order.nanmean()) > 0.9
     assert number(reversed_order.nanmean()) < -0.5

@@ -101,7 +101,7 @@ def test_the_metadata_say_what_was_scored_with_what(data, tmp_path):
     assert metadata["data"] == str(data.resolve()) and metadata["model"] == str(tmp_path / "model")
     assert metadata["model_hash"] == component_hash(tmp_path / "model")
     assert metadata["configuration"]["init_args"]["state_size"] == 3
-    assert metadata["class_path"] == "guerdon.rewards.progress.ProgressReward"
+    assert metadata["class_path"] == "guerdon.ProgressReward"
     assert metadata["version"] and metadata["created_at"].startswith("20")
     raw = pq.read_schema(report.path).metadata
     assert raw[b"data"].decode() == str(data.resolve()) and json.loads(raw[b"configuration"])["init_args"]

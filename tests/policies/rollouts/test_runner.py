@@ -381,7 +381,7 @@ def test_an_outcome_that_shows_in_how_an_episode_ended_is_refused(index):
 
 
 def test_no_piece_is_no_batch():
-    with pytest.raises(ValueError, match="at least one piece"):
+    with pytest.raises(ValueError, match="at least one row"):
         batch_pieces([])
 
 

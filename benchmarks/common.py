@@ -1,0 +1,78 @@
+"""Helpers of the benchmarks: a command line with a result file, a silent trainer, intervals of success rates."""
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import lightning
+import numpy as np
+
+from guerdon.core.files import write_json
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def command_line(description: str | None, result: str | None = None) -> argparse.ArgumentParser:
+    """Make the argument parser of a benchmark.
+
+    Args:
+        description: Docstring of the module.
+        result: Name of the result file without its ending; adds the option ``--out``.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if result is not None:
+        parser.add_argument("--out", type=Path, default=RESULTS / f"{result}.json", help="default: %(default)s")
+    return parser
+
+
+def silent_trainer(epochs: int, **settings: Any) -> lightning.Trainer:
+    """Make a trainer on the CPU without logs, checkpoints, bars and validation.
+
+    Args:
+        epochs: Epochs to train for.
+        settings: Further arguments of `lightning.Trainer`, which take precedence.
+    """
+    chosen: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    chosen |= {"enable_model_summary": False, "enable_progress_bar": False}
+    chosen |= {"num_sanity_val_steps": 0, "limit_val_batches": 0}
+    return lightning.Trainer(max_epochs=epochs, **(chosen | settings))
+
+
+def success_interval(rates: Sequence[float], episodes: int, samples: int = 10_000) -> tuple[float, float]:
+    """Return the 95 % interval of a mean success rate: seeds are resampled, then the episodes of each.
+
+    Args:
+        rates: Success rate of each seed.
+        episodes: Episodes behind each rate.
+        samples: Bootstrap resamples.
+    """
+    draw = np.random.default_rng(0)
+    chosen = np.asarray(rates)[draw.integers(len(rates), size=(samples, len(rates)))]
+    means = (draw.binomial(episodes, chosen) / episodes).mean(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, smallest and largest of repeated measurements."""
+    return {"median": median(values), "low": min(values), "high": max(values)}
+
+
+def write_result(path: Path, record: Any) -> None:
+    """Write a result file whole or not at all; numbers that are not finite become null."""
+    write_json(path, _finite(record))
+    print(path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in cast(Mapping[Any, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in cast(list[Any], value)]
+    return value
