@@ -35,9 +35,10 @@ def silent_trainer(epochs: int, **settings: Any) -> lightning.Trainer:
         epochs: Epochs to train for.
         settings: Further arguments of `lightning.Trainer`, which take precedence.
     """
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    quiet |= {"enable_progress_bar": False, "num_sanity_val_steps": 0, "limit_val_batches": 0}
-    return lightning.Trainer(max_epochs=epochs, **({"accelerator": "cpu", "devices": 1} | quiet | settings))
+    chosen: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    chosen |= {"enable_model_summary": False, "enable_progress_bar": False}
+    chosen |= {"num_sanity_val_steps": 0, "limit_val_batches": 0}
+    return lightning.Trainer(max_epochs=epochs, **(chosen | settings))
 
 
 def success_interval(rates: Sequence[float], episodes: int, samples: int = 10_000) -> tuple[float, float]:

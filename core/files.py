@@ -28,6 +28,17 @@ def replacing(path: Path) -> Generator[Path]:
         fresh.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file in one go; the folder is made if it is not there.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write values as JSON, in one go; the folder is made if it is not there.
 
@@ -35,7 +46,4 @@ def write_json(path: Path, values: Any) -> None:
         ValueError: If a number is NaN or infinite.
         OSError: If the file cannot be written.
     """
-    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as fresh:
-        fresh.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -71,8 +71,8 @@ SMALL = {
         *("--data.init_args.task", "mujoco/reach", "--data.init_args.steps", "64", "--data.init_args.rollouts", "1"),
         *("--data.init_args.envs", "2", "--data.init_args.workers", "1"),
         *("--data.init_args.contexts", "4", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),
-        *("--trainer.callbacks.init_args.training.init_args.path", "{reach}"),
-        *("--trainer.callbacks.init_args.retrain.init_args.data.init_args.path", "{reach}"),
+        *("--trainer.callbacks.init_args.drift.init_args.training.init_args.path", "{reach}"),
+        *("--trainer.callbacks.init_args.retraining.init_args.retrain.init_args.data.init_args.path", "{reach}"),
     ],
 }
 FINE_TUNED = ("decomposer",)  # with `guerdon sft`

@@ -1,4 +1,4 @@
-"""How far what a policy does lies from what a reward model was trained on."""
+"""Distance of observations from the training data of a reward model."""
 
 import hashlib
 import json
@@ -23,24 +23,26 @@ from ...core.interfaces import RewardModel
 from ...rewards.observed import ObservedReward
 
 Kind = Literal["hidden", "state"]
+"""Features of an observation: hidden features of the reward model, or the recorded state."""
+
 _LEAST_SHRINKAGE = 1e-3  # a number that never changed in training must not have a variance of zero
 
 
 class TrainingFeatures:
-    """Mean and covariance of a reward model's training observations, and how far held-out ones of them lie from it.
+    """Mean and covariance of the features of training observations, and a threshold of the distance from them.
 
-    The distance is Mahalanobis', √((x − μ)ᵀ Σ⁻¹ (x − μ)) on standardised numbers (as in Lee et al. 2018,
-    arXiv:1807.03888, for hidden features), Σ shrunk towards a multiple of the identity as Ledoit and Wolf (2004) do. By
-    construction 1 − quantile of the held-out training observations lie beyond the threshold.
+    The distance is Mahalanobis', √((x − μ)ᵀ Σ⁻¹ (x − μ)) on standardised features (as in Lee et al. 2018,
+    arXiv:1807.03888, for hidden features), with Σ shrunk towards a multiple of the identity as in Ledoit and Wolf
+    (2004). A share of 1 − quantile of the held-out training observations lies beyond the threshold.
 
     Args:
-        kind: ``"hidden"``: the features a model's heads read; ``"state"``: the recorded state.
-        mean: μ, (D,).
-        scale: Standard deviations, (D,); 1 where a number never changed.
-        precision: Σ⁻¹, (D, D).
+        kind: Features: ``"hidden"``, those that the model's heads read, or ``"state"``, the recorded state.
+        mean: Mean μ of the training observations, (D,).
+        scale: Standard deviations, (D,); 1 where a feature is constant.
+        precision: Inverse covariance Σ⁻¹ of the standardised features, (D, D).
         threshold: Quantile of the distances of held-out training observations.
-        quantile: In (0, 1).
-        weights: Fingerprint of the model whose features these are; empty for ``"state"``.
+        quantile: Level of that quantile, in (0, 1).
+        weights: Fingerprint of the model that computed the features; empty for ``"state"``.
     """
 
     def __init__(
@@ -58,10 +60,16 @@ class TrainingFeatures:
         self.threshold, self.quantile, self.weights = threshold, quantile, weights
 
     def distances(self, features: Float[Tensor, "M D"]) -> Float[Tensor, " M"]:
-        """Mahalanobis distance of every observation to the training mean.
+        """Return the Mahalanobis distance of every observation from the training mean.
+
+        Args:
+            features: Features of M observations, (M, D).
+
+        Returns:
+            Distances (M,), at least 0.
 
         Raises:
-            ValueError: If there are more or fewer numbers than in training.
+            ValueError: If the number of features is another than in training.
         """
         if features.shape[1] != len(self.mean):
             raise ValueError(f"expected {len(self.mean)} numbers per observation, got {features.shape[1]}")
@@ -70,49 +78,82 @@ class TrainingFeatures:
 
     @torch.no_grad()
     def beyond(self, model: RewardModel, batch: TrajectoryBatch) -> tuple[int, int]:
-        """Observations of a batch beyond the threshold, and all of them; context (weight 0) is left out."""
+        """Count the observations of a batch beyond the threshold, and all of them.
+
+        Args:
+            model: Reward model in evaluation mode.
+            batch: Trajectories; context (weight 0) is left out.
+
+        Returns:
+            Number of observations beyond the threshold, and number of observations.
+
+        Raises:
+            ValueError: If the model or the batch does not have these features.
+        """
         features, _ = observation_features(model, batch, self.kind)
         return int((self.distances(features) > self.threshold).sum()), len(features)
 
     def fits(self, model: RewardModel) -> bool:
-        """Whether these are features of the model as it is."""
+        """Return whether these features are those of a model with its present weights.
+
+        Args:
+            model: Reward model.
+        """
         return self.kind == "state" or self.weights == fingerprint(model)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, whole or not at all."""
+        """Write one safetensors file, whole or not at all.
+
+        Args:
+            path: File to write; its folder is made if it is not there.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
         tensors = {"mean": self.mean, "scale": self.scale, "precision": self.precision}
-        said = {"kind": self.kind, "threshold": self.threshold, "quantile": self.quantile, "weights": self.weights}
+        fields = {"kind": self.kind, "threshold": self.threshold, "quantile": self.quantile, "weights": self.weights}
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as fresh:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, fresh, metadata={"training": json.dumps(said)})
+            save_file({k: v.contiguous() for k, v in tensors.items()}, fresh, metadata={"training": json.dumps(fields)})
 
     @staticmethod
     def load(path: str | Path) -> "TrainingFeatures":
-        """Read what ``save`` wrote.
+        """Read a file that ``save`` wrote.
+
+        Args:
+            path: Safetensors file.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is something else.
+            ValueError: If the file holds something else.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no {path}: fit_training_features(…).save(path) writes it")
         try:
             with safe_open(path, "pt") as file:
-                said = json.loads(file.metadata()["training"])
+                fields = json.loads(file.metadata()["training"])
                 tensors = {name: file.get_tensor(name) for name in ("mean", "scale", "precision")}
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no training features: {error}; fit them again") from error
-        return TrainingFeatures(**tensors, **said)
+        return TrainingFeatures(**tensors, **fields)
 
 
 def observed_part(model: RewardModel) -> ObservedReward | None:
-    """The first model inside that turns observations into hidden features."""
+    """Return the first part of a reward model that computes hidden features of observations; None without one.
+
+    Args:
+        model: Reward model.
+    """
     return next((m for m in model.modules() if isinstance(m, ObservedReward)), None)
 
 
 def fingerprint(model: RewardModel) -> str:
-    """Hash of the weights that make the hidden features, 16 hexadecimal digits; empty where there are none."""
+    """Return a hash of the weights that compute the hidden features: 16 hexadecimal digits, empty without such weights.
+
+    Args:
+        model: Reward model.
+    """
     part = observed_part(model)
     if part is None:
         return ""
@@ -127,10 +168,18 @@ def fingerprint(model: RewardModel) -> str:
 def observation_features(
     model: RewardModel, batch: TrajectoryBatch, kind: Kind
 ) -> tuple[Float[Tensor, "M D"], Int[Tensor, " M"]]:
-    """Numbers per observation made, and the row of each; observations between context steps (weight 0) are left out.
+    """Return the features of all observations, and the row of each.
+
+    Args:
+        model: Reward model in evaluation mode.
+        batch: Trajectories; observations between context steps (weight 0) are left out.
+        kind: Features to return.
+
+    Returns:
+        Features (M, D) and rows (M,) of the M observations, on the host.
 
     Raises:
-        ValueError: If hidden features are asked of a model that has none, or states of data without.
+        ValueError: If the model has no hidden features, or the batch no state.
     """
     if kind == "state":
         if not batch.state.shape[2]:
@@ -155,18 +204,21 @@ def fit_training_features(
     hold_out: int = 4,
     limit: int = 64,
 ) -> TrainingFeatures:
-    """Fit mean and covariance on most training episodes, and the threshold on the others.
+    """Fit mean and covariance on most training episodes, and the threshold on the held-out ones.
 
     Args:
-        model: The reward model, in evaluation mode.
-        batches: Of its training set; negatives (a label ``negative`` of 1) are left out.
-        kind: None takes ``"hidden"`` where the model has such features, else ``"state"``.
-        quantile: Share of held-out training observations that count as familiar.
-        hold_out: Every how many episodes one is held out.
-        limit: Batches at most.
+        model: Reward model in evaluation mode.
+        batches: Batches of its training data; negatives (label ``negative`` of 1) are left out.
+        kind: Features; None takes ``"hidden"`` where the model has such, else ``"state"``.
+        quantile: Share of held-out training observations within the threshold, in (0, 1).
+        hold_out: Interval between held-out episodes, at least 2.
+        limit: Largest number of batches.
+
+    Returns:
+        Fitted features.
 
     Raises:
-        ValueError: If there are too few episodes to hold one out.
+        ValueError: If a number lies outside its range, or there are too few episodes to hold one out.
     """
     if not 0 < quantile < 1 or hold_out < 2:
         raise ValueError(f"expected a quantile in (0, 1) and hold_out of at least 2, got {quantile} and {hold_out}")
@@ -185,8 +237,8 @@ def fit_training_features(
     held = number % hold_out == hold_out - 1
     if not bool(held.any()) or int((~held).sum()) < 2:
         raise ValueError(
-            f"cannot say how far training observations lie: expected at least {hold_out} training episodes, to hold "
-            f"one out, got {len(number.unique())} (negatives are left out)"
+            f"cannot fit distances of training observations: expected at least {hold_out} training episodes, to hold "
+            f"one out, got {len(number.unique())} (negatives are left out); give more, or a smaller hold_out"
         )
     fitted = features[~held].double()
     mean, scale = fitted.mean(0), fitted.std(0)
@@ -210,18 +262,18 @@ def learn_training_features(
     kind: Kind | None = None,
     writes: bool = True,
 ) -> TrainingFeatures | None:
-    """Features of the training data: as given, as a file holds them for these weights, or computed now.
+    """Return features of the training data: as given, from a file that belongs to these weights, or fitted now.
 
     Args:
-        reward: In evaluation mode.
-        training: Features, or the data to compute them from; where the reward looks through no camera, from whole
-            training episodes without negatives.
-        file: Where an earlier part of the run left them.
-        kind: See `fit_training_features`.
-        writes: Leave what was computed in the file.
+        reward: Reward model in evaluation mode.
+        training: Features, or the data to fit them to: whole training episodes without negatives where the reward model
+            observes no camera.
+        file: File that an earlier part of the run may have written.
+        kind: Features; None takes hidden ones where the reward model has such.
+        writes: Whether features that are fitted now are written to the file.
 
     Returns:
-        None where the given features are those of other weights, which say nothing of these.
+        Features; None where those given belong to other weights and do not apply.
     """
     if isinstance(training, TrainingFeatures):
         return training if training.fits(reward) else None

@@ -1,4 +1,4 @@
-"""What a watch keeps of an episode, and the figures it makes of many."""
+"""Metrics of a learned reward against the outcomes of episodes."""
 
 import math
 from collections.abc import Sequence
@@ -14,33 +14,41 @@ from ...core.intervals import wilson_interval
 from ...core.metrics import kendall_tau, success_auroc
 
 Score = Literal["success", "progress", "return"]
-"""What a reward's claim is read off: its success probability, its progress, or what it has paid so far."""
+"""Prediction that serves as the score of an observation: success probability, progress, or sum of rewards so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRecord:
-    """One finished episode of the policy, as the reward sees it and as it was."""
+    """One finished episode of the policy: what the reward model predicted, and what happened."""
 
     name: str
     """``rollout-rank-row``."""
     learned: float
-    """Sum of the learned reward over the steps where it is known; NaN where it is known nowhere."""
+    """Sum of the learned reward over the steps where it is known; NaN where it is known at none."""
     score: float
-    """Largest or last score (`score_track`); NaN where the reward abstains."""
+    """Score of the episode (`SuccessClaim`); NaN where the reward model abstains."""
     success: float
-    """1 or 0 as the environment or a person says, NaN where nobody does."""
+    """Outcome, 1 or 0; NaN where it is unknown."""
     recorded: float
-    """Sum of the environment's reward, NaN where it is unknown."""
+    """Sum of the environment's reward; NaN where it is unknown."""
     drawn: str = ""
-    """``"random"`` or ``"doubtful"`` where a person was asked, and the outcome is a person's to say."""
+    """``"random"`` or ``"doubtful"`` where a person was asked for the outcome, else empty."""
 
     def claimed(self, threshold: float | int) -> bool:
-        """Whether the reward says that this is a success; an abstention says nothing."""
+        """Return whether the reward model claims a success; it claims none where it abstains.
+
+        Args:
+            threshold: Smallest score that claims a success.
+        """
         return self.score >= threshold
 
 
 def score_kind(estimates: RewardEstimates) -> Score:
-    """The score a reward offers: success where it estimates that, else progress, else what it has paid so far."""
+    """Return the score a reward model offers: success where it estimates that, else progress, else the return so far.
+
+    Args:
+        estimates: Predictions of the reward model.
+    """
     if estimates.success is not None:
         return "success"
     return "progress" if estimates.progress is not None else "return"
@@ -49,13 +57,21 @@ def score_kind(estimates: RewardEstimates) -> Score:
 def score_track(
     estimates: RewardEstimates, batch: TrajectoryBatch, kind: Score
 ) -> tuple[Float[Tensor, "B Tp1"], Bool[Tensor, "B Tp1"]]:
-    """A score per observation, and where there is one.
+    """Return the score of every observation, and where there is one.
 
-    For ``"return"`` it is the reward paid until then, unknown steps counting as nothing; at the first observation it is
-    0, and a row whose reward is known at no step has none.
+    For ``"return"`` it is the sum of the rewards until then, where an unknown reward counts as 0. It is 0 at the first
+    observation, and a row whose reward is known at no step has no score.
+
+    Args:
+        estimates: Predictions of the reward model on the batch.
+        batch: Trajectories.
+        kind: Prediction that serves as the score.
+
+    Returns:
+        Scores (B, T+1) and their validity (B, T+1).
 
     Raises:
-        ValueError: If the reward does not estimate what the score should be read off.
+        ValueError: If the reward model does not make that prediction.
     """
     if kind == "return":
         known = estimates.valid & batch.mask.to(estimates.valid.device)
@@ -76,7 +92,15 @@ def score_track(
 def best_and_last(
     track: Float[Tensor, "B Tp1"], valid: Bool[Tensor, "B Tp1"]
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Largest and last known score of every row; NaN where there is none."""
+    """Return the largest and the last known score of every row.
+
+    Args:
+        track: Scores (B, T+1).
+        valid: Observations that have a score (B, T+1).
+
+    Returns:
+        Largest and last score, (B,) each; NaN where a row has none.
+    """
     some = valid.any(1)
     best = torch.where(valid, track, -torch.inf).max(1).values
     place = torch.where(valid, torch.arange(track.shape[1], device=track.device), -1).max(1).values
@@ -85,26 +109,27 @@ def best_and_last(
 
 
 def compare(records: Sequence[EpisodeRecord], threshold: float | int, level: float | int = 0.95) -> dict[str, float]:
-    """Figures of the learned reward against what happened.
+    """Compute the metrics of the learned reward against the outcomes.
 
     Args:
-        records: Finished episodes. Those a person was asked about because they were doubtful are left out: they are no
-            sample of what the policy does.
-        threshold: Score from which on the reward claims a success.
-        level: Of the intervals.
+        records: Finished episodes. Those drawn because they were doubtful are left out: they are no sample of what the
+            policy does.
+        threshold: Smallest score that claims a success.
+        level: Confidence level of the intervals, in (0, 1).
 
     Returns:
-        ``episodes``, ``outcome_known`` and ``reward_unknown`` (the reward abstains) are counts. Of the episodes where
-        both are known: ``failures``, ``false_positive_rate`` (claimed failures / failures) with ``_low`` and ``_high``,
-        ``successes``, ``false_negative_rate`` likewise. ``auroc`` and ``tau`` (Kendall's τ-b) hold the learned return
-        against the outcome, ``tau_recorded`` against the environment's return. NaN where undefined.
+        The counts ``episodes``, ``outcome_known`` and ``reward_unknown`` (the reward model abstains). Of the episodes
+        with an outcome and a score: ``failures``, ``false_positive_rate`` (claimed failures / failures) with its Wilson
+        interval ``_low`` to ``_high``, ``successes``, and ``false_negative_rate`` (unclaimed successes / successes)
+        likewise. ``auroc`` and ``tau`` (Kendall's τ-b) compare the learned return with the outcome, ``tau_recorded``
+        compares it with the environment's return. A metric that is undefined is NaN.
     """
     sample = [r for r in records if r.drawn != "doubtful"]
     outcome = [r for r in sample if not math.isnan(r.success)]
     both = [r for r in outcome if not math.isnan(r.score)]
     failures = [r.claimed(threshold) for r in both if r.success == 0]
     successes = [not r.claimed(threshold) for r in both if r.success == 1]
-    figures = {
+    metrics = {
         "episodes": float(len(sample)),
         "outcome_known": float(len(outcome)),
         "reward_unknown": float(sum(math.isnan(r.score) for r in sample)),
@@ -112,11 +137,11 @@ def compare(records: Sequence[EpisodeRecord], threshold: float | int, level: flo
         "successes": float(len(successes)),
     }
     for name, wrong in (("false_positive_rate", failures), ("false_negative_rate", successes)):
-        figures[name] = sum(wrong) / len(wrong) if wrong else math.nan
-        figures[f"{name}_low"], figures[f"{name}_high"] = wilson_interval(sum(wrong), len(wrong), level)
+        metrics[name] = sum(wrong) / len(wrong) if wrong else math.nan
+        metrics[f"{name}_low"], metrics[f"{name}_high"] = wilson_interval(sum(wrong), len(wrong), level)
     learned = [r.learned for r in sample]
     happened = [r.success for r in sample]
-    figures["auroc"] = success_auroc(learned, happened)
-    figures["tau"] = kendall_tau(learned, happened)
-    figures["tau_recorded"] = kendall_tau(learned, [r.recorded for r in sample])
-    return figures
+    metrics["auroc"] = success_auroc(learned, happened)
+    metrics["tau"] = kendall_tau(learned, happened)
+    metrics["tau_recorded"] = kendall_tau(learned, [r.recorded for r in sample])
+    return metrics

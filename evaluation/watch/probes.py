@@ -1,4 +1,4 @@
-"""Clips that a reward should not pay: time frozen or reversed, another task's instruction, nothing to see."""
+"""Probes: clips altered so that a sound reward model pays nothing for them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,32 +18,34 @@ from ...rewards.observed import ObservedReward
 from .metrics import Score, best_and_last, score_kind, score_track
 
 PROBES = ("frozen", "reversed", "other_task", "blank")
+"""Names of all probes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probed:
-    """What a reward says of one kind of clip."""
+class ProbeResult:
+    """What a reward model predicts for one kind of clip."""
 
     clips: int = 0
+    """Number of clips."""
     paid: float = 0.0
-    """Sum of what it pays for the clips."""
+    """Sum of the rewards over all clips."""
     honest: int = 0
-    """Clips that it says reach success when they are played as they were."""
+    """Number of clips that succeed by the reward model's own prediction when they are played unaltered."""
     claimed: int = 0
-    """Those of them that it still says succeed."""
+    """Number of these that still succeed when altered."""
 
     @property
     def mean(self) -> float:
-        """Paid for a clip on average; NaN without one."""
+        """Mean return of a clip; NaN without one."""
         return self.paid / self.clips if self.clips else math.nan
 
     @property
     def share(self) -> float:
-        """Claimed of the honest ones; NaN without one."""
+        """Share of the successful clips that still succeed when altered, in [0, 1]; NaN without one."""
         return self.claimed / self.honest if self.honest else math.nan
 
-    def __add__(self, other: "Probed") -> "Probed":
-        return Probed(
+    def __add__(self, other: "ProbeResult") -> "ProbeResult":
+        return ProbeResult(
             clips=self.clips + other.clips,
             paid=self.paid + other.paid,
             honest=self.honest + other.honest,
@@ -59,26 +61,30 @@ def probe(
     kind: Score | None = None,
     instructions: Sequence[str] = (),
     rows: int = 16,
-) -> dict[str, Probed]:
-    """Ask a reward about clips as they were and as they should earn nothing.
+) -> dict[str, ProbeResult]:
+    """Evaluate a reward model on clips as they were, and altered so that they should earn nothing.
 
-    A clip is a row up to the observation of its best score. ``"honest"`` is the clip itself; ``"frozen"`` shows its
-    first observation all the time; ``"reversed"`` plays it backwards, and claims success only where the score rises to
-    the threshold from below, since it begins where success was; ``"other_task"`` tells another task's instruction;
-    ``"blank"`` shows black frames (or the mean feature, where only features are there) and the mean state. Rows that
-    reach success by the reward's own account are taken first: on others a probe can prove nothing.
+    A clip is a row up to the observation of its best score. Rows that succeed by the reward model's own prediction are
+    taken first: on others a probe proves nothing.
+
+    * ``"honest"``: the clip itself.
+    * ``"frozen"``: its first observation at every step.
+    * ``"reversed"``: played backwards. Since it begins where the success was, it claims a success only where the score
+      rises to the threshold from below.
+    * ``"other_task"``: with the instruction of another task.
+    * ``"blank"``: black frames (or the mean feature, where the batch holds features only) and the mean state.
 
     Args:
-        reward: In evaluation mode.
+        reward: Reward model in evaluation mode.
         batch: Rollouts, or clips with observations from their start on.
-        threshold: Score from which on the reward claims a success.
-        kind: What the score is; None takes `score_kind`.
-        instructions: Of other tasks; empty takes those of other rows.
-        rows: At most this many clips.
+        threshold: Smallest score that claims a success.
+        kind: Prediction that serves as the score; None takes `score_kind`.
+        instructions: Instructions of other tasks; empty takes those of other rows.
+        rows: Largest number of clips.
 
     Returns:
-        A `Probed` for ``"honest"`` and each of `PROBES` that is defined: ``"other_task"`` is not where the reward reads
-        no instruction or there is no other one.
+        A `ProbeResult` for ``"honest"`` and for each of `PROBES` that is defined. ``"other_task"`` is undefined where
+        the reward model reads no instruction, or no other instruction is known.
     """
     batch = batch[batch.steps > 0]
     if not len(batch):
@@ -93,47 +99,56 @@ def probe(
     place = torch.where(valid, track, -torch.inf).argmax(1)
     length = torch.where(reached, place, batch.steps)[order]
     clips, reached = truncate(without_outcome(batch[order]), length), reached[order]
-    found: dict[str, Probed] = {}
+    found: dict[str, ProbeResult] = {}
     altered = {"honest": clips, **_altered(reward, clips, instructions)}
     for name, clip in altered.items():
-        said = reward(clip)
-        known = said.valid & clip.mask.to(said.valid.device)
-        track, valid = (part.to(batch.mask.device) for part in score_track(said, clip, kind))
+        estimates = reward(clip)
+        known = estimates.valid & clip.mask.to(estimates.valid.device)
+        track, valid = (part.to(batch.mask.device) for part in score_track(estimates, clip, kind))
         claims = _rises(track, valid, threshold)
         if name not in ("honest", "reversed"):
             claims = torch.nan_to_num(best_and_last(track, valid)[0], nan=-math.inf) >= threshold
-        found[name] = Probed(
+        found[name] = ProbeResult(
             clips=len(clip),
-            paid=float(torch.where(known, said.rewards, 0.0).sum()),
+            paid=float(torch.where(known, estimates.rewards, 0.0).sum()),
             honest=int(reached.sum()),
             claimed=int((claims & reached).sum()),
         )
     return found
 
 
-def probe_figures(probed: Mapping[str, Probed], names: Sequence[str], level: float | int = 0.95) -> dict[str, float]:
-    """Figures to log: what ``"honest"`` and each named probe is paid on average, and how many claims outlive it.
+def probe_metrics(
+    results: Mapping[str, ProbeResult], names: Sequence[str], level: float | int = 0.95
+) -> dict[str, float]:
+    """Compute the metrics of probes.
+
+    Args:
+        results: Results by name, those of the unaltered clips under ``"honest"``.
+        names: Names of the probes.
+        level: Confidence level of the lower bounds, in (0, 1).
 
     Returns:
-        ``probe_honest`` and ``probe_<name>`` (mean pay of a clip), ``probe_clips`` (honest successes),
-        ``probe_<name>_claimed`` (share of them still claimed) and ``probe_<name>_low`` (lower Wilson bound of that).
+        ``probe_honest`` and ``probe_<name>`` (mean return of a clip), ``probe_clips`` (number of successful clips),
+        ``probe_<name>_claimed`` (share of them that still succeed) and ``probe_<name>_low`` (its lower Wilson bound).
+        A metric that is undefined is NaN.
     """
-    honest = probed.get("honest", Probed())
-    figures = {"probe_honest": honest.mean, "probe_clips": float(honest.honest)}
+    honest = results.get("honest", ProbeResult())
+    metrics = {"probe_honest": honest.mean, "probe_clips": float(honest.honest)}
     for name in names:
-        found = probed.get(name, Probed())
-        figures |= {f"probe_{name}": found.mean, f"probe_{name}_claimed": found.share}
-        figures[f"probe_{name}_low"] = wilson_interval(found.claimed, found.honest, level)[0]
-    return figures
+        found = results.get(name, ProbeResult())
+        metrics |= {f"probe_{name}": found.mean, f"probe_{name}_claimed": found.share}
+        metrics[f"probe_{name}_low"] = wilson_interval(found.claimed, found.honest, level)[0]
+    return metrics
 
 
 def _rises(track: Float[Tensor, "B Tp1"], valid: Bool[Tensor, "B Tp1"], threshold: float | int) -> Bool[Tensor, " B"]:
-    """Rows whose score begins below the threshold and reaches it."""
+    """Return which rows have a score that begins below the threshold and reaches it."""
     first = track.gather(1, valid.int().argmax(1)[:, None]).squeeze(1)
     return valid.any(1) & (first < threshold) & (valid & (track >= threshold)).any(1)
 
 
 def _altered(reward: RewardModel, clips: TrajectoryBatch, instructions: Sequence[str]) -> dict[str, TrajectoryBatch]:
+    """Return the clips altered by every probe that is defined."""
     observed, width = clips.observed.sum(1), clips.mask.shape[1] + 1
     altered = {
         "frozen": reindex(clips, stall_map(observed, torch.zeros_like(observed), width)),
@@ -143,8 +158,8 @@ def _altered(reward: RewardModel, clips: TrajectoryBatch, instructions: Sequence
     others = [[text for text in known if text != own] for own in clips.instructions]
     reads = inputs_of(reward).instruction or getattr(reward, "inputs", None) is None
     if reads and all(others):
-        told = tuple(choice[row % len(choice)] for row, choice in enumerate(others))
-        altered["other_task"] = replace(clips, instructions=told, task=clips.task.max() + 1 + clips.task)
+        texts = tuple(choice[row % len(choice)] for row, choice in enumerate(others))
+        altered["other_task"] = replace(clips, instructions=texts, task=clips.task.max() + 1 + clips.task)
     altered["blank"] = _blank(reward, clips)
     return altered
 

@@ -1,4 +1,4 @@
-"""Trains a reward model further on what fooled it."""
+"""Retraining of a reward model on the episodes that fooled it."""
 
 import copy
 from collections.abc import Iterator
@@ -16,39 +16,39 @@ from .spot_labels import as_failures
 
 
 class Retrain:
-    """Makes a better reward out of the episodes that fooled it; a subclass writes ``__call__``."""
+    """Recipe for retraining a reward model on the episodes that fooled it; a subclass implements ``__call__``."""
 
     def __call__(self, reward: RewardModel, fooled: TrajectoryBatch) -> dict[str, Tensor]:
-        """New weights of a reward.
+        """Compute new weights of a reward model.
 
         Args:
-            reward: As it is used for training the policy; it must not be changed.
-            fooled: Whole episodes that failed although the reward says that they succeeded.
+            reward: Reward model that the policy is trained with; it must not be changed.
+            fooled: False positives: whole episodes that failed although the reward model claims that they succeeded.
 
         Returns:
-            A state dictionary for ``reward.load_state_dict``.
+            State dictionary for ``reward.load_state_dict``.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not retrain: write __call__(reward, fooled)")
+        raise NotImplementedError(f"{type(self).__name__} does not retrain: implement __call__(reward, fooled)")
 
 
 class PushBack(Retrain):
-    """Trains on: on the training data, and on what fooled the reward as failures.
+    """Continued training on the training data, and on the false positives with labels of failures.
 
-    Success is 0 at every observation of an episode that failed. Its true progress nobody knows; as in the push-back of
-    PROGRESSOR (Ayalew et al. 2024, arXiv:2411.17764), it is pulled down to a share of what the model says now. The
+    Success is 0 at every observation of a failed episode. Its true progress is unknown; as in the push-back of
+    PROGRESSOR (Ayalew et al. 2024, arXiv:2411.17764), the target is a share of what the model predicts now. The
     training data keep the model from forgetting what success looks like.
 
     Args:
-        data: The reward's training data with labels, such as `EpisodeData`.
-        steps: Updates.
-        learning_rate: Of AdamW.
-        weight: Of the loss on the episodes that fooled it, next to that on the training data.
-        progress_decay: Share of its present progress that an episode that fooled it should show, in [0, 1].
-        batch_size: Episodes that fooled it in an update.
-        seed: Of their order.
+        data: Labelled training data of the reward model, such as `EpisodeData`.
+        steps: Number of updates.
+        learning_rate: Learning rate of AdamW.
+        weight: Weight of the loss on the false positives; the loss on the training data has weight 1.
+        progress_decay: Target progress of a false positive as a share of its present prediction, in [0, 1].
+        batch_size: Number of false positives per update.
+        seed: Random seed of their order.
 
     Raises:
-        ValueError: If an argument makes no sense.
+        ValueError: If a number lies outside its range.
     """
 
     def __init__(
@@ -70,11 +70,18 @@ class PushBack(Retrain):
         self.progress_decay, self.batch_size, self.seed = progress_decay, batch_size, seed
 
     def __call__(self, reward: RewardModel, fooled: TrajectoryBatch) -> dict[str, Tensor]:
-        """Train a copy and return its weights.
+        """Train a copy of the reward model and return its weights.
+
+        Args:
+            reward: Reward model that the policy is trained with; it is not changed.
+            fooled: False positives.
+
+        Returns:
+            State dictionary for ``reward.load_state_dict``.
 
         Raises:
-            ValueError: If nothing in the reward can be trained, or it is calibrated.
-            FloatingPointError: If the loss stops being a number.
+            ValueError: If nothing in the reward model can be trained, it is calibrated, or there is no training data.
+            FloatingPointError: If the loss becomes NaN or infinite.
         """
         if any(isinstance(part, Calibrated) for part in reward.modules()):
             raise ValueError(
@@ -109,6 +116,7 @@ class PushBack(Retrain):
 
     @torch.no_grad()
     def _labelled(self, learner: RewardModel, fooled: TrajectoryBatch) -> TrajectoryBatch:
+        """Label episodes as failures, with a share of the present progress as target."""
         rows = as_failures(fooled)
         progress = learner(rows).progress
         if progress is None:
@@ -117,6 +125,7 @@ class PushBack(Retrain):
         return replace(rows, labels={**rows.labels, "progress": lower})
 
     def _batches(self) -> Iterator[TrajectoryBatch]:
+        """Yield batches of the training data without end."""
         self.data.setup("fit")
         loader = self.data.train_dataloader()
         while True:
@@ -129,10 +138,13 @@ class PushBack(Retrain):
 
 
 def trainable_part(reward: RewardModel) -> RewardModel:
-    """The outermost model in a reward that has a loss: what is inside scales, sums and shapes.
+    """Return the outermost part of a reward model that has a loss; the parts around it scale, sum and shape.
+
+    Args:
+        reward: Reward model.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If no part has a loss.
     """
     for module in reward.modules():
         if isinstance(module, RewardModel) and type(module).loss is not RewardModel.loss:
@@ -141,7 +153,10 @@ def trainable_part(reward: RewardModel) -> RewardModel:
 
 
 def unfrozen_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters outside frozen encoders; whether they ask for gradients does not matter, a reward in use never does.
+    """Return the parameters outside frozen encoders, whether they require gradients now or not.
+
+    Args:
+        model: Model to train; while it serves as a reward, none of its parameters requires gradients.
 
     Raises:
         ValueError: If there is none.

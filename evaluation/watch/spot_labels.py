@@ -1,4 +1,4 @@
-"""Episodes a person is asked about: what is written for them, and the labels they write back."""
+"""Files for the labels of a person: the episodes to label, the list of them, and the labels written back."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,11 @@ from safetensors.torch import save_file
 from ...core.batch import End, Labelled, Sampled, TrajectoryBatch
 from ...core.edit import concat, truncate, without_outcome
 from ...core.files import replacing
+from .json_lines import read_json_lines, write_json_lines
 
 QUESTIONS, LABELS, EPISODES = "to_label.jsonl", "labels.jsonl", "episodes"
+"""Names of the list of episodes to label, of the file with the labels, and of the folder with the episodes."""
+
 _SHOWN = 8  # frames of a camera in the picture
 
 
@@ -42,9 +45,17 @@ def as_failures(batch: TrajectoryBatch) -> TrajectoryBatch:
 
 
 def save_episode(row: TrajectoryBatch, folder: Path, name: str) -> None:
-    """Write one row as ``name.safetensors``, and ``name.png`` to look at: its frames, or its state over time.
+    """Write an episode as ``name.safetensors``, and a picture ``name.png`` of its frames, or of its state over time.
 
-    The picture says nothing of what the reward thinks, so that whoever labels it is not told the answer.
+    The picture does not show what the reward model predicts, so that it does not influence the label.
+
+    Args:
+        row: Episode, a batch of one row.
+        folder: Folder to write to; it is made if it is not there.
+        name: Name of the episode.
+
+    Raises:
+        OSError: If a file cannot be written.
     """
     row = stack_rows([row])
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,21 +63,30 @@ def save_episode(row: TrajectoryBatch, folder: Path, name: str) -> None:
     for kind in ("frames", "features"):
         for key, sampled in cast(Mapping[str, Sampled], getattr(row, kind)).items():
             tensors |= {f"{kind}.values.{key}": sampled.values, f"{kind}.step.{key}": sampled.step}
-    said = {"instruction": row.instructions[0]}
+    metadata = {"instruction": row.instructions[0]}
     with replacing(folder / f"{name}.safetensors") as fresh:
-        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, fresh, metadata=said)
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, fresh, metadata=metadata)
     _picture(row, folder / f"{name}.png")
 
 
 def load_episode(folder: Path, name: str) -> TrajectoryBatch:
-    """Read what `save_episode` wrote, as a batch of one row.
+    """Read an episode that `save_episode` wrote.
+
+    Args:
+        folder: Folder of the episodes.
+        name: Name of the episode.
+
+    Returns:
+        A batch of one row.
 
     Raises:
         FileNotFoundError: If there is no such episode.
     """
     path = folder / f"{name}.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
+        raise FileNotFoundError(
+            f"there is no {path}: expected an episode that was written for labelling; remove its label, or restore it"
+        )
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
         instruction = file.metadata()["instruction"]
@@ -89,6 +109,7 @@ def load_episode(folder: Path, name: str) -> TrajectoryBatch:
 
 
 def _picture(row: TrajectoryBatch, path: Path) -> None:
+    """Draw frames of every camera, and the state over time; nothing where the episode has neither."""
     lines = int(row.state.shape[2] > 0)
     count = len(row.frames) + lines
     if not count:
@@ -112,63 +133,37 @@ def _picture(row: TrajectoryBatch, path: Path) -> None:
 
 
 def write_questions(path: Path, questions: Sequence[Mapping[str, Any]]) -> None:
-    """Add episodes to the list a person works through; one asked about again replaces its line.
+    """Add episodes to the list of those to label; an episode that is listed already gets the new line.
+
+    Args:
+        path: JSON-lines file.
+        questions: Lines, each with the name of its episode under ``"episode"``.
 
     Raises:
-        ValueError: If the file holds something else.
+        ValueError: If the file holds anything but JSON objects.
     """
-    lines = [*read_lines(path), *questions] if path.is_file() else list(questions)
-    kept = {str(line.get("episode")): line for line in lines}
-    write_lines(path, list(kept.values()))
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file; a last line that is still being written is left out.
-
-    Raises:
-        ValueError: If a line is no JSON object; it is named.
-    """
-    text = path.read_text()
-    found: list[dict[str, Any]] = []
-    lines = text.split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:80]!r} ({error})") from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {line[:80]!r}")
-        found.append(cast(dict[str, Any], value))
-    return found
-
-
-def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Replace a JSON-lines file in one go."""
-    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as fresh:
-        fresh.write_text(text)
+    listed = list(read_json_lines(path).values()) if path.is_file() else []
+    kept = {str(line.get("episode")): line for line in [*listed, *questions]}
+    write_json_lines(path, list(kept.values()))
 
 
 def read_labels(path: str | Path) -> dict[str, int]:
-    """What a person said of episodes: ``{"episode": "000012-0-3", "success": 1}`` a line; the last one counts.
+    """Read labels, one ``{"episode": "000012-0-3", "success": 1}`` a line; the last one of an episode counts.
+
+    Args:
+        path: JSON-lines file.
 
     Returns:
-        Episode → 0 or 1; empty where there is no file yet.
+        Name of the episode to its success, 0 or 1; empty where there is no file yet.
 
     Raises:
-        ValueError: If a line is something else; the file and the line are named.
+        ValueError: If a line is something else; the message names the file and the line.
     """
     place = Path(path)
     if not place.is_file():
         return {}
     labels: dict[str, int] = {}
-    numbered = [n for n, line in enumerate(place.read_text().split("\n"), 1) if line.strip()]
-    for number, line in zip(numbered, read_lines(place), strict=False):
+    for number, line in read_json_lines(place).items():
         name, success = line.get("episode"), line.get("success")
         if not isinstance(name, str) or success not in (0, 1):
             raise ValueError(

@@ -1,6 +1,6 @@
 import pytest
 
-from guerdon.core.files import replacing, write_json
+from guerdon.core.files import replacing, write_json, write_text
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -26,3 +26,10 @@ def test_json_has_no_number_that_is_none(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"x": float("nan")})
     assert "τ" in path.read_text(encoding="utf-8") and len(list(path.parent.iterdir())) == 1
+
+
+def test_text_replaces_a_file_in_a_folder_that_is_made(tmp_path):
+    path = tmp_path / "made" / "page.txt"
+    write_text(path, "old\n")
+    write_text(path, "τ\n")
+    assert path.read_bytes() == "τ\n".encode() and [p.name for p in path.parent.iterdir()] == ["page.txt"]

@@ -1,5 +1,6 @@
-"""The reward-hacking watch: its figures by hand, its alarms in real training, and that it leaves no trace."""
+"""Whole training runs under a watch for reward hacking: metrics, alarms, and that it leaves no trace."""
 
+import inspect
 import json
 import math
 import os
@@ -11,108 +12,65 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import jsonargparse
 import lightning
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import yaml
 from torch import nn
 
-from guerdon.backbones.model_inputs import ModelInputs
-from guerdon.core.batch import End, Labelled, RewardEstimates, Sampled, TrajectoryBatch
+from guerdon.core.batch import End, Labelled, RewardEstimates
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import RewardModel
+from guerdon.core.intervals import wilson_interval
 from guerdon.critics.value import ValueCritic
-from guerdon.datasets.labels import with_progress_targets, with_success_targets
 from guerdon.envs.reach import joint_angles
 from guerdon.evaluation.watch.callback import HackingWarning, HackingWatch
-from guerdon.evaluation.watch.drift import TrainingFeatures, fit_training_features
-from guerdon.evaluation.watch.metrics import EpisodeRecord, compare, wilson_interval
-from guerdon.evaluation.watch.probes import probe
-from guerdon.evaluation.watch.push_back import PushBack
-from guerdon.evaluation.watch.spot_labels import load_episode, read_labels, save_episode, stack_rows
+from guerdon.evaluation.watch.claim import SuccessClaim
+from guerdon.evaluation.watch.drift import TrainingFeatures
+from guerdon.evaluation.watch.limits import AlarmLimits
+from guerdon.evaluation.watch.probing import Probing
+from guerdon.evaluation.watch.push_back import PushBack, Retrain
+from guerdon.evaluation.watch.questions import SpotChecks
+from guerdon.evaluation.watch.retraining import Retraining
+from guerdon.evaluation.watch.training_drift import TrainingDrift
+from guerdon.evaluation.watch.window import RolloutWindow
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
 from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.policies.rollouts.data import RolloutData
-from guerdon.rewards.calibration import Calibrated
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.shaping import FirstHit
 from guerdon.rewards.success import SuccessReward
 
+from .watched_runs import (
+    MIXED,
+    Abstaining,
+    Data,
+    Loader,
+    Told,
+    claimed,
+    hacked,
+    lines,
+    module,
+    moved,
+    normal,
+    recordings,
+    rollout,
+    trained,
+    trainer,
+    watch,
+)
+
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 
 
-class Told(RewardModel):
-    """Takes the first number of the state for its success probability, and pays its change."""
-
-    def forward(self, batch):
-        success = Labelled(values=batch.state[:, :, 0], valid=batch.observed)
-        return RewardEstimates(
-            rewards=batch.state[:, 1:, 0] - batch.state[:, :-1, 0], valid=batch.mask, success=success
-        )
-
-
-def rollout(best, success=None, steps=4, end=End.TIME_LIMIT):
-    """Episodes whose first state number climbs evenly from 0 to ``best``."""
-    rows = len(best)
-    climb = torch.linspace(0, 1, steps + 1)[None] * torch.tensor(best)[:, None]
-    more = {} if success is None else {"success": torch.tensor([float(s) for s in success])}
-    if success is None:
-        more = {"success": torch.zeros(rows), "success_known": torch.zeros(rows, dtype=torch.bool)}
-    return TrajectoryBatch(
-        state=torch.stack([climb, torch.linspace(-1, 1, steps + 1).expand(rows, -1)], 2),
-        actions=torch.zeros(rows, steps, 2),
-        mask=torch.ones(rows, steps, dtype=torch.bool),
-        end=torch.full((rows,), int(end)),
-        **more,
-    )
-
-
-class Loader:
-    """A sized stream of given batches."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
-
-
-def module(reward, state=2, actions=2):
-    policy = GaussianPolicy(state, actions, hidden=(4,))
-    source = RewardToGo(reward, ValueCritic(state, hidden=(4,)))
-    return PolicyOptimizer(policy, source, WeightedImitation(), passes=1, minibatch_size=64)
-
-
-def trainer(folder, *callbacks, **more):
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
-    quiet |= {"enable_model_summary": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
-    return lightning.Trainer(**(quiet | {"default_root_dir": folder, "callbacks": list(callbacks)} | more))
-
-
-def watch(folder, batches, reward=None, **options):
-    """Train on given rollouts under a watch; returns the trainer, the callback and the lines it wrote."""
-    callback = HackingWatch(**options)
-    run = trainer(folder, callback)
-    run.fit(module(reward or Told()), Loader(batches))
-    return run, callback, lines(folder)
-
-
-def lines(folder):
-    return [json.loads(line) for line in (Path(folder) / "watch.jsonl").read_text().splitlines()]
-
-
 QUIET = {"max_false_positive_rate": None, "max_drift": None, "max_probe": None}
-MIXED = rollout([0.9, 0.6, 0.1, 0.2, 0.8, 0.3], [1, 0, 0, 0, 1, 1])
 
 
-# --- figures by hand ------------------------------------------------------------------------------------------------
+# --- metrics by hand ------------------------------------------------------------------------------------------------
 
 
 def test_rates_of_a_batch_worked_by_hand(tmp_path):
@@ -151,16 +109,6 @@ def test_only_whole_episodes_with_an_opinion_and_an_outcome_count(tmp_path):
     assert a["false_positive_rate"] is None and a["auroc"] is None
 
 
-class Abstaining(Told):
-    """Knows nothing of a row that ends below 0."""
-
-    def forward(self, batch):
-        said = super().forward(batch)
-        known = batch.state[:, -1, 0] >= 0
-        success = replace(said.success, valid=said.success.valid & known[:, None])
-        return replace(said, valid=said.valid & known[:, None], success=success)
-
-
 def test_an_abstention_is_counted_and_is_no_claim(tmp_path):
     _, _, (line,) = watch(tmp_path, [rollout([-1.0, 0.9, 0.2], [0, 0, 0])], Abstaining(), **QUIET)
     assert (line["episodes"], line["failures"], line["reward_unknown"]) == (3, 2, 1)
@@ -184,32 +132,6 @@ def test_recorded_rewards_are_ranked_too(tmp_path):
     _, _, (line,) = watch(tmp_path, [batch], **QUIET)
     assert line["tau_recorded"] == pytest.approx(1 / 3)  # 1 < 2, 1 < 3 agree, 2 < 3 does not
     assert line["tau"] is None
-
-
-def test_wilson_by_hand():
-    # 2 of 10, z = 1.96: centre (0.2 + 0.19207) / 1.38415 = 0.28326, half 1.96·sqrt(0.016 + 0.0096)/1.38415 = 0.22659
-    low, high = wilson_interval(2, 10)
-    assert (low, high) == (pytest.approx(0.0567, abs=1e-4), pytest.approx(0.5098, abs=1e-4))
-    assert wilson_interval(0, 10)[0] == 0.0 and wilson_interval(10, 10)[1] == 1.0
-    assert all(math.isnan(x) for x in wilson_interval(0, 0))
-    with pytest.raises(ValueError, match="3 of 2"):
-        wilson_interval(3, 2)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_solves_its_equation(trial):
-    """Both ends are shares q with |p − q| = z·√(q(1 − q)/n), which is how the interval is defined."""
-    hits, count = trial
-    for end in wilson_interval(hits, count):
-        assert 0 <= end <= 1
-        assert abs(hits / count - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / count), abs=1e-6)
-
-
-def test_doubtful_episodes_are_no_sample():
-    asked = EpisodeRecord(name="a", learned=1.0, score=0.9, success=0.0, recorded=math.nan, drawn="doubtful")
-    assert compare([asked], 0.5)["failures"] == 0
-    assert compare([replace(asked, drawn="random")], 0.5)["false_positive_rate"] == 1
 
 
 # --- alarms ---------------------------------------------------------------------------------------------------------
@@ -408,16 +330,66 @@ def test_a_resumed_watch_goes_on_counting(tmp_path):
     timed = ("seconds", "share")
     resumed = [{k: v for k, v in line.items() if k not in timed} for line in lines(tmp_path / "half")]
     assert resumed == [{k: v for k, v in line.items() if k not in timed} for line in whole]
-    with pytest.raises(FileExistsError, match="holds the figures of an earlier run: choose another folder, or resume"):
+    with pytest.raises(FileExistsError, match="holds the metrics of an earlier run: choose another folder, or resume"):
         watch(tmp_path / "half", batches)
 
 
+BEFORE = {  # the callback's part of a checkpoint written when the watch had flat arguments
+    "rollouts": 5,
+    "retrained": 1,
+    "alarms": ["false_positives"],
+    "seen": [
+        {
+            "episodes": [
+                {"name": "000003-0-0", "learned": 0.9, "score": 0.9, "success": 0.0, "recorded": 1.0, "drawn": ""},
+                {"name": "000003-0-1", "learned": 0.1, "score": 0.1, "success": math.nan, "recorded": math.nan}
+                | {"drawn": "random"},
+            ],
+            "beyond": 1,
+            "observations": 10,
+            "probes": {
+                "honest": {"clips": 2, "paid": 1.0, "honest": 1, "claimed": 1},
+                "frozen": {"clips": 2, "paid": 0.5, "honest": 1, "claimed": 1},
+            },
+        },
+    ],
+    "asked": [
+        {"name": "000003-0-1", "learned": 0.1, "score": 0.1, "success": math.nan, "recorded": math.nan}
+        | {"drawn": "random"},
+    ],
+}
+
+
+def test_a_checkpoint_of_before_goes_on(tmp_path):
+    started = trainer(tmp_path / "run", HackingWatch(**QUIET))
+    started.fit(module(Told()), Loader([MIXED] * 5))
+    started.save_checkpoint(tmp_path / "run.ckpt")
+    checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=False)
+    assert checkpoint["callbacks"]["HackingWatch"].keys() == BEFORE.keys(), "the same keys as before"
+    checkpoint["callbacks"]["HackingWatch"] = BEFORE
+    torch.save(checkpoint, tmp_path / "run.ckpt")
+    (tmp_path / "run" / "watch").mkdir(exist_ok=True)
+    (tmp_path / "run" / "watch" / "labels.jsonl").write_text('{"episode": "000003-0-1", "success": 0}\n')
+    again = HackingWatch(max_retrains=1, min_failures=2, max_false_positive_rate=0.01)
+    resumed = trainer(tmp_path / "run", again, max_epochs=2)
+    resumed.fit(module(Told()), Loader([rollout([0.3], [0])]), ckpt_path=tmp_path / "run.ckpt")
+    line = lines(tmp_path / "run")[-1]
+    # 0.9, 0.1 (labelled) and 0.3 failed; of 10 observations 1 was far; 2 + 1 clips, 1.0 + 0.3 paid for
+    assert (line["rollout"], line["failures"], line["labels"]) == (5, 3, 1)
+    assert line["false_positive_rate"] == pytest.approx(1 / 3) and line["drift"] == 0.1
+    assert line["probe_honest"] == pytest.approx(1.3 / 3) and line["probe_frozen"] == pytest.approx(0.5 / 3)
+    assert line["alarms"] == ["false_positives"] and not line["retrained"], "an old alarm, and retrained often enough"
+    assert again.state_dict()["retrained"] == 1
+
+
 TWO = """
-import sys, torch
+import sys, torch, warnings
+from guerdon.evaluation.watch.callback import HackingWarning
+from guerdon.evaluation.watch.push_back import PushBack
 sys.path.insert(0, sys.argv[1])
-import test_callback as here
+import watched_runs as here
 torch.set_num_threads(1)
-here.warnings.simplefilter("ignore", here.HackingWarning)
+warnings.simplefilter("ignore", HackingWarning)
 class Ranked(here.Loader):
     def __iter__(self):
         failed = [0, 0] if learner.global_rank else [0, 0, 1]
@@ -426,7 +398,7 @@ real = here.recordings(0, 8)
 learner = here.module(here.trained(real, steps=1))
 watch = here.HackingWatch(
     threshold=0.0, min_failures=4, on_alarm="stop", ask_random=1, max_probe=None, max_drift=None, max_retrains=1,
-    retrain=here.PushBack(here.Data(real), steps=3), training=here.Data(real),
+    retrain=PushBack(here.Data(real), steps=3), training=here.Data(real),
 )
 class Saving(here.lightning.Callback):
     def on_train_end(self, trainer, module):
@@ -464,90 +436,6 @@ def test_two_processes_count_together_and_act_together(tmp_path):
 # --- drift ----------------------------------------------------------------------------------------------------------
 
 
-class Data(lightning.LightningDataModule):
-    """Given batches as training data."""
-
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
-
-    def train_dataloader(self):
-        return Loader(self.batches)
-
-
-def normal(rows, seed, shift=0.0, width=3, steps=9):
-    generator = torch.Generator().manual_seed(seed)
-    mixing = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.5, 0.0], [0.0, 0.0, 3.0]])[:width, :width]
-    state = torch.randn(rows, steps + 1, width, generator=generator) @ mixing.T + shift
-    return TrajectoryBatch(
-        state=state,
-        actions=torch.zeros(rows, steps, 1),
-        mask=torch.ones(rows, steps, dtype=torch.bool),
-        episode=torch.arange(rows) + 1000 * seed,
-    )
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_drift_is_one_percent_at_home_and_all_of_it_far_away(seed):
-    model = Told()
-    familiar = fit_training_features(model, [normal(100, 10 * seed), normal(100, 10 * seed + 1)])
-    assert familiar.kind == "state"
-    beyond, count = familiar.beyond(model, normal(200, 10 * seed + 2))
-    assert count == 2000
-    assert beyond / count == pytest.approx(0.01, abs=0.008)
-    # the second number is 2 · the first + 0.5 · noise: breaking that is far, though every number alone is usual
-    broken = normal(200, 10 * seed + 3)
-    broken.state[:, :, 1] *= -1
-    beyond, count = familiar.beyond(model, broken)
-    assert beyond / count > 0.5
-
-
-def test_distance_by_hand():
-    familiar = TrainingFeatures(
-        "state", torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0]), torch.eye(2), 2.0, 0.99, ""
-    )
-    # (5 − 1) / 2 = 2 and 3: √(4 + 9)
-    assert familiar.distances(torch.tensor([[5.0, 3.0], [1.0, 0.0]])).tolist() == pytest.approx([math.sqrt(13), 0])
-    with pytest.raises(ValueError, match="expected 2 numbers per observation, got 3"):
-        familiar.distances(torch.zeros(1, 3))
-
-
-def test_context_and_padding_do_not_drift():
-    familiar = fit_training_features(Told(), [normal(40, 0)])
-    batch = normal(2, 1)
-    away = replace(batch, weight=torch.cat([torch.zeros(2, 6), torch.ones(2, 3)], 1))
-    away.state[:, :6] = 1e6  # context: the weights of both steps around are 0
-    beyond, count = familiar.beyond(Told(), away)
-    assert count == 2 * 4 and beyond <= 1
-    real = torch.arange(9)[None] < torch.tensor([[3], [9]])
-    short = TrajectoryBatch(state=normal(2, 1).state, actions=torch.zeros(2, 9, 1), mask=real)
-    short.state[0, 4:] = torch.nan
-    assert familiar.beyond(Told(), short)[1] == 4 + 10
-
-
-def test_familiar_features_are_saved_and_belong_to_their_weights(tmp_path):
-    data = recordings(0, 24)
-    reward = trained(data, steps=3)
-    familiar = fit_training_features(FirstHit(reward), data)
-    assert familiar.kind == "hidden"
-    familiar.save(tmp_path / "features.safetensors")
-    loaded = TrainingFeatures.load(tmp_path / "features.safetensors")
-    assert loaded.beyond(reward, data[0]) == familiar.beyond(reward, data[0])
-    assert loaded.fits(reward) and loaded.threshold == familiar.threshold
-    with torch.no_grad():
-        reward.head.weight += 1
-    assert not loaded.fits(reward)
-    with pytest.raises(FileNotFoundError, match="there is no"):
-        TrainingFeatures.load(tmp_path / "nothing")
-    (tmp_path / "broken").write_text("no tensors")
-    with pytest.raises(ValueError, match="holds no training features"):
-        TrainingFeatures.load(tmp_path / "broken")
-    with pytest.raises(ValueError, match="expected at least 4 training episodes, to hold one out, got 2"):
-        fit_training_features(Told(), [normal(2, 0)])
-    with pytest.raises(ValueError, match="no model with hidden features"):
-        fit_training_features(Told(), [normal(8, 0)], "hidden")
-
-
 def test_drift_raises_its_alarm(tmp_path):
     training = Data([normal(40, 0, width=2)])
     more = {"actions": torch.zeros(10, 9, 2), "success_known": torch.ones(10, dtype=torch.bool)}
@@ -570,26 +458,6 @@ class Clock(Told):
         )
 
 
-class Listening(Told):
-    """Believes in every success whose instruction begins with the right word."""
-
-    inputs = ModelInputs(instruction=True)
-
-    def forward(self, batch):
-        right = torch.tensor([float(text.startswith("reach")) for text in batch.instructions])
-        return super().forward(replace(batch, state=batch.state * right[:, None, None]))
-
-
-class Deaf(Told):
-    """Says that it reads the instruction, and does not."""
-
-    inputs = ModelInputs(instruction=True)
-
-
-def told(batch, *texts):
-    return replace(batch, instructions=tuple(texts[i % len(texts)] for i in range(len(batch))))
-
-
 def test_a_clock_pays_frozen_and_reversed_clips_and_a_reward_that_looks_does_not(tmp_path):
     batches = [rollout([0.9, 0.8] * 6, [1, 1] * 6)] * 2
     with pytest.warns(HackingWarning, match="probe_frozen: 100% still succeed; probe_reversed: 100% still succeed"):
@@ -602,61 +470,6 @@ def test_a_clock_pays_frozen_and_reversed_clips_and_a_reward_that_looks_does_not
     assert line["probe_frozen"] == 0 and line["probe_reversed"] == pytest.approx(-0.85)
     assert line["probe_frozen_claimed"] == line["probe_reversed_claimed"] == 0
     assert line["probe_other_task"] is None, "a reward that says it reads nothing and one text: not defined"
-
-
-def test_a_deaf_reward_pays_another_task():
-    batch = told(rollout([0.9] * 4), "reach the ball")
-    assert probe(Listening(), batch, instructions=("open the drawer",))["other_task"].share == 0
-    found = probe(Deaf(), batch, instructions=("open the drawer", "reach the ball"))["other_task"]
-    assert (found.clips, found.honest, found.claimed) == (4, 4, 4)
-    assert "other_task" not in probe(Deaf(), batch), "no other task is known"
-    assert probe(Listening(), told(batch, "reach the ball", "close it"))["other_task"].clips == 4
-
-
-def test_clips_end_where_the_score_is_best_and_failures_prove_nothing():
-    batch = rollout([0.9, 0.3, 0.9], steps=6)
-    batch.state[0, 4:, 0] = 0.2  # succeeds at observation 3, no more, and leaves again
-    batch.state[0, 3, 0] = 0.8
-    batch.state[2, :, 0] = 0.9  # begins as a success: nothing is reached
-    found = probe(Told(), batch)
-    assert (found["honest"].clips, found["honest"].honest) == (3, 1)
-    # paid: 0.8 up to its best, 0.3, and 0; reversed from there: the same backwards
-    assert found["honest"].paid == pytest.approx(0.8 + 0.3)
-    assert found["reversed"].paid == pytest.approx(-0.8 - 0.3)
-    assert found["frozen"].paid == 0
-    assert probe(Told(), batch, rows=1)["honest"].paid == pytest.approx(0.8), "what reaches success is taken first"
-
-
-class Bright(RewardModel):
-    """Success is a bright picture."""
-
-    inputs = ModelInputs(cameras=("front",))
-
-    def forward(self, batch):
-        sampled = batch.frames["front"]
-        level = sampled.values.float().mean((2, 3, 4)) / 255
-        score = Labelled(values=level, valid=batch.observed)
-        return RewardEstimates(rewards=level[:, 1:] - level[:, :-1], valid=batch.mask, success=score)
-
-
-def test_frames_are_frozen_reversed_and_blackened():
-    steps = torch.arange(5).expand(2, -1)
-    frames = (torch.linspace(25, 230, 5)[None, :, None, None, None] * torch.ones(2, 5, 3, 4, 4)).to(torch.uint8)
-    batch = replace(rollout([0.0, 0.0]), frames={"front": Sampled(values=frames, step=steps)})
-    found = probe(Bright(), batch)
-    assert found["honest"].mean == pytest.approx(205 / 255, abs=0.01)
-    assert found["frozen"].mean == found["blank"].mean == 0
-    assert found["reversed"].mean == pytest.approx(-205 / 255, abs=0.01)
-    assert [found[name].share for name in ("frozen", "reversed", "blank")] == [0, 0, 0]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-def test_clips_on_the_host_are_probed_by_a_reward_on_an_accelerator():
-    torch.manual_seed(0)
-    batch, reward = rollout([0.9, 0.2]), ProgressReward(state_size=2, width=8, layers=1).eval()
-    here = probe(reward, batch)
-    there = probe(reward.to("cuda"), batch)
-    assert there.keys() == here.keys() and there["honest"].paid == pytest.approx(here["honest"].paid, abs=1e-3)
 
 
 def test_given_clips_are_asked_again_but_not_counted_again(tmp_path):
@@ -707,99 +520,6 @@ def test_asking_about_doubtful_episodes_does_not_take_known_outcomes_out_of_the_
     assert (certain["failures"], certain["false_positive_rate"]) == (3, pytest.approx(2 / 3))  # 0.9 and 0.6, not 0.9
 
 
-def test_an_episode_is_written_and_read_again(tmp_path):
-    frames = torch.randint(0, 255, (2, 3, 3, 8, 8), dtype=torch.uint8)
-    batch = replace(
-        told(rollout([0.3, 0.9]), "one", "two"),
-        frames={"front": Sampled(values=frames, step=torch.tensor([[0, 2, 4], [0, 3, -1]]))},
-    )
-    save_episode(batch[1], tmp_path, "x")
-    assert (tmp_path / "x.png").stat().st_size > 1000
-    read = load_episode(tmp_path, "x")
-    assert torch.equal(read.state, batch.state[1:]) and read.instructions == ("two",)
-    assert torch.equal(read.frames["front"].values, frames[1:, :2])  # without the padding
-    assert read.frames["front"].step.tolist() == [[0, 3]]
-    both = stack_rows([batch[0], rollout([0.1], steps=2)[:0], read])
-    assert both.instructions == ("one", "two") and torch.equal(both.state, batch.state)
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-
-
-class Tracked(RewardModel):
-    """Progress is where the hand is, in a track."""
-
-    def forward(self, batch):
-        hand = batch.tracks["hand"]
-        phi = torch.where(hand.valid, hand.values[..., 0], 0.0)
-        return RewardEstimates(
-            rewards=torch.where(batch.mask, phi[:, 1:] - phi[:, :-1], 0.0),
-            valid=batch.mask,
-            progress=Labelled(values=phi.clamp(0, 1), valid=batch.made & hand.valid),
-        )
-
-
-def tracked(to, steps):
-    """A row whose hand goes evenly from 0 to a place."""
-    hand = torch.linspace(0, to, steps + 1)[None, :, None] * torch.ones(3)
-    return replace(
-        rollout([to], steps=steps),
-        tracks={"hand": Labelled(values=hand, valid=torch.ones(1, steps + 1, dtype=torch.bool))},
-    )
-
-
-def test_a_reward_that_reads_tracks_is_probed_on_tracks():
-    found = probe(Tracked(), stack_rows([tracked(0.9, 4), tracked(0.8, 6)]))
-    assert found["honest"].paid == pytest.approx(0.9 + 0.8, abs=1e-5)
-    assert found["frozen"].paid == pytest.approx(0.0, abs=1e-5)
-    assert found["reversed"].paid == pytest.approx(-0.9 - 0.8, abs=1e-5)
-
-
-def test_tracks_that_all_rows_have_are_stacked():
-    both = stack_rows([tracked(0.9, 4), tracked(0.8, 6)])
-    hand = both.tracks["hand"]
-    assert hand.valid.tolist() == [[True] * 5 + [False] * 2, [True] * 7]
-    assert hand.values[0, 4, 0] == pytest.approx(0.9) and not hand.values[0, 5:].any()
-    some = stack_rows([tracked(0.9, 4), rollout([0.1], steps=2)]).tracks["hand"]
-    assert some.valid.tolist() == [[True] * 5, [False] * 5]
-
-
-def test_rows_of_different_length_are_stacked():
-    both = stack_rows([rollout([0.4], steps=2), rollout([0.8], steps=5)])
-    assert both.mask.tolist() == [[True] * 2 + [False] * 3, [True] * 5]
-    assert both.state[0, :3, 0].tolist() == pytest.approx([0, 0.2, 0.4])
-    assert not both.state[0, 3:].any()
-    seen = {"wrist": Sampled(values=torch.zeros(1, 1, 3, 4, 4, dtype=torch.uint8), step=torch.zeros(1, 1).long())}
-    blind, sighted = rollout([0.4]), replace(rollout([0.4]), frames=seen)
-    assert stack_rows([blind, sighted]).frames["wrist"].step.tolist() == [[-1], [0]]
-    assert stack_rows([sighted, blind]).frames["wrist"].step.tolist() == [[0], [-1]]
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ('{"episode": "a", "success": 1}\nnonsense\n', "line 2: expected a JSON object, got 'nonsense'"),
-        ('\n{"episode": "a", "success": 0.5}\n', 'line 2: expected {"episode": "…", "success": 0 or 1}, got'),
-        ('{"episode": 3, "success": 1}\n', "line 1: expected"),
-        ('{"success": 1}\n', "line 1: expected"),
-        ("[1, 2]\n", "line 1: expected a JSON object"),
-    ],
-)
-def test_a_label_that_is_none_is_named_with_its_line(text, message, tmp_path):
-    path = tmp_path / "labels.jsonl"
-    path.write_text(text)
-    with pytest.raises(ValueError) as error:
-        read_labels(path)
-    assert message in str(error.value) and str(path) in str(error.value)
-    with pytest.raises(ValueError, match=r"labels\.jsonl, line"):
-        watch(tmp_path / "run", [MIXED], labels=str(path))
-
-
-def test_a_label_that_is_being_written_waits_and_the_last_word_counts(tmp_path):
-    path = tmp_path / "labels.jsonl"
-    assert read_labels(path) == {}
-    path.write_text('{"episode": "a", "success": 1}\n{"episode": "a", "success": 0}\n\n{"episode": "b", "suc')
-    assert read_labels(path) == {"a": 0}
-
-
 def test_logged_data_that_count_outcomes_withhold_none(tmp_path):
     class Logged(lightning.LightningDataModule):
         def __init__(self):
@@ -815,6 +535,18 @@ def test_logged_data_that_count_outcomes_withhold_none(tmp_path):
     assert (said["episodes"], said["outcome_known"]) == (1, 0)
 
 
+def test_a_label_that_is_none_ends_the_run(tmp_path):
+    (tmp_path / "labels.jsonl").write_text("nonsense\n[]\n")
+    with pytest.raises(ValueError, match=r"labels\.jsonl, line 1: expected a JSON object"):
+        watch(tmp_path / "run", [MIXED], labels=str(tmp_path / "labels.jsonl"))
+
+
+def test_unknown_outcomes_are_warned_of_once(tmp_path):
+    with pytest.warns(HackingWarning) as warned:
+        watch(tmp_path, [rollout([0.9])] * 3, **QUIET)
+    assert len([w for w in warned if w.category is HackingWarning]) == 1
+
+
 def test_somebody_may_say_the_outcome(tmp_path):
     said = torch.tensor([1.0, 0.0, torch.nan])
     _, _, (line,) = watch(tmp_path, [rollout([0.9, 0.9, 0.9])], outcome=lambda batch: said, **QUIET)
@@ -824,50 +556,6 @@ def test_somebody_may_say_the_outcome(tmp_path):
 
 
 # --- pushing back ---------------------------------------------------------------------------------------------------
-
-
-def moved(last, steps, seed):
-    """Episodes that go from about (0, 0) to about the given (x, y); of x little can be seen."""
-    generator = torch.Generator().manual_seed(seed)
-    path = torch.linspace(0, 1, steps + 1)[None, :, None] * last[:, None]
-    rows = len(last)
-    noise = torch.randn(rows, steps + 1, 2, generator=generator) * torch.tensor([0.2, 0.05])
-    return TrajectoryBatch(
-        state=path + noise,
-        actions=torch.zeros(rows, steps, 2),
-        mask=torch.ones(rows, steps, dtype=torch.bool),
-        end=torch.full((rows,), int(End.TIME_LIMIT)),
-        success=(last[:, 0] > 0.5).float(),
-    )
-
-
-def recordings(seed, rows=64, steps=4):
-    """Training data in which success is x at 1, and y is always where x is: one batch."""
-    goal = (torch.arange(rows) % 2).float()
-    batch = with_success_targets(moved(goal[:, None].expand(-1, 2), steps, seed))
-    return [replace(with_progress_targets(batch), episode=torch.arange(rows))]
-
-
-def hacked(seed, rows=20, steps=4):
-    """What a policy does that found out that y pays: x stays at 0."""
-    return moved(torch.tensor([[0.0, 1.2]]).expand(rows, -1), steps, 100 + seed)
-
-
-def trained(data, steps=50, model=SuccessReward):
-    torch.manual_seed(0)
-    reward = model(state_size=2, width=16, layers=0)
-    reward.fit_normaliser(data)
-    optimizer = torch.optim.Adam(reward.parameters(), 2e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        reward.loss(data[0])["loss"].backward()
-        optimizer.step()
-    return reward.eval()
-
-
-@torch.no_grad()
-def claimed(reward, batch):
-    return float((reward(batch).success.values.max(1).values >= 0.5).float().mean())
 
 
 @pytest.mark.parametrize(
@@ -895,21 +583,6 @@ def test_pushing_back_ends_the_false_positives_and_keeps_the_successes(model, se
     assert all(torch.equal(v, kept.state_dict()[k]) for k, v in learner.advantage.reward.state_dict().items())
 
 
-def test_pushing_back_lowers_progress_to_a_share_of_what_it_was():
-    data = recordings(0)
-    reward = trained(data, model=ProgressReward)
-    fooled = hacked(0)
-    rows = PushBack(Data(data), progress_decay=0.5)._labelled(reward, fooled)
-    with torch.no_grad():
-        assert torch.allclose(rows.labels["progress"].values, 0.5 * reward(fooled).progress.values)
-    assert not rows.labels["success"].values.any() and rows.labels["success"].valid.all()
-    state = PushBack(Data(data), steps=30, learning_rate=2e-2, progress_decay=0.5)(reward, fooled)
-    lower = ProgressReward(state_size=2, width=16, layers=0)
-    lower.load_state_dict(state)
-    with torch.no_grad():
-        assert lower.eval()(fooled).progress.values[:, -1].mean() < 0.7 * reward(fooled).progress.values[:, -1].mean()
-
-
 def test_what_a_person_calls_a_failure_is_pushed_back_too(tmp_path):
     data = recordings(0)
     reward = trained(data)
@@ -929,7 +602,139 @@ def test_what_a_person_calls_a_failure_is_pushed_back_too(tmp_path):
     assert claimed(reward, hacked(1)) < 0.5
 
 
-# --- bad input ------------------------------------------------------------------------------------------------------
+class Shifting(Retrain):
+    """Draws numbers, and makes new weights without training."""
+
+    def __init__(self):
+        self.fooled = []
+
+    def __call__(self, reward, fooled):
+        self.fooled.append(fooled)
+        return {name: value + torch.rand(()) for name, value in reward.state_dict().items()}
+
+
+class Traced(HackingWatch):
+    """Notes whether a random state changed while the watch was at work."""
+
+    disturbed = False
+
+    def on_train_batch_end(self, *args, **kwargs):
+        before = torch.get_rng_state()
+        super().on_train_batch_end(*args, **kwargs)
+        self.disturbed |= not torch.equal(before, torch.get_rng_state())
+
+
+def test_after_retraining_what_the_old_weights_predicted_is_forgotten(tmp_path):
+    data = recordings(0, 24)
+    reward, recipe = trained(data, steps=1), Shifting()
+    (tmp_path / "labels.jsonl").write_text('{"episode": "000000-0-3", "success": 1}\n')
+    callback = Traced(
+        threshold=0.0,
+        limits=AlarmLimits(min_failures=12, max_drift=None, max_probe=None),
+        questions=SpotChecks(ask_random=4, labels=str(tmp_path / "labels.jsonl")),
+        retraining=Retraining(recipe, max_retrains=1),
+        drift=TrainingDrift(Data(data)),
+    )
+    with pytest.warns(HackingWarning, match="failures for successes"):
+        trainer(tmp_path, callback).fit(module(reward), Loader([hacked(0), hacked(1)]))
+    assert [line["retrained"] for line in lines(tmp_path)] == [True, False]
+    (fooled,) = recipe.fooled
+    kept = [row for row in range(20) if row != 3]
+    assert torch.equal(fooled.state, hacked(0).state[kept]), "a person says that the episode of row 3 succeeded"
+    asked = [record["name"] for record in callback.state_dict()["asked"]]
+    assert len(asked) == 4 and all(name.startswith("000001") for name in asked)
+    listed = (tmp_path / "watch" / "to_label.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["episode"] for line in listed) == sorted(asked)
+    assert TrainingFeatures.load(tmp_path / "watch" / "training_features.safetensors").fits(reward)
+    assert not callback.disturbed
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+FLAT = {
+    "claim": {"threshold": 0.7, "score": "return", "judged": "last"},
+    "history": {"window": 3, "every": 2, "level": 0.8},
+    "limits": {
+        "max_false_positive_rate": 0.1,
+        "min_failures": 2,
+        "max_drift": None,
+        "max_probe": 0.9,
+        "on_alarm": "stop",
+    },
+    "probing": {"probes": ("blank",), "probe_rows": 3, "clips": Data([MIXED]), "instructions": ("reach",)},
+    "drift": {"training": Data([normal(8, 0)]), "features": "state"},
+    "questions": {"ask_random": 1, "ask_doubtful": 2, "labels": "labels.jsonl", "seed": 4},
+    "retraining": {"retrain": PushBack(Data([MIXED])), "max_retrains": 1, "keep": 5},
+}
+
+
+def test_every_argument_of_before_is_accepted_flat():
+    options = {name: value for group in FLAT.values() for name, value in group.items()}
+    callback = HackingWatch(**options, outcome=None, folder="there")
+    assert callback.history.summaries == () and callback.folder == "there"
+    for part, group in FLAT.items():
+        for name, value in group.items():
+            if name not in ("window", "keep"):  # the length of a queue
+                assert getattr(getattr(callback, part), name) == value, name
+
+
+def test_the_objects_of_flat_arguments_are_known_to_whoever_translates_files():
+    objects = HackingWatch.__init__.folded_objects
+    own = set(inspect.signature(HackingWatch).parameters)
+    assert {name: set(inspect.signature(make).parameters) for name, make in objects.items()} == {
+        name: set(group) for name, group in FLAT.items()
+    }
+    assert own == {*FLAT, "outcome", "folder"} and not own & {name for group in FLAT.values() for name in group}
+
+
+def test_flat_arguments_and_objects_make_the_same_run(tmp_path):
+    batches = [MIXED, rollout([0.7, 0.2], [0, 0])]
+    flat = {"threshold": 0.65, "window": 1, "probes": ("frozen",), "min_failures": 1, "ask_random": 1}
+    objects = {
+        "claim": SuccessClaim(threshold=0.65),
+        "history": RolloutWindow(window=1),
+        "limits": AlarmLimits(min_failures=1),
+        "probing": Probing(probes=("frozen",)),
+        "questions": SpotChecks(ask_random=1),
+    }
+    found = [watch(tmp_path / str(i), batches, **options)[2] for i, options in enumerate((flat, objects))]
+    for line in found[0] + found[1]:
+        del line["seconds"], line["share"]
+    assert found[0] == found[1] and found[0][1]["false_positive_rate"] == 0.5
+
+
+def test_an_object_and_its_arguments_are_refused_together():
+    with pytest.raises(TypeError, match="limits and max_drift are both given: put max_drift into limits"):
+        HackingWatch(limits=AlarmLimits(), max_drift=0.1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'treshold'"):
+        HackingWatch(treshold=0.7)
+
+
+def test_two_watches_share_nothing():
+    one, other = HackingWatch(), HackingWatch()
+    one.history.advance()
+    assert (one.history.rollouts, other.history.rollouts) == (1, 0)
+
+
+OBJECTS = """
+claim: {class_path: guerdon.evaluation.watch.claim.SuccessClaim, init_args: {threshold: 0.7}}
+limits: {class_path: guerdon.evaluation.watch.limits.AlarmLimits, init_args: {max_drift: null, on_alarm: stop}}
+probing: {class_path: guerdon.evaluation.watch.probing.Probing, init_args: {probes: [frozen], instructions: [open]}}
+drift: {class_path: guerdon.evaluation.watch.training_drift.TrainingDrift, init_args: {features: state}}
+history: {window: 3}
+"""
+
+
+def test_objects_are_written_in_yaml():
+    """With the class named or, where the argument takes one class only, without."""
+    parser = jsonargparse.ArgumentParser()
+    parser.add_argument("--watch", type=HackingWatch)
+    written = {"class_path": "guerdon.HackingWatch", "init_args": yaml.safe_load(OBJECTS)}
+    callback = parser.instantiate_classes(parser.parse_object({"watch": written})).watch
+    assert callback.claim.threshold == 0.7 and callback.drift.features == "state"
+    assert (callback.limits.max_drift, callback.limits.on_alarm) == (None, "stop")
+    assert (callback.probing.probes, callback.probing.instructions) == (("frozen",), ("open",))
+    assert callback.history.state_dict() == RolloutWindow().state_dict() and callback.limits.min_failures == 20
 
 
 @pytest.mark.parametrize(
@@ -951,18 +756,3 @@ def test_there_must_be_a_reward_to_watch(tmp_path):
     cloning = PolicyOptimizer(GaussianPolicy(2, 2, hidden=(4,)), Uniform(), WeightedImitation())
     with pytest.raises(TypeError, match="whose advantage source has a reward model"):
         trainer(tmp_path, HackingWatch()).fit(cloning, Loader([MIXED]))
-
-
-def test_there_must_be_something_to_push():
-    with pytest.raises(ValueError, match="Told holds nothing to train: none of its models has a loss"):
-        PushBack(Data([MIXED]))(Told(), MIXED)
-    reward = trained(recordings(0), steps=1)
-    with pytest.raises(ValueError, match="the loader gave no batch"):
-        PushBack(Data([]))(reward, hacked(0))
-    with pytest.raises(ValueError, match="steps 0"):
-        PushBack(Data([]), steps=0)
-
-
-def test_a_calibrated_reward_is_not_pushed_back():
-    with pytest.raises(ValueError, match="were fitted to the old weights"):
-        PushBack(Data([MIXED]))(Calibrated(trained(recordings(0), steps=1), method="platt"), hacked(0))
