@@ -121,9 +121,18 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "policies.proposer": ("PolicyProposer",),
         "policies.rollouts.data": ("RolloutData",),
         "policies.rollouts.pool": ("TaskSetting", "play_episodes"),
+    },
+    "Watch for reward hacking": {
         "evaluation.watch.callback": ("HackingWatch", "HackingWarning"),
         "evaluation.watch.drift": ("TrainingFeatures", "fit_training_features"),
-        "evaluation.watch.push_back": ("PushBack",),
+        "evaluation.watch.claim": ("SuccessClaim",),
+        "evaluation.watch.window": ("RolloutWindow",),
+        "evaluation.watch.limits": ("AlarmLimits",),
+        "evaluation.watch.probing": ("Probing",),
+        "evaluation.watch.training_drift": ("TrainingDrift",),
+        "evaluation.watch.questions": ("SpotChecks",),
+        "evaluation.watch.retraining": ("Retraining",),
+        "evaluation.watch.push_back": ("PushBack", "Retrain"),
     },
     "Encoders and vision-language models": {
         "backbones.vision": ("VisionEncoder", "ConvEncoder"),
@@ -139,18 +148,9 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _PUBLIC = {name: module for modules in _JOBS.values() for module, names in modules.items() for name in names}
 _ROOMS = (
-    "backbones",
-    "core",
-    "critics",
-    "datasets",
-    "envs",
-    "evaluation",
-    "pages",
-    "policies",
-    "preference",
-    "rewards",
+    *("backbones", "core", "critics", "datasets", "envs", "evaluation", "pages", "policies", "preference", "rewards"),
+    *("scoring", "testing"),
 )
-_ROOMS += ("scoring", "testing")
 
 TYPE_CHECKING = False  # type checkers take it for True; typing itself would have to be imported
 if TYPE_CHECKING:
@@ -248,9 +248,17 @@ if TYPE_CHECKING:
     from .evaluation.dataset import evaluate_dataset as evaluate_dataset
     from .evaluation.watch.callback import HackingWarning as HackingWarning
     from .evaluation.watch.callback import HackingWatch as HackingWatch
+    from .evaluation.watch.claim import SuccessClaim as SuccessClaim
     from .evaluation.watch.drift import TrainingFeatures as TrainingFeatures
     from .evaluation.watch.drift import fit_training_features as fit_training_features
+    from .evaluation.watch.limits import AlarmLimits as AlarmLimits
+    from .evaluation.watch.probing import Probing as Probing
     from .evaluation.watch.push_back import PushBack as PushBack
+    from .evaluation.watch.push_back import Retrain as Retrain
+    from .evaluation.watch.questions import SpotChecks as SpotChecks
+    from .evaluation.watch.retraining import Retraining as Retraining
+    from .evaluation.watch.training_drift import TrainingDrift as TrainingDrift
+    from .evaluation.watch.window import RolloutWindow as RolloutWindow
     from .pages.report import write_report as write_report
     from .policies.advantages.action_advantage import ActionAdvantage as ActionAdvantage
     from .policies.advantages.action_advantage import CriticAdvantage as CriticAdvantage
