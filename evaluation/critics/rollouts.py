@@ -242,7 +242,7 @@ def _add_candidates(
         pairs = [(row, start) for row, (place, _) in enumerate(episodes) for start in by_place[place]]
         rows = torch.tensor([row for row, _ in pairs], device=batch.state.device)
         steps = torch.tensor([start.step for _, start in pairs], device=batch.state.device)
-        lengths = chunk_lengths(batch, critic.horizon, critic.across_replans)
+        lengths = chunk_lengths(batch, critic.horizon, critic.logged.across_replans)
         for (row, start), length in zip(pairs, lengths[rows, steps].tolist(), strict=True):
             assert start.values.q is not None, "a critic of chunks values the logged ones"
             start.chunks.append(batch.actions[row, start.step : start.step + length].cpu().numpy())

@@ -91,7 +91,7 @@ class ActionAdvantage(CriticAdvantage):
     """
 
     def __init__(self, critic: Critic, reward: RewardModel | None = None, force_positive: Sequence[int] = ()) -> None:
-        super().__init__(critic, reward, force_positive)
+        super().__init__(critic=critic, reward=reward, force_positive=force_positive)
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:

@@ -38,7 +38,7 @@ class StepAdvantage(CriticAdvantage):
         gamma: float | None = None,
         force_positive: Sequence[int] = (),
     ) -> None:
-        super().__init__(critic, reward, force_positive)
+        super().__init__(critic=critic, reward=reward, force_positive=force_positive)
         self.gamma = float(getattr(critic, "gamma", 1.0)) if gamma is None else gamma
         if steps < 1 or not 0 <= self.gamma <= 1:
             raise ValueError(f"steps {steps}, gamma {self.gamma}: expected at least one step, and a discount in [0, 1]")
