@@ -1,22 +1,24 @@
-"""Trains a critic on logged trajectories: the LightningModule that ``guerdon fit`` runs."""
+"""Training of a critic on logged trajectories: the LightningModule that ``guerdon fit`` runs."""
 
 import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning
 import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from ..core.arguments import folds
 from ..core.batch import End, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import Component, Critic, Proposer, RewardModel
+from ..core.sizes import HasSizes, require_sizes, take_sizes
 from .monte_carlo import returns_to_go
+from .optimization import ScheduledAdamW
 
 
 @runtime_checkable
@@ -32,34 +34,31 @@ class TakesScale(Protocol):
 
 
 class CriticTraining(lightning.LightningModule):
-    """Minimises ``critic.loss`` with AdamW on steps drawn from logged trajectories, and logs all its figures.
+    """Train a critic with AdamW on steps drawn from logged trajectories, and log all its metrics.
 
-    Of every batch of episodes (or windows) rewards are asked for once. Then come ``updates_per_batch`` updates, each on
-    its own draw of ``transitions`` steps, evenly from the real ones that have a weight and a known reward; the others
-    are context. The target network follows each update. An update in which nothing could be learned (every gradient is
-    0) is left out.
+    Rewards are computed once for every batch of episodes (or windows). Then come ``updates_per_batch`` updates, each on
+    its own draw of ``transitions`` steps. Steps are drawn evenly from the real ones with a positive weight and a known
+    reward; the others are context. The target network follows each update. An update in which nothing could be learned
+    (every gradient is 0) is left out.
 
-    Scales that the reward or the critic takes from data are taken from the training episodes at the start, once: what
-    was fitted before, a saved critic that goes on learning or a run that is resumed, stays as it is.
+    Sizes that a component lacks are taken from the data module, if it has ``sizes``. Scales that the reward or the
+    critic takes from data are computed once, at the start, from the training episodes. What was fitted before, a saved
+    critic that goes on learning or a run that is resumed, stays as it is.
 
-    In validation ``val_td_error`` and the other figures are those of held-out episodes, ``val_value`` is the mean V,
-    and ``val_explained_variance`` 1 − Var(G − V)/Var(G) over steps whose discounted return G of the log is a fact.
-    It judges values of whoever acted; a critic that evaluates another policy (ALOE) may be right and explain little.
+    In validation ``val_td_error`` and the other metrics are those of held-out episodes, ``val_value`` is the mean V,
+    and ``val_explained_variance`` is 1 − Var(G − V)/Var(G) over the steps whose discounted return G of the log is
+    known. It evaluates values of whoever acted; a critic of another policy (ALOE) may be right and explain little.
 
     Args:
-        critic: What is trained, and shared at the end.
-        reward: What it learns from; frozen, in evaluation mode.
-        proposer: The current policy, for critics that ask it (`guerdon.policies.proposer.PolicyProposer`); it learns
-            nothing here.
-        transitions: Steps in an update.
-        updates_per_batch: Updates on each batch of trajectories.
-        learning_rate: Largest learning rate.
-        betas: Of AdamW; ALOE's.
-        weight_decay: Of AdamW, on weights with two dimensions or more.
-        max_grad_norm: Gradients are scaled down to this norm.
-        warmup_steps: Updates over which the learning rate rises from 0.
-        schedule: Afterwards constant, or falling to 0 as half a cosine until the last update.
-        seed: Of the draws.
+        critic: Critic that is trained, and shared at the end.
+        reward: Reward model that the critic learns from; frozen, in evaluation mode.
+        proposer: Source of the current policy's chunks, for critics that need it
+            (`guerdon.policies.proposer.PolicyProposer`); its policy does not learn here.
+        transitions: Number of steps in an update.
+        updates_per_batch: Number of updates on each batch of trajectories.
+        optimizer: Settings of AdamW, its schedule and the clipping of gradients; None takes the defaults of
+            `ScheduledAdamW`.
+        seed: Random seed of the draws.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -67,6 +66,7 @@ class CriticTraining(lightning.LightningModule):
 
     updates: Tensor
 
+    @folds(optimizer=ScheduledAdamW)
     def __init__(
         self,
         critic: Critic,
@@ -74,24 +74,13 @@ class CriticTraining(lightning.LightningModule):
         proposer: Component | Proposer | None = None,  # a configuration can only name a component
         transitions: int = 256,
         updates_per_batch: int = 1,
-        learning_rate: float = 3e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
-        warmup_steps: int = 100,
-        schedule: Literal["constant", "cosine"] = "constant",
+        optimizer: ScheduledAdamW | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if min(transitions, updates_per_batch) < 1 or min(learning_rate, max_grad_norm) <= 0:
+        if min(transitions, updates_per_batch) < 1:
             raise ValueError(
-                f"transitions {transitions}, updates_per_batch {updates_per_batch}, learning_rate {learning_rate}, "
-                f"max_grad_norm {max_grad_norm}: expected positive numbers"
-            )
-        if weight_decay < 0 or warmup_steps < 0 or schedule not in ("constant", "cosine"):
-            raise ValueError(
-                f"weight_decay {weight_decay}, warmup_steps {warmup_steps}, schedule {schedule!r}: expected none below "
-                "0, and constant or cosine"
+                f"transitions {transitions}, updates_per_batch {updates_per_batch}: expected positive numbers"
             )
         theirs, ours = getattr(reward, "gamma", None), getattr(critic, "gamma", None)
         if theirs is not None and ours is not None and theirs != ours:
@@ -108,9 +97,7 @@ class CriticTraining(lightning.LightningModule):
         self.proposer = proposer
         self._frozen: list[nn.Parameter] = []
         self.transitions, self.updates_per_batch, self.seed = transitions, updates_per_batch, seed
-        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
-        self.max_grad_norm, self.warmup_steps = max_grad_norm, warmup_steps
-        self.schedule: Literal["constant", "cosine"] = schedule
+        self.optimizer = ScheduledAdamW() if optimizer is None else optimizer
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._sums = torch.zeros(5, dtype=torch.float64)
 
@@ -133,16 +120,22 @@ class CriticTraining(lightning.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work before anything is loaded.
+        """Build what takes its sizes from the data, and refuse what cannot work before anything is loaded.
 
         Raises:
-            ValueError: If the precision is half, or there is nothing to train.
+            ValueError: If the precision is half, a size is unknown or not that of the data, or nothing can be trained.
         """
         if str(self.trainer.precision) in ("bf16-true", "16-true", "16-mixed"):
             raise ValueError(
                 f"precision {self.trainer.precision} would cut states and rewards to half precision, or scale the "
                 "gradients that are clipped: use bf16-mixed or 32-true"
             )
+        data = cast(Any, self.trainer).datamodule
+        if isinstance(data, HasSizes):
+            for part in self.children():
+                take_sizes(part, data.sizes)
+            self.reward.requires_grad_(False)
+        require_sizes(self)
         if stage == "fit" and not any(p.requires_grad for p in self.critic.parameters()):
             raise ValueError(f"{type(self.critic).__name__} has nothing to train: use it as it is")
         steps, horizon = getattr(self.proposer, "steps", None), getattr(self.critic, "horizon", None)
@@ -274,23 +267,11 @@ class CriticTraining(lightning.LightningModule):
         return drawn
 
     def _step(self, loss: Tensor) -> bool:
-        """One update; False, and none, where no parameter would learn anything."""
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        optimizer.zero_grad()
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        if isinstance(self.trainer.strategy, DDPStrategy):
-            # DDP waits for a gradient of every parameter
-            loss = loss + 0.0 * torch.stack([p.sum() for p in trained]).sum()
-        self.manual_backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], self.max_grad_norm)
-        if not bool(norm.isfinite()):
-            raise FloatingPointError(
-                f"the gradient became {float(norm)} in update {int(self.updates) + 1}: lower the learning rate, or "
-                "look for extreme rewards or states in the data"
-            )
+        """Make one update; return False, and make none, where no parameter would learn anything."""
+        norm = self.optimizer.backward(self, loss, f"in update {int(self.updates) + 1}")
         if not float(norm):  # momentum and weight decay would move the critic all the same
             return False
-        optimizer.step()
+        cast(LightningOptimizer, self.optimizers()).step()
         schedule = self.lr_schedulers()
         if schedule is not None:
             cast(Any, schedule).step()
@@ -346,29 +327,12 @@ class CriticTraining(lightning.LightningModule):
             self.log("val_explained_variance", explained, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW without decay on biases and norms; a schedule by update."""
-        trained = [p for p in self.critic.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-                {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=self.learning_rate,
-            betas=self.betas,
-        )
-        if self.schedule == "constant" and not self.warmup_steps:
+        """Build AdamW, and its schedule by update."""
+        optimizer = self.optimizer.make(self.critic.parameters())
+        if not self.optimizer.scheduled:
             return optimizer
-        total = self._total_updates() if self.schedule == "cosine" else 0
-
-        def factor(update: int) -> float:
-            if update < self.warmup_steps:
-                return (update + 1) / (self.warmup_steps + 1)
-            if self.schedule == "constant":
-                return 1.0
-            done = (update - self.warmup_steps) / max(total - self.warmup_steps, 1)
-            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        total = self._total_updates() if self.optimizer.schedule == "cosine" else 0
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: self.optimizer.factor(update, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
 
     def _total_updates(self) -> int:

@@ -1,4 +1,4 @@
-"""The policy optimizer: any policy, any advantage source, any objective, on rollouts or on logged trajectories."""
+"""Training of a policy with any advantage source and objective, on rollouts or on logged trajectories."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,39 +7,75 @@ from typing import Any, cast
 import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones.perceptron import Inputs
+from ..core.arguments import folds
 from ..core.batch import Advantages, TrajectoryBatch
 from ..core.interfaces import AdvantageSource, Component, Critic, Objective, Policy, RewardModel
+from ..core.sizes import HasSizes, require_sizes, take_sizes
+from ..critics.optimization import ClippedGradients
 from .proposer import PolicyProposer
 
 
-class PolicyOptimizer(lightning.LightningModule):
-    """Scores a batch of trajectories once, then makes several passes over its decisions in minibatches.
-
-    Estimates and advantages are computed once per batch, so groups stay whole and targets stay fixed. PPO is many
-    passes over rollouts; offline weighting and behaviour cloning are one pass over logged data. What each decision
-    counts is said by the objective once per batch, too. An advantage source may ask the policy, as it is when a batch
-    begins, for chunks through a `PolicyProposer`.
+class PolicyAdam(ClippedGradients):
+    """Adam with clipped gradients, with a learning rate each for a policy and for what is trained with it.
 
     Args:
-        policy: What is trained.
-        advantage: All that is known of rewards and values.
-        objective: What is minimised.
-        passes: Times every decision of a batch is used.
-        minibatch_size: Decisions in a minibatch.
-        learning_rate: Of the policy (Adam).
-        critic_learning_rate: Of what learns alongside; None takes the policy's.
-        max_grad_norm: Gradients are scaled down to this norm.
-        target_kl: Stop the passes over a batch once the approximate KL divergence of a minibatch is past 1.5 times
-            this; None never stops.
-        freeze_policy_batches: Train only what learns alongside on the first batches, so that a cloned policy is not
-            pushed by a critic that knows nothing yet.
-        seed: Of the minibatch order.
+        learning_rate: Learning rate of the policy, above 0.
+        critic_learning_rate: Learning rate of what is trained with it, above 0; None takes the policy's.
+        max_grad_norm: Largest norm of the gradient, above 0; a longer gradient is scaled down to it.
+
+    Raises:
+        ValueError: If a number is not positive.
     """
 
+    def __init__(
+        self, learning_rate: float = 3e-4, critic_learning_rate: float | None = None, max_grad_norm: float = 0.5
+    ) -> None:
+        super().__init__(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+        if critic_learning_rate is not None and critic_learning_rate <= 0:
+            raise ValueError(f"critic_learning_rate {critic_learning_rate}: expected a positive number, or None")
+        self.critic_learning_rate = learning_rate if critic_learning_rate is None else critic_learning_rate
+
+    def make(self, policy: nn.Module, advantage: nn.Module) -> torch.optim.Adam:
+        """Build the optimizer of a policy and of those parameters of its advantage source that learn."""
+        alongside = [p for p in advantage.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": list(policy.parameters()), "lr": self.learning_rate}]
+        if alongside:
+            groups.append({"params": alongside, "lr": self.critic_learning_rate})
+        # one kernel for all parameters: for small networks the loop over them costs more than the arithmetic
+        return torch.optim.Adam(groups, eps=1e-5, fused=True)
+
+
+class PolicyOptimizer(lightning.LightningModule):
+    """Score each batch of trajectories once, then train a policy on its decisions in several passes of minibatches.
+
+    Estimates and advantages are computed once per batch, so that groups stay whole and targets stay fixed. PPO makes
+    many passes over rollouts; offline weighting and behaviour cloning make one pass over logged data. The objective
+    also weighs the decisions once per batch. An advantage source may ask the policy, as it is when a batch begins, for
+    chunks through a `PolicyProposer`.
+
+    Sizes that a component lacks are taken from the data module, if it has ``sizes``.
+
+    Args:
+        policy: Policy that is trained.
+        advantage: Advantage source: all that the optimizer knows of rewards and values.
+        objective: Objective that is minimised.
+        passes: Number of times that every decision of a batch is used.
+        minibatch_size: Number of decisions in a minibatch.
+        optimizer: Learning rates and the clipping of gradients; None takes the defaults of `PolicyAdam`.
+        target_kl: Approximate KL divergence; the passes over a batch stop once that of a minibatch exceeds 1.5 times
+            this. None never stops.
+        freeze_policy_batches: Number of first batches on which only what is trained with the policy learns, so that a
+            cloned policy is not moved by an untrained critic.
+        seed: Random seed of the minibatch order.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    @folds(optimizer=PolicyAdam)
     def __init__(
         self,
         policy: Policy,
@@ -47,9 +83,7 @@ class PolicyOptimizer(lightning.LightningModule):
         objective: Objective,
         passes: int = 10,
         minibatch_size: int = 256,
-        learning_rate: float = 3e-4,
-        critic_learning_rate: float | None = None,
-        max_grad_norm: float = 0.5,
+        optimizer: PolicyAdam | None = None,
         target_kl: float | None = None,
         freeze_policy_batches: int = 0,
         seed: int = 0,
@@ -60,10 +94,8 @@ class PolicyOptimizer(lightning.LightningModule):
         self.automatic_optimization = False
         self.policy, self.advantage, self.objective = policy, advantage, objective
         self.passes, self.minibatch_size, self.seed = passes, minibatch_size, seed
-        self.learning_rate = learning_rate
-        self.critic_learning_rate = learning_rate if critic_learning_rate is None else critic_learning_rate
-        self.max_grad_norm, self.target_kl = max_grad_norm, target_kl
-        self.freeze_policy_batches = freeze_policy_batches
+        self.optimizer = PolicyAdam() if optimizer is None else optimizer
+        self.target_kl, self.freeze_policy_batches = target_kl, freeze_policy_batches
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         # not a module of this one: the policy would come twice in every checkpoint
         self.__dict__["_proposer"] = PolicyProposer(policy, seed=seed)
@@ -76,14 +108,21 @@ class PolicyOptimizer(lightning.LightningModule):
         """What is shared after training."""
         return self.policy
 
+    def setup(self, stage: str) -> None:
+        """Build what takes its sizes from the data, and compare the sizes of the rest with it.
+
+        Raises:
+            ValueError: If a size is unknown, or not that of the data.
+        """
+        data = cast(Any, self.trainer).datamodule
+        if isinstance(data, HasSizes):
+            for part in self.children():
+                take_sizes(part, data.sizes)
+        require_sizes(self)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, with a learning rate each for the policy and for what learns alongside."""
-        alongside = [p for p in self.advantage.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": list(self.policy.parameters()), "lr": self.learning_rate}]
-        if alongside:
-            groups.append({"params": alongside, "lr": self.critic_learning_rate})
-        # one kernel for all parameters: for small networks the loop over them costs more than the arithmetic
-        return torch.optim.Adam(groups, eps=1e-5, fused=True)
+        """Build Adam, with a learning rate each for the policy and for what is trained with it."""
+        return self.optimizer.make(self.policy, self.advantage)
 
     def on_fit_start(self) -> None:
         """Let a reward be in evaluation mode, as it must be, without a warning; forget what the policy was."""
@@ -156,21 +195,8 @@ class PolicyOptimizer(lightning.LightningModule):
             yield from torch.tensor_split(torch.randperm(count, generator=generator).to(self.device), each)
 
     def _step(self, loss: Tensor) -> None:
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        optimizer.zero_grad()
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if isinstance(self.trainer.strategy, DDPStrategy):
-            # DDP waits for a gradient of every parameter; a frozen policy or the deviation of a cloned one has none
-            loss = loss + 0.0 * torch.stack([p.sum() for p in parameters]).sum()
-        self.manual_backward(loss)
-        trained = [p for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
-        if not bool(norm.isfinite()):
-            raise FloatingPointError(
-                f"the gradient became {float(norm)} after {int(self.batches_seen)} batches: lower the learning rate, "
-                "or look for extreme rewards or states in the data"
-            )
-        optimizer.step()
+        self.optimizer.backward(self, loss, f"after {int(self.batches_seen)} batches")
+        cast(LightningOptimizer, self.optimizers()).step()
 
     def _beyond(self, kl: Tensor | None) -> bool:
         if kl is None or self.target_kl is None:
@@ -219,7 +245,7 @@ class PolicyOptimizer(lightning.LightningModule):
             self._log(name, torch.stack([f[name] for f in figures if name in f]).mean())
 
 
-def _learned(part: torch.nn.Module) -> bool:
+def _learned(part: nn.Module) -> bool:
     """Whether a part was trained before and is only used now."""
     frozen = isinstance(part, Critic) and not any(p.requires_grad for p in part.parameters())
     return isinstance(part, RewardModel) or frozen

@@ -3,11 +3,14 @@
 import hashlib
 import math
 from collections.abc import Iterator
+from contextlib import closing
 
 import lightning
 
 from ...core.batch import End, TrajectoryBatch
 from ...core.interfaces import Policy
+from ...core.sizes import DataSizes
+from ...envs.task import Task
 from ...envs.vector import make_task
 from .pool import TaskSetting, WorkerError, WorkerPool, play_episodes
 from .runner import batch_pieces
@@ -89,16 +92,32 @@ class RolloutData(lightning.LightningDataModule):
         self.outcomes: list[float] = []
         """Success of every row of the latest rollout, NaN while it goes on: for who watches training, never for it."""
         self._pool: WorkerPool | None = None
+        self._sizes: DataSizes | None = None
+
+    @property
+    def sizes(self) -> DataSizes:
+        """Widths of the task's states and actions; the task is built once to read them.
+
+        Raises:
+            ValueError: If there is no task of that name.
+            ModuleNotFoundError: If its simulator is not installed.
+        """
+        if self._sizes is None:
+            with closing(self._task()) as task:
+                self._sizes = _sizes_of(task)
+        return self._sizes
+
+    def _task(self) -> Task:
+        return make_task(self.setting.task, self.setting.horizon, self.setting.task_seed)
 
     def setup(self, stage: str) -> None:
         """Start the workers and list the contexts of both splits."""
         if self._pool is not None:
             return
-        probe = make_task(self.setting.task, self.setting.horizon, self.setting.task_seed)
-        self.instruction = probe.instruction
-        self.train_contexts = probe.contexts("train", self.counts[0])
-        self.eval_contexts = probe.contexts("eval", self.counts[1]) if self.counts[1] else []
-        probe.close()
+        with closing(self._task()) as task:
+            self.instruction, self._sizes = task.instruction, _sizes_of(task)
+            self.train_contexts = task.contexts("train", self.counts[0])
+            self.eval_contexts = task.contexts("eval", self.counts[1]) if self.counts[1] else []
         if not self.eval_contexts and self.trainer is not None:
             self.trainer.limit_val_batches = 0  # an empty loader would do the same, with a warning
         self._pool = WorkerPool(self.setting, self.envs, self.workers)
@@ -136,6 +155,10 @@ class RolloutData(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on from a checkpoint."""
         self.env_steps, self.rollouts_made = state_dict["env_steps"], state_dict["rollouts_made"]
+
+
+def _sizes_of(task: Task) -> DataSizes:
+    return DataSizes(name=task.name, state_size=task.state_size, action_size=task.action_size)
 
 
 class _Judging:

@@ -16,12 +16,18 @@ from torch import nn
 
 from guerdon.core.batch import Decision
 from guerdon.core.interfaces import Policy
+from guerdon.core.sizes import DataSizes
+from guerdon.critics.value import ValueCritic
 from guerdon.envs.task import EVAL_OFFSET
 from guerdon.envs.vector import make_task
+from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
+from guerdon.policies.objectives import ClippedSurrogate
+from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.policies.rollouts.data import RolloutData, hash_seed
 from guerdon.policies.rollouts.pool import TaskSetting, WorkerError, WorkerPool, play_episodes
 from guerdon.policies.rollouts.runner import batch_pieces
+from guerdon.rewards.recorded import RecordedReward
 
 REACH = TaskSetting(task="mujoco/reach", horizon=8)
 
@@ -232,6 +238,18 @@ def test_every_rollout_comes_from_the_policy_as_it_is():
     assert module.shown == [[float(i)] for i in range(6)], "a rollout was made before the update that preceded it"
     assert [set(b.behaviour["sample"].flatten().tolist()) for b in module.judged] == [{3.0}, {6.0}]
     assert data._pool is None, "the workers outlive the run"
+
+
+def test_the_data_know_the_sizes_of_the_task_before_and_after_they_are_set_up():
+    data = RolloutData("mujoco/reach", steps=8, envs=1, contexts=1, eval_contexts=0)
+    wanted = DataSizes(name="mujoco/reach", state_size=12, action_size=3)
+    assert data.sizes == wanted
+    policy = GaussianPolicy(hidden=(8,))
+    module = PolicyOptimizer(policy, RewardToGo(RecordedReward(), ValueCritic(hidden=(8,))), ClippedSurrogate())
+    data = RolloutData("mujoco/reach", steps=8, rollouts=1, envs=1, contexts=1, eval_contexts=0)
+    trainer(max_epochs=1).fit(module, data)
+    assert data.sizes == wanted
+    assert (policy.state_size, policy.action_size) == (12, 3)
 
 
 def test_the_stream_is_sized_and_counts_what_it_took():
