@@ -21,10 +21,10 @@ class ActionCritic(ChunkCritic):
     """Q(s, a_{t:t+n}) of the current policy, learned from anybody's trajectories (ALOE, arXiv 2602.12691, Eq. 7–10).
 
     y = Σ_{k<n} γ^k r_{t+k} + γ^n · E_{a′ ~ π(·|s_{t+n})} AGG_i Q̄_i(s_{t+n}, a′). The next chunk a′ is sampled from the
-    current policy through a proposer, which makes this an evaluation of that policy whoever acted. Target networks Q̄
-    follow by Polyak averaging. V is the mean over sampled chunks of the pessimistic Q. The paper leaves open how
-    members are reduced inside the target, how many chunks are sampled, and β. The first two are arguments here, and β
-    is one of the weighting that turns advantages into weights.
+    current policy through a proposer, which makes this an evaluation of that policy, whatever policy acted. Target
+    networks Q̄ follow by Polyak averaging. V is the mean over sampled chunks of the pessimistic Q. The paper leaves
+    open how members are reduced inside the target, how many chunks are sampled, and β. The first two are arguments
+    here, and β is one of the weighting that turns advantages into weights.
 
     Args:
         network: Ensemble of K Q-networks; the paper's is `ChunkTransformer` with K = 2.

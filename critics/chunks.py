@@ -41,7 +41,7 @@ class ChunkCritic(Critic):
     made (``terminating`` of `EpisodeData`).
 
     The critic is shown n steps, and the rest is masked out. A chunk that a termination cuts short is shown whole,
-    though (``tails`` of `LoggedChunks`). A short chunk would tell the critic that the episode ends in n steps, all
+    though (``tails`` of `LoggedChunks`). A short chunk would show the critic that the episode ends in n steps, all
     whole chunks would be ones that did not end it, and a chunk of the policy, which is always whole, would be valued as
     if it never could.
 

@@ -73,7 +73,7 @@ class CalibratedFloor(Component):
         if self.uniform and not bool(network.fitted):
             raise ValueError("the range of the data's actions is unknown: call fit_scales(batch) of the critic first")
         rows, steps = points.rows[chosen], points.steps[chosen]
-        # shown as many steps as the logged chunk: lengths must not tell logged chunks from others
+        # shown as many steps as the logged chunk: lengths must not distinguish logged chunks from others
         _, mask = critic.logged_input(batch, rows, steps, points.lengths)
         observation, floor = batch.observe(rows, steps), returns[rows, steps].to(members.device)
         found: list[Tensor] = []

@@ -28,7 +28,8 @@ class DistributionalValue(StateCritic):
     Args:
         state_size: Width S of the state; 0 reads no state, None takes it from the data.
         hidden: Widths of the hidden layers (tanh).
-        feature_sizes: Width of every frozen feature that is read beside the state, by its name ``encoder/camera``.
+        feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
+            ``encoder/camera``.
         bins: Number of bins, at least 2.
         low: Return of the first bin, in the unit of the rewards.
         high: Return of the last bin, in the unit of the rewards.

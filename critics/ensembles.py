@@ -39,7 +39,7 @@ class Aggregation(Component):
     Args:
         pessimism: The smallest member (``"min"``), their mean (``"mean"``), or the mean minus ``lcb`` standard
             deviations (``"lcb"``).
-        lcb: Number of standard deviations below the mean, 0 or more, wherever a critic asks for ``"lcb"``.
+        lcb: Number of standard deviations below the mean, 0 or more, wherever a critic uses ``"lcb"``.
 
     Raises:
         ValueError: If an argument makes no sense.

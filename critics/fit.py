@@ -23,13 +23,13 @@ from .optimization import ScheduledAdamW
 
 @runtime_checkable
 class TakesScale(Protocol):
-    """A reward with numbers to take from data, once."""
+    """A reward with parameters that are computed from data, once."""
 
     fitted: Tensor
     """Whether they are known."""
 
     def fit(self, batches: Iterable[TrajectoryBatch]) -> object:
-        """Take them from the training data."""
+        """Compute them from the training data."""
         ...
 
 
@@ -47,7 +47,8 @@ class CriticTraining(lightning.LightningModule):
 
     In validation ``val_td_error`` and the other metrics are those of held-out episodes, ``val_value`` is the mean V,
     and ``val_explained_variance`` is 1 − Var(G − V)/Var(G) over the steps whose discounted return G of the log is
-    known. It evaluates values of whoever acted; a critic of another policy (ALOE) may be right and explain little.
+    known. It evaluates values of the behaviour policy; a critic of another policy (ALOE) may be right and explain
+    little.
 
     Args:
         critic: Critic that is trained, and shared at the end.
@@ -89,7 +90,9 @@ class CriticTraining(lightning.LightningModule):
                 "give both the same"
             )
         if proposer is not None and not isinstance(proposer, Proposer):
-            raise ValueError(f"{type(proposer).__name__} proposes no chunks: expected a PolicyProposer or the like")
+            raise ValueError(
+                f"{type(proposer).__name__} proposes no chunks: expected a PolicyProposer, or another Proposer"
+            )
         self.automatic_optimization = False
         if not any(p.requires_grad for p in critic.parameters()):
             critic.requires_grad_(True)  # it was frozen for use, by an advantage source for instance
@@ -103,16 +106,16 @@ class CriticTraining(lightning.LightningModule):
 
     @property
     def component(self) -> Component:
-        """What is shared after training."""
+        """Component that is shared after training: the critic."""
         return self.critic
 
     @property
     def companions(self) -> dict[str, Component]:
-        """What is left beside it: the reward that its values are sums of, with the numbers it took from the data."""
+        """Components that are saved with it: the reward that its values are sums of, with its fitted parameters."""
         return {"reward": self.reward}
 
     def train(self, mode: bool = True) -> "CriticTraining":
-        """Switch the critic; what gives rewards and chunks stays in evaluation mode."""
+        """Set the mode of the critic; reward model and proposer stay in evaluation mode."""
         super().train(mode)
         self.reward.eval()
         if isinstance(self.proposer, nn.Module):
@@ -142,24 +145,24 @@ class CriticTraining(lightning.LightningModule):
         if stage == "fit" and steps is not None and horizon is not None and steps != horizon:
             warnings.warn(
                 f"the policy proposes chunks of {steps} steps, the critic's horizon is {horizon}: it then values "
-                f"another policy, one that plans anew after other steps, or chunks of a length that logs hardly hold. "
-                f"Give the network horizon {steps}",
+                "another policy, which plans anew after another number of steps, or chunks of a length that is rare in "
+                f"logs. Give the network horizon {steps}",
                 stacklevel=2,
             )
         if isinstance(self.proposer, nn.Module):
-            # only while this trains: the policy may be trained by others before and after
+            # only during this training: the policy may be trained by others before and after
             self._frozen = [p for p in self.proposer.parameters() if p.requires_grad]
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
 
     def teardown(self, stage: str) -> None:
-        """Let the policy that proposed learn again, where it could before."""
+        """Unfreeze the parameters of the proposer's policy that were not frozen before."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []
 
     def on_fit_start(self) -> None:
-        """Take scales from the training episodes where none were taken yet."""
+        """Compute the scales of reward and critic from the training episodes where they are not fitted yet."""
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         self.train()  # a critic that was opened from a folder comes in evaluation mode
         data = cast(Any, self.trainer).datamodule
@@ -169,13 +172,13 @@ class CriticTraining(lightning.LightningModule):
         for module in self.reward.modules():
             if isinstance(module, RewardModel) and isinstance(module, TakesScale) and not bool(module.fitted):
                 module.fit(data.state_batches())
-                if self.trainer.is_global_zero:  # whoever goes on with the critic needs the same numbers
+                if self.trainer.is_global_zero:  # to go on with the critic, the same numbers are needed
                     print(f"taken from the training episodes: {module}")
                 if learned:
                     warnings.warn(
                         f"{type(self.critic).__name__} was trained before, and {type(module).__name__} took new "
-                        "numbers from these data: its values are in another unit now. Name the reward that its run "
-                        "left: guerdon.core.pretrained.pretrained_reward with path RUN/reward",
+                        "numbers from these data: its values are in another unit now. Name the reward that was saved "
+                        "with its run: guerdon.core.pretrained.pretrained_reward with path RUN/reward",
                         stacklevel=2,
                     )
         _check_ends(data.state_batches())
@@ -188,7 +191,7 @@ class CriticTraining(lightning.LightningModule):
         return all(bool(buffer) for name, buffer in named if name.rpartition(".")[2] == "fitted")
 
     def _fit_critic(self, batch: TrajectoryBatch) -> None:
-        """Take the critic's scales; processes that saw other data take the first one's."""
+        """Compute the critic's scales; all processes take those of the first one."""
         fit = getattr(self.critic, "fit_scales", None)
         if fit is None:
             return
@@ -199,10 +202,10 @@ class CriticTraining(lightning.LightningModule):
 
     @torch.no_grad()
     def score(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Rewards of a batch.
+        """Compute the rewards of a batch.
 
         Raises:
-            ValueError: If rows are no logged trajectories, or the reward looks into a future that was cut off.
+            ValueError: If rows are not logged trajectories, or the reward needs a future that was cut off.
             FloatingPointError: If a known reward is not finite.
         """
         negative = batch.labels.get("negative")
@@ -228,31 +231,31 @@ class CriticTraining(lightning.LightningModule):
         return rewards
 
     def training_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
-        """Score the batch, then learn from draws of its steps."""
+        """Compute the rewards of the batch, then make updates on draws of its steps."""
         if not self._fitted():
             self._fit_critic(batch)
         rewards = self.score(batch)
         known = rewards.valid & batch.mask
         chosen = known & (batch.weight > 0)
-        figures: list[dict[str, Tensor]] = []
+        metrics: list[dict[str, Tensor]] = []
         for index in range(self.updates_per_batch):
             drawn = self._draw(chosen, batch_index * self.updates_per_batch + index)
             parts = self.critic.loss(
                 replace(batch, weight=torch.where(drawn, batch.weight, 0.0)), rewards, self.proposer
             )
             if self._step(parts["loss"]):
-                figures.append({name: value.detach() for name, value in parts.items()})
-        for name in dict.fromkeys(name for found in figures for name in found):
-            mean = torch.stack([found[name].float() for found in figures if name in found]).mean()
+                metrics.append({name: value.detach() for name, value in parts.items()})
+        for name in dict.fromkeys(name for found in metrics for name in found):
+            mean = torch.stack([found[name].float() for found in metrics if name in found]).mean()
             self.log(f"train_{name}", mean, on_step=True, on_epoch=False, batch_size=1)
             if name == "loss":
                 self.log("loss", mean, prog_bar=True, logger=False, batch_size=1)
         unknown = (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1)
         self.log("reward_unknown", unknown, on_step=True, on_epoch=False, batch_size=1)
-        self.log("updates_left_out", float(self.updates_per_batch - len(figures)), on_step=True, batch_size=1)
+        self.log("updates_left_out", float(self.updates_per_batch - len(metrics)), on_step=True, batch_size=1)
 
     def _draw(self, chosen: Bool[Tensor, "B T"], number: int) -> Bool[Tensor, "B T"]:
-        """``transitions`` of the chosen steps, or all of them where there are fewer; other ones in every update."""
+        """Draw ``transitions`` of the chosen steps, anew in every update; all of them if there are fewer."""
         rows, steps = chosen.nonzero(as_tuple=True)
         if len(rows) <= self.transitions:
             return chosen
@@ -280,31 +283,31 @@ class CriticTraining(lightning.LightningModule):
         return True
 
     def on_train_epoch_end(self) -> None:
-        """Say so if there was nothing to learn from.
+        """Refuse to go on if there was nothing to learn from.
 
         Raises:
-            ValueError: If a whole epoch went by without an update.
+            ValueError: If no update was made in a whole epoch.
         """
         if not int(self.updates):
             raise ValueError(
                 f"no step of the training data can be learned from: {type(self.reward).__name__} knows no reward, "
                 "every step has weight 0, or the critic knows no continuation (rows cut before their last observation "
-                "was made, or returns wanted of rows that never end: see cuts, and terminating of the data)"
+                "was made, or returns of rows that never end: see cuts, and terminating of the data)"
             )
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to count."""
+        """Reset the sums of the explained variance."""
         self._sums = torch.zeros(5, dtype=torch.float64)
 
     def validation_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
-        """Log the loss and its figures over all steps, and the mean value."""
+        """Log the loss and its metrics over all steps, and the mean value."""
         rewards = self.score(batch)
         parts = self.critic.loss(batch, rewards, self.proposer)
         if len(parts) > 1:  # else there was nothing to learn from, which is no loss of 0
             steps = int(batch.mask.sum())
             self.log("val_loss", parts["loss"], prog_bar=True, batch_size=steps, sync_dist=True)
-            figures = {f"val_{name}": value.float() for name, value in parts.items() if name != "loss"}
-            self.log_dict(figures, batch_size=steps, sync_dist=True)
+            metrics = {f"val_{name}": value.float() for name, value in parts.items() if name != "loss"}
+            self.log_dict(metrics, batch_size=steps, sync_dist=True)
         v = self.critic(batch, self.proposer).v
         made = batch.made.to(v.device)
         if bool(made.any()):
@@ -312,13 +315,13 @@ class CriticTraining(lightning.LightningModule):
         gamma = getattr(self.critic, "gamma", None)
         if gamma is not None:
             returns, known = returns_to_go(batch, rewards, gamma)
-            told = returns[known].double().cpu()
-            error = told - v[:, :-1][known.to(v.device)].double().cpu()
-            moments = [told.sum(), told.square().sum(), error.sum(), error.square().sum()]
-            self._sums += torch.stack([torch.tensor(float(len(told)), dtype=torch.float64), *moments])
+            target = returns[known].double().cpu()
+            error = target - v[:, :-1][known.to(v.device)].double().cpu()
+            moments = [target.sum(), target.square().sum(), error.sum(), error.square().sum()]
+            self._sums += torch.stack([torch.tensor(float(len(target)), dtype=torch.float64), *moments])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the explained variance, where returns are known and differ."""
+        """Log the explained variance, if returns are known and differ."""
         sums = self._sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
         if self.trainer.world_size > 1:
             sums = cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
@@ -336,40 +339,48 @@ class CriticTraining(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
 
     def _total_updates(self) -> int:
-        """Updates of the whole run. Lightning counts batches towards epochs, but updates towards ``max_steps``."""
+        """Count the updates of the whole run. Lightning counts batches in epochs, but updates in ``max_steps``."""
         most, batches = self.trainer.max_steps, self.trainer.estimated_stepping_batches
         updates = int(batches) * self.updates_per_batch if math.isfinite(batches) else most
         return updates if most < 0 else min(updates, most)
 
 
 def explained_variance(sums: Float[Tensor, " 5"]) -> Tensor | None:
-    """1 − Var(e)/Var(g) from the count, Σ g, Σ g², Σ e and Σ e²; None where g does not vary."""
-    count, told, told_squared, error, error_squared = sums
+    """Compute 1 − Var(e)/Var(g).
+
+    Args:
+        sums: Count, Σ g, Σ g², Σ e and Σ e².
+
+    Returns:
+        Explained variance; None if g does not vary.
+    """
+    count, target, target_squared, error, error_squared = sums
     if count < 2:
         return None
-    spread = told_squared / count - (told / count).square()
-    if float(spread) <= 1e-12 * float(told_squared / count):
+    variance = target_squared / count - (target / count).square()
+    if float(variance) <= 1e-12 * float(target_squared / count):
         return None
-    return (1 - (error_squared / count - (error / count).square()) / spread).float()
+    return (1 - (error_squared / count - (error / count).square()) / variance).float()
 
 
 def _check_ends(batches: Iterable[TrajectoryBatch]) -> None:
-    """Warn where values hang in the air: no episode terminates, or one that succeeded goes on."""
-    rows = ended = gone_on = 0
+    """Warn if no episode terminates, or a successful one does not end in its success."""
+    rows = ended = unended = 0
     for batch in batches:
         rows, ended = rows + len(batch), ended + int(batch.terminated.sum())
-        gone_on += int(((batch.end == End.CUT) & batch.success_known & (batch.success >= 1)).sum())
+        unended += int(((batch.end == End.CUT) & batch.success_known & (batch.success >= 1)).sum())
     if rows and not ended:
         warnings.warn(
-            f"none of {rows} training episodes ends for good: values are then made of one another alone, and costs of "
-            "a step drive them to the sum of costs without end. Record how episodes end (`end` of an episode), or name "
+            f"none of {rows} training episodes ends for good: values are then bootstrapped from one another alone, and "
+            "step costs drive them to the sum of endless costs. Record how episodes end (`end` of an episode), or name "
             "more ends in `terminating` of the data",
             stacklevel=3,
         )
-    if gone_on:
+    if unended:
         warnings.warn(
-            f"{gone_on} of {rows} training episodes are successes that do not end in one (`end` is CUT): a critic "
-            "takes them for pieces of longer episodes, and pays nothing for the success. Record their `end` as SUCCESS",
+            f"{unended} of {rows} training episodes are successes that do not end in one (`end` is CUT): a critic "
+            "treats them as pieces of longer episodes, and nothing is paid for the success. Record their `end` as "
+            "SUCCESS",
             stacklevel=3,
         )
 

@@ -1,4 +1,4 @@
-"""Monte-Carlo values of chunks of actions: the return of the log, whoever acted."""
+"""Monte-Carlo values of chunks of actions: regression on the return of the log."""
 
 from typing import Literal, get_args
 
@@ -44,7 +44,7 @@ def returns_to_go(
 
 
 class MonteCarloCritic(ChunkCritic):
-    """Q(s, a_{t:t+n}) of whoever acted, by regression on the discounted return of the log.
+    """Q(s, a_{t:t+n}) of the behaviour policy, by regression on the discounted return of the log.
 
     This is the baseline of off-policy evaluation: the same network, but the future is that of the log. It gives the
     value of the current policy only where the data are that policy's own, and nothing for a row that is cut short.

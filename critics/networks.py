@@ -28,7 +28,7 @@ class ChunkNetwork(ObservationReader):
         action_size: Width A of an action; None takes it from the data.
         horizon: Largest number h of steps in a chunk.
         members: Number K of Q-values in the ensemble.
-        reads: Inputs beside state and actions; None has none.
+        reads: Inputs in addition to state and actions; None has none.
 
     Raises:
         ValueError: If a size makes no sense, or nothing would be read.
@@ -138,7 +138,7 @@ class ChunkTransformer(ChunkNetwork):
         heads: Number of attention heads; it divides ``width``.
         shared: One trunk with K Q tokens, as published; False gives each member a trunk of its own, whose errors agree
             less.
-        reads: Inputs beside state and actions: one token per camera, one for the instruction. None has none.
+        reads: Inputs in addition to state and actions: one token per camera, one for the instruction. None has none.
         pool: How the patches of a camera become one token: ``"mean"``, or ``"attention"`` with a learned query.
 
     Raises:
@@ -276,7 +276,7 @@ class ChunkPerceptron(ChunkNetwork):
         horizon: Largest number h of steps in a chunk.
         members: Number K of Q-values in the ensemble.
         hidden: Widths of the hidden layers, each followed by layer norm and GELU.
-        reads: Inputs beside state and actions; the patches of a camera are averaged. None has none.
+        reads: Inputs in addition to state and actions; the patches of a camera are averaged. None has none.
 
     Raises:
         ValueError: If an argument makes no sense.

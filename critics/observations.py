@@ -101,7 +101,7 @@ def perceptron(width: int, hidden: Sequence[int]) -> nn.Sequential:
 
 
 class CriticInputs(Component):
-    """Inputs of a critic's network beside the state: camera features, instruction features, and the range of actions.
+    """Inputs of a critic's network in addition to the state: features of cameras and instructions, range of actions.
 
     Frames come as features of a frozen encoder, ``features["<encoder.name>/<camera>"]``, or are encoded where an
     observation holds frames only.
@@ -194,7 +194,7 @@ class ObservationReader(Component):
 
     Args:
         state_size: Width S of the state; 0 reads no state, None takes it from the data.
-        reads: Inputs beside the state; None has none.
+        reads: Inputs in addition to the state; None has none.
 
     Raises:
         ValueError: If a size is negative, or nothing would be read.
@@ -300,7 +300,7 @@ class ObservationNetwork(ObservationReader):
     Args:
         state_size: Width S of the state; 0 reads no state, None takes it from the data.
         hidden: Widths of the hidden layers, each followed by layer norm and GELU.
-        reads: Inputs beside the state; the patches of a camera are averaged. None has none.
+        reads: Inputs in addition to the state; the patches of a camera are averaged. None has none.
     """
 
     @folds(reads=CriticInputs)

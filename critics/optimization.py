@@ -116,7 +116,7 @@ class ScheduledAdamW(ClippedGradients):
 
         Args:
             update: Number of the update, from 0.
-            total: Number of updates of the whole run; only the cosine asks for it.
+            total: Number of updates of the whole run; only the cosine schedule uses it.
         """
         if update < self.warmup_steps:
             return (update + 1) / (self.warmup_steps + 1)

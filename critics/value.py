@@ -27,7 +27,8 @@ class StateCritic(Critic):
     Args:
         state_size: Width S of the state; 0 reads no state, None takes it from the data.
         hidden: Widths of the hidden layers (tanh).
-        feature_sizes: Width of every frozen feature that is read beside the state, by its name ``encoder/camera``.
+        feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
+            ``encoder/camera``.
         outputs: Number of outputs of the network.
         gamma: Discount factor per step of the targets that ``loss`` computes, in [0, 1].
         lam: Parameter λ of the targets, in [0, 1].
@@ -64,7 +65,7 @@ class StateCritic(Critic):
 
     @property
     def inputs(self) -> ModelInputs:
-        """What the critic reads of a trajectory, beside the features that it names."""
+        """What the critic reads of a trajectory, without the features that it names."""
         return ModelInputs(state_size=self.state_size or 0)
 
     @torch.no_grad()
@@ -153,7 +154,8 @@ class ValueCritic(StateCritic):
     Args:
         state_size: Width S of the state; 0 reads no state, None takes it from the data.
         hidden: Widths of the hidden layers (tanh).
-        feature_sizes: Width of every frozen feature that is read beside the state, by its name ``encoder/camera``.
+        feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
+            ``encoder/camera``.
         gamma: Discount factor per step of the targets that ``loss`` computes, in [0, 1].
         lam: Parameter λ of TD(λ), in [0, 1]: 1 is Monte-Carlo, 0 is one-step TD.
         cuts: Treatment of rows that did not terminate: ``"bootstrap"``, ``"leave_out"`` or ``"end"``; see

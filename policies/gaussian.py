@@ -28,7 +28,8 @@ class GaussianPolicy(Policy):
         hidden: Widths of the hidden layers (tanh).
         log_std: Initial logarithm of the standard deviation of every action dimension.
         log_std_range: Lowest and highest value that the learned logarithm is clamped to, in every use.
-        feature_sizes: Width of every frozen feature that is read beside the state, by its name ``encoder/camera``.
+        feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
+            ``encoder/camera``.
 
     Raises:
         ValueError: If an argument makes no sense.

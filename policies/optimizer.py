@@ -40,10 +40,10 @@ class PolicyAdam(ClippedGradients):
 
     def make(self, policy: nn.Module, advantage: nn.Module) -> torch.optim.Adam:
         """Build the optimizer of a policy and of those parameters of its advantage source that learn."""
-        alongside = [p for p in advantage.parameters() if p.requires_grad]
+        learning = [p for p in advantage.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": list(policy.parameters()), "lr": self.learning_rate}]
-        if alongside:
-            groups.append({"params": alongside, "lr": self.critic_learning_rate})
+        if learning:
+            groups.append({"params": learning, "lr": self.critic_learning_rate})
         # one kernel for all parameters: for small networks the loop over them costs more than the arithmetic
         return torch.optim.Adam(groups, eps=1e-5, fused=True)
 
@@ -105,7 +105,7 @@ class PolicyOptimizer(lightning.LightningModule):
 
     @property
     def component(self) -> Component:
-        """What is shared after training."""
+        """Component that is shared after training: the policy."""
         return self.policy
 
     def setup(self, stage: str) -> None:
@@ -125,15 +125,15 @@ class PolicyOptimizer(lightning.LightningModule):
         return self.optimizer.make(self.policy, self.advantage)
 
     def on_fit_start(self) -> None:
-        """Let a reward be in evaluation mode, as it must be, without a warning; forget what the policy was."""
+        """Silence the warning of a reward model in evaluation mode, and drop the chunks that the proposer kept."""
         self._proposer.updated()
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
     def training_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
-        """Score the batch, then train on its decisions."""
+        """Compute rewards and advantages of the batch, then train on its decisions."""
         self._fit_inputs(batch)
         rewards = self.advantage.estimate(batch)
-        # the number of batches the policy learned from: the same after an interruption as without one
+        # the number of batches that the policy learned from: the same after an interruption as without one
         self._proposer.version = max(0, int(self.batches_seen) - self.freeze_policy_batches)
         advantages = self.advantage(batch, rewards, self._proposer)
         known = rewards.valid & batch.mask
@@ -153,7 +153,7 @@ class PolicyOptimizer(lightning.LightningModule):
         advantage = advantages.advantages[rows, decisions]
         weight = self.objective.weights(batch, advantages)[rows, decisions]
         frozen = int(self.batches_seen) < self.freeze_policy_batches
-        figures: list[dict[str, Tensor]] = []
+        metrics: list[dict[str, Tensor]] = []
         for index in self._minibatches(len(rows), each):
             terms = self.advantage.loss(batch, advantages, rows[index], steps[index])
             objective: dict[str, Tensor] = {}
@@ -168,19 +168,19 @@ class PolicyOptimizer(lightning.LightningModule):
             losses = [part["loss"] for part in (objective, terms) if "loss" in part]
             if losses:
                 self._step(torch.stack(losses).sum())
-            figures.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
-            figures[-1] |= {k: v.detach() for k, v in objective.items()}
+            metrics.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
+            metrics[-1] |= {k: v.detach() for k, v in objective.items()}
             if self.target_kl is not None and self._beyond(objective.get("kl")):
                 break
-        self._log("updates", torch.tensor(float(len(figures))))
-        self._log_figures(figures)
+        self._log("updates", torch.tensor(float(len(metrics))))
+        self._log_metrics(metrics)
         self._log("explained_variance", _explained_variance(advantages))
 
     def _minibatch_count(self, decisions: int) -> int:
-        """Minibatches in a pass, the same on every rank: ranks that disagree would wait for each other for ever.
+        """Compute the number of minibatches in a pass, the same on every rank: otherwise ranks would wait for ever.
 
-        It is the mean of what the ranks need, but never so many that one would be empty somewhere; 0 if a rank has no
-        decision to train on, and all leave the batch out.
+        It is the mean of what the ranks need, but small enough that no minibatch is empty on any rank. If a rank has no
+        decision to train on it is 0, and all ranks leave the batch out.
         """
         if self.trainer.world_size == 1:
             return -(-decisions // self.minibatch_size)
@@ -189,7 +189,7 @@ class PolicyOptimizer(lightning.LightningModule):
         return min(max(1, wanted), int(counts.min()))
 
     def _minibatches(self, count: int, each: int) -> Iterator[Tensor]:
-        """Minibatches of shuffled decisions, ``each`` of them in every pass."""
+        """Yield minibatches of shuffled decisions, ``each`` of them in every pass."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.batches_seen))
         for _ in range(self.passes):
             yield from torch.tensor_split(torch.randperm(count, generator=generator).to(self.device), each)
@@ -206,7 +206,7 @@ class PolicyOptimizer(lightning.LightningModule):
         return float(kl) > 1.5 * self.target_kl
 
     def validation_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
-        """Success rate where the outcome is known; imitation loss where the actions are somebody else's."""
+        """Log the success rate where outcomes are known, and the imitation loss where another policy acted."""
         known = batch.success_known
         if bool(known.any()):
             success = batch.success[known].mean()
@@ -219,10 +219,10 @@ class PolicyOptimizer(lightning.LightningModule):
             self.log("val_imitation", error, batch_size=len(rows), prog_bar=True, sync_dist=True)
 
     def _fit_inputs(self, batch: TrajectoryBatch) -> None:
-        """Take input scales nobody set yet from the first batch.
+        """Compute input scales that are not fitted yet from the first batch.
 
-        Never those of a policy that has acted with them, nor of a reward model or a critic that learns no more: they
-        are as they were trained.
+        Scales of a policy that has acted stay, and so do those of a reward model or a critic that no longer learns:
+        they are as they were trained.
         """
         acted = "sample" in batch.behaviour
         modules = [*self.advantage.modules(), *(() if acted else self.policy.modules())]
@@ -240,19 +240,19 @@ class PolicyOptimizer(lightning.LightningModule):
     def _log(self, name: str, value: Tensor) -> None:
         self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
 
-    def _log_figures(self, figures: list[dict[str, Tensor]]) -> None:
-        for name in dict.fromkeys(k for f in figures for k in f):
-            self._log(name, torch.stack([f[name] for f in figures if name in f]).mean())
+    def _log_metrics(self, metrics: list[dict[str, Tensor]]) -> None:
+        for name in dict.fromkeys(k for f in metrics for k in f):
+            self._log(name, torch.stack([f[name] for f in metrics if name in f]).mean())
 
 
 def _learned(part: nn.Module) -> bool:
-    """Whether a part was trained before and is only used now."""
+    """Tell whether a part was trained before and is only used now."""
     frozen = isinstance(part, Critic) and not any(p.requires_grad for p in part.parameters())
     return isinstance(part, RewardModel) or frozen
 
 
 def _explained_variance(advantages: Advantages) -> Tensor:
-    """1 − Var(returns − values)/Var(returns) over valid decisions; NaN without a critic or with constant returns."""
+    """Compute 1 − Var(returns − values)/Var(returns) over valid decisions; NaN without a critic or variance."""
     if advantages.values is None:
         return torch.tensor(float("nan"))
     returns = advantages.returns[advantages.valid]

@@ -52,7 +52,7 @@ class EpisodeMeans:
 
 @dataclass(frozen=True, kw_only=True)
 class ReturnFit:
-    """Predictions against the discounted return of the log: that of whoever acted, not of any other policy."""
+    """Predictions against the discounted return of the log: that of the behaviour policy, not of any other."""
 
     rank: Estimate
     """Rank correlation of prediction and return."""
@@ -120,7 +120,7 @@ class CriticEvaluation:
     rolled_out: RolledOut | None
     """Metrics from re-rolled returns; None if none were rolled out."""
     notes: tuple[str, ...]
-    """Remarks for whoever reads the numbers."""
+    """Remarks on the numbers."""
     bad: tuple[Mapping[str, Any], ...]
     """Episodes that were not used: number, status and reason."""
 
@@ -193,7 +193,7 @@ def evaluate_critic(
         subject: Identity of critic, reward, policy and data split, copied into the result.
         bad: Episodes that could not be used.
         rolled_out: Metrics from re-rolled returns.
-        notes: Further remarks for whoever reads the numbers.
+        notes: Further remarks on the numbers.
         seed: Random seed of the intervals.
     """
     episodes, returns = episode_of_steps(found), joined_steps(found, "returns")

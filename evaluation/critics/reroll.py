@@ -292,7 +292,7 @@ def replay(task: Task, episode: Episode, steps: Sequence[int], tolerance: float 
         )
     wrong = [step for step in steps if not 0 <= step <= episode.steps]
     if wrong:
-        raise ValueError(f"episode {episode.index} has observations 0 … {episode.steps}, asked for {wrong[0]}")
+        raise ValueError(f"episode {episode.index} has observations 0 … {episode.steps}, requested was {wrong[0]}")
     kept: dict[int, SavedState] = {}
     state = task.reset(context)
     for step in range(max(steps, default=0) + 1):

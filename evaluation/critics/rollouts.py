@@ -87,7 +87,7 @@ class RolledOut:
     ranking_pairs: int
     """Number of pairs of chunks whose returns differ."""
     notes: tuple[str, ...] = ()
-    """Remarks for whoever reads the numbers."""
+    """Remarks on the numbers."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -309,7 +309,7 @@ def _metrics(
     ranking = chunk_ranking_auc(table[0], table[1])
     low, high = bootstrap_interval(ranking.by_state, episodes, seed=setting.seed)
     if not most:
-        notes.append("no chunks were compared: the critic values observations only, or no candidates were asked for")
+        notes.append("no chunks were compared: the critic values observations only, or no candidates were requested")
     return RolledOut(
         env=setting.env,
         states=len(starts),

@@ -190,7 +190,7 @@ def test_logs_that_do_not_repeat_are_refused():
         replay(task, replace(episode, context="lab 3"), [0])
     with pytest.raises(ValueError, match="from mujoco/reach with seed 9, this is mujoco/reach with seed 0"):
         replay(task, replace(episode, context="mujoco/reach#9.0"), [0])
-    with pytest.raises(ValueError, match=r"observations 0 … 50, asked for 51"):
+    with pytest.raises(ValueError, match=r"observations 0 … 50, requested was 51"):
         replay(task, episode, [51])
     with pytest.raises(ValueError, match="states and actions of 11 and 3"):
         replay(task, replace(episode, state=state[:, 1:]), [0])
