@@ -35,7 +35,7 @@ from ..pages.report import write_report
 from ..policies.advantages.reward_to_go import RewardToGo, Uniform
 from ..policies.gaussian import GaussianPolicy
 from ..policies.objectives import ClippedSurrogate, WeightedImitation
-from ..policies.optimizer import PolicyOptimizer
+from ..policies.optimizer import PolicyAdam, PolicyOptimizer
 from ..policies.rollouts.data import RolloutData
 from ..policies.rollouts.pool import TaskSetting, play_episodes
 from ..rewards.fit import RewardTraining
@@ -260,7 +260,7 @@ class _Demo:
             demonstrations = open_dataset(self.out / "demonstrations")
             policy = GaussianPolicy(demonstrations.state_size, demonstrations.action_size, log_std=-1.0)
             module = PolicyOptimizer(
-                policy, Uniform(), WeightedImitation(), passes=300, minibatch_size=128, learning_rate=1e-3
+                policy, Uniform(), WeightedImitation(), passes=300, minibatch_size=128, optimizer=PolicyAdam(1e-3)
             )
             labels = LabelFactory(rewind=0.0, reverse=0.0, wrong_instruction=0.0)
             data = EpisodeData(
@@ -291,8 +291,7 @@ class _Demo:
                 ClippedSurrogate(),
                 passes=10,
                 minibatch_size=512,
-                learning_rate=6e-4,
-                critic_learning_rate=1e-3,
+                optimizer=PolicyAdam(learning_rate=6e-4, critic_learning_rate=1e-3),
                 freeze_policy_batches=2,
                 target_kl=0.03,
                 seed=self.seed,

@@ -22,7 +22,7 @@ from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
 from ..datasets.reader import EpisodeReader
 from ..evaluation.critics.diagnostics import Calibration, Estimate
-from ..evaluation.critics.evaluate import AgainstReturns, CriticEvaluation, judge_critic, read_values
+from ..evaluation.critics.evaluate import CriticEvaluation, EvaluationSubject, ReturnFit, evaluate_critic, read_values
 from ..evaluation.critics.logs import LogReader
 from ..evaluation.critics.reroll import Tail, step_cost
 from ..evaluation.critics.rollouts import RolledOut, Rollouts, roll_out
@@ -98,14 +98,10 @@ def run(options: argparse.Namespace, critic: Critic, said: dict[str, Any], datas
         paid = step_cost(float(reward.cost), float(reward.divisor))
         with console.status(f"rolling out again in {options.env}"):
             rolled = roll_out(found, reader, proposer.policy, paid, setting, options.batch_size)
-    evaluation = judge_critic(
+    evaluation = evaluate_critic(
         found,
         reader,
-        reward=words,
-        model=said,
-        policy=policy_said,
-        split=options.split,
-        version=__version__,
+        EvaluationSubject(model=said, reward=words, policy=policy_said, split=options.split, version=__version__),
         bad=[error for _, error in sorted(bad.items())],
         rolled_out=rolled,
         notes=[
@@ -215,7 +211,7 @@ def _print_against(evaluation: CriticEvaluation, out: Console) -> None:
     out.print(_indented("the return of whoever acted in the log, which is not that of another policy", dim=True))
 
 
-def _against(found: AgainstReturns) -> Sequence[str]:
+def _against(found: ReturnFit) -> Sequence[str]:
     return _row(found.rank, found.calibration)
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ..backbones.vision import VisionEncoder
 from ..core.batch import TrajectoryBatch, named_ends
+from ..core.sizes import DataSizes
 from .collate import Window, collate
 from .episodes import BadEpisodeError, Episode
 from .features import FeatureCache
@@ -116,7 +117,7 @@ class EpisodeData(lightning.LightningDataModule):
         """
         if self._reader is not None:
             return
-        dataset = JoinedDatasets([open_dataset(p) for p in self.paths])
+        dataset = self._opened()
         missing = [c for c in self.cameras if c not in dataset.cameras]
         if missing:
             held = ", ".join(dataset.cameras) or "none"
@@ -150,6 +151,20 @@ class EpisodeData(lightning.LightningDataModule):
         if not val and stage == "validate":
             raise ValueError(f"{dataset.name} has no episode to validate on: check val_split and val_fraction")
         self._reader = reader
+
+    @property
+    def sizes(self) -> DataSizes:
+        """Widths of the states and actions; a data set that is not set up yet is opened to read them.
+
+        Raises:
+            FileNotFoundError: If there is no data set at a path.
+            ValueError: If a data set has another format, or several have different widths.
+        """
+        dataset = self._opened() if self._reader is None else self._reader.dataset
+        return DataSizes(name=dataset.name, state_size=dataset.state_size, action_size=dataset.action_size)
+
+    def _opened(self) -> JoinedDatasets:
+        return JoinedDatasets([open_dataset(p) for p in self.paths])
 
     def _go_through(
         self, reader: EpisodeReader, dataset: JoinedDatasets

@@ -6,6 +6,7 @@ import torch
 
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End
+from guerdon.core.sizes import HasSizes
 from guerdon.datasets.episodes import BadEpisodeError, Column, Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.joined import JoinedDatasets
@@ -72,6 +73,19 @@ def test_a_recorded_split_decides(written):
     assert data.places == {"train": [0, 3, 6, 9], "val": [1, 4, 7, 10]}
     with pytest.raises(ValueError, match=r"no episode of the split 'training': the data set has test \(4\), train"):
         EpisodeData(str(path), train_split="training").setup("fit")
+
+
+def test_the_data_know_their_sizes_before_and_after_they_are_set_up(written):
+    one, other = str(written()), str(written("other"))
+    data = EpisodeData([one, other])
+    assert isinstance(data, HasSizes)
+    found = data.sizes
+    assert (found.state_size, found.action_size) == (open_dataset(one).state_size, open_dataset(one).action_size)
+    assert one in found.name and other in found.name
+    data.setup("fit")
+    assert data.sizes == found
+    with pytest.raises(FileNotFoundError, match="there is no data set at"):
+        EpisodeData("nowhere").sizes
 
 
 def test_batches_follow_from_seed_and_epoch_whatever_the_workers(written):
