@@ -315,14 +315,17 @@ def _find_class(path: str, trust: bool, known: dict[str, type]) -> type:
 def _load_weights(component: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     expected = {k: tuple(v.shape) for k, v in _weights(component).items()}
     got = {k: tuple(v.shape) for k, v in weights.items()}
-    wrong = sorted(k for k in expected.keys() | got.keys() if expected.get(k) != got.get(k))
+    try:  # modules rename weights of earlier versions on the way
+        kept = component.load_state_dict(weights, strict=False)
+        wrong = sorted([*(k for k in kept.missing_keys if k in expected), *kept.unexpected_keys])
+    except RuntimeError:  # a weight of another shape
+        wrong = sorted(k for k in expected.keys() | got.keys() if expected.get(k) != got.get(k))
     if wrong:
         name = wrong[0]
         raise ValueError(
             f"{folder}: weights do not fit {type(component).__name__}: {len(wrong)} differ, first {name!r}: "
             f"expected {expected.get(name, 'nothing')}, got {got.get(name, 'nothing')}"
         )
-    component.load_state_dict(weights, strict=False)
 
 
 def push_component(component: nn.Module, repo_id: str, private: bool = True) -> str:

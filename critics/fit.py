@@ -136,8 +136,7 @@ class CriticTraining(lightning.LightningModule):
             )
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, HasSizes):
-            for part in self.children():
-                take_sizes(part, data.sizes)
+            take_sizes(self, data.sizes)
             self.reward.requires_grad_(False)
         require_sizes(self)
         if stage == "fit" and not any(p.requires_grad for p in self.critic.parameters()):

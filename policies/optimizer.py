@@ -116,8 +116,7 @@ class PolicyOptimizer(lightning.LightningModule):
         """
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, HasSizes):
-            for part in self.children():
-                take_sizes(part, data.sizes)
+            take_sizes(self, data.sizes)
         require_sizes(self)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

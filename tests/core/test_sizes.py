@@ -84,3 +84,11 @@ def test_a_module_of_data_is_known_by_its_sizes():
         sizes = DATA
 
     assert isinstance(Named(), HasSizes) and not isinstance(object(), HasSizes)
+
+
+def test_a_part_that_two_components_share_builds_both_again():
+    shared = Network()
+    both = nn.ModuleList([Judge(shared), Judge(shared)])
+    assert take_sizes(both, DATA)
+    assert both[0].network is both[1].network is shared
+    assert both[0].target.layer.weight.shape == both[1].target.layer.weight.shape == (5, 15)
