@@ -13,10 +13,11 @@ from rich.text import Text
 
 from ..core.files import write_json
 from ..core.hub import component_hash
+from ..core.intervals import Estimate
 from ..datasets.opening import open_dataset
 from ..datasets.splits import VAL_FRACTION
 from ..evaluation.calibration.fit import calibrate
-from ..evaluation.calibration.report import CalibrationReport, Estimate
+from ..evaluation.calibration.report import CalibrationReport
 from ..rewards.opening import open_reward_model
 
 

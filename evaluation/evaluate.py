@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core.files import without_nan
 from ..core.metrics import instruction_confusion, reliability_curve
 from .comparison import Comparison, compare
-from .metrics import Figure, Figures, Resampling, all_figures, by_task, mean_figure, without_nan
+from .metrics import Figure, Figures, Resampling, all_figures, by_task, mean_figure
 from .notes import notes_of
 from .predictions import CONTROLS, MODEL, Basis, Judged, Reading, basis_of
 from .rules import BINS, calibration_pair

@@ -1,9 +1,8 @@
 """Figures of merit of judged episodes, pooled and by task, with their intervals."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -172,16 +171,3 @@ def _macro(samples: Sequence[Sample], resampling: Resampling) -> tuple[float, fl
         draws = [s.compute(resampling.inner_weights(s.rows)) for s, _ in known]
         low, high = resampling.nested(draws)
     return sum(v for _, v in known) / len(known), low, high, len(known)
-
-
-def without_nan(value: Any) -> Any:
-    """JSON-able values of nested dictionaries and lists; NaN and infinity become None, because JSON has neither."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        entries: Mapping[Any, Any] = value
-        return {str(name): without_nan(entry) for name, entry in entries.items()}
-    if isinstance(value, list | tuple):
-        items: Sequence[Any] = value
-        return [without_nan(item) for item in items]
-    return value

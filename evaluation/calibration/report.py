@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ...core.intervals import cluster_weights, percentile_interval
+from ...core.files import without_nan
+from ...core.intervals import Estimate, cluster_weights
 from ...core.metrics import expected_calibration_error, mean_absolute_error, reliability_curve
 from ...rewards.calibration_curves import Curve, Method, fit_curve, fit_isotonic
-from ..metrics import without_nan
 from .data import CalibrationData, Doubt
 
 FEW = 5
@@ -20,15 +20,6 @@ FEW = 5
 FOLDS = 5
 BINS = 15
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A figure and its 95 % interval, from resampling whole families; NaN where undefined."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +172,7 @@ def quality(
     predicted, happened = probability[used], data.label[used]
     said, seen, count = reliability_curve(predicted, happened, BINS)
     return Quality(
-        calibration_error=_estimate(
+        calibration_error=Estimate.resampled(
             expected_calibration_error(predicted, happened, BINS),
             _drawn_error(data, probability, used, seed),
         ),
@@ -203,7 +194,7 @@ def change_of_error(
         return Estimate(value=math.nan)
     errors = [expected_calibration_error(p[used], data.label[used], BINS) for p in (after, before)]
     drawn = [_drawn_error(data, p, used, seed) for p in (after, before)]
-    return _estimate(errors[0] - errors[1], drawn[0] - drawn[1])
+    return Estimate.resampled(errors[0] - errors[1], drawn[0] - drawn[1])
 
 
 def risk_coverage(
@@ -267,12 +258,7 @@ def _mean(data: CalibrationData, values: np.ndarray, used: np.ndarray, seed: int
     if count > 1:
         weight = _weights(count, seed).astype(np.float64)
         drawn = (weight @ np.bincount(place, values[used], count)) / (weight @ np.bincount(place, minlength=count))
-    return _estimate(float(values[used].mean()), drawn)
+    return Estimate.resampled(float(values[used].mean()), drawn)
 
 
-def _estimate(value: float, drawn: np.ndarray) -> Estimate:
-    low, high = percentile_interval(drawn) if len(drawn) else (math.nan, math.nan)
-    return Estimate(value=value, low=low, high=high)
-
-
-__all__ = ["Abstention", "CalibrationReport", "Estimate", "Quality", "RiskPoint"]
+__all__ = ["Abstention", "CalibrationReport", "Quality", "RiskPoint"]
