@@ -317,7 +317,7 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from .core.opening import open_component
     from .datasets.joined import JoinedDatasets
     from .datasets.opening import open_dataset
-    from .evaluation.dataset import evaluate_dataset
+    from .evaluation.dataset import OpenedModel, evaluate_dataset
     from .evaluation.table import print_evaluation
     from .rewards.opening import open_reward_model
 
@@ -330,24 +330,22 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     if isinstance(model, Critic):
         return evaluate_critic.run(options, model, said, dataset)
     evaluate_critic.refuse_for_reward_models(options)
-    other, other_said = None, None
+    against = None
     if options.against is not None:
-        other, other_said = open_reward_model(options.against, device=options.device, trust=options.trust)
+        other, identity = open_reward_model(options.against, device=options.device, trust=options.trust)
+        against = OpenedModel(reward=other, identity=identity)
     evaluation = evaluate_dataset(
-        model,
+        OpenedModel(reward=model, identity=said),
         dataset,
         split=options.split,
         batch_size=options.batch_size,
         cache=options.cache,
         seed=options.seed,
-        model=said,
-        version=__version__,
-        console=Console(stderr=True),
         threshold=options.threshold,
         confusion=options.confusion,
         quality_order=_names(options.quality_order),
-        against=other,
-        against_model=other_said,
+        against=against,
+        progress_bar=True,
     )
     # a pipe has no width: give tables the room they need rather than fold them at 80 columns
     print_evaluation(evaluation, Console(width=None if sys.stdout.isatty() else 100))

@@ -14,9 +14,11 @@ from rich.text import Text
 from ..core.files import write_json
 from ..core.hub import component_hash
 from ..core.intervals import Estimate
+from ..datasets.episodes import BadEpisodeError
 from ..datasets.opening import open_dataset
 from ..datasets.splits import VAL_FRACTION
-from ..evaluation.calibration.fit import calibrate
+from ..evaluation.calibration.data import collect
+from ..evaluation.calibration.fit import calibrate_on
 from ..evaluation.calibration.report import CalibrationReport
 from ..rewards.opening import open_reward_model
 
@@ -34,20 +36,22 @@ def run(options: argparse.Namespace) -> int:
     told = unseen_warning(Path(options.model), options.split)
     if told is not None:
         Console(stderr=True).print(told, style="yellow", markup=False)
+    dataset = open_dataset(options.data)
+    bad: dict[int, BadEpisodeError] = {}
+    data = collect(reward, dataset, options.split, options.batch_size, options.cache, bad, progress_bar=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "calibrated on ", UserWarning)  # it is among the notes below
-        calibrated, report = calibrate(
+        calibrated, report = calibrate_on(
             reward,
-            open_dataset(options.data),
-            split=options.split,
+            data,
             method=options.method,
             progress=options.progress,
             abstain=options.abstain,
             by=options.by,
-            batch_size=options.batch_size,
-            cache=options.cache,
             seed=options.seed,
-            console=Console(stderr=True),
+            name=dataset.name,
+            split=options.split,
+            bad=list(bad.values()),
         )
     calibrated.save_pretrained(out)
     if options.json is not None:
@@ -81,7 +85,7 @@ def unseen_warning(model: Path, split: str) -> str | None:
 
 
 def print_calibration(report: CalibrationReport, console: Console) -> None:
-    """Print what a calibration is worth, as a table and notes."""
+    """Print the errors before and after a calibration as a table, and its notes."""
     counts = report.counts
     split = f", split {report.split}" if report.split else ""
     console.print(
@@ -110,7 +114,7 @@ def print_calibration(report: CalibrationReport, console: Console) -> None:
     console.print(table)
     scaled = f"temperature {report.temperature:.3g}, bias {report.bias:.3g}"
     fitted = f"{report.knots} knots" if report.knots else scaled
-    console.print(Text(f"{fitted}; figures after are by cross-validation in {report.folds} folds of whole families"))
+    console.print(Text(f"{fitted}; errors after are by cross-validation in {report.folds} folds of whole families"))
     for note in report.notes:
         console.print(Text(f"note: {note}", style="yellow"))
     for bad in report.bad:

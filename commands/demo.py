@@ -39,7 +39,6 @@ from ..policies.optimizer import PolicyAdam, PolicyOptimizer
 from ..policies.rollouts.data import RolloutData
 from ..policies.rollouts.pool import TaskSetting, play_episodes
 from ..rewards.fit import RewardTraining
-from ..rewards.opening import open_reward_model
 from ..rewards.progress import ProgressReward
 from ..rewards.recorded import RecordedSuccess
 from ..rewards.shaping import FirstHit
@@ -244,8 +243,8 @@ class _Demo:
         report = self.out / "evaluation.json"
         if not report.exists():
             self.console.rule("[bold]is it any good?")
-            said = open_reward_model(self.out / "reward", device="cpu")[1]  # the report checks whose figures they are
-            evaluation = evaluate_dataset(reward, open_dataset(self.out / "held_out"), seed=self.seed, model=said)
+            # by its folder, because the report checks which model was evaluated
+            evaluation = evaluate_dataset(self.out / "reward", self.out / "held_out", seed=self.seed)
             print_evaluation(evaluation, self.console)
             _write(report, json.dumps(evaluation.to_json(), indent=2))
         page = self.out / "report.html"

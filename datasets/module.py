@@ -21,7 +21,7 @@ from .joined import JoinedDatasets
 from .labels import LabelFactory
 from .opening import open_dataset
 from .reader import EpisodeReader
-from .splits import VAL_FRACTION, Kin, split_each
+from .splits import VAL_FRACTION, SplitInfo, split_each
 from .stages import STAGE
 
 _TRAIN, _VAL = 0, 1
@@ -140,7 +140,7 @@ class EpisodeData(lightning.LightningDataModule):
             )
         train, val = split_each([s for s in sets if s], self.train_split, self.val_split, self.val_fraction)
         self.places = {"train": [usable[i] for i in train], "val": [usable[i] for i in val]}
-        unnamed = sum(not kin.split for kins in sets if any(k.split for k in kins) for kin in kins)
+        unnamed = sum(not e.split for infos in sets if any(e.split for e in infos) for e in infos)
         if unnamed:
             warnings.warn(
                 f"{unnamed} episodes of {dataset.name} have no split, while others have one: they are neither trained "
@@ -168,9 +168,9 @@ class EpisodeData(lightning.LightningDataModule):
 
     def _go_through(
         self, reader: EpisodeReader, dataset: JoinedDatasets
-    ) -> tuple[list[list[Kin]], list[int], list[str], bool]:
+    ) -> tuple[list[list[SplitInfo]], list[int], list[str], bool]:
         """The episodes of each data set that can be used; place and outcome of all; whether any holds stages."""
-        sets: list[list[Kin]] = [[] for _ in self.paths]
+        sets: list[list[SplitInfo]] = [[] for _ in self.paths]
         usable: list[int] = []
         outcomes: list[str] = []
         staged = False
@@ -189,8 +189,8 @@ class EpisodeData(lightning.LightningDataModule):
                 self.bad.append(error)
                 continue
             staged |= STAGE in episode.labels and bool(episode.labels[STAGE].valid.any())
-            which, kin = dataset.kin(place, episode)
-            sets[which].append(kin)
+            which, info = dataset.split_info(place, episode)
+            sets[which].append(info)
             usable.append(place)
             outcomes.append(_outcome(episode))
         if self.encoder is not None:

@@ -6,14 +6,14 @@ Every text goes through ``html.escape``; a null of the JSON is a figure that is 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from html import escape
 from pathlib import Path
 from typing import Any, cast
 
-from ..evaluation.metrics import Figure
+from ..evaluation.metric import MetricValue
+from ..evaluation.metrics import METRICS
 from ..evaluation.predictions import CONTROLS, MODEL
-from ..evaluation.table import CONTROLS_SAID, DETAILS, HEADINGS, HEADLINES, name_of
+from ..evaluation.table import CONTROL_NOTES, HEADINGS
 
 STYLE = """
 td.n, th.n { text-align: right; white-space: nowrap; }
@@ -72,14 +72,6 @@ def render_evaluation(evaluation: Mapping[str, Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _figure(told: Mapping[str, Any]) -> Figure:
-    """A figure as JSON has it; what an older file does not hold is undefined."""
-    known = {f.name for f in fields(Figure)}
-    values: dict[str, Any] = {"value": math.nan}
-    values |= {k: math.nan if value is None else value for k, value in told.items() if k in known}
-    return Figure(**values)
-
-
 def _number(value: float, signed: bool = False) -> str:
     return "–" if math.isnan(value) else f"{value:+.2f}" if signed else f"{value:.2f}"
 
@@ -93,31 +85,33 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
     threshold = evaluation.get("threshold")
     names = [name for name in (MODEL, *CONTROLS) if name in figures]
     heads = "".join(
-        f'<th class="n" title="{escape(CONTROLS_SAID.get(name, ""))}">{escape(HEADINGS[name])}</th>' for name in names
+        f'<th class="n" title="{escape(CONTROL_NOTES.get(name, ""))}">{escape(HEADINGS[name])}</th>' for name in names
     )
     rows: list[str] = []
-    for title, keys in (("", HEADLINES), ("details", DETAILS)):
+    for title, section in (("", "headline"), ("details", "detail")):
         if title:
             rows.append(f'<tr class="head"><td colspan="{len(names) + 3}">{title}</td></tr>')
-        for key in keys:
-            if key not in figures[MODEL]:
+        for metric in METRICS:
+            key = metric.key
+            if metric.section != section or key not in figures[MODEL]:
                 continue
-            figure = _figure(figures[MODEL][key])
-            name = name_of(key, figure, math.nan if threshold is None else float(threshold))
+            figure = MetricValue.from_json(figures[MODEL][key])
+            name = metric.title.of(figure, math.nan if threshold is None else float(threshold), False)
             cells = "".join(
-                f'<td class="n">{_number(_figure(figures[control].get(key) or {}).value)}</td>' for control in names[1:]
+                f'<td class="n">{_number(MetricValue.from_json(figures[control].get(key) or {}).value)}</td>'
+                for control in names[1:]
             )
             undefined = f" ({figure.n_undefined} undefined)" if figure.n_undefined else ""
             rows.append(
                 f'<tr><td>{escape(name)}</td><td class="n"><b>{_number(figure.value)}</b>'
-                f'{_interval(figure.low, figure.high)}</td>{cells}<td class="n">{_number(figure.macro)}</td>'
+                f'{_interval(figure.low, figure.high)}</td>{cells}<td class="n">{_number(figure.macro.value)}</td>'
                 f'<td class="n">{figure.n}{undefined}</td></tr>'
             )
     notes = "".join(f"<li>{escape(str(note))}</li>" for note in evaluation.get("notes") or [])
     conventions: Mapping[str, Any] = evaluation.get("conventions") or {}
     legend = "".join(
         f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>"
-        for k, v in {**{HEADINGS[c]: w for c, w in CONTROLS_SAID.items()}, **conventions}.items()
+        for k, v in {**{HEADINGS[c]: w for c, w in CONTROL_NOTES.items()}, **conventions}.items()
     )
     return (
         f'<div class="card"><div class="scroll"><table><thead><tr><th></th>{heads}<th class="n">mean of tasks</th>'
@@ -132,7 +126,7 @@ def _reliability(evaluation: Mapping[str, Any]) -> str:
     curve: Mapping[str, Sequence[float | None]] | None = evaluation.get("reliability")
     if not curve:
         return ""
-    error = _figure(evaluation["figures"][MODEL].get("calibration_error") or {})
+    error = MetricValue.from_json(evaluation["figures"][MODEL].get("calibration_error") or {})
     bins = [
         (float(said), float(was), int(count))
         for said, was, count in zip(curve["probability"], curve["happened"], curve["count"], strict=True)
@@ -211,11 +205,12 @@ def _comparison(comparison: Mapping[str, Any] | None) -> str:
     model: Mapping[str, Any] = comparison.get("model") or {}
     verdict = {"first": ("good", "this is better"), "second": ("bad", "the other is better")}
     rows: list[str] = []
+    titles = {metric.key: metric.title.text for metric in METRICS}
     for key, told in cast(Mapping[str, Mapping[str, Any]], comparison["differences"]).items():
         values = {k: math.nan if v is None else v for k, v in told.items()}
         style, words = verdict.get(str(told.get("better")), ("soft", ""))
         rows.append(
-            f'<tr><td>{escape(name_of(key))}</td><td class="n">{_number(values["first"])}</td>'
+            f'<tr><td>{escape(titles[key])}</td><td class="n">{_number(values["first"])}</td>'
             f'<td class="n">{_number(values["second"])}</td><td class="n"><b>{_number(values["difference"], True)}</b>'
             f'{_interval(values["low"], values["high"], True)}</td><td class="n">{told.get("n")}</td>'
             f'<td class="{style}">{words}</td></tr>'
@@ -233,11 +228,11 @@ def _comparison(comparison: Mapping[str, Any] | None) -> str:
 def _tasks(tasks: Sequence[Mapping[str, Any]]) -> str:
     if not tasks:
         return ""
-    keys = [key for key in HEADLINES if key not in ("pairwise_accuracy", "instruction_auroc")]  # as many as fit
-    heads = "".join(f'<th class="n">{escape(HEADLINES[key])}</th>' for key in keys)
+    shown = {m.key: m.title.text for m in METRICS if m.task_tables != "none"}
+    heads = "".join(f'<th class="n">{escape(title)}</th>' for title in shown.values())
     rows: list[str] = []
     for task in tasks:
-        found = {key: _figure(task["figures"].get(key) or {}) for key in keys}
+        found = {key: MetricValue.from_json(task["figures"].get(key) or {}) for key in shown}
         cells = "".join(f'<td class="n">{_number(f.value)}<br>{_interval(f.low, f.high)}</td>' for f in found.values())
         name = f"{task.get('instruction') or 'task ' + str(task.get('task'))} ({task.get('episodes')})"
         rows.append(f'<tr><td class="task">{escape(name)}</td>{cells}</tr>')

@@ -11,7 +11,7 @@ import torch
 
 from ...datasets.episodes import BadEpisodeError
 from ...datasets.joined import joined
-from ...datasets.splits import Kin, in_split_each
+from ...datasets.splits import SplitInfo, in_split_each
 from ...policies.weights import exponential_weights
 from .diagnostics import (
     Calibration,
@@ -160,10 +160,10 @@ def read_values(reader: LogReader, split: str, batch_size: int, bad: dict[int, B
         raise ValueError(f"expected at least one episode at once, got {batch_size}")
     dataset = joined(reader.reader.dataset)
     usable: list[tuple[int, int]] = []
-    sets: list[list[Kin]] = [[] for _ in dataset.datasets]
+    sets: list[list[SplitInfo]] = [[] for _ in dataset.datasets]
     for place, episode in reader.reader.usable(bad):
-        which, kin = dataset.kin(place, episode)
-        sets[which].append(kin)
+        which, info = dataset.split_info(place, episode)
+        sets[which].append(info)
         usable.append((place, episode.steps))
     chosen = [usable[i] for i in in_split_each(sets, split, dataset.name)]
     chosen.sort(key=lambda one: (one[1], one[0]))

@@ -13,7 +13,7 @@ from guerdon.datasets.joined import JoinedDatasets
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
-from guerdon.datasets.splits import VAL_FRACTION, Kin, choose_split, in_split, in_split_each
+from guerdon.datasets.splits import VAL_FRACTION, SplitInfo, choose_split, in_split, in_split_each
 
 
 @pytest.fixture
@@ -50,20 +50,20 @@ def test_contexts_never_straddle_the_split_and_it_is_always_the_same(written):
 
 
 def test_families_join_contexts_and_groups():
-    kin = [
-        Kin(index=0, context="a", group=1),
-        Kin(index=1, context="b", group=1),
-        Kin(index=2, context="b"),
-        Kin(index=3, group=9),
-        Kin(index=4),
-        Kin(index=5),
+    infos = [
+        SplitInfo(index=0, context="a", group=1),
+        SplitInfo(index=1, context="b", group=1),
+        SplitInfo(index=2, context="b"),
+        SplitInfo(index=3, group=9),
+        SplitInfo(index=4),
+        SplitInfo(index=5),
     ]
     for fraction in (0.2, 0.4, 0.6):
-        train, val = choose_split(kin, "train", "val", fraction)
+        train, val = choose_split(infos, "train", "val", fraction)
         assert sorted(train + val) == list(range(6)) and train and val
         assert len({i in val for i in (0, 1, 2)}) == 1
     with pytest.raises(ValueError, match="val_fraction is 1"):
-        choose_split(kin, "train", "val", 1.0)
+        choose_split(infos, "train", "val", 1.0)
 
 
 def test_a_recorded_split_decides(written):
@@ -245,14 +245,15 @@ def test_each_of_several_data_sets_is_split_as_it_would_be_alone(written):
     # 0 … 5 as recorded; 6 … 17 as alone, where nothing was recorded; 18 … 20 have nothing to train on
     assert data.places["train"] == [0, 1, 2, 3, *(6 + p for p in alone.places["train"])]
     assert data.places["val"] == [4, 5, *(6 + p for p in alone.places["val"]), 18, 19, 20] and alone.places["val"]
-    kin = [
-        Kin(index=e.index, context=e.context, group=e.group) for e in map(open_dataset(plain).__getitem__, range(12))
+    infos = [
+        SplitInfo(index=e.index, context=e.context, group=e.group)
+        for e in map(open_dataset(plain).__getitem__, range(12))
     ]
-    assert in_split(kin, "val", "plain") == alone.places["val"]  # what calibrate and evaluate take
+    assert in_split(infos, "val", "plain") == alone.places["val"]  # what calibrate and evaluate take
     joint = JoinedDatasets([open_dataset(path) for path in (recorded, plain, judged)])
-    sets: list[list[Kin]] = [[], [], []]
+    sets: list[list[SplitInfo]] = [[], [], []]
     for place in range(len(joint)):
-        which, named = joint.kin(place, joint[place])
+        which, named = joint.split_info(place, joint[place])
         sets[which].append(named)
     assert in_split_each(sets, "val", "all") == data.places["val"]  # … of several data sets too
     assert in_split_each(sets, "train", "all") == data.places["train"]
@@ -273,26 +274,26 @@ def test_windows_meet_the_end_of_an_episode(written):
 
 
 def test_a_data_set_that_names_only_its_training_split_still_has_something_to_validate_on():
-    kin = [Kin(index=i, split="train", context=str(i // 2)) for i in range(20)]
-    train, val = choose_split(kin, "train", "val", 0.2)
+    infos = [SplitInfo(index=i, split="train", context=str(i // 2)) for i in range(20)]
+    train, val = choose_split(infos, "train", "val", 0.2)
     assert len(val) == 4 and sorted(train + val) == list(range(20))
-    assert not {kin[i].context for i in train} & {kin[i].context for i in val}
-    assert choose_split(kin, "train", "val", 0.0) == (list(range(20)), [])
-    with_test = [*kin, Kin(index=99, split="test")]
+    assert not {infos[i].context for i in train} & {infos[i].context for i in val}
+    assert choose_split(infos, "train", "val", 0.0) == (list(range(20)), [])
+    with_test = [*infos, SplitInfo(index=99, split="test")]
     assert choose_split(with_test, "train", "val", 0.2) == (train, val)  # the test split is left alone
 
 
 def test_a_split_by_name_is_the_one_training_made():
-    kin = [Kin(index=i, split="train", context=str(i)) for i in range(20)]
-    train, val = choose_split(kin, "train", "val", VAL_FRACTION)
-    assert in_split(kin, "train", "set") == train and in_split(kin, "val", "set") == val and len(val) == 2
-    assert in_split(kin, "", "set") == list(range(20))
-    both = [*kin, Kin(index=20, split="val"), Kin(index=21, split="test")]
+    infos = [SplitInfo(index=i, split="train", context=str(i)) for i in range(20)]
+    train, val = choose_split(infos, "train", "val", VAL_FRACTION)
+    assert in_split(infos, "train", "set") == train and in_split(infos, "val", "set") == val and len(val) == 2
+    assert in_split(infos, "", "set") == list(range(20))
+    both = [*infos, SplitInfo(index=20, split="val"), SplitInfo(index=21, split="test")]
     assert in_split(both, "train", "set") == list(range(20)) and in_split(both, "val", "set") == [20]
     with pytest.raises(ValueError, match=r"set has no usable episode of the split 'odd': it has test, train, val"):
         in_split(both, "odd", "set")
     with pytest.raises(ValueError, match="it has eval"):
-        in_split([Kin(index=0, split="eval")], "val", "set")
+        in_split([SplitInfo(index=0, split="eval")], "val", "set")
 
 
 def test_a_broken_video_is_left_out_under_its_number_in_the_joined_set(tmp_path, make_episode):

@@ -251,7 +251,7 @@ def test_too_few_families_are_not_judged_at_all():
         _, report = calibrate_on(Told(), few, "temperature")
     assert report.folds == 0 and math.isnan(report.after.calibration_error.value)
     assert not math.isnan(report.before.calibration_error.value) and math.isnan(report.change.value)
-    assert any("could not be judged" in note for note in report.notes) and len(report.notes) == 2
+    assert any("could not be evaluated" in note for note in report.notes) and len(report.notes) == 2
     assert json.loads(json.dumps(report.to_json(), allow_nan=False))["after"]["calibration_error"]["value"] is None
 
 
@@ -410,11 +410,11 @@ def test_calibrating_a_data_set_lowers_the_error_evaluation_finds_on_another(tmp
     for method in ("platt", "isotonic"):
         model, report = calibrate(Told(), fitted_on, method=method)
         assert report.change.value < 0 and report.counts["successes"] == report.counts["failures"] == 20
-        raw, now = (evaluate_dataset(m, other).figures["model"] for m in (Told(), model))
+        raw, now = (evaluate_dataset(m, other).metrics["model"] for m in (Told(), model))
         assert now.calibration_error.value < 0.5 * raw.calibration_error.value
         if method == "platt":
             assert now.success_auroc.value == pytest.approx(raw.success_auroc.value)
-    on_itself = evaluate_dataset(Told(), fitted_on).figures["model"].calibration_error.value
+    on_itself = evaluate_dataset(Told(), fitted_on).metrics["model"].calibration_error.value
     assert before.before.calibration_error.value == pytest.approx(on_itself, abs=1e-6), "the same observations"
 
 
