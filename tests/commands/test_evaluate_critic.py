@@ -266,7 +266,7 @@ def test_the_report_draws_values_and_marks_falls_of_failures(run, tmp_path):
     assert "neither progress nor success" not in page
     assert "policy hash" in page
     run("evaluate", "action", "--policy", "@policy", "--json", "e.json")
-    with pytest.raises(ValueError, match=r"e\.json holds figures of a critic, which the report does not draw"):
+    with pytest.raises(ValueError, match=r"e\.json holds metrics of a critic, which the report does not draw"):
         write_report("s", tmp_path / "page.html", evaluation="e.json")
 
 
