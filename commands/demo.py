@@ -1,6 +1,5 @@
 """The whole main job once, on simulated logs: ``guerdon demo``."""
 
-import json
 import logging
 import time
 import warnings
@@ -19,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from ..core import intervals
-from ..core.files import replacing
+from ..core.files import read_json, replacing, write_json
 from ..core.hub import load_component
 from ..core.interfaces import RewardModel
 from ..critics.value import ValueCritic
@@ -108,7 +107,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Take a folder for these settings, or go on in one that was taken for the same."""
     stamp = out / "settings.json"
     if stamp.is_file():
-        if json.loads(stamp.read_text()) != settings:
+        if read_json(stamp, "the settings of a demo") != settings:
             raise ValueError(f"{out} holds a demo with other settings: choose another folder, or remove it")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -117,12 +116,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot write {out}: {error.strerror}; choose another folder") from error
-    _write(stamp, json.dumps(settings, indent=2))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as fresh:
-        fresh.write_text(text)
+    write_json(stamp, settings)
 
 
 class _Bar(lightning.Callback):
@@ -246,7 +240,7 @@ class _Demo:
             # by its folder, because the report checks which model was evaluated
             evaluation = evaluate_dataset(self.out / "reward", self.out / "held_out", seed=self.seed)
             print_evaluation(evaluation, self.console)
-            _write(report, json.dumps(evaluation.to_json(), indent=2))
+            write_json(report, evaluation.to_json())
         page = self.out / "report.html"
         if not page.exists():
             score_dataset(self.out / "reward", self.out / "held_out", self.out / "scores")
@@ -313,11 +307,11 @@ class _Demo:
             bar = _Bar(self.console, f"PPO on {name}", ("reward_per_row", "val_success"))
             every = max(1, self.size.rollouts // 5)
             _fit(self._trainer(1, folder, bar, _Curve(points), val_check_interval=every), module, data)
-            _write(points_file, json.dumps(points))
+            write_json(points_file, points)
             return policy
 
         policy = self._kept(folder, f"PPO on the {name} alone", make)
-        curves[name] = [(int(x), float(y)) for x, y in json.loads(points_file.read_text())]
+        curves[name] = [(int(x), float(y)) for x, y in read_json(points_file, "a learning curve")]
         return policy
 
     def conclude(self, policies: dict[str, GaussianPolicy], curves: dict[str, list[tuple[int, float]]]) -> None:
@@ -339,7 +333,7 @@ class _Demo:
         self.console.print("[dim]Wilson intervals over episodes of one training seed; the mean action is played.[/dim]")
         if size == QUICK:
             self.console.print("[yellow]quick: enough to see every step work; these figures mean nothing[/yellow]")
-        _write(self.out / "results.json", json.dumps({"rates": rates, "curves": curves, "task": size.task}, indent=2))
+        write_json(self.out / "results.json", {"rates": rates, "curves": curves, "task": size.task})
         draw_curves(self.out / "learning_curve.png", size.task, rates["cloned"]["success"], curves)
         for what in ("results.json", "learning_curve.png", "report.html", "evaluation.json", "scores"):
             self.console.print(f"  {self.out / what}", highlight=False)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ def replacing(path: Path) -> Generator[Path]:
     Raises:
         OSError: If the file cannot be put there.
     """
-    fresh = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    fresh = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.part{path.suffix}")
     try:
         yield fresh
         os.replace(fresh, path)
@@ -67,7 +68,7 @@ def read_json(path: Path, what: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}; expected {what}") from error
+        raise ValueError(f"{path} is no JSON: {error}; expected JSON with {what}") from error
 
 
 def without_nan(value: Any) -> Any:

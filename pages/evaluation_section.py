@@ -101,7 +101,7 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
         ValueError: If the file holds something else.
     """
     file = Path(path)
-    found = read_json(file, f"what `guerdon evaluate --json {file}` writes")
+    found = read_json(file, f"the metrics that `guerdon evaluate --json {file}` writes")
     if isinstance(found, dict) and cast(Any, found).get("kind") == "critic":
         raise ValueError(
             f"{file} holds metrics of a critic, which the report does not draw: leave them out; values are drawn from "
