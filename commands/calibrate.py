@@ -32,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(f"{out} exists already: name a folder that is not there yet")
-    reward, said = open_reward_model(options.model, device=options.device, trust=options.trust)
-    told = unseen_warning(Path(options.model), options.split)
-    if told is not None:
-        Console(stderr=True).print(told, style="yellow", markup=False)
+    reward, identity = open_reward_model(options.model, device=options.device, trust=options.trust)
+    warning = unseen_warning(Path(options.model), options.split)
+    if warning is not None:
+        Console(stderr=True).print(warning, style="yellow", markup=False)
     dataset = open_dataset(options.data)
     bad: dict[int, BadEpisodeError] = {}
     data = collect(reward, dataset, options.split, options.batch_size, options.cache, bad, progress_bar=True)
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     calibrated.save_pretrained(out)
     if options.json is not None:
         saved = {"path": str(out), "hash": component_hash(out)}
-        write_json(options.json, report.to_json() | {"model": said, "calibrated": saved})
+        write_json(options.json, report.to_json() | {"model": identity, "calibrated": saved})
     # a pipe has no width: give tables the room they need rather than fold them at 80 columns
     print_calibration(report, Console(width=None if sys.stdout.isatty() else 150))
     print(out)
@@ -64,9 +64,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def unseen_warning(model: Path, split: str) -> str | None:
-    """A warning where the run that left the model held out another part of its data than ``split`` would take.
+    """Return a warning where the run that made the model held out another part of its data than ``split`` would take.
 
-    ``"val"`` means what training holds out by default; the configuration beside the model says what this one did.
+    ``"val"`` means what training holds out by default; the configuration in the run directory names what was held out.
     """
     config = (model if (model / "config.yaml").is_file() else model.parent) / "config.yaml"
     if split != "val" or not config.is_file():

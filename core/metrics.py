@@ -288,10 +288,10 @@ def instruction_margin(matrix: Numbers) -> float:
     if cells.ndim != 2 or cells.shape[0] != cells.shape[1]:
         raise ValueError(f"expected a square matrix of instructions by videos, got {cells.shape}")
     own = np.diagonal(cells)[None]
-    asked = ~np.isnan(cells) & ~np.isnan(own) & ~np.eye(len(cells), dtype=bool)
-    won = np.where(asked, (own > cells) + 0.5 * (own == cells), 0.0).sum(0)
-    compared = asked.any(0)
-    return float((won[compared] / asked.sum(0)[compared]).mean()) if compared.any() else math.nan
+    scored = ~np.isnan(cells) & ~np.isnan(own) & ~np.eye(len(cells), dtype=bool)
+    won = np.where(scored, (own > cells) + 0.5 * (own == cells), 0.0).sum(0)
+    compared = scored.any(0)
+    return float((won[compared] / scored.sum(0)[compared]).mean()) if compared.any() else math.nan
 
 
 def quality_ranking(scores: Numbers, quality: Numbers, task: Numbers) -> float:

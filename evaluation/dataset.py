@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..core.interfaces import RewardModel
+from ..core.moved import public_path
 from ..core.opening import open_component
 from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
@@ -80,7 +81,9 @@ def evaluate_dataset(
     if batch_size < 1:
         raise ValueError(f"expected at least one episode at once, got batch_size {batch_size}")
     if confusion < 0:
-        raise ValueError(f"expected at least 0 episodes of each task to be asked every instruction, got {confusion}")
+        raise ValueError(
+            f"expected at least 0 episodes of each task for the instruction matrix, got confusion {confusion}"
+        )
     settings = EvaluationSettings(threshold=threshold, quality_order=quality_order, confusion=confusion, seed=seed)
     opened = dataset if isinstance(dataset, EpisodeDataset) else open_dataset(dataset)
     walk = _Walk(
@@ -114,9 +117,7 @@ def _opened(model: RewardModel | OpenedModel | str | Path) -> OpenedModel:
     if isinstance(model, OpenedModel):
         return model
     if isinstance(model, RewardModel):
-        return OpenedModel(
-            reward=model, identity={"class_path": f"{type(model).__module__}.{type(model).__qualname__}"}
-        )
+        return OpenedModel(reward=model, identity={"class_path": public_path(type(model))})
     reward, identity = open_component(model, RewardModel, "a reward model")
     return OpenedModel(reward=reward, identity=identity)
 

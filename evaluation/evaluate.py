@@ -1,4 +1,4 @@
-"""Evaluation of a reward model from its predictions: metrics with intervals, beside those of the controls.
+"""Evaluation of a reward model from its predictions: metrics with intervals, for the model and its controls.
 
 Everything here is computation on the predictions of every episode (`EpisodePredictions`). `controls` makes these,
 `dataset` walks over a data set, and `table` prints the result. An undefined metric is NaN, counted, and explained in a

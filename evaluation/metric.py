@@ -206,4 +206,4 @@ class Metric:
     task_tables: Literal["none", "page", "all"] = "none"
     """Tables by task that it is a column of: none, that of the page, or the printed one too."""
     note: Note | None = undefined_note
-    """Line for the reader where one is needed; None where the note of another metric says it."""
+    """Line for the reader where one is needed; None where another metric's note covers it."""

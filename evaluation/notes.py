@@ -130,7 +130,7 @@ def instruction_margin(metric: Metric, findings: Findings) -> str:
     """Say that no episode was scored under every instruction."""
     if not _has_wrong_instructions(findings) or not math.isnan(findings.model[metric.key].value):
         return ""
-    why = "no episode was asked all of them"
+    why = "no episode was run with all of them"
     if any(e.under_instruction for e in findings.episodes):
         why = "no video has a score under its own and another instruction"
     return f"{why}: instruction margin undefined (see --confusion)"

@@ -1,4 +1,4 @@
-"""Printed tables of an evaluation: each metric with its interval, beside its value for the controls."""
+"""Printed tables of an evaluation: each metric with its interval and its value for the controls."""
 
 import math
 from collections.abc import Mapping, Sequence

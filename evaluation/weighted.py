@@ -123,11 +123,11 @@ def weighted_margin(weight: Weights, under: Float[np.ndarray, "n N"], own: int) 
     known = ~np.isnan(under)
     cells = _ratio(weight.astype(np.float64) @ np.where(known, under, 0.0), weight.astype(np.float64) @ known)
     mine = cells[:, own : own + 1]
-    asked = ~np.isnan(cells) & ~np.isnan(mine) & (np.arange(under.shape[1]) != own)
+    compared = ~np.isnan(cells) & ~np.isnan(mine) & (np.arange(under.shape[1]) != own)
     # means of equal numbers may differ in the last digits
     tie = np.isclose(mine, cells, rtol=1e-12, atol=0.0)
-    won = np.where(asked, np.where(tie, 0.5, mine > cells), 0.0).sum(1)
-    return _ratio(won, asked.sum(1).astype(np.float64))
+    won = np.where(compared, np.where(tie, 0.5, mine > cells), 0.0).sum(1)
+    return _ratio(won, compared.sum(1).astype(np.float64))
 
 
 def _ties(values: Float[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " g"]]:

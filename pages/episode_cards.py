@@ -34,7 +34,7 @@ class EpisodeCard:
     states: StateChart | None = None
     """Shown where there is no film strip."""
     value: ValueChart | None = None
-    """A critic's value; None where a reward model was asked, or no value is known."""
+    """A critic's value; None for a reward model, and where no value is known."""
     note: str = ""
     """Why there are no pictures."""
 
@@ -89,7 +89,7 @@ def episode_cards(
         episodes: Episodes to show.
         data: Data set that they are from.
         ranking: Name of the score that episodes are ranked by, and its value by number of the episode.
-        limits: Smallest and largest value of a critic; None where a reward model was asked.
+        limits: Smallest and largest value of a critic; None for a reward model.
     """
     name, rank = ranking
     return [_card(scored, data, f"{name} {rank[scored.index]:.2f}", limits) for scored in episodes]

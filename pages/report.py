@@ -24,7 +24,7 @@ from .score_charts import OutcomeChart, outcome_chart
 from .time_charts import BOTTOM, HEIGHT, TOP, WIDTH
 
 VALUE = "final value"
-"""Score that episodes are ranked by where a critic was asked."""
+"""Score that episodes are ranked by where a critic gave the scores."""
 
 
 @dataclass(frozen=True, kw_only=True)

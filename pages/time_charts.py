@@ -201,13 +201,13 @@ def _fall(
 ) -> Fall:
     peak, trough = frames
     left, right = float(x[peak]), float(x[trough])
-    beside_edge = right > WIDTH * 0.85
+    near_edge = right > WIDTH * 0.85
     return Fall(
         left=left,
         width=max(right - left, 2.0),
         markers=((left, float(y[peak])), (right, float(y[trough]))),
-        label_at=left - 6 if beside_edge else right + 6,
-        anchor="end" if beside_edge else "start",
+        label_at=left - 6 if near_edge else right + 6,
+        anchor="end" if near_edge else "start",
         amount=float(value[peak] - value[trough]),
         start=float(seconds[peak]),
         stop=float(seconds[trough]),

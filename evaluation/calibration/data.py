@@ -54,7 +54,7 @@ class CalibrationData:
             probability: Calibrated success probability of each observation.
 
         Raises:
-            ValueError: If the spread is asked for and the model gives none.
+            ValueError: If the doubt is the spread and the model gives none.
         """
         if by == "confidence":
             return np.minimum(probability, 1 - probability)

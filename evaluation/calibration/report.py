@@ -65,7 +65,7 @@ class Abstention:
 
     by: Doubt
     share: float
-    """Share of the observations to abstain on, as it was asked for."""
+    """Share of the observations to abstain on, as it was requested."""
     limit: float
     """Doubt above which the model abstains."""
     coverage: float
@@ -157,7 +157,7 @@ def cross_validate(
         train = ~test
         classes = data.label[train] >= 0.5
         if not classes.any() or classes.all():
-            continue  # one family holds all of a class; the report says how many entries were left out
+            continue  # one family holds all of a class; the report counts the entries that are left out
         curve = fit_curve(data.probability[train], data.label[train], method)
         found.probability[test] = curve(data.probability[test])
         if abstain:

@@ -59,7 +59,9 @@ def test_json_is_read_or_explained(tmp_path):
     assert read_json(path, "anything") == {"τ": [1, None]}
     for content in (b"{", b"\xff\xfe"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"settings\.json is no JSON: .*; expected JSON with the settings of a demo"):
+        with pytest.raises(
+            ValueError, match=r"settings\.json is no JSON: .*; expected JSON with the settings of a demo"
+        ):
             read_json(path, "the settings of a demo")
 
 

@@ -158,7 +158,7 @@ def test_wrong_instructions_come_from_the_whole_data_set_not_the_split():
     assert found.metrics[MODEL].instruction_accuracy.n == 1
 
 
-def test_unlabelled_data_are_judged_on_all_episodes_and_say_so():
+def test_unlabelled_data_are_evaluated_on_all_episodes_and_say_so():
     found = evaluate_dataset(Seen(), Memory([episode(i, i % 2, success=None) for i in range(4)]))
     assert found.metrics[MODEL].value_order_correlation.n == 4
     assert found.conventions["value order over"] == "all episodes: no outcome is labelled"
@@ -170,7 +170,7 @@ def test_nothing_usable_is_an_error_with_the_first_reason():
         evaluate_dataset(Seen(), Memory([BadEpisodeError(0, "video", "cut short")]))
 
 
-def test_the_same_seed_gives_the_same_figures():
+def test_the_same_seed_gives_the_same_metrics():
     data = Memory([episode(i, i % 3, float(i % 2), steps=5 + i) for i in range(9)])
     first, again = (evaluate_dataset(Seen(), data).to_json() for _ in range(2))
     assert first == again
@@ -185,18 +185,6 @@ def test_a_progress_bar_is_shown_only_where_it_is_wanted(capsys, monkeypatch):
     evaluate_dataset(Seen(), data, progress_bar=True)
     shown = capsys.readouterr()
     assert shown.out == "" and "evaluating" in shown.err
-
-
-def test_opening_a_model_for_use(tmp_path):
-    save_component(ProgressReward(state_size=3, width=8, layers=1, heads=2), tmp_path / "run" / "model")
-    for path in (tmp_path / "run", tmp_path / "run" / "model"):  # a run directory means the model in it
-        reward, said = open_reward_model(path, "cpu")
-        assert isinstance(reward, ProgressReward) and not reward.training
-        assert said["class_path"] == "guerdon.ProgressReward" and len(said["hash"]) == 16
-    with pytest.raises(FileNotFoundError):
-        open_reward_model(tmp_path)
-    with pytest.raises(ValueError, match="cannot use device 'nonsense'"):
-        open_reward_model(tmp_path / "run", "nonsense")
 
 
 def several(count=6, tasks=2):

@@ -87,7 +87,7 @@ def test_progress_that_stands_in_for_labels_is_named():
 def test_instructions_without_a_score_are_explained():
     found = run(Scripted("blind"), episodes([0, 0], tasks=[0, 1]))
     assert "no success labelled: right against wrong instruction undefined" in found.notes
-    assert "no episode was asked all of them: instruction margin undefined (see --confusion)" in found.notes
+    assert "no episode was run with all of them: instruction margin undefined (see --confusion)" in found.notes
 
 
 def test_qualities_without_an_order_are_named():
