@@ -56,7 +56,7 @@ class EvaluationSettings:
     quality_order: Sequence[str] = ()
     """Qualities from worst to best; empty takes a known order, or that of numbers."""
     confusion: int = CONFUSION
-    """Number of episodes of each task that are scored under every instruction; 0 leaves the matrix out."""
+    """Number of episodes of each task that `evaluate_dataset` runs with every instruction; 0 leaves the matrix out."""
     samples: int = 2000
     """Number of bootstrap resamples."""
     seed: int = 0
