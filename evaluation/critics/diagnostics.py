@@ -14,6 +14,7 @@ import numpy.typing as npt
 from jaxtyping import Float
 from scipy.stats import rankdata
 
+from ...core import intervals
 from ...core.arrays import Array, Numbers, as_array, paired
 from ...core.intervals import bootstrap_interval, percentile_interval
 from ..series import drop, largest_fall
@@ -23,15 +24,9 @@ SAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """Metric with its 95 % interval."""
+class Estimate(intervals.Estimate):
+    """Metric with its 95 % interval and the size of its sample."""
 
-    value: float
-    """The metric; NaN if it is undefined."""
-    low: float = math.nan
-    """Lower end of the interval; NaN if there is none."""
-    high: float = math.nan
-    """Upper end of the interval; NaN if there is none."""
     n: int = 0
     """Number of entries that the metric is computed from."""
 
