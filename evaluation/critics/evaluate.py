@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...core.files import without_nan
 from ...datasets.episodes import BadEpisodeError
 from ...datasets.joined import joined
 from ...datasets.splits import SplitInfo, in_split_each
@@ -126,19 +127,7 @@ class CriticEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-able values, with null for what is not known."""
-        found = _plain(dataclasses.asdict(self))
-        assert isinstance(found, dict)
-        return {"kind": "critic", **found}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
-    return value
+        return {"kind": "critic", **without_nan(dataclasses.asdict(self))}
 
 
 def read_values(reader: LogReader, split: str, batch_size: int, bad: dict[int, BadEpisodeError]) -> list[LoggedValues]:
