@@ -12,7 +12,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "core.batch": ("TrajectoryBatch", "End", "RewardEstimates", "ValueEstimates", "Advantages", "PreferencePairs"),
         "core.record": ("Labelled", "Sampled"),
         "core.decisions": ("Observation", "Decision", "Evaluation"),
-        "core.sizes": ("DataSizes",),
+        "core.sizes": ("DataSizes", "HasSizes"),
     },
     "Interfaces": {
         "core.interfaces": (
@@ -106,11 +106,15 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "critics.monte_carlo": ("MonteCarloCritic",),
         "critics.conservative": ("CalibratedFloor",),
         "critics.networks": ("ChunkNetwork", "ChunkTransformer", "ChunkPerceptron"),
-        "critics.observations": ("ObservationReader", "ObservationNetwork"),
+        "critics.observations": ("ObservationReader", "ObservationNetwork", "CriticInputs"),
+        "critics.logged": ("LoggedChunks",),
+        "critics.ensembles": ("Aggregation",),
+        "critics.optimization": ("ScheduledAdamW",),
     },
     "Policies and their optimisation": {
         "policies.gaussian": ("GaussianPolicy",),
-        "policies.optimizer": ("PolicyOptimizer",),
+        "policies.optimizer": ("PolicyOptimizer", "PolicyAdam"),
+        "policies.deterministic": ("Deterministic",),
         "policies.objectives": ("ClippedSurrogate", "WeightedImitation"),
         "policies.advantages.reward_to_go": ("RewardToGo", "Uniform"),
         "policies.advantages.action_advantage": ("CriticAdvantage", "ActionAdvantage"),
@@ -121,9 +125,18 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "policies.proposer": ("PolicyProposer",),
         "policies.rollouts.data": ("RolloutData",),
         "policies.rollouts.pool": ("TaskSetting", "play_episodes"),
+    },
+    "Watch for reward hacking": {
         "evaluation.watch.callback": ("HackingWatch", "HackingWarning"),
         "evaluation.watch.drift": ("TrainingFeatures", "fit_training_features"),
-        "evaluation.watch.push_back": ("PushBack",),
+        "evaluation.watch.claim": ("SuccessClaim",),
+        "evaluation.watch.window": ("RolloutWindow",),
+        "evaluation.watch.limits": ("AlarmLimits",),
+        "evaluation.watch.probing": ("Probing",),
+        "evaluation.watch.training_drift": ("TrainingDrift",),
+        "evaluation.watch.questions": ("SpotChecks",),
+        "evaluation.watch.retraining": ("Retraining",),
+        "evaluation.watch.push_back": ("PushBack", "Retrain"),
     },
     "Encoders and vision-language models": {
         "backbones.vision": ("VisionEncoder", "ConvEncoder"),
@@ -139,18 +152,9 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _PUBLIC = {name: module for modules in _JOBS.values() for module, names in modules.items() for name in names}
 _ROOMS = (
-    "backbones",
-    "core",
-    "critics",
-    "datasets",
-    "envs",
-    "evaluation",
-    "pages",
-    "policies",
-    "preference",
-    "rewards",
+    *("backbones", "core", "critics", "datasets", "envs", "evaluation", "pages", "policies", "preference", "rewards"),
+    *("scoring", "testing"),
 )
-_ROOMS += ("scoring", "testing")
 
 TYPE_CHECKING = False  # type checkers take it for True; typing itself would have to be imported
 if TYPE_CHECKING:
@@ -208,19 +212,24 @@ if TYPE_CHECKING:
     from .core.record import Labelled as Labelled
     from .core.record import Sampled as Sampled
     from .core.sizes import DataSizes as DataSizes
+    from .core.sizes import HasSizes as HasSizes
     from .critics.action import ActionCritic as ActionCritic
     from .critics.best_of import BestOfCritic as BestOfCritic
     from .critics.chunks import ChunkCritic as ChunkCritic
     from .critics.conservative import CalibratedFloor as CalibratedFloor
     from .critics.distributional import DistributionalValue as DistributionalValue
+    from .critics.ensembles import Aggregation as Aggregation
     from .critics.expectile import ExpectileCritic as ExpectileCritic
     from .critics.fit import CriticTraining as CriticTraining
+    from .critics.logged import LoggedChunks as LoggedChunks
     from .critics.monte_carlo import MonteCarloCritic as MonteCarloCritic
     from .critics.networks import ChunkNetwork as ChunkNetwork
     from .critics.networks import ChunkPerceptron as ChunkPerceptron
     from .critics.networks import ChunkTransformer as ChunkTransformer
+    from .critics.observations import CriticInputs as CriticInputs
     from .critics.observations import ObservationNetwork as ObservationNetwork
     from .critics.observations import ObservationReader as ObservationReader
+    from .critics.optimization import ScheduledAdamW as ScheduledAdamW
     from .critics.value import StateCritic as StateCritic
     from .critics.value import ValueCritic as ValueCritic
     from .datasets.collate import Window as Window
@@ -248,9 +257,17 @@ if TYPE_CHECKING:
     from .evaluation.dataset import evaluate_dataset as evaluate_dataset
     from .evaluation.watch.callback import HackingWarning as HackingWarning
     from .evaluation.watch.callback import HackingWatch as HackingWatch
+    from .evaluation.watch.claim import SuccessClaim as SuccessClaim
     from .evaluation.watch.drift import TrainingFeatures as TrainingFeatures
     from .evaluation.watch.drift import fit_training_features as fit_training_features
+    from .evaluation.watch.limits import AlarmLimits as AlarmLimits
+    from .evaluation.watch.probing import Probing as Probing
     from .evaluation.watch.push_back import PushBack as PushBack
+    from .evaluation.watch.push_back import Retrain as Retrain
+    from .evaluation.watch.questions import SpotChecks as SpotChecks
+    from .evaluation.watch.retraining import Retraining as Retraining
+    from .evaluation.watch.training_drift import TrainingDrift as TrainingDrift
+    from .evaluation.watch.window import RolloutWindow as RolloutWindow
     from .pages.report import write_report as write_report
     from .policies.advantages.action_advantage import ActionAdvantage as ActionAdvantage
     from .policies.advantages.action_advantage import CriticAdvantage as CriticAdvantage
@@ -259,9 +276,11 @@ if TYPE_CHECKING:
     from .policies.advantages.reward_to_go import RewardToGo as RewardToGo
     from .policies.advantages.reward_to_go import Uniform as Uniform
     from .policies.advantages.step_advantage import StepAdvantage as StepAdvantage
+    from .policies.deterministic import Deterministic as Deterministic
     from .policies.gaussian import GaussianPolicy as GaussianPolicy
     from .policies.objectives import ClippedSurrogate as ClippedSurrogate
     from .policies.objectives import WeightedImitation as WeightedImitation
+    from .policies.optimizer import PolicyAdam as PolicyAdam
     from .policies.optimizer import PolicyOptimizer as PolicyOptimizer
     from .policies.proposer import PolicyProposer as PolicyProposer
     from .policies.rollouts.data import RolloutData as RolloutData

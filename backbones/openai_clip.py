@@ -13,8 +13,9 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..core.files import sha256_file
 from .language import InstructionCache, TextEncoder
-from .revision import DIGITS, file_sha256
+from .revision import DIGITS
 from .vision import VisionEncoder, resize
 
 with warnings.catch_warnings():
@@ -66,7 +67,7 @@ def load_checkpoint(
         raise FileNotFoundError(
             f"no CLIP checkpoint {name!r}: expected a file, or one of the published names {', '.join(PUBLISHED)}"
         )
-    sha256 = file_sha256(path)
+    sha256 = sha256_file(path)
     if name in PUBLISHED and sha256 != PUBLISHED[name].split("/")[-2]:
         raise ValueError(f"{path} is not the published {name} (its SHA-256 differs): remove it and fetch it again")
     found = sha256[:DIGITS]

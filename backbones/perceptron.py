@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons over state and frozen features, shared by small policies and critics."""
+"""Perceptrons over state and frozen features, shared by small policies and critics."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,14 @@ from ..core.batch import Observation
 
 
 def tanh_network(inputs: int, hidden: Sequence[int], outputs: int, last_gain: float) -> nn.Sequential:
-    """Multi-layer perceptron with tanh between layers and orthogonal weights, as PPO implementations use it."""
+    """Build a perceptron with tanh between layers and orthogonal weights, as PPO implementations do.
+
+    Args:
+        inputs: Number of inputs.
+        hidden: Widths of the hidden layers.
+        outputs: Number of outputs.
+        last_gain: Gain of the last layer's weights.
+    """
     layers: list[nn.Module] = []
     width = inputs
     for size in hidden:
@@ -30,8 +37,11 @@ class Inputs(nn.Module):
     """State and frozen features of an observation as one standardised vector.
 
     Args:
-        state_size: Width S of the state.
-        feature_sizes: Width of every feature to read, by its name ``encoder/camera``.
+        state_size: Width S of the state; 0 reads no state.
+        feature_sizes: Width of every feature that is read, by its name ``encoder/camera``.
+
+    Raises:
+        ValueError: If nothing would be read.
     """
 
     mean: Tensor
@@ -43,42 +53,55 @@ class Inputs(nn.Module):
         self.state_size, self.feature_sizes = state_size, dict(feature_sizes or {})
         self.width = state_size + sum(self.feature_sizes.values())
         if self.width == 0:
-            raise ValueError("expected a state or at least one feature to look at, got neither")
+            raise ValueError("expected a state or at least one feature to look at, got neither: give feature_sizes")
         self.register_buffer("mean", torch.zeros(self.width))
         self.register_buffer("std", torch.ones(self.width))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def vector(self, observation: Observation) -> Float[Tensor, "M W"]:
-        """Concatenate the inputs, not yet standardised.
+        """Concatenate the state and the features, not standardised.
 
         Raises:
             ValueError: If the state or a feature has another width, or a feature is missing.
         """
         if observation.state.shape[1] != self.state_size:
-            raise ValueError(f"expected a state of width {self.state_size}, got {observation.state.shape[1]}")
+            raise ValueError(
+                f"expected a state of width {self.state_size}, got {observation.state.shape[1]}: the network was made "
+                "for another robot, or other data"
+            )
         missing = self.feature_sizes.keys() - observation.features.keys()
         if missing:
-            raise ValueError(f"expected features {sorted(missing)}, got {sorted(observation.features)}")
+            raise ValueError(
+                f"expected features {sorted(missing)}, got {sorted(observation.features)}: load the cameras with that "
+                "encoder, or leave the names out of feature_sizes"
+            )
         parts = [observation.state]
         for name, size in self.feature_sizes.items():
             parts.append(observation.features[name].flatten(1).float())
             if parts[-1].shape[1] != size:
-                raise ValueError(f"expected features {name!r} of width {size}, got {parts[-1].shape[1]}")
+                raise ValueError(
+                    f"expected features {name!r} of width {size}, got {parts[-1].shape[1]}: correct feature_sizes, or "
+                    "load the features of the encoder that the network was made for"
+                )
         return torch.cat([p.to(self.mean.device) for p in parts], 1)
 
     def forward(self, observation: Observation) -> Float[Tensor, "M W"]:
-        """Standardise, and clip to ten standard deviations so that an unseen extreme cannot saturate the network."""
+        """Standardise the inputs, and clip them to ten standard deviations so that no extreme saturates the network."""
         return ((self.vector(observation) - self.mean) / self.std).clamp(-10, 10)
 
     @torch.no_grad()
     def fit(self, observation: Observation, floor: float = 0.1) -> None:
-        """Take mean and spread from the data; an input that hardly moves keeps the scale ``floor``.
+        """Compute mean and standard deviation of the inputs; an input that hardly varies gets ``floor``.
 
-        A handful of demonstrations says little about how far an input may move later: a small floor makes a cloned
-        policy fall apart there (push-v3, 5 demonstrations: 6 and 15 % success at 0.01, 21 and 50 % at 0.1).
+        A handful of demonstrations shows little of how far an input may move later. With a small floor a cloned policy
+        falls apart there (push-v3, 5 demonstrations: 6 and 15 % success at 0.01, 21 and 50 % at 0.1).
+
+        Args:
+            observation: M observations, M > 0.
+            floor: Smallest standard deviation of an input.
 
         Raises:
-            ValueError: If there is nothing to fit, or something that is not a number.
+            ValueError: If there is no observation, or an input is NaN or infinite.
         """
         vector = self.vector(observation)
         if not len(vector) or not bool(vector.isfinite().all()):

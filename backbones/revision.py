@@ -1,7 +1,6 @@
 """Content hashes that say which weights made a feature, so that a cache never mixes two of them."""
 
 import hashlib
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,9 +17,3 @@ def weights_revision(module: nn.Module) -> str:
         # flattened first: a 0-dimensional tensor cannot be viewed as bytes
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:DIGITS]
-
-
-def file_sha256(path: Path) -> str:
-    """Full SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

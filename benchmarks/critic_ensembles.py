@@ -44,6 +44,7 @@ from guerdon import __version__
 from guerdon.core.batch import Observation
 from guerdon.core.intervals import bootstrap_interval
 from guerdon.critics.action import ActionCritic, TargetAggregate
+from guerdon.critics.ensembles import Aggregation
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
 from guerdon.evaluation.critics.diagnostics import ensemble_correlation
@@ -91,7 +92,9 @@ def run(seed: int, updates: int, episodes: int, contexts: int) -> list[dict[str,
         for members, how, shared in ENSEMBLES:
             began = time.perf_counter()
             torch.manual_seed(seed)
-            critic = ActionCritic(network(task, members, shared=shared), GAMMA, how, "mean", polyak_rate=0.01)
+            critic = ActionCritic(
+                network(task, members, shared=shared), GAMMA, how, aggregation=Aggregation("mean"), polyak_rate=0.01
+            )
             critic.fit_scales(batch)
             proposer = PolicyProposer(policy, keep=0, seed=seed)
             train(critic, batch, rewards, proposer, updates, seed)

@@ -52,6 +52,7 @@ from guerdon.core.batch import Observation
 from guerdon.core.intervals import bootstrap_interval
 from guerdon.core.returns import chunk_td_targets
 from guerdon.critics.action import ActionCritic
+from guerdon.critics.ensembles import Aggregation
 from guerdon.envs.collect import collect
 from guerdon.envs.experts import scripted_expert
 from guerdon.envs.saved import SavedState
@@ -203,7 +204,9 @@ class _Watch:
 
 def learner(task: Task, batch: Any, horizon: int, seed: int) -> ActionCritic:
     torch.manual_seed(seed)
-    critic = ActionCritic(network(task, chunk=horizon), GAMMA, "mean", "mean", polyak_rate=0.01)
+    critic = ActionCritic(
+        network(task, chunk=horizon), GAMMA, "mean", aggregation=Aggregation("mean"), polyak_rate=0.01
+    )
     critic.fit_scales(batch)
     return critic
 

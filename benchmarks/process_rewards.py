@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 from common import command_line, silent_trainer, write_result
-from guerdon import __version__
 from guerdon.backbones.language import HashedText
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.hub import load_component
@@ -134,8 +133,7 @@ def judge(inputs: str, seed: int, runs: Path, folder: Path) -> dict[str, Any]:
     for name, tasks in (("held-out contexts", TASKS), ("unseen tasks", UNSEEN)):
         judged = JoinedDatasets([open_dataset(str(runs / "data" / task / "eval")) for task in tasks])
         for what, subject in (("as trained", reward), ("calibrated", calibrated.eval())):
-            console = Console(stderr=True)
-            evaluation = evaluate_dataset(subject, judged, cache=cache, version=__version__, console=console)
+            evaluation = evaluate_dataset(subject, judged, cache=cache, progress_bar=True)
             found[f"{name}, {what}"] = evaluation.to_json()
     return found
 

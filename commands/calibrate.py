@@ -13,10 +13,13 @@ from rich.text import Text
 
 from ..core.files import write_json
 from ..core.hub import component_hash
+from ..core.intervals import Estimate
+from ..datasets.episodes import BadEpisodeError
 from ..datasets.opening import open_dataset
 from ..datasets.splits import VAL_FRACTION
-from ..evaluation.calibration.fit import calibrate
-from ..evaluation.calibration.report import CalibrationReport, Estimate
+from ..evaluation.calibration.data import collect
+from ..evaluation.calibration.fit import calibrate_on
+from ..evaluation.calibration.report import CalibrationReport
 from ..rewards.opening import open_reward_model
 from .output import require_writable, table_console
 
@@ -33,29 +36,31 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     out = Path(options.out)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise FileExistsError(f"{out} exists already: name a folder that is not there yet")
-    reward, opened = open_reward_model(options.model, device=options.device, trust=options.trust)
+    reward, identity = open_reward_model(options.model, device=options.device, trust=options.trust)
     warning = unseen_warning(Path(options.model), options.split)
     if warning is not None:
         Console(stderr=True).print(warning, style="yellow", markup=False)
+    dataset = open_dataset(options.data)
+    bad: dict[int, BadEpisodeError] = {}
+    data = collect(reward, dataset, options.split, options.batch_size, options.cache, bad, progress_bar=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "calibrated on ", UserWarning)  # it is among the notes below
-        calibrated, report = calibrate(
+        calibrated, report = calibrate_on(
             reward,
-            open_dataset(options.data),
-            split=options.split,
+            data,
             method=options.method,
             progress=options.progress,
             abstain=options.abstain,
             by=options.by,
-            batch_size=options.batch_size,
-            cache=options.cache,
             seed=options.seed,
-            console=Console(stderr=True),
+            name=dataset.name,
+            split=options.split,
+            bad=list(bad.values()),
         )
     calibrated.save_pretrained(out)
     if options.json is not None:
         saved = {"path": str(out), "hash": component_hash(out)}
-        write_json(options.json, report.to_json() | {"model": opened, "calibrated": saved})
+        write_json(options.json, report.to_json() | {"model": identity, "calibrated": saved})
     print_calibration(report, table_console(150))
     print(out)
     return 0
@@ -90,7 +95,7 @@ def unseen_warning(model: Path, split: str) -> str | None:
 
 
 def print_calibration(report: CalibrationReport, console: Console) -> None:
-    """Print the metrics of a calibration before and after, as a table, and its notes."""
+    """Print the errors before and after a calibration as a table, and its notes."""
     counts = report.counts
     split = f", split {report.split}" if report.split else ""
     console.print(
@@ -119,7 +124,7 @@ def print_calibration(report: CalibrationReport, console: Console) -> None:
     console.print(table)
     scaled = f"temperature {report.temperature:.3g}, bias {report.bias:.3g}"
     fitted = f"{report.knots} knots" if report.knots else scaled
-    console.print(Text(f"{fitted}; metrics after are by cross-validation in {report.folds} folds of whole families"))
+    console.print(Text(f"{fitted}; errors after are by cross-validation in {report.folds} folds of whole families"))
     for note in report.notes:
         console.print(Text(f"note: {note}", style="yellow"))
     for bad in report.bad:

@@ -1,7 +1,6 @@
 """The ``demo`` command: the whole main job once, on simulated logs."""
 
 import argparse
-import json
 import logging
 import time
 import warnings
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core import intervals
-from ..core.files import replacing
+from ..core.files import read_json, write_json
 from ..core.hub import load_component
 from ..core.interfaces import RewardModel
 from ..critics.value import ValueCritic
@@ -33,11 +32,10 @@ from ..pages.report import write_report
 from ..policies.advantages.reward_to_go import RewardToGo, Uniform
 from ..policies.gaussian import GaussianPolicy
 from ..policies.objectives import ClippedSurrogate, WeightedImitation
-from ..policies.optimizer import PolicyOptimizer
+from ..policies.optimizer import PolicyAdam, PolicyOptimizer
 from ..policies.rollouts.data import RolloutData
 from ..policies.rollouts.pool import TaskSetting, play_episodes
 from ..rewards.fit import RewardTraining
-from ..rewards.opening import open_reward_model
 from ..rewards.progress import ProgressReward
 from ..rewards.recorded import RecordedSuccess
 from ..rewards.shaping import FirstHit
@@ -124,7 +122,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Make the folder of a demo with these settings, or accept one that was made for the same settings."""
     stamp = out / "settings.json"
     if stamp.is_file():
-        if json.loads(stamp.read_text()) != settings:
+        if read_json(stamp, "the settings of a demo") != settings:
             raise ValueError(f"{out} holds a demo with other settings: choose another folder, or remove it")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -133,12 +131,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot write {out}: {error.strerror}; choose another folder") from error
-    _write(stamp, json.dumps(settings, indent=2))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as fresh:
-        fresh.write_text(text)
+    write_json(stamp, settings)
 
 
 class _Demo:
@@ -222,10 +215,10 @@ class _Demo:
         report = self.out / "evaluation.json"
         if not report.exists():
             self.console.rule("[bold]evaluation of the reward model")
-            opened = open_reward_model(self.out / "reward", device="cpu")[1]  # the report checks which model it is of
-            evaluation = evaluate_dataset(reward, open_dataset(self.out / "held_out"), seed=self.seed, model=opened)
+            # by its folder, because the report checks which model was evaluated
+            evaluation = evaluate_dataset(self.out / "reward", self.out / "held_out", seed=self.seed)
             print_evaluation(evaluation, self.console)
-            _write(report, json.dumps(evaluation.to_json(), indent=2))
+            write_json(report, evaluation.to_json())
         page = self.out / "report.html"
         if not page.exists():
             score_dataset(self.out / "reward", self.out / "held_out", self.out / "scores")
@@ -238,7 +231,7 @@ class _Demo:
             demonstrations = open_dataset(self.out / "demonstrations")
             policy = GaussianPolicy(demonstrations.state_size, demonstrations.action_size, log_std=-1.0)
             module = PolicyOptimizer(
-                policy, Uniform(), WeightedImitation(), passes=300, minibatch_size=128, learning_rate=1e-3
+                policy, Uniform(), WeightedImitation(), passes=300, minibatch_size=128, optimizer=PolicyAdam(1e-3)
             )
             labels = LabelFactory(rewind=0.0, reverse=0.0, wrong_instruction=0.0)
             data = EpisodeData(
@@ -269,8 +262,7 @@ class _Demo:
                 ClippedSurrogate(),
                 passes=10,
                 minibatch_size=512,
-                learning_rate=6e-4,
-                critic_learning_rate=1e-3,
+                optimizer=PolicyAdam(learning_rate=6e-4, critic_learning_rate=1e-3),
                 freeze_policy_batches=2,
                 target_kl=0.03,
                 seed=self.seed,
@@ -293,11 +285,11 @@ class _Demo:
             bar = ProgressLine(self.console, f"PPO on {name}", ("reward_per_row", "val_success"))
             every = max(1, self.size.rollouts // 5)
             _fit(self._trainer(1, folder, bar, SuccessCurve(points), val_check_interval=every), module, data)
-            _write(points_file, json.dumps(points))
+            write_json(points_file, points)
             return policy
 
         policy = self._kept(folder, f"PPO on the {name} alone", make)
-        curves[name] = [(int(x), float(y)) for x, y in json.loads(points_file.read_text())]
+        curves[name] = [(int(x), float(y)) for x, y in read_json(points_file, "a learning curve")]
         return policy
 
     def conclude(self, policies: dict[str, GaussianPolicy], curves: dict[str, list[tuple[int, float]]]) -> None:
@@ -319,7 +311,7 @@ class _Demo:
         self.console.print("[dim]Wilson intervals over episodes of one training seed; the mean action is played.[/dim]")
         if size == QUICK:
             self.console.print("[yellow]quick: every step works; these metrics mean nothing[/yellow]")
-        _write(self.out / "results.json", json.dumps({"rates": rates, "curves": curves, "task": size.task}, indent=2))
+        write_json(self.out / "results.json", {"rates": rates, "curves": curves, "task": size.task})
         draw_curves(self.out / "learning_curve.png", size.task, rates["cloned"]["success"], curves)
         for what in ("results.json", "learning_curve.png", "report.html", "evaluation.json", "scores"):
             self.console.print(f"  {self.out / what}", highlight=False)

@@ -8,16 +8,13 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
-from .. import __version__
 from ..core.files import write_json
 from ..core.interfaces import Critic, RewardModel
 from ..core.opening import open_component
 from ..datasets.episodes import EpisodeDataset
 from ..datasets.joined import JoinedDatasets
 from ..datasets.opening import open_dataset
-from ..evaluation.dataset import evaluate_dataset
+from ..evaluation.dataset import OpenedModel, evaluate_dataset
 from ..evaluation.table import print_evaluation
 from ..rewards.opening import open_reward_model
 from .arguments import names_in
@@ -61,24 +58,22 @@ def _evaluate(options: argparse.Namespace, reward: RewardModel, opened: dict[str
     given = [name for name in FOR_CRITICS if getattr(options, name) is not None]
     if given:
         raise ValueError(f"--{given[0].replace('_', '-')} is for critics, {options.model} holds a reward model")
-    other, other_opened = None, None
+    against = None
     if options.against is not None:
-        other, other_opened = open_reward_model(options.against, device=options.device, trust=options.trust)
+        other, identity = open_reward_model(options.against, device=options.device, trust=options.trust)
+        against = OpenedModel(reward=other, identity=identity)
     evaluation = evaluate_dataset(
-        reward,
+        OpenedModel(reward=reward, identity=opened),
         dataset,
         split=options.split,
         batch_size=options.batch_size,
         cache=options.cache,
         seed=options.seed,
-        model=opened,
-        version=__version__,
-        console=Console(stderr=True),
         threshold=options.threshold,
         confusion=options.confusion,
         quality_order=names_in(options.quality_order),
-        against=other,
-        against_model=other_opened,
+        against=against,
+        progress_bar=True,
     )
     print_evaluation(evaluation, table_console(100))
     if options.json is not None:

@@ -21,7 +21,7 @@ from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
 from ..datasets.reader import EpisodeReader
 from ..evaluation.critics.diagnostics import Calibration, Estimate
-from ..evaluation.critics.evaluate import AgainstReturns, CriticEvaluation, judge_critic, read_values
+from ..evaluation.critics.evaluate import CriticEvaluation, EvaluationSubject, ReturnFit, evaluate_critic, read_values
 from ..evaluation.critics.logs import LoggedValues, LogReader
 from ..evaluation.critics.reroll import Tail, step_cost
 from ..evaluation.critics.rollouts import RolledOut, Rollouts, roll_out
@@ -69,14 +69,10 @@ def run(options: argparse.Namespace, rest: Sequence[str], opened: tuple[Critic, 
     if options.env is not None and proposer is not None:
         with console.status(f"rolling out in {options.env}"):
             rolled = _roll_out(options, found, reader, proposer.policy, ends)
-    evaluation = judge_critic(
+    evaluation = evaluate_critic(
         found,
         reader,
-        reward=words,
-        model=model,
-        policy=policy,
-        split=options.split,
-        version=__version__,
+        EvaluationSubject(model=model, reward=words, policy=policy, split=options.split, version=__version__),
         bad=[error for _, error in sorted(bad.items())],
         rolled_out=rolled,
         notes=[
@@ -223,7 +219,7 @@ def _print_against(evaluation: CriticEvaluation, out: Console) -> None:
     out.print(_indented("the logged return is that of the policy that acted, not of another policy", dim=True))
 
 
-def _against(found: AgainstReturns) -> Sequence[str]:
+def _against(found: ReturnFit) -> Sequence[str]:
     return _row(found.rank, found.calibration)
 
 

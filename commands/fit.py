@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from ..core.files import replacing
 from ..core.hub import is_component, save_component
 from .run_directory import (
     CHECKPOINTS,
@@ -97,9 +98,8 @@ class _Interrupted(lightning.Callback):
         self.happened = True
         if self.step and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False):
             target = self.run / CHECKPOINTS / "interrupted.ckpt"
-            fresh = target.with_suffix(".part")
-            trainer.save_checkpoint(fresh)
-            os.replace(fresh, target)
+            with replacing(target) as fresh:
+                trainer.save_checkpoint(fresh)
             self.kept = target
 
 
@@ -109,9 +109,8 @@ class _SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Write the configuration; Lightning calls this on the first process only."""
         target = Path(cast(str, self.config["out"])) / CONFIG
-        fresh = target.with_name(f".{CONFIG}.part")
-        self.parser.save(self.config, str(fresh), skip_none=False, overwrite=True, multifile=False)
-        os.replace(fresh, target)
+        with replacing(target) as fresh:
+            self.parser.save(self.config, str(fresh), skip_none=False, overwrite=True, multifile=False)
 
 
 class _Command(LightningCLI):

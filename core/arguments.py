@@ -66,7 +66,9 @@ def folds(**objects: Callable[..., Any]) -> Callable[[F], F]:
         def init(self: object, *args: Any, **kwargs: Any) -> None:
             if not kwargs.keys() <= own.keys():
                 kwargs = fold_arguments(kwargs, own, objects)
-                remember_arguments(self, constructor, args, kwargs)
+                # a component whose constructor this is; what a subclass passes on is none of its own arguments
+                if hasattr(self, "save_pretrained") and type(self).__init__ is init:
+                    remember_arguments(self, constructor, args, kwargs)
             constructor(self, *args, **kwargs)
 
         init.folded_objects = objects  # pyright: ignore[reportAttributeAccessIssue]

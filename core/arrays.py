@@ -1,4 +1,4 @@
-"""Numbers in whatever form they come, as numpy arrays."""
+"""Tensors, arrays and sequences of numbers, as numpy arrays."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from torch import Tensor
 
 Array = npt.NDArray[Any]
 Numbers = Tensor | npt.NDArray[Any] | Sequence[Any]
-"""What every metric takes."""
+"""Argument type of every metric."""
 
 
 def as_array(x: Numbers) -> Array:
-    """A numpy array; half precision becomes float32, which numpy can sort and sum."""
+    """Convert to a numpy array; half precision becomes float32, which numpy can sort and sum."""
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
@@ -22,10 +22,10 @@ def as_array(x: Numbers) -> Array:
 
 
 def paired(x: Numbers, y: Numbers) -> tuple[Array, Array]:
-    """Both as flat arrays without the places where either is NaN.
+    """Flatten both to arrays, without the places where either is NaN.
 
     Raises:
-        ValueError: lengths that differ.
+        ValueError: If lengths differ.
     """
     left, right = as_array(x).ravel(), as_array(y).ravel()
     if left.shape != right.shape:

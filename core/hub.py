@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
+from .files import short_hash
 from .moved import first_names, public_path, renew, warn_of_old_names
 from .sizes import require_sizes
 
@@ -202,8 +203,7 @@ def hash_component(component: nn.Module) -> str:
 
 
 def _content_hash(spec: Mapping[str, Any]) -> str:
-    identity = first_names({k: spec[k] for k in ("class_path", "init_args", "weights_sha256")})
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(first_names({k: spec[k] for k in ("class_path", "init_args", "weights_sha256")}))
 
 
 def _require_component(component: nn.Module) -> None:
@@ -343,14 +343,17 @@ def _find_class(path: str, trust: bool, known: dict[str, type]) -> type:
 def _load_weights(component: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     expected = {k: tuple(v.shape) for k, v in _weights(component).items()}
     got = {k: tuple(v.shape) for k, v in weights.items()}
-    wrong = sorted(k for k in expected.keys() | got.keys() if expected.get(k) != got.get(k))
+    try:  # modules rename weights of earlier versions on the way
+        kept = component.load_state_dict(weights, strict=False)
+        wrong = sorted([*(k for k in kept.missing_keys if k in expected), *kept.unexpected_keys])
+    except RuntimeError:  # a weight of another shape
+        wrong = sorted(k for k in expected.keys() | got.keys() if expected.get(k) != got.get(k))
     if wrong:
         name = wrong[0]
         raise ValueError(
             f"{folder}: weights do not fit {type(component).__name__}: {len(wrong)} differ, first {name!r}: "
             f"expected {expected.get(name, 'nothing')}, got {got.get(name, 'nothing')}"
         )
-    component.load_state_dict(weights, strict=False)
 
 
 def push_component(component: nn.Module, repo_id: str, private: bool = True) -> str:

@@ -1,13 +1,33 @@
-"""Intervals around figures of merit: whole clusters are resampled, alone, in pairs, or by task and then trajectory."""
+"""Confidence intervals of metrics: bootstraps over whole clusters, and the Wilson interval of a proportion.
+
+scipy is imported where it is used, because `guerdon.core` must not pull it in.
+"""
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from .arrays import Numbers, as_array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number with its confidence interval; NaN where it, or its interval, is undefined."""
+
+    value: float
+    low: float = math.nan
+    """Lower end of the interval."""
+    high: float = math.nan
+    """Upper end of the interval."""
+
+    @classmethod
+    def resampled(cls, value: float, drawn: Float[np.ndarray, " S"], level: float | int = 0.95) -> "Estimate":
+        """Make an estimate from a number and its values on bootstrap resamples; see `percentile_interval`."""
+        low, high = percentile_interval(drawn, level)
+        return cls(value=value, low=low, high=high)
 
 
 def bootstrap_interval(
@@ -17,20 +37,22 @@ def bootstrap_interval(
     samples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of the pooled mean when whole clusters are resampled (Cameron, Gelbach and Miller, 2008).
+    """Compute a percentile interval of the pooled mean by resampling whole clusters.
+
+    This is the cluster bootstrap of Cameron, Gelbach and Miller (2008), section III.
 
     Args:
-        values: numbers; NaN ones are left out.
-        clusters: what belongs together (an episode, a task, a seed), one label per value.
-        level: probability the interval should hold, in (0, 1).
-        samples: resamples drawn.
-        seed: of the resampling.
+        values: Numbers; NaN entries are left out.
+        clusters: Cluster label of each value, such as its episode, task or seed.
+        level: Confidence level, in (0, 1).
+        samples: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap.
 
     Returns:
-        (low, high); NaN twice where fewer than two clusters have a value.
+        (low, high); both are NaN where fewer than two clusters have a value.
 
     Raises:
-        ValueError: lengths that differ, level outside (0, 1), or fewer than one sample.
+        ValueError: If lengths differ, the level is outside (0, 1), or there is no resample.
     """
     _check_settings(level, samples)
     value, label = as_array(values).ravel(), as_array(clusters).ravel()
@@ -53,6 +75,25 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_estimate(values: Numbers, clusters: Numbers | None = None) -> Estimate:
+    """Estimate a mean with its `bootstrap_interval` at the default settings.
+
+    Args:
+        values: Numbers; NaN entries are left out.
+        clusters: Cluster label of each value; None makes each value its own cluster.
+
+    Returns:
+        The mean, NaN where no value is left.
+
+    Raises:
+        ValueError: If lengths differ.
+    """
+    value = as_array(values).ravel().astype(np.float64)
+    low, high = bootstrap_interval(value, np.arange(value.size) if clusters is None else clusters)
+    kept = value[~np.isnan(value)]
+    return Estimate(value=float(kept.mean()) if kept.size else math.nan, low=low, high=high)
+
+
 def paired_bootstrap(
     first: Numbers,
     second: Numbers,
@@ -61,24 +102,26 @@ def paired_bootstrap(
     samples: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Mean of first − second and its percentile interval, when both are judged on the same resampled clusters.
+    """Compute the mean of first − second and its percentile interval, with the same resamples for both.
 
-    What makes both go up or down together, such as an easy task, cancels; that two separate intervals overlap does not
-    mean that there is no difference.
+    Whatever changes both models alike, such as an easy task, cancels. A difference may therefore be clear although the
+    two separate intervals overlap.
 
     Args:
-        first: one number per episode, of the first model.
-        second: the same episodes, of the second; where either is NaN the episode is left out of both.
-        clusters: what belongs together, one label per episode.
-        level: probability the interval should hold, in (0, 1).
-        samples: resamples drawn.
-        seed: of the resampling.
+        first: One number per episode, of the first model.
+        second: One number for each of the same episodes, of the second model. An episode with a NaN on either side is
+            left out of both.
+        clusters: Cluster label of each episode.
+        level: Confidence level, in (0, 1).
+        samples: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap.
 
     Returns:
-        (difference, low, high); the interval is NaN with fewer than two clusters, all are NaN with nothing to compare.
+        (difference, low, high). The interval is NaN with fewer than two clusters. All three are NaN where there is
+        nothing to compare.
 
     Raises:
-        ValueError: as `bootstrap_interval`.
+        ValueError: If lengths differ, the level is outside (0, 1), or there is no resample.
     """
     one, two = as_array(first).ravel().astype(np.float64), as_array(second).ravel().astype(np.float64)
     if one.shape != two.shape:
@@ -98,26 +141,26 @@ def macro_bootstrap(
     seed: int = 0,
     fixed_tasks: bool = False,
 ) -> tuple[float, float, float]:
-    """Mean over tasks of each task's mean, and its interval when tasks are drawn first and trajectories after.
+    """Compute the mean over tasks of each task's mean, and its interval from a bootstrap over tasks and trajectories.
 
-    Every task counts the same, however many trajectories it has. The interval says what other tasks would have given;
-    with ``fixed_tasks`` it says what other trajectories of these tasks would have.
+    Every task counts the same, however many trajectories it has. The interval covers the choice of tasks and of
+    trajectories; with ``fixed_tasks`` it covers the choice of trajectories only.
 
     Args:
-        values: one per trajectory; NaN ones are left out, and so is a task without any other.
-        tasks: one label per value.
-        clusters: what belongs together inside a task; None takes each value alone.
-        level: probability the interval should hold, in (0, 1).
-        samples: resamples drawn.
-        seed: of the resampling.
-        fixed_tasks: resample trajectories only.
+        values: One number per trajectory. NaN entries are left out, and so are tasks without any other.
+        tasks: Task label of each value.
+        clusters: Cluster label of each value inside its task; None makes each value its own cluster.
+        level: Confidence level, in (0, 1).
+        samples: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap.
+        fixed_tasks: Resample trajectories only.
 
     Returns:
-        (macro mean, low, high); the interval is NaN with fewer than two tasks (or, with ``fixed_tasks``, with no task
-        of two clusters), all are NaN where there is no value.
+        (mean over tasks, low, high). The interval is NaN with fewer than two tasks or, with ``fixed_tasks``, with no
+        task of two clusters. All three are NaN where there is no value.
 
     Raises:
-        ValueError: lengths that differ, level outside (0, 1), or fewer than one sample.
+        ValueError: If lengths differ, the level is outside (0, 1), or there is no resample.
     """
     _check_settings(level, samples)
     value, name = as_array(values).ravel().astype(np.float64), as_array(tasks).ravel()
@@ -141,7 +184,7 @@ def macro_bootstrap(
     return sum(means) / len(means), low, high
 
 
-_POOL = 500  # resamples kept of each task; two draws of a task take two of them
+_POOL = 500  # resamples of each task; a task that is drawn twice takes two of them
 
 
 def nested_interval(
@@ -151,17 +194,17 @@ def nested_interval(
     seed: int = 0,
     fixed_tasks: bool = False,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean over tasks, when every task's figure was resampled beforehand.
+    """Compute a percentile interval of the mean over tasks from values that were resampled inside each task.
 
     Args:
-        draws: per task, its figure on resamples of its trajectories; NaN where a resample left it undefined.
-        level: probability the interval should hold.
-        samples: resamples drawn.
-        seed: of the resampling.
-        fixed_tasks: take every task once, rather than as many with replacement.
+        draws: For each task, its metric on resamples of its trajectories; NaN where a resample leaves it undefined.
+        level: Confidence level, in (0, 1).
+        samples: Number of resamples of the tasks.
+        seed: Random seed of the resampling.
+        fixed_tasks: Take every task once, instead of drawing as many tasks with replacement.
 
     Returns:
-        (low, high); NaN where there is no task, or most resamples are undefined.
+        (low, high); both are NaN where there is no task, or most resamples are undefined.
     """
     count = len(draws)
     if count == 0:
@@ -178,7 +221,15 @@ def nested_interval(
 
 
 def percentile_interval(drawn: Float[np.ndarray, " S"], level: float | int = 0.95) -> tuple[float, float]:
-    """(low, high) of resampled figures; NaN where most of the resamples left the figure undefined."""
+    """Compute a percentile interval of resampled values.
+
+    Args:
+        drawn: A metric's value on each resample; NaN where a resample leaves it undefined.
+        level: Confidence level, in (0, 1).
+
+    Returns:
+        (low, high); both are NaN where there is no resample, or more than half of them are undefined.
+    """
     known = drawn[~np.isnan(drawn)]
     if known.size == 0 or known.size < 0.5 * drawn.size:
         return math.nan, math.nan
@@ -187,9 +238,17 @@ def percentile_interval(drawn: Float[np.ndarray, " S"], level: float | int = 0.9
 
 
 def cluster_weights(clusters: Numbers, samples: int, seed: int = 0) -> Float[np.ndarray, "S n"]:
-    """How often each entry counts in each resample of whole clusters, as float32.
+    """Count how often each entry occurs in each bootstrap resample of whole clusters.
 
-    With it the resampled value of any figure that takes weights is one matrix product.
+    With these weights, a weighted metric on all resamples is one matrix product.
+
+    Args:
+        clusters: Cluster label of each entry.
+        samples: Number of bootstrap resamples.
+        seed: Random seed of the bootstrap.
+
+    Returns:
+        Counts (S, n) as float32, one row per resample.
     """
     index = np.unique(as_array(clusters).ravel(), return_inverse=True)[1]
     count = int(index.max()) + 1 if index.size else 0
@@ -200,26 +259,36 @@ def cluster_weights(clusters: Numbers, samples: int, seed: int = 0) -> Float[np.
 
 
 def wilson_interval(hits: int, count: int, level: float | int = 0.95) -> tuple[float, float]:
-    """Interval of a proportion that stays inside [0, 1] and holds for few trials too (Wilson 1927).
+    """Compute the score interval of a proportion (Wilson, 1927), which stays inside [0, 1] also for few trials.
 
     (p + z²/2n ± z·√(p(1 − p)/n + z²/4n²)) / (1 + z²/n) with p = hits / n and z the (1 + level)/2 quantile of the normal
     distribution. Trials count as independent.
 
+    Args:
+        hits: Number of successful trials.
+        count: Number of trials n.
+        level: Confidence level, in (0, 1).
+
     Returns:
-        (low, high); NaN twice without a trial.
+        (low, high); both are NaN without a trial.
 
     Raises:
         ValueError: If the level is outside (0, 1), or there are more hits than trials.
     """
+    from scipy.stats import binomtest
+
     if not 0 < level < 1 or not 0 <= hits <= count:
         raise ValueError(f"expected a level in (0, 1) and 0 … count hits, got {level} and {hits} of {count}")
     if not count:
         return math.nan, math.nan
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, extra = hits / count, z * z / count
-    centre, half = share + extra / 2, z * math.sqrt(share * (1 - share) / count + extra / (4 * count))
-    low, high = (centre - half) / (1 + extra), (centre + half) / (1 + extra)
-    return max(0.0, low) if hits else 0.0, min(1.0, high) if hits < count else 1.0
+    interval = binomtest(hits, count).proportion_ci(float(level), method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def wilson_estimate(hits: int, count: int, level: float | int = 0.95) -> Estimate:
+    """Estimate a proportion with its `wilson_interval`; all NaN without a trial."""
+    low, high = wilson_interval(hits, count, level)
+    return Estimate(value=hits / count if count else math.nan, low=low, high=high)
 
 
 def _check_settings(level: float | int, samples: int) -> None:

@@ -1,16 +1,17 @@
-"""Figures of merit of rewards and values: order, discrimination, calibration, instructions, ranking of qualities.
+"""Metrics of rewards and values: order, discrimination, calibration, instructions, ranking of qualities.
 
-Conventions, the same everywhere:
+Conventions of all metrics here:
 
-* Arguments are tensors, numpy arrays or sequences. NaN entries are left out, pair by pair; what cannot be computed is
-  NaN, never 0 or ½: a constant has no order, one class has no ROC curve. Callers count what was undefined.
-* A tie of scores counts ½ wherever pairs are compared, so `pairwise_accuracy` with two classes *is* `success_auroc`;
-  `tie_rate` says how many there were. Ranks are average ranks. In τ-a ties count 0, in τ-b they leave the denominator.
-* Order is a rank correlation, not a Pearson one, over real observations of one trajectory; a trajectory played by a
-  clock has order 1, so order is to be read beside what the same model gives for failures and for reversed playback.
-* Figures of trajectories are averaged by task and then over tasks (`macro_bootstrap`), each with its count.
+* Arguments are tensors, numpy arrays or sequences. Pairs with a NaN entry are left out. What cannot be computed is NaN,
+  never 0 or ½: a constant has no order, and one class has no ROC curve. Callers count what was undefined.
+* A tie of scores counts ½ wherever pairs are compared. `pairwise_accuracy` with two classes therefore equals
+  `success_auroc`, and `tie_rate` is the share of ties. Ranks are average ranks. A tie counts 0 in τ-a and leaves the
+  denominator in τ-b.
+* Order is a rank correlation over the real observations of one trajectory. A trajectory played by a clock has order 1,
+  so compare it with the order on failures and on reversed playback.
+* Metrics of trajectories are averaged by task and then over tasks (`macro_bootstrap`), with their counts.
 * Intervals resample whole clusters (`bootstrap_interval`), tasks and then trajectories (`macro_bootstrap`), or both
-  models at once (`paired_bootstrap`); they live in `core/intervals.py` and are named here too.
+  models at once (`paired_bootstrap`). They are defined in `core/intervals.py` and can be imported from here too.
 
 scipy is imported where it is used, because `guerdon.core` must not pull it in.
 """
@@ -35,20 +36,22 @@ def value_order_correlation(
     mask: Numbers,
     valid: Numbers | None = None,
 ) -> Float[Tensor, " B"]:
-    """Spearman correlation of each row's L+1 real values with time (VOC; Ma et al., 2024, arXiv 2411.04549).
+    """Compute the Spearman correlation of each row's L+1 real values with time.
 
-    Short rows are noise: of random values it has a standard deviation of 1/√(n − 1), 0.5 for five of them.
+    This is the value-order correlation (VOC) of Ma et al. (2024, arXiv:2411.04549). Short rows are noisy: on n random
+    values its standard deviation is 1/√(n − 1), which is 0.5 for five values.
 
     Args:
-        values: (B, T+1), one value per observation.
-        mask: (B, T), True on real steps; observations at both ends of a real step are real.
-        valid: (B, T+1), True where a value is to be counted, such as evaluated frames only.
+        values: Values (B, T+1), one per observation.
+        mask: Bool (B, T), True on real steps. Observations at both ends of a real step are real.
+        valid: Bool (B, T+1), True where a value counts, such as on evaluated frames; None counts all real ones.
 
     Returns:
-        (B,) in [−1, 1], on the CPU; ties get average ranks. NaN for a constant row and for fewer than two values.
+        Correlations (B,) in [−1, 1], on the CPU; ties get average ranks. NaN for a constant row and for fewer than two
+        values.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: If shapes or types do not fit.
     """
     value, step = as_array(values), as_array(mask)
     if value.ndim != 2 or step.shape != (value.shape[0], value.shape[1] - 1) or step.dtype != np.bool_:
@@ -72,19 +75,19 @@ def kendall_tau(
     y: Numbers,
     variant: Literal["a", "b"] = "b",
 ) -> float:
-    """Kendall's τ: concordant minus discordant pairs over all pairs.
+    """Compute Kendall's τ: concordant minus discordant pairs, divided by the number of pairs.
 
     Args:
-        x: numbers.
-        y: as many numbers.
-        variant: "a" divides by all pairs, so that ties count 0; "b" by √(pairs untied in x · pairs untied in y), and is
-            NaN where x or y is constant.
+        x: Numbers.
+        y: As many numbers.
+        variant: ``"a"`` divides by all pairs, so that ties count 0. ``"b"`` divides by √(pairs untied in x · pairs
+            untied in y), and is NaN where x or y is constant.
 
     Returns:
         A number in [−1, 1]; NaN for fewer than two pairs of numbers.
 
     Raises:
-        ValueError: lengths that differ or an unknown variant.
+        ValueError: If lengths differ, or the variant is unknown.
     """
     if variant not in ("a", "b"):
         raise ValueError(f'variant: expected "a" or "b", got {variant!r}')
@@ -94,26 +97,26 @@ def kendall_tau(
 
 
 def pairwise_accuracy(scores: Numbers, labels: Numbers) -> float:
-    """Share of the pairs with different labels that the scores order as the labels do; a tie of scores counts ½.
+    """Compute the share of pairs with different labels that the scores order as the labels do; a tie counts ½.
 
     Returns:
         A number in [0, 1]; NaN where no two labels differ.
 
     Raises:
-        ValueError: lengths that differ.
+        ValueError: If lengths differ.
     """
     balance, _, _, untied_labels = _concordance(*paired(scores, labels))
     return 0.5 * (1 + balance / untied_labels) if untied_labels > 0 else math.nan
 
 
 def tie_rate(scores: Numbers, labels: Numbers) -> float:
-    """Share of the pairs with different labels whose scores are equal, which `pairwise_accuracy` counts ½.
+    """Compute the share of pairs with different labels whose scores are equal; `pairwise_accuracy` counts these ½.
 
     Returns:
-        A number in [0, 1], 1 for a constant; NaN where no two labels differ.
+        A number in [0, 1], 1 for constant scores; NaN where no two labels differ.
 
     Raises:
-        ValueError: lengths that differ.
+        ValueError: If lengths differ.
     """
     score, label = paired(scores, labels)
     pairs = score.size * (score.size - 1) // 2
@@ -125,17 +128,17 @@ def tie_rate(scores: Numbers, labels: Numbers) -> float:
 
 
 def success_auroc(scores: Numbers, success: Numbers) -> float:
-    """Probability that a success scores above a failure, ties ½: the area under the ROC curve.
+    """Compute the area under the ROC curve: the probability that a success scores above a failure, ties ½.
 
     Args:
-        scores: one per episode.
+        scores: One score per episode.
         success: 0 or 1 (or bool) per episode; NaN where unknown.
 
     Returns:
-        A number in [0, 1]; NaN where only one class is there.
+        A number in [0, 1]; NaN where a class is missing.
 
     Raises:
-        ValueError: lengths that differ, or a success that is neither 0 nor 1.
+        ValueError: If lengths differ, or a success is neither 0, 1 nor NaN.
     """
     return pairwise_accuracy(*_classes(scores, success))
 
@@ -145,18 +148,20 @@ def expected_calibration_error(
     label: Numbers,
     bins: int = 15,
 ) -> float:
-    """Σ over bins of (count / n) · abs(mean probability − mean label) (Guo et al., 2017, arXiv 1706.04599, equation 3).
+    """Compute Σ over bins of (count / n) · abs(mean probability − mean label).
+
+    See Guo et al. (2017, arXiv:1706.04599), equation 3.
 
     Args:
-        prob: predicted probabilities, in [0, 1].
-        label: what happened, in [0, 1].
-        bins: number of bins of equal width, closed on the left, the last on both sides.
+        prob: Predicted probabilities, in [0, 1].
+        label: Observed outcomes, in [0, 1].
+        bins: Number of bins of equal width. Bins are closed on the left, the last one on both sides.
 
     Returns:
         A number in [0, 1]; NaN for empty input.
 
     Raises:
-        ValueError: lengths that differ, fewer than one bin, or a probability outside [0, 1].
+        ValueError: If lengths differ, there is no bin, or a number is outside [0, 1].
     """
     predicted, happened, place = _binned(prob, label, bins)
     if predicted.size == 0:
@@ -166,20 +171,20 @@ def expected_calibration_error(
 
 
 def average_precision(scores: Numbers, success: Numbers) -> float:
-    """Area under the precision-recall curve as Σ (recall_n − recall_{n−1}) · precision_n over distinct scores (AUPRC).
+    """Compute the area under the precision-recall curve, Σ (recall_n − recall_{n−1}) · precision_n (AUPRC).
 
-    Equal scores enter together, so the order in which ties are listed does not matter; a constant score gives the share
-    of successes, which is what chance is here.
+    The sum is over distinct scores. Equal scores enter together, so the order in which ties are listed does not matter.
+    A constant score has the chance level, which is the share of successes.
 
     Args:
-        scores: one per episode.
+        scores: One score per episode.
         success: 0 or 1 (or bool) per episode; NaN where unknown.
 
     Returns:
         A number in (0, 1]; NaN where there is no success or no failure.
 
     Raises:
-        ValueError: lengths that differ, or a success that is neither 0 nor 1.
+        ValueError: If lengths differ, or a success is neither 0, 1 nor NaN.
     """
     score, outcome = _classes(scores, success)
     if outcome.min(initial=1) == outcome.max(initial=0) or outcome.size == 0:
@@ -192,10 +197,10 @@ def average_precision(scores: Numbers, success: Numbers) -> float:
 
 
 def false_positive_rate(scores: Numbers, success: Numbers, threshold: float | int) -> float:
-    """Share of the failures whose score is at least the threshold; NaN where there is no failure.
+    """Compute the share of failures whose score is at least the threshold; NaN where there is no failure.
 
     Raises:
-        ValueError: lengths that differ, or a success that is neither 0 nor 1.
+        ValueError: If lengths differ, or a success is neither 0, 1 nor NaN.
     """
     score, outcome = _classes(scores, success)
     failed = score[outcome == 0]
@@ -203,10 +208,10 @@ def false_positive_rate(scores: Numbers, success: Numbers, threshold: float | in
 
 
 def mean_absolute_error(values: Numbers, targets: Numbers) -> float:
-    """Mean of abs(value − target), for progress against its labels; NaN where nothing is labelled.
+    """Compute the mean of abs(value − target), such as of progress and its labels; NaN where nothing is labelled.
 
     Raises:
-        ValueError: lengths that differ.
+        ValueError: If lengths differ.
     """
     value, target = paired(values, targets)
     return float(np.abs(value.astype(np.float64) - target.astype(np.float64)).mean()) if value.size else math.nan
@@ -215,14 +220,14 @@ def mean_absolute_error(values: Numbers, targets: Numbers) -> float:
 def reliability_curve(
     prob: Numbers, label: Numbers, bins: int = 15
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Mean probability, mean label and count of each bin of `expected_calibration_error`; means of empty bins are NaN.
+    """Compute mean probability, mean label and count of each bin of `expected_calibration_error`.
 
     Returns:
-        Three arrays of length ``bins``: count · abs(mean label − mean probability), summed and divided by the number of
-        entries, is the expected calibration error.
+        Three arrays of length ``bins``; means of empty bins are NaN. The sum of count · abs(mean label − mean
+        probability), divided by the number of entries, is the expected calibration error.
 
     Raises:
-        ValueError: as `expected_calibration_error`.
+        ValueError: As `expected_calibration_error`.
     """
     predicted, happened, place = _binned(prob, label, bins)
     count = np.bincount(place, minlength=bins)
@@ -234,19 +239,19 @@ def reliability_curve(
 def instruction_confusion(
     scores: Numbers, instruction: Numbers, video: Numbers, size: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Mean score of the videos of each task (columns) under the instruction of each task (rows), and the counts.
+    """Compute the mean score of each task's videos (columns) under each task's instruction (rows), and the counts.
 
     Args:
-        scores: one per reading of a video under an instruction; NaN ones are left out.
-        instruction: task of the instruction, 0 … size − 1.
-        video: task that the video shows, 0 … size − 1.
-        size: number of tasks N.
+        scores: One score per pair of a video and an instruction; NaN entries are left out.
+        instruction: Task of the instruction, 0 … size − 1.
+        video: Task that the video shows, 0 … size − 1.
+        size: Number of tasks N.
 
     Returns:
-        (N, N) means, NaN in cells that were not asked, never 0: a filled-in 0 would move any margin; and (N, N) counts.
+        Means (N, N) and counts (N, N). Cells without a score are NaN and never 0, which would change the margin.
 
     Raises:
-        ValueError: lengths that differ, or a task outside 0 … size − 1.
+        ValueError: If lengths differ, or a task is outside 0 … size − 1.
     """
     score, row, column = as_array(scores).ravel(), as_array(instruction).ravel(), as_array(video).ravel()
     if not score.shape == row.shape == column.shape:
@@ -263,43 +268,45 @@ def instruction_confusion(
 
 
 def instruction_margin(matrix: Numbers) -> float:
-    """How often a video is valued higher under its own instruction than under another: chance is ½, ties count ½.
+    """Compute how often a video scores higher under its own instruction than under another; chance is ½.
 
-    It compares ranks within a video only, so it does not depend on a model's scale as a difference of means does.
+    Only scores of the same video are compared, and only by rank, so the metric does not depend on the model's scale.
+    A tie counts ½.
 
     Args:
-        matrix: (N, N), rows are instructions and columns videos, the diagonal holds matching pairs; NaN cells were not
-            asked and leave their comparison out, rather than counting as 0.
+        matrix: Scores (N, N) with instructions as rows and videos as columns; matching pairs are on the diagonal. A NaN
+            cell leaves its comparison out.
 
     Returns:
-        Mean over videos of the share of other instructions below their own; NaN where nothing can be compared.
+        Mean over videos of the share of other instructions that score lower than their own, in [0, 1]; NaN where
+        nothing can be compared.
 
     Raises:
-        ValueError: if the matrix is not square.
+        ValueError: If the matrix is not square.
     """
     cells = as_array(matrix).astype(np.float64)
     if cells.ndim != 2 or cells.shape[0] != cells.shape[1]:
         raise ValueError(f"expected a square matrix of instructions by videos, got {cells.shape}")
     own = np.diagonal(cells)[None]
-    asked = ~np.isnan(cells) & ~np.isnan(own) & ~np.eye(len(cells), dtype=bool)
-    won = np.where(asked, (own > cells) + 0.5 * (own == cells), 0.0).sum(0)
-    compared = asked.any(0)
-    return float((won[compared] / asked.sum(0)[compared]).mean()) if compared.any() else math.nan
+    scored = ~np.isnan(cells) & ~np.isnan(own) & ~np.eye(len(cells), dtype=bool)
+    won = np.where(scored, (own > cells) + 0.5 * (own == cells), 0.0).sum(0)
+    compared = scored.any(0)
+    return float((won[compared] / scored.sum(0)[compared]).mean()) if compared.any() else math.nan
 
 
 def quality_ranking(scores: Numbers, quality: Numbers, task: Numbers) -> float:
-    """Do a task's trajectories score in the order of their quality? Kendall τ-b over a task's trajectories, then tasks.
+    """Compute Kendall's τ-b of score and quality inside each task, and its mean over tasks.
 
     Args:
-        scores: one per trajectory; NaN ones are left out.
-        quality: level of each, higher is better; NaN ones are left out.
-        task: label of the task of each.
+        scores: One score per trajectory; NaN entries are left out.
+        quality: Quality level of each trajectory, higher is better; NaN entries are left out.
+        task: Task label of each trajectory.
 
     Returns:
-        A number in [−1, 1]; tasks of one level, or of one score, say nothing and are left out; NaN where all are.
+        A number in [−1, 1]. Tasks with one level or one score are left out; NaN where no task is left.
 
     Raises:
-        ValueError: lengths that differ.
+        ValueError: If lengths differ.
     """
     found = [kendall_tau(score, level, "b") for score, level in _by_task(scores, quality, task)]
     known = [tau for tau in found if not math.isnan(tau)]
@@ -307,22 +314,22 @@ def quality_ranking(scores: Numbers, quality: Numbers, task: Numbers) -> float:
 
 
 def robometer_tau_a(scores: Numbers, quality: Numbers, task: Numbers) -> float:
-    """The policy ranking of Robometer, for comparison with its figures: τ-a of one trajectory per quality level.
+    """Compute Robometer's policy ranking: τ-a over combinations of one trajectory per quality level.
 
-    Within a task, τ-a of every combination of one trajectory per level is averaged, then tasks are. Every pair of
-    levels enters equally however many trajectories a level has, and a tie of scores counts 0, so a coarse scorer pays
-    for it and a constant gets 0; `quality_ranking` is the figure for general use.
+    Within a task, τ-a of every combination of one trajectory per level is averaged; then tasks are averaged. Every pair
+    of levels counts the same, however many trajectories a level has. A tie of scores counts 0, so a coarse score loses
+    and a constant has 0. Use it to compare with Robometer's published numbers, and `quality_ranking` otherwise.
 
     Args:
-        scores: one per trajectory; NaN ones are left out.
-        quality: level of each, higher is better; NaN ones are left out.
-        task: label of the task of each.
+        scores: One score per trajectory; NaN entries are left out.
+        quality: Quality level of each trajectory, higher is better; NaN entries are left out.
+        task: Task label of each trajectory.
 
     Returns:
-        A number in [−1, 1]; NaN where no task has two levels: tasks with one level say nothing and are left out.
+        A number in [−1, 1]. Tasks with one level are left out; NaN where no task is left.
 
     Raises:
-        ValueError: lengths that differ.
+        ValueError: If lengths differ.
     """
     found: list[float] = []
     for score, level in _by_task(scores, quality, task):
@@ -339,7 +346,7 @@ def robometer_tau_a(scores: Numbers, quality: Numbers, task: Numbers) -> float:
 
 
 def _by_task(scores: Numbers, quality: Numbers, task: Numbers) -> list[tuple[Array, Array]]:
-    """Known scores and levels of each task."""
+    """Return known scores and levels of each task."""
     score, level, name = (as_array(x).ravel() for x in (scores, quality, task))
     if not score.shape == level.shape == name.shape:
         raise ValueError(f"expected as many of each, got {score.size}, {level.size} and {name.size}")
@@ -348,7 +355,7 @@ def _by_task(scores: Numbers, quality: Numbers, task: Numbers) -> list[tuple[Arr
 
 
 def _classes(scores: Numbers, success: Numbers) -> tuple[Array, Array]:
-    """Scores and outcomes that are known, the outcomes 0 or 1."""
+    """Return known scores and outcomes; outcomes are 0 or 1."""
     score, outcome = paired(scores, success)
     if not np.isin(outcome, (0, 1)).all():
         raise ValueError("success: expected 0, 1 or NaN; choose a threshold for graded success first")
@@ -356,7 +363,7 @@ def _classes(scores: Numbers, success: Numbers) -> tuple[Array, Array]:
 
 
 def _binned(prob: Numbers, label: Numbers, bins: int) -> tuple[Array, Array, Array]:
-    """Probabilities, labels, and the bin of each."""
+    """Return probabilities, labels, and the bin of each."""
     if bins < 1:
         raise ValueError(f"bins: expected at least 1, got {bins}")
     predicted, happened = paired(prob, label)
@@ -370,7 +377,7 @@ def _binned(prob: Numbers, label: Numbers, bins: int) -> tuple[Array, Array, Arr
 
 
 def _order(row: Array) -> float:
-    """Spearman correlation of a row with its own order."""
+    """Compute the Spearman correlation of a row with its own order."""
     from scipy.stats import rankdata
 
     if row.size < 2 or row.min() == row.max():
@@ -382,19 +389,19 @@ def _order(row: Array) -> float:
 
 
 def _concordance(x: Array, y: Array) -> tuple[int, int, int, int]:
-    """Concordant minus discordant pairs, all pairs, pairs that differ in x, pairs that differ in y."""
+    """Count concordant minus discordant pairs, all pairs, pairs that differ in x, pairs that differ in y."""
     from scipy.stats import kendalltau
 
     pairs = x.size * (x.size - 1) // 2
     untied_x, untied_y = pairs - _ties(x), pairs - _ties(y)
     if untied_x == 0 or untied_y == 0:
         return 0, pairs, untied_x, untied_y
-    # scipy counts in n log n, but returns the quotient only. Its p-value is of no interest here.
+    # scipy counts in n log n, but returns the quotient only
     tau = cast(float, kendalltau(x, y)[0])
     return round(tau * math.sqrt(untied_x * untied_y)), pairs, untied_x, untied_y
 
 
 def _ties(x: Array) -> int:
-    """Pairs of equal entries."""
+    """Count pairs of equal entries."""
     count = np.unique(x, return_counts=True)[1]
     return int((count * (count - 1) // 2).sum())

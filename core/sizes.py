@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 
@@ -19,6 +19,16 @@ class DataSizes:
     """Folder of the data set or name of the environment, for errors."""
     state_size: int
     action_size: int
+
+
+@runtime_checkable
+class HasSizes(Protocol):
+    """A data module that knows the sizes of its data."""
+
+    @property
+    def sizes(self) -> DataSizes:
+        """Widths of the states and actions."""
+        ...
 
 
 def take_sizes(component: nn.Module, sizes: DataSizes) -> bool:
@@ -38,10 +48,17 @@ def take_sizes(component: nn.Module, sizes: DataSizes) -> bool:
     Raises:
         ValueError: If a given size is another one than that of the data.
     """
+    return _take(component, sizes, {})
+
+
+def _take(component: nn.Module, sizes: DataSizes, built: dict[int, bool]) -> bool:
+    """Build each component once, and every one around it; ``built`` holds what was done, by identity."""
+    if id(component) in built:
+        return built[id(component)]
     if "init_args" not in component.__dict__:
-        return any([take_sizes(child, sizes) for child in component.children()])
+        return any([_take(child, sizes, built) for child in component.children()])
     arguments = cast(dict[str, Any], component.__dict__["init_args"])
-    rebuilt = any([take_sizes(part, sizes) for part in _parts(arguments)])
+    rebuilt = any([_take(part, sizes, built) for part in _parts(arguments)])
     accepted = inspect.signature(type(component).__init__).parameters
     for name in SIZES:
         if name not in accepted:
@@ -59,6 +76,7 @@ def take_sizes(component: nn.Module, sizes: DataSizes) -> bool:
         training = component.training
         type(component).__init__(component, **arguments)
         component.train(training)
+    built[id(component)] = rebuilt
     return rebuilt
 
 
@@ -100,4 +118,4 @@ def require_sizes(component: nn.Module) -> None:
         )
 
 
-__all__ = ["SIZES", "DataSizes", "require_sizes", "take_sizes", "unknown_sizes"]
+__all__ = ["SIZES", "DataSizes", "HasSizes", "require_sizes", "take_sizes", "unknown_sizes"]

@@ -1,15 +1,17 @@
-"""The ALOE critic: action-level off-policy evaluation of the current policy by chunked temporal differences."""
+"""ALOE's critic: off-policy evaluation of the current policy's chunks by temporal differences."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.arguments import folds
 from ..core.batch import RewardEstimates, TrajectoryBatch, ValueEstimates
 from ..core.interfaces import Proposer
-from .chunks import Aggregate, ChunkCritic, Points, Tails, aggregate
+from .chunks import ChunkCritic, Points
 from .conservative import CalibratedFloor
+from .ensembles import Aggregation, aggregate
+from .logged import LoggedChunks
 from .networks import ChunkNetwork
 
 TargetAggregate = Literal["min", "mean", "lcb", "independent"]
@@ -18,52 +20,51 @@ TargetAggregate = Literal["min", "mean", "lcb", "independent"]
 class ActionCritic(ChunkCritic):
     """Q(s, a_{t:t+n}) of the current policy, learned from anybody's trajectories (ALOE, arXiv 2602.12691, Eq. 7–10).
 
-    y = Σ_{k<n} γ^k r_{t+k} + γ^n · E_{a′ ~ π(·|s_{t+n})} AGG_i Q̄_i(s_{t+n}, a′): the next chunk is drawn from the
-    current policy through a proposer, which makes this an evaluation of that policy whoever acted, and target networks
-    Q̄ follow by Polyak averaging. V is the mean over sampled chunks of the pessimistic Q. The paper leaves open how
-    members are reduced inside the target, how many chunks are drawn, and β; each is an argument here or of what turns
-    advantages into weights.
+    y = Σ_{k<n} γ^k r_{t+k} + γ^n · E_{a′ ~ π(·|s_{t+n})} AGG_i Q̄_i(s_{t+n}, a′). The next chunk a′ is sampled from the
+    current policy through a proposer, which makes this an evaluation of that policy, whatever policy acted. Target
+    networks Q̄ follow by Polyak averaging. V is the mean over sampled chunks of the pessimistic Q. The paper leaves
+    open how members are reduced inside the target, how many chunks are sampled, and β. The first two are arguments
+    here, and β is one of the weighting that turns advantages into weights.
 
     Args:
-        network: Q of K members; the paper's is `ChunkTransformer` with K = 2.
-        gamma: Discount per control step. Its horizon 1/(1 − γ) should be about the length of an episode: with 0.99 a
-            failure 1,000 steps ahead is not felt.
-        target_agg: Reduction inside the target: the smallest member, their mean, the mean minus ``lcb`` deviations, or
-            each member's own value (independent targets).
-        pessimism: Reduction of members everywhere else.
-        lcb: Deviations below the mean, where a bound is asked for.
-        target_samples: Chunks drawn at each next observation; the mean is taken over their reduced values.
-        value_samples: Chunks drawn for V.
-        polyak_rate: Of the target network, per update.
-        source_weights: Weight of the steps of each source (demonstrations, past policies, people), by its number as
-            text; others count 1.
-        across_replans: See `ChunkCritic`.
-        micro_batch: See `ChunkCritic`.
-        tails: See `ChunkCritic`.
-        penalty: Keeps Q of chunks that nobody carried out from growing (Cal-QL); ALOE has none.
+        network: Ensemble of K Q-networks; the paper's is `ChunkTransformer` with K = 2.
+        gamma: Discount factor per control step, in [0, 1]. Its horizon 1/(1 − γ) should be about the length of an
+            episode: with 0.99 a failure 1,000 steps ahead is not felt.
+        target_agg: Reduction of the members inside the target: ``"min"``, ``"mean"``, ``"lcb"`` (with the bound of
+            ``aggregation``), or ``"independent"``, which gives each member a target of its own.
+        target_samples: Number of chunks sampled at each next observation; the target takes the mean of their values.
+        value_samples: Number of chunks sampled for V at each observation.
+        polyak_rate: Share of the network that its target takes over in each update, in (0, 1].
+        micro_batch: Number of chunks that are valued at a time where no gradient is needed.
+        penalty: Penalty that keeps Q of chunks from growing that were never executed (Cal-QL); None, as in ALOE.
+        aggregation: Reduction of the members to one pessimistic Q outside of the target; None takes the smallest.
+        logged: Rules for reading logged chunks; None takes the defaults of `LoggedChunks`.
 
     Raises:
         ValueError: If an argument makes no sense.
     """
 
+    @folds(aggregation=Aggregation, logged=LoggedChunks)
     def __init__(
         self,
         network: ChunkNetwork,
         gamma: float = 0.99,
         target_agg: TargetAggregate = "min",
-        pessimism: Aggregate = "min",
-        lcb: float = 1.0,
         target_samples: int = 1,
         value_samples: int = 4,
         polyak_rate: float = 0.005,
-        source_weights: Mapping[str, float] | None = None,
-        across_replans: bool = False,
         micro_batch: int = 4096,
-        tails: Tails = "complete",
         penalty: CalibratedFloor | None = None,
+        aggregation: Aggregation | None = None,
+        logged: LoggedChunks | None = None,
     ) -> None:
         super().__init__(
-            network, gamma, pessimism, lcb, polyak_rate, source_weights, across_replans, micro_batch, tails
+            network=network,
+            gamma=gamma,
+            polyak_rate=polyak_rate,
+            micro_batch=micro_batch,
+            aggregation=Aggregation() if aggregation is None else aggregation,
+            logged=logged,
         )
         if target_agg not in ("min", "mean", "lcb", "independent") or min(target_samples, value_samples) < 1:
             raise ValueError(
@@ -77,15 +78,15 @@ class ActionCritic(ChunkCritic):
     def bootstrap(
         self, batch: TrajectoryBatch, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"], proposer: Proposer | None
     ) -> Float[Tensor, "J M"]:
-        """Mean over chunks of the current policy of the target network's reduced Q."""
+        """Estimate values as the mean over chunks of the current policy of the target network's reduced Q."""
         chunks = self.proposals(batch, rows, steps, self.target_samples, proposer)
         members = self.proposed_q(self.target, batch, rows, steps, chunks)
         if self.target_agg == "independent":
             return members.mean(1)
-        return aggregate(members, self.target_agg, self.lcb).mean(0, keepdim=True)
+        return aggregate(members, self.target_agg, self.aggregation.lcb).mean(0, keepdim=True)
 
     def forward(self, batch: TrajectoryBatch, proposer: Proposer | None = None) -> ValueEstimates:
-        """V of every observation from 0 to L, pessimistic Q and members of the logged chunk at every real step.
+        """Estimate V of every observation from 0 to L, and pessimistic Q and members of the logged chunk at every step.
 
         Raises:
             ValueError: If there is no proposer; use ``logged_q`` for Q alone.
@@ -100,7 +101,7 @@ class ActionCritic(ChunkCritic):
         members: Float[Tensor, "K M"],
         proposer: Proposer | None,
     ) -> dict[str, Tensor]:
-        """The penalty, where there is one."""
+        """Compute the penalty, if there is one."""
         if self.penalty is None:
             return {}
         return self.penalty(self, batch, rewards, points, members, proposer)

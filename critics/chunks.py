@@ -1,11 +1,7 @@
-"""What critics of action chunks share: targets, ensembles, target networks, proposals."""
+"""Base of the critics of action chunks: targets, ensembles, target networks, proposals."""
 
-import math
-import re
-import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,11 +11,10 @@ from ..backbones.model_inputs import ModelInputs
 from ..core.batch import RewardEstimates, TrajectoryBatch, ValueEstimates
 from ..core.interfaces import Critic, Proposer
 from ..core.returns import chunk_td_targets
-from .ensembles import Aggregate, aggregate, polyak
-from .logged import REPLAN, chunk_lengths, learnable_lengths, logged_chunks, replans, shown_lengths, silent_rows
+from ..core.sizes import require_sizes
+from .ensembles import Aggregate, Aggregation, aggregate, polyak
+from .logged import REPLAN, LoggedChunks, Tails, chunk_lengths, learnable_lengths, replans
 from .networks import ChunkNetwork
-
-Tails = Literal["complete", "mask"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,37 +22,36 @@ class Points:
     """M steps to learn from."""
 
     rows: Int[Tensor, " M"]
+    """Row of each step in the batch."""
     steps: Int[Tensor, " M"]
+    """Number of each step in its row."""
     lengths: Int[Tensor, "B T"]
-    """n of every step of the batch, 0 where nothing can be learned."""
+    """Number n of steps of the chunk that begins at each step of the batch; 0 where nothing can be learned."""
     weight: Float[Tensor, " M"]
+    """Weight of each step, above 0."""
 
 
 class ChunkCritic(Critic):
     """Base of the critics of action chunks; a subclass writes ``bootstrap`` and ``forward``.
 
-    The target of a chunk is Σ_{k<n} γ^k r_{t+k} + γ^n · bootstrap, with n the steps that were logged of it: up to the
-    horizon, the end of the row, the next re-plan (where the trajectories say when the policy planned anew), and the
-    first unknown reward. Nothing is bootstrapped after a termination; everything else (a time limit that does not
-    terminate, a cut, a boundary of fragments) is continued. Which ends terminate is said where batches are made
-    (``terminating`` of `EpisodeData`).
+    The target of a chunk is Σ_{k<n} γ^k r_{t+k} + γ^n · bootstrap. Here n is the number of logged steps of the chunk:
+    up to the horizon, the end of the row, the next re-plan (where the trajectories record when the policy planned
+    anew), and the first unknown reward. Nothing is bootstrapped after a termination. Everything else is continued: a
+    time limit that does not terminate, a cut, a boundary of fragments. Which ends terminate is set where batches are
+    made (``terminating`` of `EpisodeData`).
 
     The critic is shown n steps, and the rest is masked out. A chunk that a termination cuts short is shown whole,
-    though (``tails``): a short one would tell the critic that the episode ends in n steps, whole ones would be those
-    that did not end it, and a chunk of the policy, which is always whole, would be valued as if it never could.
+    though (``tails`` of `LoggedChunks`). A short chunk would show the critic that the episode ends in n steps, all
+    whole chunks would be ones that did not end it, and a chunk of the policy, which is always whole, would be valued as
+    if it never could.
 
     Args:
-        network: Q of K members.
-        gamma: Discount per control step.
-        pessimism: How members become one Q outside the target.
-        lcb: Deviations below the mean, for ``"lcb"``.
-        polyak_rate: Of the target network, per update.
-        source_weights: Weight of the steps of each source, by its number as text; others count 1.
-        across_replans: Let logged chunks span re-plans. What they did then depended on what the policy saw on the way,
-            and their value as blind chunks comes out too high.
-        micro_batch: Chunks valued at a time where no gradient is needed.
-        tails: What is shown behind a termination: ``"complete"`` goes on with the plan that the policy had where
-            rollouts recorded it (``behaviour["sample"]``), else with the last action again; ``"mask"`` shows nothing.
+        network: Ensemble of K Q-networks.
+        gamma: Discount factor per control step, in [0, 1].
+        polyak_rate: Share of the network that its target takes over in each update, in (0, 1].
+        micro_batch: Number of chunks that are valued at a time where no gradient is needed.
+        aggregation: Reduction of the members to one pessimistic Q outside of the targets.
+        logged: Rules for reading logged chunks; None takes the defaults of `LoggedChunks`.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -67,62 +61,46 @@ class ChunkCritic(Critic):
         self,
         network: ChunkNetwork,
         gamma: float,
-        pessimism: Aggregate,
-        lcb: float,
         polyak_rate: float,
-        source_weights: Mapping[str, float] | None,
-        across_replans: bool,
         micro_batch: int,
-        tails: Tails = "complete",
+        aggregation: Aggregation,
+        logged: LoggedChunks | None,
     ) -> None:
         super().__init__()
-        if not 0 <= gamma <= 1 or not 0 < polyak_rate <= 1 or lcb < 0 or micro_batch < 1:
+        if not 0 <= gamma <= 1 or not 0 < polyak_rate <= 1 or micro_batch < 1:
             raise ValueError(
-                f"gamma {gamma}, polyak_rate {polyak_rate}, lcb {lcb}, micro_batch {micro_batch}: expected gamma in "
-                "[0, 1], a rate in (0, 1], no negative bound, and at least one chunk at a time"
+                f"gamma {gamma}, polyak_rate {polyak_rate}, micro_batch {micro_batch}: expected gamma in [0, 1], a "
+                "rate in (0, 1], and at least one chunk at a time"
             )
-        if pessimism not in get_args(Aggregate) or tails not in get_args(Tails):
-            raise ValueError(
-                f"pessimism {pessimism!r}, tails {tails!r}: expected min, mean or lcb, and complete or mask"
-            )
-        for source, factor in (source_weights or {}).items():
-            if not re.fullmatch(r"-?[0-9]+", source) or not 0 <= factor < math.inf:
-                raise ValueError(
-                    f"source_weights[{source!r}] = {factor}: expected the number of a source, and a weight of 0 or more"
-                )
         self.network, self.target = network, network.twin()
-        self.gamma, self.lcb, self.polyak_rate = gamma, lcb, polyak_rate
-        self.pessimism: Aggregate = pessimism
-        self.source_weights = {int(k): float(v) for k, v in (source_weights or {}).items()}
-        self.across_replans, self.micro_batch = across_replans, micro_batch
-        self.tails: Tails = tails
-        self._warned = False
+        self.gamma, self.polyak_rate, self.micro_batch = gamma, polyak_rate, micro_batch
+        self.aggregation, self.logged = aggregation, LoggedChunks() if logged is None else logged
 
     @property
     def horizon(self) -> int:
-        """Steps of a chunk at most."""
+        """Largest number of steps in a chunk."""
         return self.network.horizon
 
     @property
     def inputs(self) -> ModelInputs:
-        """What the critic reads."""
+        """What the critic reads of a trajectory."""
         return self.network.inputs
 
     def train(self, mode: bool = True) -> "ChunkCritic":
-        """Switch mode; the target network stays in evaluation mode."""
+        """Set the mode; the target network stays in evaluation mode."""
         super().train(mode)
         self.target.eval()
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> "ChunkCritic":
-        """Freeze or thaw what learns; the target network, which follows, and encoders stay frozen."""
+        """Freeze or unfreeze the network; its target, which follows it, and the encoders stay frozen."""
         super().requires_grad_(requires_grad)
         self.target.requires_grad_(False)  # it shares the encoders
         return self
 
     @torch.no_grad()
     def fit_scales(self, batch: TrajectoryBatch) -> None:
-        """Take the scales of states and actions from a batch, for the network and its target."""
+        """Compute the scales of states and actions from a batch, for the network and its target."""
         self.network.fit(batch.state[batch.made], batch.actions[batch.mask])
         for mine, theirs in zip(self.target.buffers(), self.network.buffers(), strict=True):
             mine.copy_(theirs)
@@ -132,15 +110,17 @@ class ChunkCritic(Critic):
         polyak(self.target, self.network, self.polyak_rate)
 
     def pessimistic(self, members: Float[Tensor, "K ..."]) -> Float[Tensor, "..."]:
-        """One Q for the members."""
-        return aggregate(members, self.pessimism, self.lcb)
+        """Reduce the members' Q to one."""
+        return self.aggregation(members)
 
     def points(self, batch: TrajectoryBatch, rewards: RewardEstimates) -> Points:
-        """Steps to learn from: real, of positive weight, with a known reward and a known continuation.
+        """Find the steps to learn from: real, of positive weight, with a known reward and a known continuation.
 
         Raises:
-            ValueError: If a known reward, an action or an observed state is NaN or infinite.
+            ValueError: If a known reward, an action or an observed state is NaN or infinite, or a size is not known.
         """
+        if not self.network.built:
+            require_sizes(self)
         wrong = rewards.valid & batch.mask & ~rewards.rewards.isfinite()
         if bool(wrong.any()):
             row, step = (int(i) for i in wrong.nonzero()[0])
@@ -155,42 +135,21 @@ class ChunkCritic(Critic):
             episode = int(batch.episode[odd][0])
             raise ValueError(f"a state or action of episode {episode} is NaN or infinite: repair it, or leave it out")
         lengths = self.lengths(batch, rewards)
-        self._warn_of_replans(batch)
-        weight = batch.weight.clone()
-        for source, factor in self.source_weights.items():
-            weight[batch.source == source] *= factor
+        self.logged.warn_of_replans(batch, self.horizon)
+        weight = self.logged.weights(batch)
         rows, steps = ((lengths > 0) & (weight > 0)).nonzero(as_tuple=True)
         return Points(rows=rows, steps=steps, lengths=lengths, weight=weight[rows, steps])
 
     def lengths(self, batch: TrajectoryBatch, rewards: RewardEstimates) -> Int[Tensor, "B T"]:
-        """Steps n of the chunk that begins at each step; 0 where there is nothing to learn from."""
-        return learnable_lengths(batch, rewards, self.horizon, self.across_replans)
-
-    def _warn_of_replans(self, batch: TrajectoryBatch) -> None:
-        if self._warned or self.horizon == 1:
-            return
-        boundary = replans(batch)
-        if self.across_replans and boundary is not None:
-            # the first decision of a row is the beginning of a chunk, not a boundary inside one
-            reason = "span re-plans of the policy that acted" if bool(boundary[:, 1:].any()) else ""
-        else:
-            silent = bool(silent_rows(batch).any())
-            reason = "may span re-plans: these trajectories do not all say where there were" if silent else ""
-        if reason:
-            self._warned = True
-            warnings.warn(
-                f"logged chunks of {self.horizon} steps {reason}. Their later actions may have answered to what was "
-                "seen on the way, and their value as blind chunks then comes out too high. Take the steps that were "
-                f'executed as horizon, or record a column "{REPLAN}"',
-                stacklevel=3,
-            )
+        """Compute the number n of steps of the chunk at each step; 0 where there is nothing to learn from."""
+        return self.logged.learnable(batch, rewards, self.horizon)
 
     def targets(
         self, batch: TrajectoryBatch, rewards: RewardEstimates, points: Points, proposer: Proposer | None
     ) -> Float[Tensor, "J M"]:
-        """What to regress to at the points: one for all members (J = 1), or one for each (J = K).
+        """Compute the regression targets at the points: one for all members (J = 1), or one for each (J = K).
 
-        Bootstrap values are asked for once per observation that some chunk ends at.
+        Bootstrap values are computed once per observation at which some chunk ends.
         """
         rows, steps, length = points.rows, points.steps, points.lengths
         end = steps + length[rows, steps]
@@ -215,13 +174,13 @@ class ChunkCritic(Critic):
     def bootstrap(
         self, batch: TrajectoryBatch, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"], proposer: Proposer | None
     ) -> Float[Tensor, "J M"]:
-        """Value of going on from M observations, without gradients: one for all members, or one for each."""
+        """Estimate the value of M observations, without gradients: one for all members (J = 1), or one each (J = K)."""
         raise NotImplementedError(f"{type(self).__name__} does not bootstrap: write bootstrap(batch, rows, steps, …)")
 
     def loss(
         self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None
     ) -> dict[str, Tensor]:
-        """Squared error of every member at every step that can be learned from (ALOE, equation 8), and figures.
+        """Compute the mean squared error of all members over the steps to learn from (ALOE, equation 8), and metrics.
 
         Raises:
             ValueError: If a known reward is not finite, or widths do not fit.
@@ -237,15 +196,15 @@ class ChunkCritic(Critic):
         loss = (error * weight).sum() / weight.sum()
         further = self.further_losses(batch, rewards, points, members, proposer)
         with torch.no_grad():
-            figures = {
+            metrics = {
                 "td_error": ((members - targets).mean(0).abs() * weight).sum() / weight.sum(),
                 "q": members.mean(),
                 "target": targets.mean(),
                 "spread": members.std(0, correction=0).mean(),
             }
         if further:
-            figures["td_loss"] = loss.detach()
-        return {"loss": sum(further.values(), loss), **figures, **{k: v.detach() for k, v in further.items()}}
+            metrics["td_loss"] = loss.detach()
+        return {"loss": sum(further.values(), loss), **metrics, **{k: v.detach() for k, v in further.items()}}
 
     def further_losses(
         self,
@@ -255,25 +214,22 @@ class ChunkCritic(Critic):
         members: Float[Tensor, "K M"],
         proposer: Proposer | None,
     ) -> dict[str, Tensor]:
-        """What a critic minimises beside the squared error, by name: nothing here.
+        """Compute further losses by name, to be added to the squared error. Here: none.
 
         Args:
-            batch: The trajectories.
-            rewards: Their rewards.
-            points: The steps that are learned from.
+            batch: Trajectories.
+            rewards: Rewards of their steps.
+            points: Steps that are learned from.
             members: Q of each member for the logged chunks at the points, with gradients.
-            proposer: The current policy.
+            proposer: Source of the current policy's chunks.
         """
         return {}
 
     def logged_input(
         self, batch: TrajectoryBatch, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"], lengths: Int[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "M h A"], Bool[Tensor, "M h"]]:
-        """The logged chunks that begin at M steps as the critic is shown them, and which of their steps it sees."""
-        shown = lengths
-        if self.tails == "complete":
-            shown = shown_lengths(batch, lengths, self.horizon, self.across_replans)
-        return logged_chunks(batch, rows, steps, shown[rows, steps], self.horizon)
+        """Return the logged chunks that begin at M steps as the critic is shown them; see `LoggedChunks.shown`."""
+        return self.logged.shown(batch, rows, steps, lengths, self.horizon)
 
     def logged_members(
         self,
@@ -283,14 +239,14 @@ class ChunkCritic(Critic):
         lengths: Int[Tensor, "B T"],
         network: ChunkNetwork | None = None,
     ) -> Float[Tensor, "K M"]:
-        """Q of each member for the logged chunks that begin at M steps, by another network if one is given."""
+        """Compute the Q of each member for the logged chunks that begin at M steps, by another network if given."""
         chunk, mask = self.logged_input(batch, rows, steps, lengths)
         return (network or self.network)(batch.observe(rows, steps), chunk, mask)
 
     @torch.no_grad()
     def logged_q(self, batch: TrajectoryBatch) -> Float[Tensor, "K B T"]:
-        """Q of each member for the logged chunk at every real step; 0 on padding."""
-        lengths = chunk_lengths(batch, self.horizon, self.across_replans)
+        """Compute the Q of each member for the logged chunk at every real step; 0 on padding."""
+        lengths = self.logged.lengths(batch, self.horizon)
         found = torch.zeros(self.network.members, *batch.mask.shape, device=batch.state.device)
         rows, steps = batch.mask.nonzero(as_tuple=True)
         for part in torch.arange(len(rows), device=rows.device).split(self.micro_batch) if len(rows) else ():
@@ -306,16 +262,18 @@ class ChunkCritic(Critic):
         count: int,
         proposer: Proposer | None,
     ) -> Float[Tensor, "n M H A"]:
-        """Chunks of the current policy at M observations, cut to the critic's horizon.
+        """Sample chunks of the current policy at M observations, cut to the critic's horizon.
 
         Raises:
-            ValueError: If nobody proposes, or what is proposed does not fit.
+            ValueError: If there is no proposer, or its chunks do not fit.
         """
         if proposer is None:
             raise ValueError(
                 f"{type(self).__name__} values observations by chunks of the current policy: pass a proposer, such as "
                 "guerdon.policies.proposer.PolicyProposer(policy)"
             )
+        if not self.network.built:
+            require_sizes(self)
         chunks = proposer(batch, rows, steps, count)
         if chunks.ndim != 4 or chunks.shape[:2] != (count, len(rows)) or not chunks.shape[2]:
             raise ValueError(f"proposer: expected chunks ({count}, {len(rows)}, H, A), got {tuple(chunks.shape)}")
@@ -337,7 +295,7 @@ class ChunkCritic(Critic):
         steps: Int[Tensor, " M"],
         chunks: Float[Tensor, "n M H A"],
     ) -> Float[Tensor, "K n M"]:
-        """Q of each member for n chunks at each of M observations."""
+        """Compute the Q of each member for n chunks at each of M observations."""
         count, points, length = chunks.shape[:3]
         found: list[Tensor] = []
         parts = torch.arange(points, device=rows.device).split(max(1, self.micro_batch // count)) if points else ()
@@ -350,14 +308,14 @@ class ChunkCritic(Critic):
         return torch.cat(found, 2) if found else torch.zeros(network.members, count, 0, device=chunks.device)
 
     def observations(self, batch: TrajectoryBatch) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
-        """Row and step of every observation from 0 to L."""
+        """Return row and step of every observation from 0 to L."""
         index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
         rows, steps = (index <= batch.steps[:, None]).nonzero(as_tuple=True)
         return rows, steps
 
     @torch.no_grad()
     def estimates(self, batch: TrajectoryBatch, value: Float[Tensor, " M"]) -> ValueEstimates:
-        """V as given for ``observations``, pessimistic Q and members of the logged chunk at every real step."""
+        """Gather V as given for ``observations``, and pessimistic Q and members of the logged chunk at every step."""
         v = torch.zeros(len(batch), batch.mask.shape[1] + 1, device=batch.state.device)
         v[self.observations(batch)] = value.to(v.device)
         members = self.logged_q(batch)
@@ -367,10 +325,10 @@ class ChunkCritic(Critic):
     def valued_by_proposals(
         self, batch: TrajectoryBatch, proposer: Proposer | None, count: int, over: Literal["mean", "max"]
     ) -> ValueEstimates:
-        """Estimates whose V is the mean, or the largest, of the pessimistic Q of ``count`` chunks of the policy.
+        """Estimate values, with V the mean or the largest of the pessimistic Q of ``count`` chunks of the policy.
 
         Raises:
-            ValueError: If there is no proposer, or what it proposes does not fit.
+            ValueError: If there is no proposer, or its chunks do not fit.
         """
         rows, steps = self.observations(batch)
         chunks = self.proposals(batch, rows, steps, count, proposer)

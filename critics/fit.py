@@ -1,66 +1,66 @@
-"""Trains a critic on logged trajectories: the LightningModule that ``guerdon fit`` runs."""
+"""Training of a critic on logged trajectories: the LightningModule that ``guerdon fit`` runs."""
 
 import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning
 import torch
 from jaxtyping import Bool, Float
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from ..core.arguments import folds
 from ..core.batch import End, RewardEstimates, TrajectoryBatch
 from ..core.edit import concat
 from ..core.interfaces import Component, Critic, Proposer, RewardModel
+from ..core.sizes import HasSizes, require_sizes, take_sizes
 from .monte_carlo import returns_to_go
+from .optimization import ScheduledAdamW
 
 
 @runtime_checkable
 class TakesScale(Protocol):
-    """A reward with numbers to take from data, once."""
+    """A reward with parameters that are computed from data, once."""
 
     fitted: Tensor
     """Whether they are known."""
 
     def fit(self, batches: Iterable[TrajectoryBatch]) -> object:
-        """Take them from the training data."""
+        """Compute them from the training data."""
         ...
 
 
 class CriticTraining(lightning.LightningModule):
-    """Minimises ``critic.loss`` with AdamW on steps drawn from logged trajectories, and logs all its figures.
+    """Train a critic with AdamW on steps drawn from logged trajectories, and log all its metrics.
 
-    Of every batch of episodes (or windows) rewards are asked for once. Then come ``updates_per_batch`` updates, each on
-    its own draw of ``transitions`` steps, evenly from the real ones that have a weight and a known reward; the others
-    are context. The target network follows each update. An update in which nothing could be learned (every gradient is
-    0) is left out.
+    Rewards are computed once for every batch of episodes (or windows). Then come ``updates_per_batch`` updates, each on
+    its own draw of ``transitions`` steps. Steps are drawn evenly from the real ones with a positive weight and a known
+    reward; the others are context. The target network follows each update. An update in which nothing could be learned
+    (every gradient is 0) is left out.
 
-    Scales that the reward or the critic takes from data are taken from the training episodes at the start, once: what
-    was fitted before, a saved critic that goes on learning or a run that is resumed, stays as it is.
+    Sizes that a component lacks are taken from the data module, if it has ``sizes``. Scales that the reward or the
+    critic takes from data are computed once, at the start, from the training episodes. What was fitted before, a saved
+    critic that goes on learning or a run that is resumed, stays as it is.
 
-    In validation ``val_td_error`` and the other figures are those of held-out episodes, ``val_value`` is the mean V,
-    and ``val_explained_variance`` 1 − Var(G − V)/Var(G) over steps whose discounted return G of the log is a fact.
-    It judges values of whoever acted; a critic that evaluates another policy (ALOE) may be right and explain little.
+    In validation ``val_td_error`` and the other metrics are those of held-out episodes, ``val_value`` is the mean V,
+    and ``val_explained_variance`` is 1 − Var(G − V)/Var(G) over the steps whose discounted return G of the log is
+    known. It evaluates values of the behaviour policy; a critic of another policy (ALOE) may be right and explain
+    little.
 
     Args:
-        critic: What is trained, and shared at the end.
-        reward: What it learns from; frozen, in evaluation mode.
-        proposer: The current policy, for critics that ask it (`guerdon.policies.proposer.PolicyProposer`); it learns
-            nothing here.
-        transitions: Steps in an update.
-        updates_per_batch: Updates on each batch of trajectories.
-        learning_rate: Largest learning rate.
-        betas: Of AdamW; ALOE's.
-        weight_decay: Of AdamW, on weights with two dimensions or more.
-        max_grad_norm: Gradients are scaled down to this norm.
-        warmup_steps: Updates over which the learning rate rises from 0.
-        schedule: Afterwards constant, or falling to 0 as half a cosine until the last update.
-        seed: Of the draws.
+        critic: Critic that is trained, and shared at the end.
+        reward: Reward model that the critic learns from; frozen, in evaluation mode.
+        proposer: Source of the current policy's chunks, for critics that need it
+            (`guerdon.policies.proposer.PolicyProposer`); its policy does not learn here.
+        transitions: Number of steps in an update.
+        updates_per_batch: Number of updates on each batch of trajectories.
+        optimizer: Settings of AdamW, its schedule and the clipping of gradients; None takes the defaults of
+            `ScheduledAdamW`.
+        seed: Random seed of the draws.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -68,6 +68,7 @@ class CriticTraining(lightning.LightningModule):
 
     updates: Tensor
 
+    @folds(optimizer=ScheduledAdamW)
     def __init__(
         self,
         critic: Critic,
@@ -75,24 +76,13 @@ class CriticTraining(lightning.LightningModule):
         proposer: Component | Proposer | None = None,  # a configuration can only name a component
         transitions: int = 256,
         updates_per_batch: int = 1,
-        learning_rate: float = 3e-4,
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
-        warmup_steps: int = 100,
-        schedule: Literal["constant", "cosine"] = "constant",
+        optimizer: ScheduledAdamW | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if min(transitions, updates_per_batch) < 1 or min(learning_rate, max_grad_norm) <= 0:
+        if min(transitions, updates_per_batch) < 1:
             raise ValueError(
-                f"transitions {transitions}, updates_per_batch {updates_per_batch}, learning_rate {learning_rate}, "
-                f"max_grad_norm {max_grad_norm}: expected positive numbers"
-            )
-        if weight_decay < 0 or warmup_steps < 0 or schedule not in ("constant", "cosine"):
-            raise ValueError(
-                f"weight_decay {weight_decay}, warmup_steps {warmup_steps}, schedule {schedule!r}: expected none below "
-                "0, and constant or cosine"
+                f"transitions {transitions}, updates_per_batch {updates_per_batch}: expected positive numbers"
             )
         theirs, ours = getattr(reward, "gamma", None), getattr(critic, "gamma", None)
         if theirs is not None and ours is not None and theirs != ours:
@@ -101,7 +91,9 @@ class CriticTraining(lightning.LightningModule):
                 "give both the same"
             )
         if proposer is not None and not isinstance(proposer, Proposer):
-            raise ValueError(f"{type(proposer).__name__} proposes no chunks: expected a PolicyProposer or the like")
+            raise ValueError(
+                f"{type(proposer).__name__} proposes no chunks: expected a PolicyProposer, or another Proposer"
+            )
         self.automatic_optimization = False
         if not any(p.requires_grad for p in critic.parameters()):
             critic.requires_grad_(True)  # it was frozen for use, by an advantage source for instance
@@ -109,24 +101,22 @@ class CriticTraining(lightning.LightningModule):
         self.proposer = proposer
         self._frozen: list[nn.Parameter] = []
         self.transitions, self.updates_per_batch, self.seed = transitions, updates_per_batch, seed
-        self.learning_rate, self.betas, self.weight_decay = learning_rate, betas, weight_decay
-        self.max_grad_norm, self.warmup_steps = max_grad_norm, warmup_steps
-        self.schedule: Literal["constant", "cosine"] = schedule
+        self.optimizer = ScheduledAdamW() if optimizer is None else optimizer
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._sums = torch.zeros(5, dtype=torch.float64)
 
     @property
     def component(self) -> Component:
-        """What is shared after training."""
+        """Component that is shared after training: the critic."""
         return self.critic
 
     @property
     def companions(self) -> dict[str, Component]:
-        """What is left beside it: the reward that its values are sums of, with the numbers it took from the data."""
+        """Components that are saved with it: the reward that its values are sums of, with its fitted parameters."""
         return {"reward": self.reward}
 
     def train(self, mode: bool = True) -> "CriticTraining":
-        """Switch the critic; what gives rewards and chunks stays in evaluation mode."""
+        """Set the mode of the critic; reward model and proposer stay in evaluation mode."""
         super().train(mode)
         self.reward.eval()
         if isinstance(self.proposer, nn.Module):
@@ -134,40 +124,45 @@ class CriticTraining(lightning.LightningModule):
         return self
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work before anything is loaded.
+        """Build what takes its sizes from the data, and refuse what cannot work before anything is loaded.
 
         Raises:
-            ValueError: If the precision is half, or there is nothing to train.
+            ValueError: If the precision is half, a size is unknown or not that of the data, or nothing can be trained.
         """
         if str(self.trainer.precision) in ("bf16-true", "16-true", "16-mixed"):
             raise ValueError(
                 f"precision {self.trainer.precision} would cut states and rewards to half precision, or scale the "
                 "gradients that are clipped: use bf16-mixed or 32-true"
             )
+        data = cast(Any, self.trainer).datamodule
+        if isinstance(data, HasSizes):
+            take_sizes(self, data.sizes)
+            self.reward.requires_grad_(False)
+        require_sizes(self)
         if stage == "fit" and not any(p.requires_grad for p in self.critic.parameters()):
             raise ValueError(f"{type(self.critic).__name__} has nothing to train: use it as it is")
         steps, horizon = getattr(self.proposer, "steps", None), getattr(self.critic, "horizon", None)
         if stage == "fit" and steps is not None and horizon is not None and steps != horizon:
             warnings.warn(
                 f"the policy proposes chunks of {steps} steps, the critic's horizon is {horizon}: it then values "
-                f"another policy, one that plans anew after other steps, or chunks of a length that logs hardly hold. "
-                f"Give the network horizon {steps}",
+                "another policy, which plans anew after another number of steps, or chunks of a length that is rare in "
+                f"logs. Give the network horizon {steps}",
                 stacklevel=2,
             )
         if isinstance(self.proposer, nn.Module):
-            # only while this trains: the policy may be trained by others before and after
+            # only during this training: the policy may be trained by others before and after
             self._frozen = [p for p in self.proposer.parameters() if p.requires_grad]
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
 
     def teardown(self, stage: str) -> None:
-        """Let the policy that proposed learn again, where it could before."""
+        """Unfreeze the parameters of the proposer's policy that were not frozen before."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []
 
     def on_fit_start(self) -> None:
-        """Take scales from the training episodes where none were taken yet."""
+        """Compute the scales of reward and critic from the training episodes where they are not fitted yet."""
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         self.train()  # a critic that was opened from a folder comes in evaluation mode
         data = cast(Any, self.trainer).datamodule
@@ -177,13 +172,13 @@ class CriticTraining(lightning.LightningModule):
         for module in self.reward.modules():
             if isinstance(module, RewardModel) and isinstance(module, TakesScale) and not bool(module.fitted):
                 module.fit(data.state_batches())
-                if self.trainer.is_global_zero:  # whoever goes on with the critic needs the same numbers
+                if self.trainer.is_global_zero:  # to go on with the critic, the same numbers are needed
                     print(f"taken from the training episodes: {module}")
                 if learned:
                     warnings.warn(
                         f"{type(self.critic).__name__} was trained before, and {type(module).__name__} took new "
-                        "numbers from these data: its values are in another unit now. Name the reward that its run "
-                        "left: guerdon.core.pretrained.pretrained_reward with path RUN/reward",
+                        "numbers from these data: its values are in another unit now. Name the reward that was saved "
+                        "with its run: guerdon.core.pretrained.pretrained_reward with path RUN/reward",
                         stacklevel=2,
                     )
         _check_ends(data.state_batches())
@@ -196,7 +191,7 @@ class CriticTraining(lightning.LightningModule):
         return all(bool(buffer) for name, buffer in named if name.rpartition(".")[2] == "fitted")
 
     def _fit_critic(self, batch: TrajectoryBatch) -> None:
-        """Take the critic's scales; processes that saw other data take the first one's."""
+        """Compute the critic's scales; all processes take those of the first one."""
         fit = getattr(self.critic, "fit_scales", None)
         if fit is None:
             return
@@ -207,10 +202,10 @@ class CriticTraining(lightning.LightningModule):
 
     @torch.no_grad()
     def score(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Rewards of a batch.
+        """Compute the rewards of a batch.
 
         Raises:
-            ValueError: If rows are no logged trajectories, or the reward looks into a future that was cut off.
+            ValueError: If rows are not logged trajectories, or the reward needs a future that was cut off.
             FloatingPointError: If a known reward is not finite.
         """
         negative = batch.labels.get("negative")
@@ -236,31 +231,31 @@ class CriticTraining(lightning.LightningModule):
         return rewards
 
     def training_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
-        """Score the batch, then learn from draws of its steps."""
+        """Compute the rewards of the batch, then make updates on draws of its steps."""
         if not self._fitted():
             self._fit_critic(batch)
         rewards = self.score(batch)
         known = rewards.valid & batch.mask
         chosen = known & (batch.weight > 0)
-        figures: list[dict[str, Tensor]] = []
+        metrics: list[dict[str, Tensor]] = []
         for index in range(self.updates_per_batch):
             drawn = self._draw(chosen, batch_index * self.updates_per_batch + index)
             parts = self.critic.loss(
                 replace(batch, weight=torch.where(drawn, batch.weight, 0.0)), rewards, self.proposer
             )
             if self._step(parts["loss"]):
-                figures.append({name: value.detach() for name, value in parts.items()})
-        for name in dict.fromkeys(name for found in figures for name in found):
-            mean = torch.stack([found[name].float() for found in figures if name in found]).mean()
+                metrics.append({name: value.detach() for name, value in parts.items()})
+        for name in dict.fromkeys(name for found in metrics for name in found):
+            mean = torch.stack([found[name].float() for found in metrics if name in found]).mean()
             self.log(f"train_{name}", mean, on_step=True, on_epoch=False, batch_size=1)
             if name == "loss":
                 self.log("loss", mean, prog_bar=True, logger=False, batch_size=1)
         unknown = (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1)
         self.log("reward_unknown", unknown, on_step=True, on_epoch=False, batch_size=1)
-        self.log("updates_left_out", float(self.updates_per_batch - len(figures)), on_step=True, batch_size=1)
+        self.log("updates_left_out", float(self.updates_per_batch - len(metrics)), on_step=True, batch_size=1)
 
     def _draw(self, chosen: Bool[Tensor, "B T"], number: int) -> Bool[Tensor, "B T"]:
-        """``transitions`` of the chosen steps, or all of them where there are fewer; other ones in every update."""
+        """Draw ``transitions`` of the chosen steps, anew in every update; all of them if there are fewer."""
         rows, steps = chosen.nonzero(as_tuple=True)
         if len(rows) <= self.transitions:
             return chosen
@@ -275,23 +270,11 @@ class CriticTraining(lightning.LightningModule):
         return drawn
 
     def _step(self, loss: Tensor) -> bool:
-        """One update; False, and none, where no parameter would learn anything."""
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        optimizer.zero_grad()
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        if isinstance(self.trainer.strategy, DDPStrategy):
-            # DDP waits for a gradient of every parameter
-            loss = loss + 0.0 * torch.stack([p.sum() for p in trained]).sum()
-        self.manual_backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_([p for p in trained if p.grad is not None], self.max_grad_norm)
-        if not bool(norm.isfinite()):
-            raise FloatingPointError(
-                f"the gradient became {float(norm)} in update {int(self.updates) + 1}: lower the learning rate, or "
-                "look for extreme rewards or states in the data"
-            )
+        """Make one update; return False, and make none, where no parameter would learn anything."""
+        norm = self.optimizer.backward(self, loss, f"in update {int(self.updates) + 1}")
         if not float(norm):  # momentum and weight decay would move the critic all the same
             return False
-        optimizer.step()
+        cast(LightningOptimizer, self.optimizers()).step()
         schedule = self.lr_schedulers()
         if schedule is not None:
             cast(Any, schedule).step()
@@ -300,31 +283,31 @@ class CriticTraining(lightning.LightningModule):
         return True
 
     def on_train_epoch_end(self) -> None:
-        """Say so if there was nothing to learn from.
+        """Refuse to go on if there was nothing to learn from.
 
         Raises:
-            ValueError: If a whole epoch went by without an update.
+            ValueError: If no update was made in a whole epoch.
         """
         if not int(self.updates):
             raise ValueError(
                 f"no step of the training data can be learned from: {type(self.reward).__name__} knows no reward, "
                 "every step has weight 0, or the critic knows no continuation (rows cut before their last observation "
-                "was made, or returns wanted of rows that never end: see cuts, and terminating of the data)"
+                "was made, or returns of rows that never end: see cuts, and terminating of the data)"
             )
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to count."""
+        """Reset the sums of the explained variance."""
         self._sums = torch.zeros(5, dtype=torch.float64)
 
     def validation_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
-        """Log the loss and its figures over all steps, and the mean value."""
+        """Log the loss and its metrics over all steps, and the mean value."""
         rewards = self.score(batch)
         parts = self.critic.loss(batch, rewards, self.proposer)
         if len(parts) > 1:  # else there was nothing to learn from, which is no loss of 0
             steps = int(batch.mask.sum())
             self.log("val_loss", parts["loss"], prog_bar=True, batch_size=steps, sync_dist=True)
-            figures = {f"val_{name}": value.float() for name, value in parts.items() if name != "loss"}
-            self.log_dict(figures, batch_size=steps, sync_dist=True)
+            metrics = {f"val_{name}": value.float() for name, value in parts.items() if name != "loss"}
+            self.log_dict(metrics, batch_size=steps, sync_dist=True)
         v = self.critic(batch, self.proposer).v
         made = batch.made.to(v.device)
         if bool(made.any()):
@@ -332,13 +315,13 @@ class CriticTraining(lightning.LightningModule):
         gamma = getattr(self.critic, "gamma", None)
         if gamma is not None:
             returns, known = returns_to_go(batch, rewards, gamma)
-            told = returns[known].double().cpu()
-            error = told - v[:, :-1][known.to(v.device)].double().cpu()
-            moments = [told.sum(), told.square().sum(), error.sum(), error.square().sum()]
-            self._sums += torch.stack([torch.tensor(float(len(told)), dtype=torch.float64), *moments])
+            target = returns[known].double().cpu()
+            error = target - v[:, :-1][known.to(v.device)].double().cpu()
+            moments = [target.sum(), target.square().sum(), error.sum(), error.square().sum()]
+            self._sums += torch.stack([torch.tensor(float(len(target)), dtype=torch.float64), *moments])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the explained variance, where returns are known and differ."""
+        """Log the explained variance, if returns are known and differ."""
         sums = self._sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
         if self.trainer.world_size > 1:
             sums = cast(Tensor, self.trainer.strategy.reduce(sums, reduce_op="sum"))
@@ -347,66 +330,57 @@ class CriticTraining(lightning.LightningModule):
             self.log("val_explained_variance", explained, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW without decay on biases and norms; a schedule by update."""
-        trained = [p for p in self.critic.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-                {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=self.learning_rate,
-            betas=self.betas,
-        )
-        if self.schedule == "constant" and not self.warmup_steps:
+        """Build AdamW, and its schedule by update."""
+        optimizer = self.optimizer.make(self.critic.parameters())
+        if not self.optimizer.scheduled:
             return optimizer
-        total = self._total_updates() if self.schedule == "cosine" else 0
-
-        def factor(update: int) -> float:
-            if update < self.warmup_steps:
-                return (update + 1) / (self.warmup_steps + 1)
-            if self.schedule == "constant":
-                return 1.0
-            done = (update - self.warmup_steps) / max(total - self.warmup_steps, 1)
-            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        total = self._total_updates() if self.optimizer.schedule == "cosine" else 0
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: self.optimizer.factor(update, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
 
     def _total_updates(self) -> int:
-        """Updates of the whole run. Lightning counts batches towards epochs, but updates towards ``max_steps``."""
+        """Count the updates of the whole run. Lightning counts batches in epochs, but updates in ``max_steps``."""
         most, batches = self.trainer.max_steps, self.trainer.estimated_stepping_batches
         updates = int(batches) * self.updates_per_batch if math.isfinite(batches) else most
         return updates if most < 0 else min(updates, most)
 
 
 def explained_variance(sums: Float[Tensor, " 5"]) -> Tensor | None:
-    """1 − Var(e)/Var(g) from the count, Σ g, Σ g², Σ e and Σ e²; None where g does not vary."""
-    count, told, told_squared, error, error_squared = sums
+    """Compute 1 − Var(e)/Var(g).
+
+    Args:
+        sums: Count, Σ g, Σ g², Σ e and Σ e².
+
+    Returns:
+        Explained variance; None if g does not vary.
+    """
+    count, target, target_squared, error, error_squared = sums
     if count < 2:
         return None
-    spread = told_squared / count - (told / count).square()
-    if float(spread) <= 1e-12 * float(told_squared / count):
+    variance = target_squared / count - (target / count).square()
+    if float(variance) <= 1e-12 * float(target_squared / count):
         return None
-    return (1 - (error_squared / count - (error / count).square()) / spread).float()
+    return (1 - (error_squared / count - (error / count).square()) / variance).float()
 
 
 def _check_ends(batches: Iterable[TrajectoryBatch]) -> None:
-    """Warn where values hang in the air: no episode terminates, or one that succeeded goes on."""
-    rows = ended = gone_on = 0
+    """Warn if no episode terminates, or a successful one does not end in its success."""
+    rows = ended = unended = 0
     for batch in batches:
         rows, ended = rows + len(batch), ended + int(batch.terminated.sum())
-        gone_on += int(((batch.end == End.CUT) & batch.success_known & (batch.success >= 1)).sum())
+        unended += int(((batch.end == End.CUT) & batch.success_known & (batch.success >= 1)).sum())
     if rows and not ended:
         warnings.warn(
-            f"none of {rows} training episodes ends for good: values are then made of one another alone, and costs of "
-            "a step drive them to the sum of costs without end. Record how episodes end (`end` of an episode), or name "
+            f"none of {rows} training episodes ends for good: values are then bootstrapped from one another alone, and "
+            "step costs drive them to the sum of endless costs. Record how episodes end (`end` of an episode), or name "
             "more ends in `terminating` of the data",
             stacklevel=3,
         )
-    if gone_on:
+    if unended:
         warnings.warn(
-            f"{gone_on} of {rows} training episodes are successes that do not end in one (`end` is CUT): a critic "
-            "takes them for pieces of longer episodes, and pays nothing for the success. Record their `end` as SUCCESS",
+            f"{unended} of {rows} training episodes are successes that do not end in one (`end` is CUT): a critic "
+            "treats them as pieces of longer episodes, and nothing is paid for the success. Record their `end` as "
+            "SUCCESS",
             stacklevel=3,
         )
 

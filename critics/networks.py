@@ -1,88 +1,84 @@
-"""Networks that value chunks of actions: an ensemble of K members over state, chunk, cameras and instruction."""
+"""Networks of critics of action chunks: an ensemble of K members over state, chunk, cameras and instruction."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..backbones.language import TextEncoder
 from ..backbones.temporal import TransformerBlock
-from ..backbones.vision import VisionEncoder
+from ..core.arguments import folds
 from ..core.batch import Observation
-from .observations import ObservationReader, Scale, check_values, perceptron
+from ..core.sizes import require_sizes
+from .observations import CriticInputs, ObservationReader, Scale, check_values, perceptron
+
+Pool = Literal["mean", "attention"]
 
 
 class ChunkNetwork(ObservationReader):
-    """Base of the networks behind the critics of action chunks; a subclass writes ``members_of``.
+    """Base of the networks that value chunks of actions; a subclass writes ``members_of``.
 
-    States and actions are standardised with scales that ``fit`` takes from data. Frames come as features of a frozen
-    encoder, ``features["<encoder.name>/<camera>"]``, or are encoded where an observation holds frames only.
+    States and actions are standardised with scales that ``fit`` takes from data. A subclass builds its layers only
+    where ``built`` is True: until then a size is not known.
 
     Args:
-        state_size: S; 0 reads no state.
-        action_size: A.
-        horizon: h, steps of a chunk at most.
-        members: K, Q-values of the ensemble.
-        cameras: Cameras to look through.
-        encoder: Frozen encoder of their frames.
-        text: Frozen encoder of instructions; None does not read them, so that the critic serves one task only.
-        frame_size: Shorter side of the frames that the encoder is shown, in pixels; None as recorded.
-        action_range: Lowest and highest number that the robot carries out in any action dimension; actions are cut to
-            it before they are valued, as they are before they are carried out. None cuts nothing: a policy's sample
-            beyond what was ever logged is then valued where nothing was learned.
+        state_size: Width S of the state; 0 reads no state, None takes it from the data.
+        action_size: Width A of an action; None takes it from the data.
+        horizon: Largest number h of steps in a chunk.
+        members: Number K of Q-values in the ensemble.
+        reads: Inputs in addition to state and actions; None has none.
 
     Raises:
-        ValueError: If a size makes no sense, nothing would be read, or an encoder is not frozen.
+        ValueError: If a size makes no sense, or nothing would be read.
     """
 
     def __init__(
         self,
-        state_size: int,
-        action_size: int,
+        state_size: int | None,
+        action_size: int | None,
         horizon: int,
         members: int,
-        cameras: Sequence[str] = (),
-        encoder: VisionEncoder | None = None,
-        text: TextEncoder | None = None,
-        frame_size: int | None = None,
-        action_range: Sequence[float | int] | None = None,
+        reads: CriticInputs | None = None,
     ) -> None:
-        super().__init__(state_size, cameras, encoder, text, frame_size)
-        if min(action_size, horizon, members) < 1:
+        super().__init__(state_size=state_size, reads=reads)
+        if min(1 if action_size is None else action_size, horizon, members) < 1:
             raise ValueError(
                 f"action_size {action_size}, horizon {horizon}, members {members}: expected at least one action "
                 "dimension, step and member"
             )
-        if action_range is not None and (len(action_range) != 2 or not action_range[0] < action_range[1]):
-            raise ValueError(f"action_range {list(action_range)}: expected a lowest and a highest number, or None")
         self.action_size, self.horizon, self.members = action_size, horizon, members
-        self.action_range = None if action_range is None else (float(action_range[0]), float(action_range[1]))
-        self.action_scale = Scale(action_size)
+        if action_size is not None:
+            self.action_scale = Scale(action_size)
+
+    @property
+    def built(self) -> bool:
+        """Whether all sizes are known, so that the network exists."""
+        return self.state_size is not None and self.action_size is not None
 
     def forward(
         self, observation: Observation, chunk: Float[Tensor, "M H A"], mask: Bool[Tensor, "M H"]
     ) -> Float[Tensor, "K M"]:
-        """Value the steps of each chunk that the mask names; whatever stands behind the mask is not read.
+        """Value the masked steps of M chunks; values behind the mask are not read.
 
         Args:
             observation: M observations.
-            chunk: Actions, of any length H up to the horizon.
-            mask: True on the steps that are carried out, the first ones of each row and at least one.
+            chunk: Actions of H steps, 1 … h.
+            mask: True on the steps that are executed: the first ones of each row, and at least one.
 
         Raises:
-            ValueError: If widths or lengths do not fit, or a feature is missing.
+            ValueError: If widths or lengths do not fit, a feature is missing, or the sizes are not known.
         """
+        if not self.built:
+            require_sizes(self)
         self._check(chunk)
         device = self.fitted.device
         chunk, mask = chunk.to(device), mask.to(device)
         short = self.horizon - chunk.shape[1]
         chunk, mask = nn.functional.pad(chunk, (0, 0, 0, short)), nn.functional.pad(mask, (0, short), value=False)
         # masked before scaling: a NaN behind the mask would come back in the gradient
-        chunk = chunk.masked_fill(~mask[..., None], 0.0).float()
-        if self.action_range is not None:
-            chunk = chunk.clamp(*self.action_range)
+        chunk = self.reads.clip(chunk.masked_fill(~mask[..., None], 0.0).float())
         actions = self.action_scale(chunk).masked_fill(~mask[..., None], 0.0)
         return self.members_of(self.scaled_state(observation), actions, mask, observation).float()
 
@@ -93,15 +89,24 @@ class ChunkNetwork(ObservationReader):
         mask: Bool[Tensor, "M h"],
         observation: Observation,
     ) -> Float[Tensor, "K M"]:
-        """Q of each member, from standardised state and actions (0 behind the mask)."""
+        """Return the Q-value of each member.
+
+        Args:
+            state: Standardised state.
+            actions: Standardised actions, 0 behind the mask.
+            mask: True on the steps that are executed.
+            observation: The same observations, for further inputs.
+        """
         raise NotImplementedError(f"{type(self).__name__} values nothing: write members_of(state, actions, …)")
 
     def fit(self, state: Float[Tensor, "M S"], actions: Float[Tensor, "N A"]) -> None:
-        """Take the scales of states and actions from data.
+        """Compute the scales of states and actions.
 
         Raises:
-            ValueError: If there is nothing to fit, widths do not fit, or something is not a number.
+            ValueError: If there is no value, a width differs, a value is not finite, or a size is not known.
         """
+        require_sizes(self)
+        assert self.action_size is not None
         check_values("action", actions, self.action_size)
         self.fit_state(state)
         self.action_scale.fit(actions, floor=1e-3)
@@ -119,57 +124,59 @@ class ChunkNetwork(ObservationReader):
 class ChunkTransformer(ChunkNetwork):
     """ALOE's critic (arXiv 2602.12691, appendix C2): [Q tokens, state, chunk steps, camera tokens, instruction token].
 
-    One learnable Q token a member, each read out by a perceptron of its own; the paper's size is 6 layers of width 256
-    with 8 heads, h = 50 and three cameras, 56 tokens with K = 2. The paper has no instruction token, so that its
-    critics serve one task each. Attention goes both ways; masked steps are seen by nobody.
+    Every member has one learnable Q token, read out by a perceptron of its own. The paper's size is 6 layers of width
+    256 with 8 heads, h = 50 and three cameras: 56 tokens with K = 2. The paper has no instruction token, so that its
+    critics serve one task each. Attention goes both ways; masked steps are not attended to.
 
     Args:
-        state_size: S; 0 reads no state.
-        action_size: A.
-        horizon: h, steps of a chunk at most.
-        members: K.
-        width: D of the stream.
-        layers: Blocks.
-        heads: Attention heads.
+        state_size: Width S of the state; 0 reads no state, None takes it from the data.
+        action_size: Width A of an action; None takes it from the data.
+        horizon: Largest number h of steps in a chunk.
+        members: Number K of Q-values in the ensemble.
+        width: Width D of the stream.
+        layers: Number of blocks.
+        heads: Number of attention heads; it divides ``width``.
         shared: One trunk with K Q tokens, as published; False gives each member a trunk of its own, whose errors agree
             less.
-        cameras: Cameras to look through, a token each.
-        encoder: Frozen encoder of their frames.
-        pool: How the patches of a camera become one token: their mean, or attention with a learned query.
-        text: Frozen encoder of instructions; None leaves that token out.
-        frame_size: Shorter side of the frames that the encoder is shown, in pixels; None as recorded.
-        action_range: Lowest and highest number that the robot carries out in any action dimension; actions are cut to
-            it before they are valued, as they are before they are carried out. None cuts nothing: a policy's sample
-            beyond what was ever logged is then valued where nothing was learned.
+        reads: Inputs in addition to state and actions: one token per camera, one for the instruction. None has none.
+        pool: How the patches of a camera become one token: ``"mean"``, or ``"attention"`` with a learned query.
+
+    Raises:
+        ValueError: If an argument makes no sense.
     """
 
+    @folds(reads=CriticInputs)
     def __init__(
         self,
-        state_size: int,
-        action_size: int,
+        state_size: int | None = None,
+        action_size: int | None = None,
         horizon: int = 1,
         members: int = 2,
         width: int = 128,
         layers: int = 2,
         heads: int = 4,
         shared: bool = True,
-        cameras: Sequence[str] = (),
-        encoder: VisionEncoder | None = None,
-        pool: Literal["mean", "attention"] = "mean",
-        text: TextEncoder | None = None,
-        frame_size: int | None = None,
-        action_range: Sequence[float | int] | None = None,
+        reads: CriticInputs | None = None,
+        pool: Pool = "mean",
     ) -> None:
-        super().__init__(state_size, action_size, horizon, members, cameras, encoder, text, frame_size, action_range)
+        super().__init__(state_size=state_size, action_size=action_size, horizon=horizon, members=members, reads=reads)
         if min(width, layers, heads) < 1 or width % heads:
             raise ValueError(f"width {width}, layers {layers}, heads {heads}: expected heads that divide the width")
         if pool not in ("mean", "attention"):
             raise ValueError(f"pool {pool!r}: expected 'mean' or 'attention'")
-        camera_width = 0 if encoder is None else encoder.width
-        text_width = 0 if text is None else text.width
-        inputs = (state_size, action_size, horizon, len(self.cameras), camera_width, text_width)
-        trunks = [(members, 0)] if shared else [(1, k) for k in range(members)]
-        self.trunks = nn.ModuleList([_Trunk(*inputs, count, width, layers, heads, pool) for count, _ in trunks])
+        if self.state_size is None or self.action_size is None:
+            return
+        encoder, text = self.reads.encoder, self.reads.text
+        sizes = _TokenSizes(
+            state=self.state_size,
+            action=self.action_size,
+            horizon=horizon,
+            cameras=len(self.reads.cameras),
+            camera=0 if encoder is None else encoder.width,
+            text=0 if text is None else text.width,
+        )
+        counts = [members] if shared else [1] * members
+        self.trunks = nn.ModuleList([_Trunk(sizes, count, width, layers, heads, pool) for count in counts])
 
     def members_of(
         self,
@@ -179,37 +186,45 @@ class ChunkTransformer(ChunkNetwork):
         observation: Observation,
     ) -> Float[Tensor, "K M"]:
         """See `ChunkNetwork.members_of`."""
-        cameras, text = self.camera_features(observation), self.instruction_features(observation)
+        device = self.fitted.device
+        cameras = self.reads.camera_features(observation, device)
+        text = self.reads.instruction_features(observation, device)
         return torch.cat([trunk(state, actions, mask, cameras, text) for trunk in self.trunks])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TokenSizes:
+    """Numbers and widths of what becomes tokens."""
+
+    state: int
+    """S; 0 has no state token."""
+    action: int
+    """A."""
+    horizon: int
+    """h, number of action tokens."""
+    cameras: int
+    """Number of camera tokens."""
+    camera: int
+    """Width of a camera's features."""
+    text: int
+    """Width of an instruction's features; 0 has no instruction token."""
 
 
 class _Trunk(nn.Module):
     """One transformer with the Q tokens it is read out at."""
 
-    def __init__(
-        self,
-        state_size: int,
-        action_size: int,
-        horizon: int,
-        cameras: int,
-        camera_width: int,
-        text_width: int,
-        count: int,
-        width: int,
-        layers: int,
-        heads: int,
-        pool: str,
-    ) -> None:
+    def __init__(self, sizes: _TokenSizes, count: int, width: int, layers: int, heads: int, pool: Pool) -> None:
         super().__init__()
+        seen, attends = sizes.cameras > 0, sizes.cameras > 0 and pool == "attention"
         self.queries = nn.Parameter(torch.randn(count, width) * 0.1)
-        self.state_in = nn.Linear(state_size, width) if state_size else None
-        self.action_in = nn.Linear(action_size, width)
-        self.step_embedding = nn.Parameter(torch.randn(horizon, width) * 0.1)
-        self.camera_norm = nn.LayerNorm(camera_width) if cameras else None
-        self.camera_in = nn.Linear(camera_width, width) if cameras else None
-        self.camera_embedding = nn.Parameter(torch.randn(cameras, width) * 0.1)
-        self.patch_query = nn.Parameter(torch.zeros(cameras, camera_width)) if cameras and pool == "attention" else None
-        self.text_in = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width)) if text_width else None
+        self.state_in = nn.Linear(sizes.state, width) if sizes.state else None
+        self.action_in = nn.Linear(sizes.action, width)
+        self.step_embedding = nn.Parameter(torch.randn(sizes.horizon, width) * 0.1)
+        self.camera_norm = nn.LayerNorm(sizes.camera) if seen else None
+        self.camera_in = nn.Linear(sizes.camera, width) if seen else None
+        self.camera_embedding = nn.Parameter(torch.randn(sizes.cameras, width) * 0.1)
+        self.patch_query = nn.Parameter(torch.zeros(sizes.cameras, sizes.camera)) if attends else None
+        self.text_in = nn.Sequential(nn.LayerNorm(sizes.text), nn.Linear(sizes.text, width)) if sizes.text else None
         self.blocks = nn.ModuleList([TransformerBlock(width, heads, 0.0) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(
@@ -241,6 +256,7 @@ class _Trunk(nn.Module):
         return torch.stack([head(read[:, k]).squeeze(1) for k, head in enumerate(self.heads)])
 
     def _camera(self, index: int, patches: Float[Tensor, "M P E"]) -> Float[Tensor, "M D"]:
+        """Pool the patches of one camera to its token."""
         assert self.camera_norm is not None and self.camera_in is not None
         patches = self.camera_norm(patches)
         if self.patch_query is None:
@@ -252,39 +268,34 @@ class _Trunk(nn.Module):
 
 
 class ChunkPerceptron(ChunkNetwork):
-    """K separate perceptrons over everything side by side, as Q-chunking has them (arXiv 2507.07969): small and quick.
+    """K separate perceptrons over all inputs concatenated, as in Q-chunking (arXiv 2507.07969): small and quick.
 
     Args:
-        state_size: S; 0 reads no state.
-        action_size: A.
-        horizon: h, steps of a chunk at most.
-        members: K.
-        hidden: Widths of the hidden layers, each with layer norm and GELU.
-        cameras: Cameras to look through; patches are averaged.
-        encoder: Frozen encoder of their frames.
-        text: Frozen encoder of instructions; None does not read them.
-        frame_size: Shorter side of the frames that the encoder is shown, in pixels; None as recorded.
-        action_range: Lowest and highest number that the robot carries out in any action dimension; actions are cut to
-            it before they are valued, as they are before they are carried out. None cuts nothing: a policy's sample
-            beyond what was ever logged is then valued where nothing was learned.
+        state_size: Width S of the state; 0 reads no state, None takes it from the data.
+        action_size: Width A of an action; None takes it from the data.
+        horizon: Largest number h of steps in a chunk.
+        members: Number K of Q-values in the ensemble.
+        hidden: Widths of the hidden layers, each followed by layer norm and GELU.
+        reads: Inputs in addition to state and actions; the patches of a camera are averaged. None has none.
+
+    Raises:
+        ValueError: If an argument makes no sense.
     """
 
+    @folds(reads=CriticInputs)
     def __init__(
         self,
-        state_size: int,
-        action_size: int,
+        state_size: int | None = None,
+        action_size: int | None = None,
         horizon: int = 1,
         members: int = 2,
         hidden: Sequence[int] = (256, 256),
-        cameras: Sequence[str] = (),
-        encoder: VisionEncoder | None = None,
-        text: TextEncoder | None = None,
-        frame_size: int | None = None,
-        action_range: Sequence[float | int] | None = None,
+        reads: CriticInputs | None = None,
     ) -> None:
-        super().__init__(state_size, action_size, horizon, members, cameras, encoder, text, frame_size, action_range)
-        width = self.width + horizon * (action_size + 1)
-        self.networks = nn.ModuleList([perceptron(width, hidden) for _ in range(members)])
+        super().__init__(state_size=state_size, action_size=action_size, horizon=horizon, members=members, reads=reads)
+        if self.action_size is not None and self.built:
+            width = self.width + horizon * (self.action_size + 1)
+            self.networks = nn.ModuleList([perceptron(width, hidden) for _ in range(members)])
 
     def members_of(
         self,

@@ -1,8 +1,8 @@
-"""How critics read an observation: standardised state, features of frozen encoders, and networks on them alone."""
+"""Observations as inputs of critics: standardised state, features of frozen encoders, and networks on them alone."""
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,15 +11,22 @@ from torch import Tensor, nn
 from ..backbones.language import TextEncoder
 from ..backbones.model_inputs import ModelInputs
 from ..backbones.vision import VisionEncoder
+from ..core.arguments import folds
 from ..core.batch import Observation
 from ..core.interfaces import Component
+from ..core.sizes import require_sizes
 
 N = TypeVar("N", bound="ObservationReader")
-_CLIP = 10.0  # standard deviations; an extreme nobody has seen must not blow a value up
+_CLIP = 10.0  # standard deviations; an extreme that was never seen must not blow a value up
+_MOVED = ("encoder.", "text.")  # weights that networks saved before 0.2 hold themselves, now part of ``reads``
 
 
 class Scale(nn.Module):
-    """Mean, deviation and range of W numbers, taken from data once and kept with the weights."""
+    """Mean, standard deviation and range of W numbers, taken from data once and saved with the weights.
+
+    Args:
+        width: Number W of values.
+    """
 
     mean: Tensor
     std: Tensor
@@ -34,14 +41,19 @@ class Scale(nn.Module):
         self.register_buffer("high", torch.zeros(width))
 
     def forward(self, values: Float[Tensor, "*shape W"]) -> Float[Tensor, "*shape W"]:
-        """Standardise, and clip to ten standard deviations."""
+        """Standardise values, and clip them to ten standard deviations."""
         return ((values.to(self.mean.device) - self.mean) / self.std).clamp(-_CLIP, _CLIP)
 
     @torch.no_grad()
     def fit(self, values: Float[Tensor, "M W"], floor: float) -> None:
-        """Take mean, deviation and range; what hardly moves keeps the scale ``floor``, what never does the scale 1.
+        """Compute mean, standard deviation and range of M values.
 
-        A gripper that nobody moved may be moved later: in units of its rounding it would be at the clip at once.
+        A value that hardly varies gets the standard deviation ``floor``, and one that never varies gets 1. A gripper
+        that was never moved may be moved later: in units of its rounding errors it would reach the clip at once.
+
+        Args:
+            values: Finite numbers (M, W).
+            floor: Smallest standard deviation of a value that varies.
         """
         if not values.shape[1]:
             return
@@ -53,10 +65,20 @@ class Scale(nn.Module):
 
 
 def check_values(name: str, values: Float[Tensor, "M W"], size: int) -> None:
-    """Refuse to take scales from nothing, from another width, or from what is no number."""
+    """Refuse to compute scales from no value, from another width, or from NaN and infinity.
+
+    Args:
+        name: What the values are, ``"state"`` or ``"action"``.
+        values: Values (M, W).
+        size: Width that the network was made for.
+
+    Raises:
+        ValueError: If there is no value, the width differs, or a value is not finite.
+    """
     if values.shape[1] != size:
         raise ValueError(
-            f"the network was made for {name}s of width {size}, the data have {values.shape[1]}: set its {name}_size"
+            f"the network was made for {name}s of width {size}, the data have {values.shape[1]}: set its {name}_size, "
+            "or leave it out to take it from the data"
         )
     if not len(values):
         raise ValueError(f"there is no {name} in the data to take scales from")
@@ -65,7 +87,12 @@ def check_values(name: str, values: Float[Tensor, "M W"], size: int) -> None:
 
 
 def perceptron(width: int, hidden: Sequence[int]) -> nn.Sequential:
-    """Linear layers with layer norm and GELU between them, down to one number."""
+    """Build a perceptron with one output; layer norm and GELU follow every hidden layer.
+
+    Args:
+        width: Number of inputs.
+        hidden: Widths of the hidden layers.
+    """
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [nn.Linear(width, size), nn.LayerNorm(size), nn.GELU()]
@@ -73,115 +100,172 @@ def perceptron(width: int, hidden: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
-class ObservationReader(Component):
-    """Base of the networks of critics: what they read of an observation, and with which scales.
+class CriticInputs(Component):
+    """Inputs of a critic's network in addition to the state: features of cameras and instructions, range of actions.
 
-    States are standardised with scales that are taken from data. Frames come as features of a frozen encoder,
-    ``features["<encoder.name>/<camera>"]``, or are encoded where an observation holds frames only.
+    Frames come as features of a frozen encoder, ``features["<encoder.name>/<camera>"]``, or are encoded where an
+    observation holds frames only.
 
     Args:
-        state_size: S; 0 reads no state.
-        cameras: Cameras to look through.
-        encoder: Frozen encoder of their frames.
-        text: Frozen encoder of instructions; None does not read them, so that the network serves one task only.
-        frame_size: Shorter side of the frames that the encoder is shown, in pixels; None as recorded.
+        cameras: Names of the cameras that are read.
+        encoder: Frozen encoder of their frames; given with ``cameras``, and only with them.
+        text: Frozen encoder of instructions; None reads no instruction, so that the critic serves one task only.
+        frame_size: Shorter side of the frames that the encoder gets, in pixels; None as recorded.
+        action_range: Lowest and highest value that the robot executes in any action dimension, in action units.
+            Actions are clipped to it before they are valued, as they are before they are executed. None clips nothing:
+            a policy's sample beyond all logged actions is then valued where nothing was learned. A network that reads
+            no actions does not use it.
 
     Raises:
-        ValueError: If a size makes no sense, nothing would be read, or an encoder is not frozen.
+        ValueError: If cameras and encoder do not go together, an encoder is not frozen, or the range is empty.
     """
-
-    fitted: Tensor
 
     def __init__(
         self,
-        state_size: int,
         cameras: Sequence[str] = (),
         encoder: VisionEncoder | None = None,
         text: TextEncoder | None = None,
         frame_size: int | None = None,
+        action_range: Sequence[float | int] | None = None,
     ) -> None:
         super().__init__()
-        if state_size < 0:
-            raise ValueError(f"state_size {state_size}: expected the width of the state, or 0 to read none")
-        if not state_size and not cameras:
-            raise ValueError("state_size 0 and no camera: the critic would see nothing; give one of them")
         if bool(cameras) != (encoder is not None) or len(set(cameras)) < len(cameras):
             raise ValueError(f"cameras {list(cameras)}: expected each once, together with an encoder, or neither")
         if any(part is not None and part.trainable for part in (encoder, text)):
             raise ValueError("expected frozen encoders (trainable=False): a target network would chase a moving one")
-        self.state_size, self.cameras = state_size, tuple(cameras)
-        self.encoder, self.text, self.frame_size = encoder, text, frame_size
-        self.state_scale = Scale(state_size)
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
-
-    @property
-    def inputs(self) -> ModelInputs:
-        """What the network reads."""
-        return ModelInputs(
-            state_size=self.state_size,
-            cameras=self.cameras,
-            frame_size=self.frame_size,
-            encoder=self.encoder,
-            instruction=self.text is not None,
-        )
+        if action_range is not None and (len(action_range) != 2 or not action_range[0] < action_range[1]):
+            raise ValueError(f"action_range {list(action_range)}: expected a lowest and a highest number, or None")
+        self.cameras, self.frame_size = tuple(cameras), frame_size
+        self.encoder, self.text = encoder, text
+        self.action_range = None if action_range is None else (float(action_range[0]), float(action_range[1]))
 
     @property
     def width(self) -> int:
-        """Numbers in ``vector``."""
+        """Number of values that cameras and instruction add to an input vector."""
         pictures = len(self.cameras) * (0 if self.encoder is None else self.encoder.width)
-        return self.state_size + pictures + (0 if self.text is None else self.text.width)
+        return pictures + (0 if self.text is None else self.text.width)
 
-    def scaled_state(self, observation: Observation) -> Float[Tensor, "M S"]:
-        """The state, standardised; of width 0 where none is read.
+    def camera_features(self, observation: Observation, device: torch.device) -> list[Float[Tensor, "M P E"]]:
+        """Return the features of each camera: P patches of width E (P = 1 where the encoder pools).
+
+        Args:
+            observation: M observations.
+            device: Device of the result.
 
         Raises:
-            ValueError: If the state has another width.
+            ValueError: If a camera is missing, or its features have another width.
         """
-        state = observation.state if self.state_size else observation.state[:, :0]
-        if state.shape[1] != self.state_size:
-            raise ValueError(f"expected a state of width {self.state_size}, got {state.shape[1]}")
-        return self.state_scale(state.float())
-
-    def camera_features(self, observation: Observation) -> list[Float[Tensor, "M P E"]]:
-        """Features of each camera, P patches of width E (P = 1 where the encoder pools)."""
         found: list[Tensor] = []
         for camera in self.cameras:
             assert self.encoder is not None
             stored = observation.features.get(f"{self.encoder.name}/{camera}")
             if stored is None and camera not in observation.frames:
                 raise ValueError(
-                    f"the critic looks through {camera!r}, and these observations hold neither its frames nor "
-                    f"features {self.encoder.name}/{camera}"
+                    f"the critic reads camera {camera!r}, and these observations hold neither its frames nor "
+                    f"features {self.encoder.name}/{camera}: load the camera, or its features"
                 )
             seen = self.encoder.encode(observation.frames[camera]) if stored is None else stored
             if seen.shape[-1] != self.encoder.width:
                 raise ValueError(
-                    f"features {self.encoder.name}/{camera}: expected width {self.encoder.width}, got {seen.shape[-1]}"
+                    f"features {self.encoder.name}/{camera}: expected width {self.encoder.width}, got "
+                    f"{seen.shape[-1]}; they come from another encoder"
                 )
-            found.append(seen.to(self.fitted.device).float().reshape(len(seen), -1, self.encoder.width))
+            found.append(seen.to(device).float().reshape(len(seen), -1, self.encoder.width))
         return found
 
-    def instruction_features(self, observation: Observation) -> Float[Tensor, "M E"] | None:
-        """Features of the instructions, each distinct one encoded once; None if they are not read."""
+    def instruction_features(self, observation: Observation, device: torch.device) -> Float[Tensor, "M E"] | None:
+        """Return the features of the M instructions, each distinct one encoded once; None if they are not read."""
         if self.text is None:
             return None
         distinct = {text: i for i, text in enumerate(dict.fromkeys(observation.instructions))}
         with torch.no_grad():
-            features = self.text(list(distinct)).float().to(self.fitted.device)
+            features = self.text(list(distinct)).float().to(device)
         return features[[distinct[text] for text in observation.instructions]]
 
+    def clip(self, actions: Float[Tensor, "*shape A"]) -> Float[Tensor, "*shape A"]:
+        """Clip actions to the range that the robot executes."""
+        return actions if self.action_range is None else actions.clamp(*self.action_range)
+
+
+class ObservationReader(Component):
+    """Base of the networks of critics: standardised state, and further inputs.
+
+    States are standardised with scales that are taken from data.
+
+    Args:
+        state_size: Width S of the state; 0 reads no state, None takes it from the data.
+        reads: Inputs in addition to the state; None has none.
+
+    Raises:
+        ValueError: If a size is negative, or nothing would be read.
+    """
+
+    fitted: Tensor
+
+    def __init__(self, state_size: int | None, reads: CriticInputs | None) -> None:
+        super().__init__()
+        self.reads = CriticInputs() if reads is None else reads
+        if state_size is not None and state_size < 0:
+            raise ValueError(f"state_size {state_size}: expected the width of the state, or 0 to read none")
+        if state_size == 0 and not self.reads.cameras:
+            raise ValueError("state_size 0 and no camera: the critic would see nothing; give one of them")
+        self.state_size = state_size
+        if state_size is not None:
+            self.state_scale = Scale(state_size)
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def built(self) -> bool:
+        """Whether all sizes are known, so that the network exists."""
+        return self.state_size is not None
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """What the network reads of a trajectory."""
+        return ModelInputs(
+            state_size=self.state_size or 0,
+            cameras=self.reads.cameras,
+            frame_size=self.reads.frame_size,
+            encoder=self.reads.encoder,
+            instruction=self.reads.text is not None,
+        )
+
+    @property
+    def width(self) -> int:
+        """Number of values in ``vector``."""
+        return (self.state_size or 0) + self.reads.width
+
+    def scaled_state(self, observation: Observation) -> Float[Tensor, "M S"]:
+        """Return the standardised state; it has width 0 where none is read.
+
+        Raises:
+            ValueError: If the state has another width, or the network's sizes are not known.
+        """
+        if not self.built:
+            require_sizes(self)
+        state = observation.state if self.state_size else observation.state[:, :0]
+        if state.shape[1] != self.state_size:
+            raise ValueError(
+                f"expected a state of width {self.state_size}, got {state.shape[1]}: the network was made for another "
+                "robot, or other data"
+            )
+        return self.state_scale(state.float())
+
     def vector(self, state: Float[Tensor, "M S"], observation: Observation) -> Float[Tensor, "M W"]:
-        """Standardised state, mean features of each camera and features of the instruction side by side."""
-        text = self.instruction_features(observation)
-        cameras = [patches.mean(1) for patches in self.camera_features(observation)]
+        """Concatenate standardised state, mean features of each camera, and features of the instruction."""
+        device = self.fitted.device
+        text = self.reads.instruction_features(observation, device)
+        cameras = [patches.mean(1) for patches in self.reads.camera_features(observation, device)]
         return torch.cat([state, *cameras, *([] if text is None else [text])], 1)
 
     def fit_state(self, state: Float[Tensor, "M S"]) -> None:
-        """Take the scale of the state from data.
+        """Compute the scale of the state from M states.
 
         Raises:
-            ValueError: If there is nothing to fit, the width does not fit, or something is not a number.
+            ValueError: If there is no state, its width differs, a value is not finite, or the size is not known.
         """
+        require_sizes(self)
+        assert self.state_size is not None
         state = state if self.state_size else state[:, :0]
         check_values("state", state, self.state_size)
         # a state that hardly moves in a handful of demonstrations may move later; see Inputs.fit
@@ -189,42 +273,55 @@ class ObservationReader(Component):
         self.fitted.fill_(True)
 
     def twin(self: N) -> N:
-        """A copy with weights of its own and the same frozen encoders: a target network."""
-        kept = {id(part): part for part in (self.encoder, self.text) if part is not None}
-        return copy.deepcopy(self, kept).requires_grad_(False).eval()
+        """Make a target network: a copy with weights of its own and the same frozen encoders."""
+        return copy.deepcopy(self, {id(self.reads): self.reads}).requires_grad_(False).eval()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Rename the encoders' weights of networks saved before 0.2, and load."""
+        for name in [name for name in state_dict if name.startswith(tuple(prefix + part for part in _MOVED))]:
+            state_dict[f"{prefix}reads.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 class ObservationNetwork(ObservationReader):
-    """One number for an observation, such as V(s), by a perceptron over all that is read, side by side.
+    """Perceptron from an observation to one number, such as V(s); all inputs are concatenated.
 
     Args:
-        state_size: S; 0 reads no state.
-        hidden: Widths of the hidden layers, each with layer norm and GELU.
-        cameras: Cameras to look through; patches are averaged.
-        encoder: Frozen encoder of their frames.
-        text: Frozen encoder of instructions; None does not read them.
-        frame_size: Shorter side of the frames that the encoder is shown, in pixels; None as recorded.
+        state_size: Width S of the state; 0 reads no state, None takes it from the data.
+        hidden: Widths of the hidden layers, each followed by layer norm and GELU.
+        reads: Inputs in addition to the state; the patches of a camera are averaged. None has none.
     """
 
+    @folds(reads=CriticInputs)
     def __init__(
         self,
-        state_size: int,
+        state_size: int | None = None,
         hidden: Sequence[int] = (256, 256),
-        cameras: Sequence[str] = (),
-        encoder: VisionEncoder | None = None,
-        text: TextEncoder | None = None,
-        frame_size: int | None = None,
+        reads: CriticInputs | None = None,
     ) -> None:
-        super().__init__(state_size, cameras, encoder, text, frame_size)
-        self.network = perceptron(self.width, hidden)
+        super().__init__(state_size=state_size, reads=reads)
+        if self.built:
+            self.network = perceptron(self.width, hidden)
 
     def forward(self, observation: Observation) -> Float[Tensor, " M"]:
         """Value M observations.
 
         Raises:
-            ValueError: If the state has another width, or a feature is missing.
+            ValueError: If the state has another width, a feature is missing, or the sizes are not known.
         """
-        return self.network(self.vector(self.scaled_state(observation), observation)).squeeze(1).float()
+        vector = self.vector(self.scaled_state(observation), observation)
+        return self.network(vector).squeeze(1).float()
 
 
-__all__ = ["ObservationNetwork", "ObservationReader", "Scale", "check_values", "perceptron"]
+__all__ = ["CriticInputs", "ObservationNetwork", "ObservationReader", "Scale", "check_values", "perceptron"]

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import secrets
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ..core.files import write_json
 from .kept_rows import BLOCK, FORMAT, PART, DamagedError, folders_in_use, read_footer
 
 MARKER = "guerdon-cache.json"
@@ -116,7 +116,7 @@ def mark(folder: Path) -> None:
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"cannot write into the feature cache {folder}: choose another folder")
     # listed before the marker is looked for: another process that makes this cache at the moment marks it first
-    held = [p for p in folder.iterdir() if not p.name.startswith(f".{MARKER}") and p.name != MARKER]
+    held = [p for p in folder.iterdir() if not p.name.startswith(f".{Path(MARKER).stem}.") and p.name != MARKER]
     if is_cache(folder):
         found = _marked_format(folder / MARKER)
         if found > FORMAT:
@@ -128,10 +128,8 @@ def mark(folder: Path) -> None:
             f"{folder} is no feature cache and holds other files: choose a new or empty folder, so that making room "
             "in it never removes anything else"
         )
-    content = {"format": FORMAT, "about": "features kept by guerdon; see `guerdon inspect`, which can also make room"}
-    fresh = folder / f".{MARKER}.{secrets.token_hex(4)}"
-    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(fresh, folder / MARKER)
+    about = "features kept by guerdon; see `guerdon inspect`, which can also make room"
+    write_json(folder / MARKER, {"format": FORMAT, "about": about})
 
 
 def _marked_format(marker: Path) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from .episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
-from .splits import Kin
+from .splits import SplitInfo
 
 _APART = 1 << 32  # numbers of different data sets are this far apart
 
@@ -55,16 +55,19 @@ class JoinedDatasets:
     def _index(self, which: int, index: int) -> int:
         return index if len(self.datasets) == 1 else which * _APART + index
 
-    def kin(self, place: int, episode: Episode) -> tuple[int, Kin]:
-        """Which data set the episode at a place is from, and what it may share with others there, as it is named there.
+    def split_info(self, place: int, episode: Episode) -> tuple[int, SplitInfo]:
+        """Return the data set that an episode is from, and its split information as that data set names it.
 
         Args:
-            place: Of the episode.
-            episode: As it was read here.
+            place: Place of the episode.
+            episode: The episode as it was read here.
+
+        Returns:
+            Number of the data set, and split information with the names and numbers used there.
         """
         which, inner = self._find(place)
         apart = which * _APART
-        return which, Kin(
+        return which, SplitInfo(
             index=episode.index - apart,
             split=self.datasets[which].summary(inner).split,
             context=episode.context.removeprefix(f"{which}:") if which else episode.context,

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..backbones.vision import VisionEncoder
 from ..core.batch import TrajectoryBatch, named_ends
+from ..core.sizes import DataSizes
 from .collate import Window, collate
 from .episodes import BadEpisodeError
 from .features import FeatureCache
@@ -120,7 +121,7 @@ class EpisodeData(lightning.LightningDataModule):
         """
         if self._reader is not None:
             return
-        dataset = JoinedDatasets([open_dataset(p) for p in self.paths])
+        dataset = self._opened()
         missing = [c for c in self.cameras if c not in dataset.cameras]
         if missing:
             held = ", ".join(dataset.cameras) or "none"
@@ -145,7 +146,7 @@ class EpisodeData(lightning.LightningDataModule):
         sets = [s for s in found.sets if s]
         train, val = split_each(sets, self.train_split, self.val_split, self.val_fraction)
         self.places = {"train": [found.usable[i] for i in train], "val": [found.usable[i] for i in val]}
-        unnamed = sum(not kin.split for kins in sets if any(k.split for k in kins) for kin in kins)
+        unnamed = sum(not e.split for infos in sets if any(e.split for e in infos) for e in infos)
         if unnamed:
             warnings.warn(
                 f"{unnamed} episodes of {dataset.name} have no split, while others have one: they are neither trained "
@@ -156,6 +157,20 @@ class EpisodeData(lightning.LightningDataModule):
         if not val and stage == "validate":
             raise ValueError(f"{dataset.name} has no episode to validate on: check val_split and val_fraction")
         self._reader = reader
+
+    @property
+    def sizes(self) -> DataSizes:
+        """Widths of the states and actions; a data set that is not set up yet is opened to read them.
+
+        Raises:
+            FileNotFoundError: If there is no data set at a path.
+            ValueError: If a data set has another format, or several have different widths.
+        """
+        dataset = self._opened() if self._reader is None else self._reader.dataset
+        return DataSizes(name=dataset.name, state_size=dataset.state_size, action_size=dataset.action_size)
+
+    def _opened(self) -> JoinedDatasets:
+        return JoinedDatasets([open_dataset(p) for p in self.paths])
 
     def _survey(self, reader: EpisodeReader, dataset: JoinedDatasets) -> Survey:
         """Read every episode once; a frozen encoder fills the cache on the device of the training."""

@@ -1,4 +1,4 @@
-"""Which episodes train and which judge: the recorded split, or one that keeps what belongs together on one side."""
+"""Splits into training and validation episodes: the recorded one, or one that keeps related episodes together."""
 
 import hashlib
 from collections import Counter
@@ -6,31 +6,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 VAL_FRACTION = 0.1
-"""Share of families held out unless something else is said."""
+"""Default share of families that is held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kin:
-    """What an episode may share with others."""
+class SplitInfo:
+    """What decides on which side of a split an episode lies."""
 
     index: int
+    """Number of the episode."""
     split: str = ""
+    """Recorded split; empty where none is recorded."""
     context: str = ""
+    """Name of the initial state; empty where it is unknown."""
     group: int | None = None
+    """Number of a group of related episodes; None where there is none."""
 
 
 def choose_split(
-    episodes: Sequence[Kin], train_split: str, val_split: str, val_fraction: float
+    episodes: Sequence[SplitInfo], train_split: str, val_split: str, val_fraction: float
 ) -> tuple[list[int], list[int]]:
-    """Places of the training and of the validation episodes.
+    """Choose training and validation episodes.
 
-    Where episodes of both splits are recorded, that decides. Where only the training split is (most data sets name
-    nothing else), or none at all, about ``val_fraction`` of its families are held out, a family being all episodes
-    connected by a shared context or group (an initial state must not straddle the split), in the order of a hash of
-    their names: the same episodes give the same split, everywhere.
+    Where episodes of both splits are recorded, the record decides. Where only the training split is recorded, or none,
+    about ``val_fraction`` of its families are held out. A family is all episodes connected by a shared context or
+    group, so that no initial state is on both sides. Families are held out in the order of a hash of their names: the
+    same episodes always give the same split.
+
+    Args:
+        episodes: Split information of every episode.
+        train_split: Name of the recorded training split.
+        val_split: Name of the recorded validation split.
+        val_fraction: Share of families to hold out, in [0, 1).
+
+    Returns:
+        Places of the training and of the validation episodes.
 
     Raises:
-        ValueError: If there is a recorded split but nothing in it to train on, or the fraction is not in [0, 1).
+        ValueError: If splits are recorded but no training split, or the fraction is not in [0, 1).
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}: expected at least 0 and below 1")
@@ -48,19 +61,22 @@ def choose_split(
 
 
 def split_each(
-    sets: Sequence[Sequence[Kin]], train_split: str, val_split: str, val_fraction: float
+    sets: Sequence[Sequence[SplitInfo]], train_split: str, val_split: str, val_fraction: float
 ) -> tuple[list[int], list[int]]:
-    """Places, counted through all data sets, of the training and of the validation episodes; each set splits by itself.
+    """Choose training and validation episodes of several data sets, each of which is split by itself.
 
-    What is held out of a set is thus the same whether it is used alone or beside others: whoever judges a model by
-    the ``"val"`` of one of them meets no episode that it was trained on. Beside others, a set that records splits but
-    no training one only validates.
+    What is held out of a data set is thus the same whether it is used alone or with others, so that evaluating on the
+    ``"val"`` of one of them uses no episode of the training. Of several data sets, one that records splits but no
+    training split is used for validation only.
 
     Args:
-        sets: The episodes of each data set, with the names and numbers they have there.
+        sets: Split information of the episodes of each data set, with the names and numbers used there.
         train_split: See `choose_split`.
         val_split: See `choose_split`.
         val_fraction: See `choose_split`.
+
+    Returns:
+        Places of the training and of the validation episodes, counted through all data sets.
 
     Raises:
         ValueError: As `choose_split`; for several sets, if there is nothing to train on in any of them.
@@ -85,15 +101,15 @@ def split_each(
     return train, val
 
 
-def in_split(episodes: Sequence[Kin], split: str, name: str) -> list[int]:
-    """Places of the episodes of a split; empty takes all.
+def in_split(episodes: Sequence[SplitInfo], split: str, name: str) -> list[int]:
+    """Return the places of the episodes of a split.
 
     ``"train"`` and ``"val"`` are those that `EpisodeData` makes by default, where the data set does not record both.
 
     Args:
-        episodes: All that can be used.
-        split: Name of the split.
-        name: Of the data set, for the message.
+        episodes: Split information of every usable episode.
+        split: Name of the split; empty takes all episodes.
+        name: Name of the data set, for the error message.
 
     Raises:
         ValueError: If there is no such split.
@@ -110,13 +126,13 @@ def in_split(episodes: Sequence[Kin], split: str, name: str) -> list[int]:
     return chosen
 
 
-def in_split_each(sets: Sequence[Sequence[Kin]], split: str, name: str) -> list[int]:
-    """Places, counted through all data sets, of the episodes of a split; each set splits by itself, as in `split_each`.
+def in_split_each(sets: Sequence[Sequence[SplitInfo]], split: str, name: str) -> list[int]:
+    """Return the places of the episodes of a split, counted through several data sets that are each split by itself.
 
     Args:
-        sets: The episodes of each data set, with the names and numbers they have there.
-        split: Name of the split; empty takes all.
-        name: Of all sets together, for the message.
+        sets: Split information of the episodes of each data set, with the names and numbers used there.
+        split: Name of the split; empty takes all episodes.
+        name: Name of all data sets together, for the error message.
 
     Raises:
         ValueError: As `in_split`; for several sets, if none of them has such a split.
@@ -138,7 +154,7 @@ def in_split_each(sets: Sequence[Sequence[Kin]], split: str, name: str) -> list[
     return found
 
 
-def _hold_out(episodes: Sequence[Kin], val_fraction: float) -> tuple[list[int], list[int]]:
+def _hold_out(episodes: Sequence[SplitInfo], val_fraction: float) -> tuple[list[int], list[int]]:
     found = families(episodes)
     ordered = sorted(found, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     held_out = round(val_fraction * len(ordered))
@@ -149,8 +165,8 @@ def _hold_out(episodes: Sequence[Kin], val_fraction: float) -> tuple[list[int], 
     return train, val
 
 
-def families(episodes: Sequence[Kin]) -> dict[str, list[int]]:
-    """Episodes connected by contexts and groups, under the smallest name in each family."""
+def families(episodes: Sequence[SplitInfo]) -> dict[str, list[int]]:
+    """Group the places of episodes that contexts and groups connect, under the smallest name of each family."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:

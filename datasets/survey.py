@@ -8,7 +8,7 @@ from rich.progress import track
 from .episodes import BadEpisodeError, Episode
 from .joined import JoinedDatasets
 from .reader import EpisodeReader
-from .splits import Kin
+from .splits import SplitInfo
 from .stages import STAGE
 
 
@@ -16,7 +16,7 @@ from .stages import STAGE
 class Survey:
     """Result of reading every episode once."""
 
-    sets: list[list[Kin]]
+    sets: list[list[SplitInfo]]
     """Split information of the usable episodes of each data set."""
     usable: list[int]
     """Places of the usable episodes, counted through all data sets."""
@@ -44,7 +44,7 @@ def survey(reader: EpisodeReader, dataset: JoinedDatasets) -> Survey:
         reader: Reader of the data set.
         dataset: The same data set, which knows where each episode comes from.
     """
-    sets: list[list[Kin]] = [[] for _ in dataset.datasets]
+    sets: list[list[SplitInfo]] = [[] for _ in dataset.datasets]
     usable: list[int] = []
     outcomes: list[str] = []
     bad: list[BadEpisodeError] = []
@@ -61,8 +61,8 @@ def survey(reader: EpisodeReader, dataset: JoinedDatasets) -> Survey:
             bad.append(error)
             continue
         staged |= STAGE in episode.labels and bool(episode.labels[STAGE].valid.any())
-        which, kin = dataset.kin(place, episode)
-        sets[which].append(kin)
+        which, info = dataset.split_info(place, episode)
+        sets[which].append(info)
         usable.append(place)
         outcomes.append(outcome_of(episode))
     return Survey(sets=sets, usable=usable, outcomes=outcomes, staged=staged, bad=bad)

@@ -1,4 +1,4 @@
-"""Simulated episodes of chosen quality, one by one or as a LeRobot data set."""
+"""Collection of simulated episodes of chosen quality, one by one or as a LeRobot data set."""
 
 import hashlib
 import logging
@@ -36,32 +36,32 @@ def collect(
     noise: float = NOISE,
     stop_at_success: bool = True,
 ) -> Iterator[Episode]:
-    """Act in a task and yield what happened.
+    """Act in a task and yield its episodes.
 
     Episode i starts from the i-th context of the split and depends on (task, task seed, seed, i) alone. Qualities are
-    dealt in proportion to their weights, not drawn: after any number of episodes each has its share to within one.
+    assigned in proportion to their weights, not drawn: after any number of episodes each has its share to within one.
 
     Each episode holds ``recorded["reward"]``, per-observation ``labels["success"]`` and ``labels["stage.<name>"]``
-    (unknown at the first observation, before the simulator was asked), and the task's tracks. It ends with `SUCCESS`,
-    with `FAILURE` where somebody gave up or the simulator ended it, or with `TIME_LIMIT`. An episode whose simulation
-    diverges is left out with a warning in the log.
+    (unknown at the first observation, which the simulator does not report on), and the task's tracks. It ends with
+    `SUCCESS`, with `FAILURE` if the expert gave up or the simulator ended it, or with `TIME_LIMIT`. An episode whose
+    simulation diverges is left out with a warning in the log.
 
     Args:
-        task: where to act.
-        qualities: weight of each quality; see `guerdon.envs.quality`.
-        episodes: how many.
-        seed: of the behaviour; the initial states belong to the task and its own seed.
-        split: whose contexts, ``"train"`` or ``"eval"``.
-        frames: whether to record pictures; None means wherever an OpenGL backend works.
-        image_size: (H, W) of the pictures.
-        cameras: which of the task's cameras; None means its first.
-        noise: of noisy experts; see `guerdon.envs.quality.behaviour`.
-        stop_at_success: end with the first success. Otherwise episodes run on, and count as a success where there
-            was one at any time.
+        task: Task to act in.
+        qualities: Weight of each quality, 0 or more; see `guerdon.envs.quality`.
+        episodes: Number of episodes.
+        seed: Random seed of the behaviour; the initial states follow from the task and its own seed.
+        split: Split whose contexts are used, ``"train"`` or ``"eval"``.
+        frames: Whether to record frames; None records them if an OpenGL backend works.
+        image_size: Size (H, W) of the frames, in pixels.
+        cameras: Names of the task's cameras that are recorded; None takes its first.
+        noise: Noise of noisy experts; see `guerdon.envs.quality.behaviour`.
+        stop_at_success: End an episode with the first success. Otherwise episodes run on, and count as a success if
+            there was one at any time.
 
     Raises:
-        ValueError: unknown qualities, cameras or split, or an expert asked for where there is none.
-        RuntimeError: frames asked for where nothing renders.
+        ValueError: If a quality, camera or split is unknown, or a quality needs an expert and the task has none.
+        RuntimeError: If frames are requested and no OpenGL backend works.
     """
     shares = check_qualities(task.name, qualities)
     if frames:
@@ -81,10 +81,14 @@ def collect(
 
 
 def check_qualities(name: str, qualities: Mapping[str, float]) -> dict[str, float]:
-    """Positive weights of known qualities that the named task can give, summing to 1.
+    """Check the weights of qualities for a task, and normalise the positive ones to a sum of 1.
+
+    Args:
+        name: Full name of the task.
+        qualities: Weight of each quality.
 
     Raises:
-        ValueError: an unknown quality, a weight that is no weight, or an expert asked for where there is none.
+        ValueError: If a quality is unknown, a weight is negative or not finite, or the task has no expert.
     """
     unknown = sorted(set(qualities) - set(QUALITIES))
     if unknown:
@@ -103,7 +107,7 @@ def check_qualities(name: str, qualities: Mapping[str, float]) -> dict[str, floa
 
 
 def _deal(shares: Mapping[str, float], episodes: int) -> Iterator[str]:
-    """Give each episode in turn the quality that lags most behind its share."""
+    """Yield for each episode the quality that is furthest below its share."""
     dealt: Counter[str] = Counter()
     for count in range(1, episodes + 1):
         quality = max(shares, key=lambda name: shares[name] * count - dealt[name])
@@ -120,7 +124,7 @@ def _check_cameras(task: Task, cameras: Sequence[str] | None) -> tuple[str, ...]
 
 
 class _Recording:
-    """One episode while it is played."""
+    """Recorder of one episode."""
 
     def __init__(self, task: Task, cameras: Sequence[str], image_size: tuple[int, int]) -> None:
         self._task, self._size = task, image_size
@@ -185,7 +189,7 @@ class _Recording:
 
 
 def _after_first(values: np.ndarray) -> Column:
-    """Values (T,) known after each step as a column (T+1,) that is unknown at the first observation."""
+    """Turn values (T,) known after each step into a column (T+1,) that is unknown at the first observation."""
     return Column(values=np.concatenate([[np.float32(0)], values]), valid=np.arange(len(values) + 1) > 0)
 
 
@@ -197,22 +201,23 @@ def _frames(pictures: Sequence[np.ndarray]) -> ArrayFrames:
 
 @dataclass
 class CollectReport:
-    """What `collect_dataset` wrote."""
+    """Summary of the data set that `collect_dataset` wrote."""
 
     folder: Path
+    """Folder of the data set."""
     frames: bool
-    """Whether pictures were recorded."""
+    """Whether frames were recorded."""
     steps: int = 0
-    """Control steps of all episodes."""
+    """Number of control steps of all episodes."""
     episodes: Counter[str] = field(default_factory=Counter[str])
-    """Quality → how many episodes."""
+    """Number of episodes by quality."""
     successes: Counter[str] = field(default_factory=Counter[str])
-    """Quality → how many of them succeeded."""
+    """Number of successful episodes by quality."""
     left_out: list[int] = field(default_factory=list[int])
     """Numbers of the episodes whose simulation diverged."""
 
     def lines(self) -> list[str]:
-        """One line per quality and one for the whole, ready to print."""
+        """Format the summary: one line per quality, and one for the whole."""
         rows = [
             f"{quality:<8} {self.episodes[quality]:>4} episodes, {self.successes[quality]:>4} successes"
             for quality in QUALITIES
@@ -239,31 +244,31 @@ def collect_dataset(
     noise: float = NOISE,
     console: Console | None = None,
 ) -> CollectReport:
-    """Collect episodes of one task into a LeRobot v3.0 data set: ``guerdon collect``.
+    """Collect episodes of one task into a LeRobot v3.0 data set; ``guerdon collect`` calls this.
 
     The data set appears under its name when it is complete; an error or Ctrl-C leaves nothing behind. The same
-    arguments give the same states, actions and pictures.
+    arguments give the same states, actions and frames.
 
     Args:
-        env: name of the task; see `guerdon.envs.vector.make_task`.
-        out: folder to make; it must not exist, or be empty.
-        episodes: how many.
-        seed: of the initial states and of the behaviour, so that two seeds share no episode.
-        quality: one of ``"expert"``, ``"noisy"``, ``"aborted"``, ``"random"``, ``"mixed"`` (40, 30, 15 and 15 %; all
-            random where there is no expert), or weights of one's own.
-        frames: whether to record pictures; None means wherever an OpenGL backend works, and it is said where none does.
-        image_size: height and width of the pictures.
-        cameras: which of the task's cameras; None means its first.
-        split: whose contexts, ``"train"`` or ``"eval"``.
-        horizon: time limit in control steps; None means the task's own.
-        noise: of noisy experts, in half ranges of the action.
-        console: where progress and messages go; None means standard error.
+        env: Name of the task; see `guerdon.envs.vector.make_task`.
+        out: Folder to make; it must not exist, or be empty.
+        episodes: Number of episodes, at least 1.
+        seed: Random seed of the initial states and of the behaviour; two seeds share no episode.
+        quality: One of ``"expert"``, ``"noisy"``, ``"aborted"``, ``"random"``, ``"mixed"`` (40, 30, 15 and 15 %; all
+            random if there is no expert), or weights by quality.
+        frames: Whether to record frames; None records them if an OpenGL backend works, and prints a message if not.
+        image_size: Height and width of the frames, in pixels, at least 16.
+        cameras: Names of the task's cameras that are recorded; None takes its first.
+        split: Split whose contexts are used, ``"train"`` or ``"eval"``.
+        horizon: Time limit in control steps; None takes the task's own.
+        noise: Noise of noisy experts, in half ranges of the action.
+        console: Console for progress and messages; None takes standard error.
 
     Raises:
-        FileExistsError: the folder holds something.
-        ValueError: an unknown task, quality, camera or split, or fewer than one episode.
-        ModuleNotFoundError: the simulator is not installed.
-        RuntimeError: frames asked for where nothing renders.
+        FileExistsError: If the folder holds something.
+        ValueError: If the task, a quality, a camera or the split is unknown, or a number is too small.
+        ModuleNotFoundError: If the simulator is not installed.
+        RuntimeError: If frames are requested and no OpenGL backend works.
     """
     if episodes < 1:
         raise ValueError(f"expected at least one episode, got {episodes}")

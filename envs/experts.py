@@ -1,4 +1,4 @@
-"""Scripted policies that solve the simulated tasks."""
+"""Scripted experts that solve the simulated tasks."""
 
 import warnings
 from collections.abc import Callable
@@ -9,24 +9,28 @@ import numpy as np
 from .reach import MAX_SPEED, joint_angles
 
 Controller = Callable[[np.ndarray], np.ndarray]
-"""From a state (S,) to an action (A,) within the task's bounds."""
+"""Function from a state (S,) to an action (A,) within the task's bounds."""
 
 
 def has_expert(name: str) -> bool:
-    """Whether a task has a scripted expert: all of Meta-World and the reach task do, the kitchen does not."""
+    """Tell whether a task has a scripted expert: Meta-World's tasks and the reach task have one, the kitchen not.
+
+    Args:
+        name: Full name of the task.
+    """
     return not name.startswith("kitchen/")
 
 
 def scripted_expert(name: str) -> Controller:
-    """Build the scripted expert of a task, a fresh one per episode.
+    """Build the scripted expert of a task; build a new one for each episode.
 
-    Meta-World's are its own policies; a few need more than 150 steps, or fail on some contexts.
+    Meta-World's experts are its own policies; a few need more than 150 steps, or fail on some contexts.
 
     Args:
-        name: full name of the task.
+        name: Full name of the task.
 
     Raises:
-        ValueError: the task has none.
+        ValueError: If the task has no expert.
     """
     if name == "mujoco/reach":
         return reach_expert
@@ -39,28 +43,31 @@ def scripted_expert(name: str) -> Controller:
 
 
 def reach_expert(state: np.ndarray, gain: float = 5.0) -> np.ndarray:
-    """Steer every joint of the reach task to where inverse kinematics puts the tip on the goal.
+    """Move every joint of the reach task towards the angle at which the tip is on the goal, by inverse kinematics.
 
     Args:
-        state: (12,) state of `guerdon.envs.reach.Reach`.
-        gain: joint speed per error, 1/s.
+        state: State (12,) of `guerdon.envs.reach.Reach`.
+        gain: Joint speed per error of the angle, in 1/s.
+
+    Returns:
+        Action (3,) in [−1, 1].
     """
     error = joint_angles(state[9:12]) - state[0:3]
     return np.clip(gain * error / MAX_SPEED, -1.0, 1.0)
 
 
 class MetaWorldExpert:
-    """One of Meta-World's scripted policies, its action clipped to [-1, 1].
+    """One of Meta-World's scripted policies, with its action clipped to [−1, 1].
 
     Args:
-        policy: an instance of a class of `metaworld.policies`.
+        policy: Instance of a class of `metaworld.policies`.
     """
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy
 
     def __call__(self, state: np.ndarray) -> np.ndarray:
-        """Act on Meta-World's observation (39,)."""
+        """Compute the action (4,) for Meta-World's observation (39,)."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "Constant(s) may be too high": the action is clipped here
             action = self._policy.get_action(state.astype(np.float64))

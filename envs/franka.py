@@ -1,6 +1,6 @@
 # MuJoCo's compiled half ships no type stubs: its names are unknown to the type checker.
 # pyright: reportAttributeAccessIssue=false, reportUnknownParameterType=false, reportOptionalMemberAccess=false
-"""Single sub-tasks of the Franka kitchen."""
+"""Tasks of the Franka kitchen, one sub-task each."""
 
 import copy
 from collections.abc import Mapping
@@ -24,24 +24,24 @@ _SITES = {
     "bottom_burner": "knob2_site",
     "top_burner": "knob4_site",
 }
-"""Where each sub-task's object is touched."""
+"""Site at which the object of each sub-task is touched."""
 
 
 class Kitchen:
-    """``kitchen/<sub-task>``: one sub-task of gymnasium-robotics' ``FrankaKitchen-v1``.
+    """Task ``kitchen/<sub-task>``: one sub-task of gymnasium-robotics' ``FrankaKitchen-v1``.
 
     The state is its 59-number observation (robot joints and speeds, object joints and speeds, with the simulator's own
-    sensor noise); actions are nine joint velocities in [-1, 1]. The reward is 1 at every observation where the
-    sub-task is complete, which is also `success`; the episode goes on, as everywhere here.
+    sensor noise). Actions are nine joint velocities in [−1, 1]. The reward is 1 at every observation where the sub-task
+    is complete, which is also `success`; the episode goes on, as in all tasks here.
 
-    All episodes start from the same pose: the simulator varies only the noise, and with it everything that follows,
-    because its controller acts on noisy joint readings. A context is the seed of that noise.
+    All episodes start from the same pose. The simulator varies only the noise, and with it everything that follows,
+    because its controller acts on noisy joint measurements. A context is the seed of that noise.
 
     Args:
         name: ``"microwave"``, ``"kettle"``, ``"light_switch"``, ``"slide_cabinet"``, ``"hinge_cabinet"``,
             ``"bottom_burner"`` or ``"top_burner"``.
-        horizon: time limit in control steps.
-        seed: fixes the contexts.
+        horizon: Time limit in control steps.
+        seed: Seed that fixes the contexts.
     """
 
     state_size: int = 59
@@ -96,12 +96,12 @@ class Kitchen:
         )
 
     def save(self) -> SavedState:
-        """See `ResumableTask.save`; the sensor noise to come is part of it."""
+        """See `ResumableTask.save`; future sensor noise is part of the state."""
         robot = self._env.robot_env
         parts = {
             "physics": Physics.of(robot.model, robot.data),
             "noise": copy.deepcopy(robot.np_random.bit_generator.state),
-            "sensed": robot._last_robot_qpos.copy(),  # the controller moves on from these noisy readings
+            "sensed": robot._last_robot_qpos.copy(),  # the controller starts from these noisy measurements
         }
         return SavedState(
             task=self.name, seed=self.seed, kind=type(self).__name__, state=self._state.copy(), parts=parts

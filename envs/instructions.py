@@ -1,4 +1,4 @@
-"""One natural-language instruction for every simulated task."""
+"""Natural-language instruction of every simulated task."""
 
 METAWORLD: dict[str, str] = {
     "assembly-v3": "pick up the round nut and place it over the peg",
@@ -52,7 +52,7 @@ METAWORLD: dict[str, str] = {
     "window-close-v3": "slide the window shut",
     "window-open-v3": "slide the window open",
 }
-"""Instruction of each of Meta-World's 50 v3 tasks; the keys are all the names there are."""
+"""Instruction of each of Meta-World's 50 v3 tasks; the keys are all their names."""
 
 KITCHEN: dict[str, str] = {
     "microwave": "open the microwave door",

@@ -1,4 +1,4 @@
-"""Episodes of chosen quality: expert, noisy, aborted, random."""
+"""Behaviours of chosen quality: expert, noisy, aborted, random."""
 
 from collections.abc import Mapping
 
@@ -10,22 +10,26 @@ from .task import Context, Task
 QUALITIES = ("expert", "noisy", "aborted", "random")
 
 MIXED: Mapping[str, float] = {"expert": 0.4, "noisy": 0.3, "aborted": 0.15, "random": 0.15}
-"""The mixture `guerdon collect` records unless told otherwise."""
+"""Default mixture of `guerdon collect`."""
 
 NOISE = 0.5
 """Default noise of noisy experts, in half ranges of the action: enough that some of them fail."""
 
 
 class Behaviour:
-    """Somebody acting in one episode: called with each state, returns an action or None to stop there."""
+    """Base of what acts in one episode; a subclass writes ``__call__``."""
 
     def __call__(self, state: np.ndarray) -> np.ndarray | None:
-        """Act on a state (S,)."""
+        """Return the action (A,) for a state (S,), or None to end the episode."""
         raise NotImplementedError
 
 
 class Expert(Behaviour):
-    """The scripted expert as it is."""
+    """Behaviour of the scripted expert.
+
+    Args:
+        expert: Scripted expert.
+    """
 
     def __init__(self, expert: Controller) -> None:
         self._expert = expert
@@ -36,7 +40,11 @@ class Expert(Behaviour):
 
 
 class Constant(Behaviour):
-    """The same action (A,) at every step."""
+    """Behaviour with the same action at every step.
+
+    Args:
+        action: Action (A,).
+    """
 
     def __init__(self, action: np.ndarray) -> None:
         self._action = action
@@ -47,13 +55,13 @@ class Constant(Behaviour):
 
 
 class RandomWalk(Behaviour):
-    """Actions that wander: a stationary autoregressive process, so that the arm really goes somewhere.
+    """Random actions from a stationary autoregressive process, so that the arm really moves.
 
     Args:
-        size: A.
-        generator: source of randomness.
-        persistence: correlation of one action with the next, in [0, 1).
-        scale: standard deviation of each dimension, in half ranges.
+        size: Number A of action dimensions.
+        generator: Random generator.
+        persistence: Correlation of one action with the next, in [0, 1).
+        scale: Standard deviation of each dimension, in half ranges of the action.
     """
 
     def __init__(self, size: int, generator: np.random.Generator, persistence: float = 0.9, scale: float = 0.8) -> None:
@@ -68,15 +76,15 @@ class RandomWalk(Behaviour):
 
 
 class NoisyExpert(Behaviour):
-    """The expert with Gaussian noise on every action and, now and then, a burst of wandering instead of it.
+    """Expert with Gaussian noise on every action, and with occasional bursts of random actions instead of its own.
 
     Args:
-        expert: whom to disturb.
-        size: A.
-        generator: source of randomness.
-        noise: standard deviation, in half ranges.
-        burst_rate: probability per step that a burst begins.
-        burst_steps: shortest and longest burst.
+        expert: Scripted expert.
+        size: Number A of action dimensions.
+        generator: Random generator.
+        noise: Standard deviation of the noise, in half ranges of the action.
+        burst_rate: Probability per step that a burst begins.
+        burst_steps: Shortest and longest burst, in control steps.
     """
 
     def __init__(
@@ -106,14 +114,14 @@ class NoisyExpert(Behaviour):
 
 
 class Aborted(Behaviour):
-    """The expert up to a point, then somebody who holds still, drifts off or wanders for a while, and stops.
+    """Expert up to a step, then zero, constant or random actions for a while, then the end.
 
     Args:
-        expert: who begins.
-        size: A.
-        generator: source of randomness.
-        abort_at: steps of the expert.
-        afterwards: steps until the end.
+        expert: Scripted expert.
+        size: Number A of action dimensions.
+        generator: Random generator; it also chooses what follows the expert.
+        abort_at: Number of steps of the expert.
+        afterwards: Number of steps from there to the end.
     """
 
     def __init__(
@@ -134,9 +142,13 @@ class Aborted(Behaviour):
 
 
 def expert_steps(task: Task, context: Context) -> int:
-    """Steps the scripted expert needs to its first success from a context, or the task's horizon if it fails.
+    """Count the steps that the scripted expert needs to its first success; the task's horizon if it fails.
 
-    It runs the expert, and leaves the task in the middle of an episode.
+    The expert is run, and the task is left in the middle of an episode.
+
+    Args:
+        task: Task with a scripted expert.
+        context: Initial state.
     """
     expert = scripted_expert(task.name)
     state = task.reset(context)
@@ -151,20 +163,21 @@ def expert_steps(task: Task, context: Context) -> int:
 def behaviour(
     task: Task, context: Context, quality: str, generator: np.random.Generator, noise: float = NOISE
 ) -> Behaviour:
-    """Somebody of a given quality, for one episode.
+    """Make the behaviour of a given quality for one episode.
 
-    An aborted expert gives up after 20 to 80 % of the steps the expert needs from this very context (found by running
-    it, so that giving up means failing), and ends 5 to 25 steps later.
+    An aborted expert gives up after 20 to 80 % of the steps that the expert needs from this context, and ends 5 to 25
+    steps later. That number is found by running the expert, so that giving up means failing.
 
     Args:
-        task: where to act; it must be reset afterwards.
-        context: the initial state of the episode.
-        quality: one of `QUALITIES`.
-        generator: source of randomness.
-        noise: upper end of the noise of noisy experts, in half ranges; each episode draws its own from the upper half.
+        task: Task to act in; it must be reset afterwards.
+        context: Initial state of the episode.
+        quality: One of `QUALITIES`.
+        generator: Random generator.
+        noise: Largest noise of noisy experts, in half ranges of the action; each episode draws its own between half of
+            it and all of it.
 
     Raises:
-        ValueError: an unknown quality, or one that needs an expert where there is none.
+        ValueError: If the quality is unknown, or needs an expert and the task has none.
     """
     if quality not in QUALITIES:
         raise ValueError(f"unknown quality {quality!r}: expected one of {', '.join(QUALITIES)}")

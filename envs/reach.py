@@ -1,6 +1,6 @@
 # MuJoCo's compiled half ships no type stubs: its names are unknown to the type checker.
 # pyright: reportAttributeAccessIssue=false, reportUnknownParameterType=false, reportOptionalMemberAccess=false
-"""A small reach task in plain MuJoCo: a three-joint arm touches a ball."""
+"""Small reach task in plain MuJoCo: a three-joint arm touches a ball."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,23 +14,27 @@ from .saved import Physics, SavedState, check_saved
 from .task import Context, Step, check_action, check_context, check_state, list_contexts
 
 LINK = 0.3
-"""Length of both links, metres."""
+"""Length of both links, in metres."""
 
 BASE = 0.3
-"""Height of the shoulder, metres."""
+"""Height of the shoulder, in metres."""
 
 MAX_SPEED = 2.0
-"""Joint speed of an action of 1, rad/s."""
+"""Joint speed of an action of 1, in rad/s."""
 
 RADIUS = 0.04
-"""The tip is on the goal within this distance, metres."""
+"""Distance within which the tip is on the goal, in metres."""
 
 _FRAME_SKIP = 4
 _LOW, _HIGH = np.array([-1.5, 0.1, -2.2]), np.array([1.5, 1.3, -0.6])
 
 
 def tip_position(joints: np.ndarray) -> np.ndarray:
-    """Forward kinematics: tip (3,) in metres from the joint angles (3,) yaw, shoulder, elbow in radians."""
+    """Compute the position of the tip (3,), in metres, by forward kinematics.
+
+    Args:
+        joints: Joint angles (3,) yaw, shoulder, elbow, in radians.
+    """
     yaw, shoulder, elbow = joints
     reach = LINK * (np.cos(shoulder) + np.cos(shoulder + elbow))
     height = BASE + LINK * (np.sin(shoulder) + np.sin(shoulder + elbow))
@@ -38,7 +42,11 @@ def tip_position(joints: np.ndarray) -> np.ndarray:
 
 
 def joint_angles(point: np.ndarray) -> np.ndarray:
-    """Inverse kinematics with the elbow up: joint angles (3,) that bring the tip to a point (3,) within reach."""
+    """Compute the joint angles (3,) that bring the tip to a point, by inverse kinematics with the elbow up.
+
+    Args:
+        point: Point (3,) within reach, in metres.
+    """
     x, y, z = point[0], point[1], point[2] - BASE
     reach = np.hypot(x, y)
     # Two equal links span 2·LINK·cos(elbow / 2), and the elbow splits its angle evenly around that line.
@@ -48,15 +56,15 @@ def joint_angles(point: np.ndarray) -> np.ndarray:
 
 
 class Reach:
-    """``mujoco/reach``: bring the tip of a yaw-shoulder-elbow arm to a ball within 50 steps of 0.04 s.
+    """Task ``mujoco/reach``: bring the tip of a yaw-shoulder-elbow arm to a ball within 50 steps of 0.04 s.
 
-    The state (12,) is joint angles (rad), joint speeds (rad/s), tip (m) and goal (m); an action (3,) in [-1, 1] sets
-    the joint speeds, 1 being 2 rad/s. The reward is minus the distance of tip and goal in metres, plus 1 on the goal.
-    Success means a distance of at most 4 cm. It needs `mujoco` alone and makes a few thousand steps per second.
+    The state (12,) holds joint angles (rad), joint speeds (rad/s), tip (m) and goal (m). An action (3,) in [−1, 1] sets
+    the joint speeds; 1 is 2 rad/s. The reward is minus the distance of tip and goal in metres, plus 1 on the goal.
+    Success is a distance of at most 4 cm. The task needs `mujoco` alone, and makes a few thousand steps per second.
 
     Args:
-        horizon: time limit in control steps.
-        seed: fixes the contexts: initial joint angles and a reachable goal at least 0.25 m from the tip.
+        horizon: Time limit in control steps.
+        seed: Seed that fixes the contexts: initial joint angles, and a reachable goal at least 0.25 m from the tip.
     """
 
     name: str = "mujoco/reach"
@@ -72,7 +80,7 @@ class Reach:
         self.seed = seed
         self._model = mujoco.MjModel.from_xml_path(str(Path(__file__).with_name("reach.xml")))
         self._data = mujoco.MjData(self._model)
-        self._tip = self._data.site("tip").xpos  # a view, always current
+        self._tip = self._data.site("tip").xpos  # a view on the simulator, always current
         self._goal = self._data.mocap_pos[0]
         self._renderer = OffscreenRenderer(self._model)
         self.fps = 1 / (self._model.opt.timestep * _FRAME_SKIP)

@@ -1,6 +1,6 @@
 # MuJoCo's compiled half ships no type stubs: its names are unknown to the type checker.
 # pyright: reportAttributeAccessIssue=false, reportUnknownParameterType=false, reportOptionalMemberAccess=false
-"""Fast off-screen pictures of a MuJoCo model, and the search for an OpenGL backend that works."""
+"""Fast off-screen rendering of a MuJoCo model, and the search for an OpenGL backend that works."""
 
 import atexit
 import functools
@@ -31,10 +31,10 @@ os._exit(0)
 
 @functools.cache
 def rendering_backend() -> str | None:
-    """Name of an OpenGL backend that renders here (``"egl"``, ``"osmesa"``, ``"glfw"``), or None.
+    """Find an OpenGL backend that renders here: ``"egl"``, ``"osmesa"``, ``"glfw"``, or None.
 
-    ``MUJOCO_GL`` decides alone where it is set; otherwise EGL and OSMesa are tried in this order, each once per
-    process and in a process of its own.
+    If ``MUJOCO_GL`` is set, it decides alone. Otherwise EGL and OSMesa are tried in this order, each once per process
+    and in a process of its own.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if chosen in _OFF:
@@ -59,14 +59,14 @@ NO_BACKEND = (
     "no OpenGL backend renders here (egl and osmesa were tried, or the one MUJOCO_GL names): install libegl1 or "
     "libosmesa6 from the system and leave MUJOCO_GL unset"
 )
-"""What to tell the user where `rendering_backend` is None."""
+"""Message for the user if `rendering_backend` is None."""
 
 
 def require_backend() -> str:
-    """The backend that works.
+    """Return the backend that works.
 
     Raises:
-        RuntimeError: none does; the message says what to install.
+        RuntimeError: If none does; the message names what to install.
     """
     backend = rendering_backend()
     if backend is None:
@@ -75,15 +75,15 @@ def require_backend() -> str:
 
 
 class OffscreenRenderer:
-    """Pictures of one model without a window, in any size, made on first use.
+    """Off-screen renderer of one model, in any size; its contexts are made on first use.
 
     Shadows, reflections and multisampling are off: a Meta-World scene then takes about 10 ms instead of 75 ms in
     software. Use it in the process and thread that built it; an OpenGL context does not survive a fork.
 
     Args:
-        model: the model to draw.
-        free_camera: view used where `render` is given the camera name ``"free"``.
-        hidden: geom groups left out.
+        model: Model that is rendered.
+        free_camera: View of the camera named ``"free"``; None has no such camera.
+        hidden: Numbers of the geom groups that are left out.
     """
 
     def __init__(
@@ -103,16 +103,16 @@ class OffscreenRenderer:
         self._gl: Any = None  # GLContext of the backend in use
 
     def render(self, data: mujoco.MjData, camera: str, size: tuple[int, int]) -> np.ndarray:
-        """Draw the current state; returns (3, H, W) uint8 RGB.
+        """Render the current state; return (3, H, W) uint8 RGB.
 
         Args:
-            data: state of the model, its kinematics up to date.
-            camera: a camera of the model, or ``"free"``.
-            size: (H, W) in pixels.
+            data: State of the model, with its kinematics up to date.
+            camera: Name of a camera of the model, or ``"free"``.
+            size: Size (H, W) in pixels, at least (1, 1).
 
         Raises:
-            RuntimeError: no OpenGL backend works.
-            ValueError: an impossible size or an unknown camera.
+            RuntimeError: If no OpenGL backend works.
+            ValueError: If the size is impossible or the camera unknown.
         """
         height, width = size
         if min(size) < 1:
@@ -143,7 +143,7 @@ class OffscreenRenderer:
         return camera
 
     def _open(self, height: int, width: int) -> None:
-        """Make the contexts, again where a larger picture than ever before is asked for."""
+        """Make the contexts, and make them again for a picture larger than any before."""
         if self._gl is not None and height <= self._size[0] and width <= self._size[1]:
             self._gl.make_current()
             return

@@ -1,6 +1,6 @@
 # MuJoCo's compiled half ships no type stubs: its names are unknown to the type checker.
 # pyright: reportAttributeAccessIssue=false, reportUnknownParameterType=false
-"""A task in the middle of an episode, saved so that it can be gone on with."""
+"""States of simulated tasks, saved in the middle of an episode and restored."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ _PLACES = (
     *("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
     *("cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
 )
-"""Where things are: a simulator's step leaves these one substep behind its joints, and pictures are drawn from them."""
+"""Positions: a simulator's step leaves these one substep behind its joints, and frames are rendered from them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SavedState:
-    """All that the future of a simulated task depends on; see `guerdon.envs.task.ResumableTask.save`."""
+    """Everything that the future of a simulated task depends on; see `guerdon.envs.task.ResumableTask.save`."""
 
     task: str
     """Full name of the task."""
@@ -27,21 +27,21 @@ class SavedState:
     kind: str
     """Name of the task's class."""
     state: np.ndarray
-    """(S,) float32: what was observed."""
+    """State (S,) float32 as it was observed."""
     parts: Mapping[str, Any]
-    """What the task's class keeps; its own business."""
+    """Further state, in a form that the task's class chooses."""
 
 
 def check_saved(task: Any, saved: object) -> SavedState:
-    """Refuse what another task saved.
+    """Check that a state was saved by a task like this one.
 
     Args:
-        task: Who is asked to go on.
-        saved: What it was given.
+        task: Task that is to be restored.
+        saved: Saved state.
 
     Raises:
-        TypeError: If it is no saved state.
-        ValueError: If it belongs to another class, name or seed, naming both.
+        TypeError: If it is not a saved state.
+        ValueError: If it belongs to another class, name or seed; both are named.
     """
     if not isinstance(saved, SavedState):
         raise TypeError(f"{task.name}: expected what Task.save() returned, got {type(saved).__name__}")
@@ -56,20 +56,22 @@ def check_saved(task: Any, saved: object) -> SavedState:
 
 @dataclass(frozen=True, eq=False)
 class Physics:
-    """State of a MuJoCo simulation, to the last bit of what follows."""
+    """State of a MuJoCo simulation; from it the simulation goes on bit by bit as before."""
 
     integration: np.ndarray
+    """MuJoCo's integration state."""
     places: Mapping[str, np.ndarray]
+    """Positions that MuJoCo does not recompute from it exactly, by name."""
 
     @classmethod
     def of(cls, model: mujoco.MjModel, data: mujoco.MjData) -> "Physics":
-        """Copy it out."""
+        """Copy the state of a simulation."""
         integration = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
         mujoco.mj_getState(model, data, integration, mujoco.mjtState.mjSTATE_INTEGRATION)
         return cls(integration, {name: getattr(data, name).copy() for name in _PLACES})
 
     def put(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
-        """Copy it back."""
+        """Copy the state back into a simulation."""
         mujoco.mj_resetData(model, data)
         mujoco.mj_setState(model, data, self.integration, mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_forward(model, data)  # what is derived from the state; it also moves the warm start, hence

@@ -19,31 +19,30 @@ from .saved import Physics, SavedState, check_saved
 from .task import Context, Step, check_action, check_context, check_state, list_contexts
 
 _CLOSE_VIEW = (0.75, 0.075, 0.7)
-"""Where published pixel results put the camera ``corner2``, which the shipped model keeps far from the table."""
+"""Position of the camera ``corner2`` in published results from pixels; the shipped model has it far from the table."""
 
 _MODEL_FIELDS = ("body_pos", "body_quat", "site_pos", "site_quat", "geom_pos", "geom_quat", "site_rgba", "geom_rgba")
-"""Parts of the model that some task writes when it resets."""
+"""Parts of the model that a task may change when it resets."""
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 class MetaWorld:
-    """``metaworld/<name>``: one Meta-World task behind the `Task` protocol.
+    """Task ``metaworld/<name>``: one Meta-World task behind the `Task` protocol.
 
     The observation is Meta-World's own 39 numbers **with the goal in them** (``partially_observable=False``, as in its
     MT benchmarks; the ML benchmarks hide it): hand, gripper opening and objects now and one step earlier, then the
-    goal. Actions are hand displacement and gripper effort in [-1, 1]. The reward is Meta-World's dense reward in
-    [0, 10]; `stages` is its ``info``. It never terminates by itself.
+    goal. Actions are hand displacement and gripper effort in [−1, 1]. The reward is Meta-World's dense reward in
+    [0, 10]; `stages` is its ``info``. An episode never terminates by itself.
 
-    Only the class of this one task is built, and a context is the random vector Meta-World itself stores in a task of
-    its ``train_tasks``, drawn from a generator of its own, so any number of contexts costs nothing until used. The
-    first reset to a context runs Meta-World's reset (20 to 50 ms); the simulator is then restored from a snapshot, to
-    the last bit.
+    Only the class of this one task is built. A context is the random vector that Meta-World itself stores in a task of
+    its ``train_tasks``, drawn from a generator of its own; contexts cost nothing until they are used. The first reset
+    to a context runs Meta-World's reset (20 to 50 ms). Later resets restore the simulator from a snapshot, bit by bit.
 
     Args:
-        name: one of the 50 names, such as ``"push-v3"``.
-        horizon: time limit in control steps. Scripted experts need 30 to 240; Meta-World's own limit is 500.
-        seed: fixes the contexts.
+        name: One of the 50 names, such as ``"push-v3"``.
+        horizon: Time limit in control steps. Scripted experts need 30 to 240; Meta-World's own limit is 500.
+        seed: Seed that fixes the contexts.
     """
 
     state_size: int = 39
@@ -59,7 +58,7 @@ class MetaWorld:
         self.seed = seed
         self._task_name = name
         self._env: Any = ALL_V3_ENVIRONMENTS[name]()
-        self._env.max_path_length = 2**31  # the time limit is ours; Meta-World raises after its own
+        self._env.max_path_length = 2**31  # the time limit is kept here; Meta-World raises after its own
         self._env._partially_observable = False
         del self._env.sawyer_observation_space  # cached with the goal hidden
         model = self._env.model
@@ -99,7 +98,7 @@ class MetaWorld:
         return self._state.copy()
 
     def _draw(self, index: int) -> np.ndarray:
-        """Random vector of a context: Meta-World's own draw (with its rejections) from our generator."""
+        """Draw the random vector of a context: Meta-World's own draw (with its rejections) from our generator."""
         env = self._env
         self._pristine.restore(env)  # Meta-World's resets depend, in the last digits, on what went before them
         env._set_task_called, env._freeze_rand_vec, env.seeded_rand_vec = True, False, True
@@ -156,7 +155,7 @@ class MetaWorld:
 
 
 class _Snapshot:
-    """Everything that sets what a Meta-World environment does next: simulation, model edits, plain attributes."""
+    """Everything that determines what a Meta-World environment does next: simulation, model changes, attributes."""
 
     def __init__(self, env: MujocoEnv, state: np.ndarray) -> None:
         self.state = state
@@ -183,7 +182,7 @@ class _Snapshot:
 
 @dataclass(frozen=True)
 class _View:
-    """A window on the simulator's positions: Meta-World stores some as attributes and reads them later."""
+    """Place of a view on the simulator's positions: Meta-World stores some as attributes and reads them later."""
 
     field: str
     first: int
@@ -191,7 +190,7 @@ class _View:
 
 
 def _keep(value: object, data: mujoco.MjData) -> object:
-    """Copy an array; of a view, keep where it looks, so that it can be opened in another copy of the simulator."""
+    """Copy an array; keep only the place of a view, so that it can be opened in another copy of the simulator."""
     if not isinstance(value, np.ndarray):
         return value
     for field in ("xpos", "site_xpos"):
@@ -203,6 +202,7 @@ def _keep(value: object, data: mujoco.MjData) -> object:
 
 
 def _give(value: object, data: mujoco.MjData) -> object:
+    """Turn what `_keep` returned into an attribute again."""
     if isinstance(value, _View):
         return getattr(data, value.field).reshape(-1)[value.first : value.first + value.size]
     return value.copy() if isinstance(value, np.ndarray) else value

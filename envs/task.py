@@ -1,4 +1,4 @@
-"""What a simulated task is: its contexts, its steps, and the protocol every simulator here answers to."""
+"""Protocol of simulated tasks: contexts, steps, and what every simulator here can do."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ EVAL_OFFSET = 1_000_000
 
 TRAIN_CONTEXTS = 40
 EVAL_CONTEXTS = 100
-"""How many contexts `Task.contexts` lists when no count is given."""
+"""Default number of contexts that `Task.contexts` lists for evaluation; for training it is `TRAIN_CONTEXTS`."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """One cached initial state of one task; with the task's seed it fixes the first observation exactly."""
+    """Initial state of a task; with the task's seed it fixes the first observation exactly."""
 
     task: str
     """Full name of the task, such as ``"metaworld/push-v3"``."""
@@ -37,66 +37,66 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one control step led to."""
+    """Result of one control step."""
 
     state: np.ndarray
-    """(S,) float32: the observation after the step."""
+    """State (S,) float32: the observation after the step."""
     reward: float
     """The environment's own reward."""
     success: bool
     """Whether the task is solved at this observation; a later step may lose it again."""
     terminated: bool
-    """The simulator's own termination; neither success nor the time limit sets it."""
+    """Whether the simulator ended the episode; neither success nor the time limit sets it."""
     stages: Mapping[str, float]
-    """Numbers the simulator knows about the progress of the task, by name."""
+    """Numbers that the simulator reports about the progress of the task, by name."""
     tracks: Mapping[str, np.ndarray]
     """Points (3,) and scalars (1,) in SI units: ``end_effector``, ``object``, ``goal``, ``gripper``."""
 
 
 @runtime_checkable
 class Task(Protocol):
-    """A simulated task: one process, one simulator, one episode at a time.
+    """Simulated task: one process, one simulator, one episode at a time.
 
-    A task knows its time limit but does not enforce it: `VectorEnv` truncates at `horizon`.
+    A task has a time limit but does not enforce it: `VectorEnv` truncates at `horizon`.
     """
 
     name: str
     """Full name, such as ``"metaworld/push-v3"``."""
     instruction: str
-    """What to do, in one natural-language sentence."""
+    """Instruction: what to do, in one natural-language sentence."""
     state_size: int
-    """S, the width of the state."""
+    """Width S of the state."""
     action_size: int
-    """A, the width of an action."""
+    """Width A of an action."""
     action_low: np.ndarray
-    """(A,) float32: smallest action."""
+    """Smallest action (A,), float32."""
     action_high: np.ndarray
-    """(A,) float32: largest action."""
+    """Largest action (A,), float32."""
     horizon: int
     """Time limit in control steps."""
     fps: float
     """Control steps per simulated second."""
     seed: int
-    """With the name it fixes every context."""
+    """Seed that fixes every context, together with the name."""
     stage_names: tuple[str, ...]
     """Names of `Step.stages`, the same at every step."""
     cameras: tuple[str, ...]
-    """Names `render` accepts; the first is the default."""
+    """Names that `render` accepts; the first is the default."""
 
     def contexts(self, split: str, count: int | None = None) -> list[Context]:
         """List the first contexts of a split, the same ones for the same (task, seed).
 
         Args:
             split: ``"train"`` or ``"eval"``; the two are disjoint by construction.
-            count: how many; None means 40 for training and 100 for evaluation.
+            count: Number of contexts; None lists 40 for training and 100 for evaluation.
         """
         ...
 
     def reset(self, context: Context) -> np.ndarray:
-        """Start an episode; returns the first state (S,) float32, identical every time for one context.
+        """Start an episode; return the first state (S,) float32, identical every time for one context.
 
         Raises:
-            ValueError: the context belongs to another task.
+            ValueError: If the context belongs to another task.
         """
         ...
 
@@ -104,20 +104,20 @@ class Task(Protocol):
         """Execute one action (A,), clipped to the bounds.
 
         Raises:
-            ValueError: the action has the wrong shape or is not finite.
+            ValueError: If the action has the wrong shape or is not finite.
         """
         ...
 
     def tracks(self) -> Mapping[str, np.ndarray]:
-        """Tracks at the current observation (the only way to have them right after `reset`)."""
+        """Return the tracks at the current observation (the only way to get them right after `reset`)."""
         ...
 
     def render(self, camera: str | None = None, size: tuple[int, int] = (96, 96)) -> np.ndarray:
-        """Picture of the current observation, (3, H, W) uint8 RGB.
+        """Render the current observation; return (3, H, W) uint8 RGB.
 
         Args:
-            camera: one of `cameras`; None means the first.
-            size: (H, W) in pixels.
+            camera: One of `cameras`; None takes the first.
+            size: Size (H, W) in pixels.
         """
         ...
 
@@ -128,27 +128,36 @@ class Task(Protocol):
 
 @runtime_checkable
 class ResumableTask(Task, Protocol):
-    """A task that can go on from the middle of an episode as often as one likes; every simulator here can."""
+    """Task that can be saved and restored in the middle of an episode, any number of times; all simulators here can."""
 
     def save(self) -> SavedState:
-        """Copy everything that what follows depends on, in the middle of an episode too.
+        """Copy everything that the future depends on, also in the middle of an episode.
 
-        From `restore` on, the same actions lead to the same states, rewards and successes, bit by bit. The state is
-        good for this task and for every other one of its class, name and seed, as often as one likes.
+        From `restore` on, the same actions lead to the same states, rewards and successes, bit by bit. The state can be
+        restored in this task and in every other one of its class, name and seed, any number of times.
         """
         ...
 
     def restore(self, saved: SavedState) -> np.ndarray:
-        """Go on from a saved state; returns the state (S,) as it was then.
+        """Restore a saved state; return the state (S,) as it was then.
 
         Raises:
-            ValueError: the state was saved by a task of another class, name or seed.
+            ValueError: If the state was saved by a task of another class, name or seed.
         """
         ...
 
 
 def list_contexts(task: str, split: str, count: int | None) -> list[Context]:
-    """Contexts 0, 1, … of a split of a task; see `Task.contexts`."""
+    """List contexts 0, 1, … of a split of a task; see `Task.contexts`.
+
+    Args:
+        task: Full name of the task.
+        split: ``"train"`` or ``"eval"``.
+        count: Number of contexts; None lists 40 for training and 100 for evaluation.
+
+    Raises:
+        ValueError: If the split is unknown, or the number out of range.
+    """
     if split not in ("train", "eval"):
         raise ValueError(f"expected split 'train' or 'eval', got {split!r}")
     if count is None:
@@ -160,20 +169,30 @@ def list_contexts(task: str, split: str, count: int | None) -> list[Context]:
 
 
 def check_context(task: str, context: Context) -> None:
-    """Refuse a context of another task.
+    """Check that a context belongs to a task.
+
+    Args:
+        task: Full name of the task.
+        context: Context.
 
     Raises:
-        ValueError: naming both tasks.
+        ValueError: If it belongs to another task; both are named.
     """
     if context.task != task:
         raise ValueError(f"{task}: expected a context of this task, got one of {context.task}; use its own contexts()")
 
 
 def check_action(task: str, action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Validate an action (A,) and clip it to its bounds; returns float64, which is what simulators compute in.
+    """Check an action (A,) and clip it to its bounds; return float64, in which simulators compute.
+
+    Args:
+        task: Full name of the task, for the error.
+        action: Action (A,).
+        low: Smallest action (A,).
+        high: Largest action (A,).
 
     Raises:
-        ValueError: wrong shape, or NaN or infinity, naming the task.
+        ValueError: If the shape is wrong, or a number is not finite.
     """
     action = np.asarray(action, dtype=np.float64)
     if action.shape != low.shape:
@@ -184,10 +203,14 @@ def check_action(task: str, action: np.ndarray, low: np.ndarray, high: np.ndarra
 
 
 def check_state(task: str, state: np.ndarray) -> np.ndarray:
-    """Turn a simulator's observation into a finite (S,) float32 state.
+    """Convert a simulator's observation to a state (S,) in float32.
+
+    Args:
+        task: Full name of the task, for the error.
+        state: Observation (S,).
 
     Raises:
-        FloatingPointError: the simulation diverged.
+        FloatingPointError: If a number is not finite: the simulation diverged.
     """
     state = np.asarray(state, dtype=np.float32)
     if not np.isfinite(state).all():

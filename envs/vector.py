@@ -1,4 +1,4 @@
-"""Tasks by name, and several copies of one stepped in lockstep."""
+"""Tasks by name, and several copies of one task stepped together."""
 
 import contextlib
 import difflib
@@ -17,7 +17,7 @@ __all__ = ["Context", "Step", "Task", "VectorEnv", "VectorStep", "make_task", "t
 
 
 def task_names() -> list[str]:
-    """Every name `make_task` knows; those of Meta-World and Franka Kitchen need the `sim` extra to be built."""
+    """List every name that `make_task` accepts; tasks of Meta-World and Franka Kitchen need the `sim` extra."""
     kitchen = [f"kitchen/{name}" for name in KITCHEN]
     return [f"metaworld/{name}" for name in METAWORLD] + kitchen + ["mujoco/reach"]
 
@@ -27,12 +27,12 @@ def make_task(name: str, horizon: int | None = None, seed: int = 0) -> Resumable
 
     Args:
         name: ``"metaworld/<task>-v3"``, ``"kitchen/<sub-task>"`` or ``"mujoco/reach"``.
-        horizon: time limit in control steps; None means the task's default (150, 280 and 50).
-        seed: with the name it fixes every context; tasks of two seeds have different initial states.
+        horizon: Time limit in control steps; None takes the task's default (150, 280 and 50).
+        seed: Seed that fixes every context, together with the name; two seeds have different initial states.
 
     Raises:
-        ValueError: an unknown name (near matches are listed) or an impossible horizon.
-        ModuleNotFoundError: the simulator is not installed; the message says how to install it.
+        ValueError: If the name is unknown (near matches are listed), or the horizon impossible.
+        ModuleNotFoundError: If the simulator is not installed; the message names the command that installs it.
     """
     if name not in task_names():
         near = difflib.get_close_matches(name, task_names(), n=4, cutoff=0.5)
@@ -62,32 +62,35 @@ def make_task(name: str, horizon: int | None = None, seed: int = 0) -> Resumable
 
 @dataclass(frozen=True, kw_only=True)
 class VectorStep:
-    """What one lockstep of n environments led to; rows that were not active repeat their state and hold no news."""
+    """Result of one step of n environments; rows that were not active repeat their state."""
 
     state: np.ndarray
-    """(n, S) float32."""
+    """States (n, S), float32."""
     reward: np.ndarray
-    """(n,) float32; 0 where not active."""
+    """Rewards (n,), float32; 0 where not active."""
     success: np.ndarray
-    """(n,) bool: solved at this observation; False where not active. A success does not end the episode."""
+    """Whether the task is solved at this observation, (n,) bool; False where not active. The episode goes on."""
     terminated: np.ndarray
-    """(n,) bool: the simulator ended the episode."""
+    """Whether the simulator ended the episode, (n,) bool."""
     truncated: np.ndarray
-    """(n,) bool: the time limit was reached without termination; never True where `terminated` is."""
+    """Whether the time limit was reached without termination, (n,) bool; never True where `terminated` is."""
     stages: Mapping[str, np.ndarray]
-    """Name → (n,) float32; NaN where not active, which is the only sign of the unknown an array can carry."""
+    """Numbers about the progress of the task, name → (n,) float32; NaN where not active."""
     tracks: Mapping[str, np.ndarray]
-    """Name → (n, 3) or (n, 1) float32; NaN where not active."""
+    """Points and scalars, name → (n, 3) or (n, 1) float32; NaN where not active."""
 
 
 class VectorEnv:
-    """n copies of one task in this process, stepped in lockstep, never reset on their own.
+    """Copies of one task in this process, n in all, stepped together and never reset on their own.
 
     One process with several environments beats one process per environment on few cores (measured with Meta-World:
     3,900 against 1,600 steps/s on two); run one `VectorEnv` per worker process.
 
     Args:
-        tasks: copies of the same task, each with its own simulator, such as ``[make_task(name) for _ in range(n)]``.
+        tasks: Copies of the same task, each with its own simulator, such as ``[make_task(name) for _ in range(n)]``.
+
+    Raises:
+        ValueError: If there is no task, or they are not separate copies of one.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -109,20 +112,20 @@ class VectorEnv:
 
     @property
     def steps(self) -> np.ndarray:
-        """(n,) int: control steps since each environment's reset, with those before a restored state."""
+        """Control steps since each environment's reset, (n,) int, with those before a restored state."""
         return self._steps.copy()
 
     @property
     def running(self) -> np.ndarray:
-        """(n,) bool: reset, and neither terminated nor truncated since."""
+        """Environments that were reset, and neither terminated nor truncated since, (n,) bool."""
         return self._running.copy()
 
     def contexts(self, split: str, count: int | None = None) -> list[Context]:
-        """See `Task.contexts`."""
+        """List the contexts of the task; see `Task.contexts`."""
         return self.task.contexts(split, count)
 
     def reset(self, index: int, context: Context) -> np.ndarray:
-        """Start an episode in environment `index`; returns its first state (S,)."""
+        """Start an episode in environment `index`; return its first state (S,)."""
         self._running[index] = False
         self._state[index] = self.tasks[index].reset(context)
         self._steps[index] = 0
@@ -130,20 +133,20 @@ class VectorEnv:
         return self._state[index].copy()
 
     def restore(self, index: int, saved: SavedState, steps: int = 0) -> np.ndarray:
-        """Let environment `index` go on from a state that a task of this name and seed saved; returns the state (S,).
+        """Restore a saved state in environment `index`; return the state (S,).
 
         Args:
-            index: which environment.
-            saved: what `ResumableTask.save` returned.
-            steps: control steps already taken; the time limit counts from there, so 0 grants a whole new one.
+            index: Number of the environment.
+            saved: State that a task of this name and seed saved; see `ResumableTask.save`.
+            steps: Number of control steps already taken; the time limit counts from there, so that 0 gives a whole one.
 
         Raises:
-            ValueError: the state is another task's, or no step is left.
-            TypeError: the task cannot go on from a saved state.
+            ValueError: If the state is another task's, or no step is left.
+            TypeError: If the task cannot be saved and restored.
         """
         task = self.tasks[index]
         if not isinstance(task, ResumableTask):
-            raise TypeError(f"{task.name}: {type(task).__name__} has no save and restore, so nothing can go on in it")
+            raise TypeError(f"{task.name}: {type(task).__name__} has no save and restore: choose a task that has both")
         if not 0 <= steps < self.tasks[index].horizon:
             raise ValueError(f"{self.task.name}: expected fewer steps than {self.tasks[index].horizon}, got {steps}")
         self._running[index] = False
@@ -156,12 +159,12 @@ class VectorEnv:
         """Step the active environments.
 
         Args:
-            actions: (n, A); rows that are not active may hold anything.
-            active: (n,) bool; None means all.
+            actions: Actions (n, A); rows that are not active may hold anything.
+            active: Environments to step, (n,) bool; None steps all.
 
         Raises:
-            ValueError: wrong shapes, or a NaN or infinite action of an active environment, naming it.
-            RuntimeError: an active environment is finished or was never reset.
+            ValueError: If shapes are wrong, or an action of an active environment is not finite; it is named.
+            RuntimeError: If an active environment is finished or was never reset.
         """
         count = len(self.tasks)
         active = np.ones(count, bool) if active is None else np.asarray(active)

@@ -1,145 +1,159 @@
-"""Two reward models on the same episodes: the difference of each figure, resampled for both at once."""
+"""Comparison of two reward models on the same episodes, with the same resamples for both."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .metrics import Resampling, by_task
-from .predictions import MODEL, Basis, Judged
-from .rules import BY_TASK, RULES, Sample, point
-
-COMPARED: Mapping[str, tuple[str, str, int]] = {
-    "value_order_correlation": ("value_order_correlation", MODEL, 1),
-    "value_order_failures": ("value_order_failures", MODEL, 0),
-    "value_order_reversed": ("value_order_correlation", "reversed", -1),
-    "success_auroc": ("success_auroc", MODEL, 1),
-    "success_auprc": ("success_auprc", MODEL, 1),
-    "pairwise_accuracy": ("pairwise_accuracy", MODEL, 1),
-    "calibration_error": ("calibration_error", MODEL, -1),
-    "false_positive_rate": ("false_positive_rate", MODEL, -1),
-    "true_positive_rate": ("true_positive_rate", MODEL, 1),
-    "progress_error": ("progress_error", MODEL, -1),
-    "instruction_accuracy": ("instruction_accuracy", MODEL, 1),
-    "instruction_auroc": ("instruction_auroc", MODEL, 1),
-    "instruction_margin": ("instruction_margin", MODEL, 1),
-    "quality_ranking": ("quality_ranking", MODEL, 1),
-    "robometer_tau_a": ("robometer_tau_a", MODEL, 1),
-}
-"""Name → figure, reading it is taken from, and 1 where more is better, −1 where less is, 0 where neither."""
+from ..core.intervals import Estimate
+from .metric import Metric, Sample
+from .predictions import EpisodePredictions, MetricContext, by_task
+from .resampling import Resampling
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A figure of both models on the episodes for which both have it."""
+class Difference(Estimate):
+    """Difference of a metric, first minus second, on the episodes that enter it for both models."""
 
-    first: float
-    second: float
-    difference: float
-    """First minus second; NaN where no episode has both."""
-    low: float
-    high: float
-    """95 % interval: both models on the same resampled episodes or tasks."""
-    n: int
-    """Episodes."""
-    better: str
-    """``"first"`` or ``"second"`` where the interval leaves out 0, else ``""``."""
+    first: float = math.nan
+    """Value of the first model."""
+    second: float = math.nan
+    """Value of the second model."""
+    n: int = 0
+    """Number of episodes; 0 where no episode enters for both."""
+    better: str = ""
+    """``"first"`` or ``"second"`` where the 95 % interval leaves out 0, else ``""``."""
+
+    @property
+    def difference(self) -> float:
+        """First minus second; NaN where no episode enters for both."""
+        return self.value
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields by name, the value as ``difference``."""
+        numbers = {"first": self.first, "second": self.second, "difference": self.value}
+        return {**numbers, "low": self.low, "high": self.high, "n": self.n, "better": self.better}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The judged model (first) against another one (second)."""
+    """The evaluated model (first) against another one (second)."""
 
     model: Mapping[str, Any]
-    """Which the second is."""
+    """Identity of the second model."""
     episodes: int
-    """Both have judged."""
+    """Number of episodes that both models can read."""
     left_out: int
-    """Only one of them could judge."""
+    """Number of episodes that only one of them can read."""
     differences: Mapping[str, Difference]
-    """By name, see `COMPARED`."""
+    """Differences by key of the metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opponent:
+    """The second model of a comparison."""
+
+    episodes: Sequence[EpisodePredictions]
+    """Its predictions for the same episodes."""
+    context: MetricContext
+    """Context of these predictions, which may differ in what scores are."""
+    model: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Identity of the model."""
 
 
 def compare(
-    first: Sequence[Judged],
-    second: Sequence[Judged],
-    basis: tuple[Basis, Basis],
+    episodes: Sequence[EpisodePredictions],
+    context: MetricContext,
+    opponent: Opponent,
+    metrics: Sequence[Metric],
     resampling: Resampling,
-    model: Mapping[str, Any] | None = None,
 ) -> Comparison:
-    """Compare two models on the episodes that both have judged.
+    """Compare two models on the episodes that both can read.
 
-    For a figure that is a mean of episodes this is `paired_bootstrap`; the other figures are recomputed on every
-    resample. What makes both go up or down together cancels, so a difference may be certain where two separate
-    intervals overlap.
+    For a metric that is a mean over episodes this is `paired_bootstrap`; other metrics are recomputed on every
+    resample. Whatever changes both models alike cancels, so a difference may be clear where two separate intervals
+    overlap.
 
     Args:
-        first: What the first model said.
-        second: What the second said.
-        basis: Rules of either; they differ at most in what a model's scores are.
-        resampling: How intervals are made.
-        model: Which the second is; kept as it is.
+        episodes: Predictions of the first model.
+        context: Context of these predictions.
+        opponent: The second model.
+        metrics: Metrics to compare; those with ``compared`` False are left out.
+        resampling: Settings of the bootstrap.
     """
-    shared = {j.episode for j in first} & {j.episode for j in second}
-    one = sorted((j for j in first if j.episode in shared), key=lambda j: j.episode)
-    two = sorted((j for j in second if j.episode in shared), key=lambda j: j.episode)
+    shared = {e.episode for e in episodes} & {e.episode for e in opponent.episodes}
+    first, second = (
+        sorted((e for e in predictions if e.episode in shared), key=lambda e: e.episode)
+        for predictions in (episodes, opponent.episodes)
+    )
+    pair = _Pair(contexts=(context, opponent.context), resampling=resampling)
     return Comparison(
-        model=dict(model or {}),
+        model=dict(opponent.model),
         episodes=len(shared),
-        left_out=len(first) + len(second) - 2 * len(shared),
-        differences={name: _difference(one, two, name, basis, resampling) for name in COMPARED},
+        left_out=len(episodes) + len(opponent.episodes) - 2 * len(shared),
+        differences={m.key: pair.difference(m, first, second) for m in metrics if m.compared},
     )
 
 
-def _difference(
-    one: Sequence[Judged], two: Sequence[Judged], name: str, basis: tuple[Basis, Basis], resampling: Resampling
-) -> Difference:
-    key, reading, sign = COMPARED[name]
-    if key in BY_TASK:
-        tasks = by_task(one)
-        pairs = [_both(rows, [j for j in two if j.task == t], key, reading, basis) for t, rows in tasks.items()]
-        pairs = [pair for pair in pairs if not math.isnan(point(pair[0]) - point(pair[1]))]
-    else:
-        pairs = [_both(one, two, key, reading, basis)]
-    values = [(point(a), point(b)) for a, b in pairs]
-    if not values or any(math.isnan(a - b) for a, b in values):
-        nothing = math.nan
-        return Difference(first=nothing, second=nothing, difference=nothing, low=nothing, high=nothing, n=0, better="")
-    first, second = (float(np.mean([v[i] for v in values])) for i in (0, 1))
-    low, high = math.nan, math.nan
-    if key in BY_TASK:
-        if any(len(a.rows) > 1 for a, _ in pairs):
-            low, high = resampling.nested([_drawn(a, b, resampling.inner_weights(a.rows)) for a, b in pairs])
-    else:
-        a, b = pairs[0]
-        low, high = resampling.interval(a.rows, _drawn(a, b, resampling.weights(a.rows)))
-    gain = sign if low > 0 else -sign if high < 0 else 0
-    return Difference(
-        first=first,
-        second=second,
-        difference=first - second,
-        low=low,
-        high=high,
-        n=sum(len(a.rows) for a, _ in pairs),
-        better="first" if gain > 0 else "second" if gain < 0 else "",
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """Computes differences of two models."""
 
+    contexts: tuple[MetricContext, MetricContext]
+    resampling: Resampling
 
-def _both(
-    one: Sequence[Judged], two: Sequence[Judged], key: str, reading: str, basis: tuple[Basis, Basis]
-) -> tuple[Sample, Sample]:
-    """The figure of both models on the episodes that enter it for both."""
+    def difference(
+        self, metric: Metric, first: Sequence[EpisodePredictions], second: Sequence[EpisodePredictions]
+    ) -> Difference:
+        if metric.within_task:
+            tasks = by_task(first)
+            pairs = [self.samples(metric, rows, [e for e in second if e.task == t]) for t, rows in tasks.items()]
+            pairs = [(a, b) for a, b in pairs if not math.isnan(a.value - b.value)]
+        else:
+            pairs = [self.samples(metric, first, second)]
+        values = [(a.value, b.value) for a, b in pairs]
+        if not values or any(math.isnan(a - b) for a, b in values):
+            return Difference(value=math.nan)
+        one, two = (float(np.mean([v[i] for v in values])) for i in (0, 1))
+        found = self.interval(metric, pairs, one - two)
+        rising = found.low > 0
+        clear = (rising or found.high < 0) and metric.direction is not None
+        return Difference(
+            value=found.value,
+            low=found.low,
+            high=found.high,
+            first=one,
+            second=two,
+            n=sum(len(a.episodes) for a, _ in pairs),
+            better=("first" if rising == (metric.direction == "higher") else "second") if clear else "",
+        )
 
-    def sample(rows: Sequence[Judged], place: int) -> Sample:
-        return RULES[key]([j for j in rows if reading in j.readings], reading, basis[place])
+    def interval(self, metric: Metric, pairs: Sequence[tuple[Sample, Sample]], value: float) -> Estimate:
+        if not metric.within_task:
+            a, b = pairs[0]
+            weight = self.resampling.weights(a.episodes)
+            return self.resampling.estimate(value, a.episodes, a.compute(weight) - b.compute(weight))
+        if not any(len(a.episodes) > 1 for a, _ in pairs):
+            return Estimate(value=value)
+        weights = [self.resampling.task_weights(a.episodes) for a, _ in pairs]
+        return self.resampling.nested(
+            value, [a.compute(w) - b.compute(w) for (a, b), w in zip(pairs, weights, strict=True)]
+        )
 
-    entered = [{j.episode for j in sample(rows, place).rows} for place, rows in enumerate((one, two))]
-    common = entered[0] & entered[1]
-    first, second = (sample([j for j in rows if j.episode in common], p) for p, rows in enumerate((one, two)))
-    return first, second
+    def samples(
+        self, metric: Metric, first: Sequence[EpisodePredictions], second: Sequence[EpisodePredictions]
+    ) -> tuple[Sample, Sample]:
+        """Make the samples of both models from the episodes that enter for both."""
 
+        def sample(episodes: Sequence[EpisodePredictions], place: int) -> Sample:
+            present = [e for e in episodes if metric.source in e.predictions]
+            return metric.rule(present, metric.source, self.contexts[place])
 
-def _drawn(a: Sample, b: Sample, weight: np.ndarray) -> np.ndarray:
-    return a.compute(weight) - b.compute(weight)
+        entered = [{e.episode for e in sample(rows, place).episodes} for place, rows in enumerate((first, second))]
+        common = entered[0] & entered[1]
+        one, two = (
+            sample([e for e in rows if e.episode in common], place) for place, rows in enumerate((first, second))
+        )
+        return one, two

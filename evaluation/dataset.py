@@ -1,4 +1,4 @@
-"""Judges a reward model on a data set: reads every episode once, asks the model and its controls, computes figures."""
+"""Evaluation of a reward model on a data set: reads every episode once and runs the model and its controls on it."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,203 +10,223 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..core.interfaces import RewardModel
+from ..core.moved import public_path
+from ..core.opening import open_component
 from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
 from ..datasets.joined import JoinedDatasets, joined
 from ..datasets.model_reader import model_reader, read_usable
+from ..datasets.opening import open_dataset
 from ..datasets.reader import EpisodeReader
-from ..datasets.splits import Kin, in_split_each
-from .controls import InstructionMatrix, OtherTasks, ask, describe_figures, judge, with_constant
-from .evaluate import Evaluation, evaluate
-from .predictions import Judged
+from ..datasets.splits import SplitInfo, in_split_each
+from .controls import InstructionMatrix, OtherTasks, predict_episodes, with_constant
+from .evaluate import CONFUSION, Evaluation, EvaluationSettings, Provenance, evaluate
+from .extraction import describe_conventions, run_model
+from .predictions import EpisodePredictions
 
-CONFUSION = 5
-"""Episodes of each task that are asked every instruction, unless told otherwise."""
 CONFUSION_TASKS = 12
-"""At most so many instructions: with 5 episodes of each that is at most 12 · 5 · 11 = 660 more readings."""
+"""Largest number of instructions in the matrix: with 5 episodes of each task at most 12 · 5 · 11 = 660 more runs."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedModel:
+    """A reward model in memory together with where it came from."""
+
+    reward: RewardModel
+    """The model, on its device and in evaluation mode."""
+    identity: Mapping[str, Any]
+    """Folder, class, content hash and arguments, as `guerdon.core.opening.open_component` returns them."""
 
 
 def evaluate_dataset(
-    reward: RewardModel,
-    dataset: EpisodeDataset,
+    reward: RewardModel | OpenedModel | str | Path,
+    dataset: EpisodeDataset | str | Path,
     split: str = "",
     batch_size: int = 8,
     cache: str | Path | None = None,
     seed: int = 0,
-    model: Mapping[str, Any] | None = None,
-    version: str = "",
-    console: Console | None = None,
     threshold: float | int | None = None,
     confusion: int = CONFUSION,
     quality_order: Sequence[str] = (),
-    against: RewardModel | None = None,
-    against_model: Mapping[str, Any] | None = None,
+    against: RewardModel | OpenedModel | str | Path | None = None,
+    progress_bar: bool = False,
 ) -> Evaluation:
-    """Judge a model on the episodes of a split, or on all.
+    """Evaluate a reward model on the episodes of a split, or on all episodes of a data set.
 
-    Every episode is read and decoded once; the model is asked four times about it: as it was, in reverse, shuffled, and
-    with a wrong instruction. Some episodes are asked every instruction. Episodes that cannot be used are named in the
-    result.
+    Every episode is read and decoded once. The model is run four times on it: as it was recorded, in reverse, shuffled,
+    and with a wrong instruction. Some episodes are run with every instruction. Episodes that cannot be used are named
+    in the result.
 
     Args:
-        reward: On its device, in evaluation mode.
-        dataset: What to judge it on.
-        split: Name of a split; empty for all. Where none is recorded, ``"train"`` and ``"val"`` are those `EpisodeData`
-            makes by default.
-        batch_size: Episodes at once; neighbours are of similar length.
-        cache: Folder for features of a frozen encoder.
-        seed: Of shuffling, wrong instructions and the bootstrap.
-        model: Shown as it is.
-        version: Of this package.
-        console: Where the progress bar goes; None shows none.
-        threshold: From which score on an episode counts as called a success; None takes ½ where scores are in [0, 1].
-        confusion: Successful episodes of each task that are asked every instruction, of at most `CONFUSION_TASKS`
-            tasks; 0 leaves the matrix of instructions out.
-        quality_order: Qualities from worst to best; empty takes the order of those that are known.
-        against: Another model, to compare with on the same episodes; on its device, in evaluation mode.
-        against_model: Which that is.
+        reward: Reward model, on its device and in evaluation mode; or the folder or repository that holds one, which is
+            opened on a GPU where there is one.
+        dataset: Data set, or the folder that holds it.
+        split: Name of a split; empty for all episodes. Where none is recorded, ``"train"`` and ``"val"`` are those
+            that `EpisodeData` makes by default.
+        batch_size: Number of episodes in a forward pass; episodes of similar length share one.
+        cache: Folder of the cached features of a frozen encoder; None caches nothing.
+        seed: Random seed of shuffled playback, wrong instructions and the bootstrap.
+        threshold: Score from which an episode counts as called a success; None takes ½ where scores are in [0, 1].
+        confusion: Number of successful episodes of each task that are run with every instruction, of at most
+            `CONFUSION_TASKS` tasks; 0 leaves the matrix of instructions out.
+        quality_order: Qualities from worst to best; empty takes a known order, or that of numbers.
+        against: Another reward model, given in the same ways, to compare with on the same episodes.
+        progress_bar: Show a progress bar on standard error.
 
     Raises:
-        ValueError: If there is no such split, no episode in it can be used, an argument makes no sense, or the two
+        ValueError: If there is no such split, no episode of it can be used, an argument is out of range, or the two
             models have no episode in common.
+        FileNotFoundError: If there is no such folder.
     """
     if batch_size < 1:
-        raise ValueError(f"expected at least one episode at once, got {batch_size}")
+        raise ValueError(f"expected at least one episode at once, got batch_size {batch_size}")
     if confusion < 0:
-        raise ValueError(f"expected at least 0 episodes of each task to be asked every instruction, got {confusion}")
-    work = _Work(dataset, split, batch_size, cache, seed, confusion, console)
-    first = work.judge(reward)
-    second: list[Judged] = []
-    if against is not None:
-        second = work.judge(against, "judging the other model", {j.episode for j in first.judged}).judged
+        raise ValueError(
+            f"expected at least 0 episodes of each task for the instruction matrix, got confusion {confusion}"
+        )
+    settings = EvaluationSettings(threshold=threshold, quality_order=quality_order, confusion=confusion, seed=seed)
+    opened = dataset if isinstance(dataset, EpisodeDataset) else open_dataset(dataset)
+    walk = _Walk(
+        dataset=joined(opened),
+        batch_size=batch_size,
+        cache=None if cache is None else FeatureCache(cache),
+        settings=settings,
+        progress_bar=progress_bar,
+    )
+    model = _opened(reward)
+    first = walk.predict(model.reward, "evaluating", split=split)
+    second: list[EpisodePredictions] = []
+    other = None if against is None else _opened(against)
+    if other is not None:
+        second = walk.predict(other.reward, "evaluating the other model", {e.episode for e in first.episodes}).episodes
         if not second:
-            raise ValueError("the other model can judge none of the episodes that this one can: nothing to compare")
+            raise ValueError("the other model can read none of the episodes that this one can: nothing to compare")
+    bad = [{"episode": e.index, "status": e.status, "reason": e.reason} for _, e in sorted(first.bad.items())]
     return evaluate(
-        first.judged,
+        first.episodes,
         first.conventions,
-        model=model,
-        data=dataset.name,
-        split=split,
-        version=version,
-        bad=[{"episode": e.index, "status": e.status, "reason": e.reason} for _, e in sorted(first.bad.items())],
-        seed=seed,
-        threshold=threshold,
-        quality_order=quality_order,
+        settings,
+        Provenance(model=model.identity, data=opened.name, split=split, bad=bad),
         instructions=first.matrix.instructions,
         against=second,
-        against_model=against_model,
+        against_model=None if other is None else other.identity,
     )
 
 
+def _opened(model: RewardModel | OpenedModel | str | Path) -> OpenedModel:
+    if isinstance(model, OpenedModel):
+        return model
+    if isinstance(model, RewardModel):
+        return OpenedModel(reward=model, identity={"class_path": public_path(type(model))})
+    reward, identity = open_component(model, RewardModel, "a reward model")
+    return OpenedModel(reward=reward, identity=identity)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Found:
-    judged: list[Judged]
+class _Predicted:
+    episodes: list[EpisodePredictions]
     conventions: dict[str, str]
     bad: dict[int, BadEpisodeError]
     matrix: InstructionMatrix
 
 
-class _Work:
-    """What is judged and how, the same for every model."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Survey:
+    """What is known of a data set's episodes before a model is run on them."""
 
-    def __init__(
-        self,
-        dataset: EpisodeDataset,
-        split: str,
-        batch_size: int,
-        cache: str | Path | None,
-        seed: int,
-        confusion: int,
-        console: Console | None,
-    ) -> None:
-        self.dataset, self.split, self.batch_size, self.seed = dataset, split, batch_size, seed
-        self.cache, self.confusion, self.console = cache, confusion, console
+    places: list[tuple[int, int]]
+    """Place and number of the episodes that can be used."""
+    sets: list[list[SplitInfo]]
+    """Split information of these episodes, by data set."""
+    others: OtherTasks
+    same_task: dict[int, int]
+    """Task → first task with the same instruction."""
 
-    def judge(self, reward: RewardModel, what: str = "judging", only: Collection[int] | None = None) -> _Found:
-        """Ask a model about the episodes of the split that it can read, or about those of them with given numbers."""
-        dataset = joined(self.dataset)
-        reader = model_reader(reward, dataset, None if self.cache is None else FeatureCache(self.cache))
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Walk:
+    """A walk over a data set, the same for every model."""
+
+    dataset: JoinedDatasets
+    batch_size: int
+    cache: FeatureCache | None
+    settings: EvaluationSettings
+    progress_bar: bool
+
+    def predict(
+        self, reward: RewardModel, title: str, only: Collection[int] | None = None, split: str = ""
+    ) -> _Predicted:
+        """Run a model on the episodes of a split that it can read, or on those of them with the given numbers."""
+        reader = model_reader(reward, self.dataset, self.cache)
         bad: dict[int, BadEpisodeError] = {}
-        usable, sets, others, same = _survey(reader, dataset, bad, self.seed)
+        survey = self.survey(reader, bad)
         if only is None:
-            places = [usable[i][0] for i in in_split_each(sets, self.split, dataset.name)]
+            places = [survey.places[i][0] for i in in_split_each(survey.sets, split, self.dataset.name)]
         else:
-            places = [place for place, index in usable if index in only]
-        matrix = _choose_matrix(reader, places, others, same, self.confusion, self.seed)
-        judged: list[Judged] = []
+            places = [place for place, index in survey.places if index in only]
+        matrix = self.choose_matrix(reader, places, survey)
+        episodes: list[EpisodePredictions] = []
         conventions: dict[str, str] = {}
-        with Progress(console=self.console, disable=self.console is None, transient=True) as progress:
-            bar = progress.add_task(what, total=len(places))
+        with Progress(console=Console(stderr=True), disable=not self.progress_bar, transient=True) as progress:
+            bar = progress.add_task(title, total=len(places))
             for group in _groups(sorted(places, key=lambda p: (reader(p).steps, p)), self.batch_size):
-                batch, episodes = read_usable(reader, reward, group, bad)
+                batch, read = read_usable(reader, reward, group, bad)
                 if batch is not None:
-                    qualities = [e.quality for e in episodes]
-                    found = judge(reward, batch, others, qualities, self.seed, matrix)
-                    judged += [replace(j, task=same[j.task], under=_merged(j, same)) for j in found]
-                    conventions = conventions or describe_figures(ask(reward, batch[:1]))
+                    qualities = [e.quality for e in read]
+                    found = predict_episodes(reward, batch, survey.others, qualities, self.settings.seed, matrix)
+                    episodes += [_with_same_tasks(e, survey.same_task) for e in found]
+                    conventions = conventions or describe_conventions(run_model(reward, batch[:1]))
                 progress.advance(bar, len(group))
         if matrix.instructions:
-            asked = (
-                f"{len(matrix.episodes)} episodes, up to {self.confusion} of each of {len(matrix.instructions)} tasks"
+            conventions["instruction matrix of"] = (
+                f"{len(matrix.episodes)} episodes, up to {self.settings.confusion} of each of "
+                f"{len(matrix.instructions)} tasks"
             )
-            conventions["instruction matrix of"] = asked
-        judged = with_constant(sorted(judged, key=lambda j: j.episode))
-        return _Found(judged=judged, conventions=conventions, bad=bad, matrix=matrix)
+        episodes = with_constant(sorted(episodes, key=lambda e: e.episode))
+        return _Predicted(episodes=episodes, conventions=conventions, bad=bad, matrix=matrix)
+
+    def survey(self, reader: EpisodeReader, bad: dict[int, BadEpisodeError]) -> _Survey:
+        """List the episodes that can be used, with their splits and tasks; the others are put into ``bad``."""
+        places: list[tuple[int, int]] = []
+        sets: list[list[SplitInfo]] = [[] for _ in self.dataset.datasets]
+        instructions: dict[int, str] = {}
+        for place, episode in reader.usable(bad):
+            instructions.setdefault(episode.task, episode.instruction)
+            which, info = self.dataset.split_info(place, episode)
+            sets[which].append(info)
+            places.append((place, episode.index))
+        # data sets joined into one number their tasks apart, though they may hold the same one
+        by_text: dict[str, int] = {}
+        same = {task: by_text.setdefault(text, task) if text else task for task, text in instructions.items()}
+        others = OtherTasks(instructions=instructions, seed=self.settings.seed)
+        return _Survey(places=places, sets=sets, others=others, same_task=same)
+
+    def choose_matrix(self, reader: EpisodeReader, places: Sequence[int], survey: _Survey) -> InstructionMatrix:
+        """Choose the tasks with most episodes and, of each, random successes (any episodes where none is labelled)."""
+        if self.settings.confusion == 0 or len(set(survey.same_task.values())) < 2:
+            return InstructionMatrix()
+        episodes = [reader(place) for place in places]
+        unlabelled = all(e.success is None for e in episodes)
+        candidates: dict[int, list[int]] = {task: [] for task in dict.fromkeys(survey.same_task.values())}
+        counts = dict.fromkeys(candidates, 0)
+        for episode in episodes:
+            task = survey.same_task[episode.task]
+            counts[task] += 1
+            if unlabelled or (episode.success is not None and episode.success >= 0.5):
+                candidates[task].append(episode.index)
+        tasks = sorted(sorted(candidates, key=lambda t: -counts[t])[:CONFUSION_TASKS])
+        chosen: set[int] = set()
+        for number, task in enumerate(tasks):
+            generator = np.random.default_rng([self.settings.seed, 3, number])
+            chosen |= {int(e) for e in generator.permutation(sorted(candidates[task]))[: self.settings.confusion]}
+        return InstructionMatrix(
+            instructions={task: survey.others.instructions[task] for task in tasks}, episodes=frozenset(chosen)
+        )
 
 
-def _merged(judged: Judged, same: Mapping[int, int]) -> dict[int, float]:
-    return {same[task]: score for task, score in judged.under.items()}
-
-
-def _survey(
-    reader: EpisodeReader, dataset: JoinedDatasets, bad: dict[int, BadEpisodeError], seed: int
-) -> tuple[list[tuple[int, int]], list[list[Kin]], OtherTasks, dict[int, int]]:
-    """Survey the episodes.
-
-    Place and number of those that can be used, what they share in each data set, the instructions of all tasks, and
-    tasks that are the same in words.
-    """
-    usable: list[tuple[int, int]] = []
-    sets: list[list[Kin]] = [[] for _ in dataset.datasets]
-    instructions: dict[int, str] = {}
-    for place, episode in reader.usable(bad):
-        instructions.setdefault(episode.task, episode.instruction)
-        which, kin = dataset.kin(place, episode)
-        sets[which].append(kin)
-        usable.append((place, episode.index))
-    # data sets joined into one number their tasks apart, though they may hold the same one
-    by_text: dict[str, int] = {}
-    same = {task: by_text.setdefault(text, task) if text else task for task, text in instructions.items()}
-    return usable, sets, OtherTasks(instructions=instructions, seed=seed), same
-
-
-def _choose_matrix(
-    reader: EpisodeReader,
-    places: Sequence[int],
-    others: OtherTasks,
-    same: Mapping[int, int],
-    confusion: int,
-    seed: int,
-) -> InstructionMatrix:
-    """Tasks with most episodes and, of each, episodes drawn from its successes (from all where none is labelled)."""
-    if confusion == 0 or len(set(same.values())) < 2:
-        return InstructionMatrix()
-    episodes = [reader(place) for place in places]
-    unlabelled = all(e.success is None for e in episodes)
-    held: dict[int, list[int]] = {task: [] for task in dict.fromkeys(same.values())}
-    counts = dict.fromkeys(held, 0)
-    for episode in episodes:
-        counts[same[episode.task]] += 1
-        if unlabelled or (episode.success is not None and episode.success >= 0.5):
-            held[same[episode.task]].append(episode.index)
-    tasks = sorted(sorted(held, key=lambda t: -counts[t])[:CONFUSION_TASKS])
-    chosen: set[int] = set()
-    for number, task in enumerate(tasks):
-        generator = np.random.default_rng([seed, 3, number])
-        chosen |= {int(e) for e in generator.permutation(sorted(held[task]))[:confusion]}
-    return InstructionMatrix(
-        instructions={task: others.instructions[task] for task in tasks}, episodes=frozenset(chosen)
-    )
+def _with_same_tasks(episode: EpisodePredictions, same: Mapping[int, int]) -> EpisodePredictions:
+    under = {same[task]: score for task, score in episode.under_instruction.items()}
+    return replace(episode, task=same[episode.task], under_instruction=under)
 
 
 def _groups(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:

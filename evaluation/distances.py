@@ -1,9 +1,9 @@
 """Distances between reward functions that do not care about scale or potential shaping.
 
-Two rewards that differ by a positive factor and a potential rank all policies alike. Both distances here take that
-freedom out first (a canonical form), then compare what is left by the Pearson distance √((1 − ρ)/2): 0 for equivalent
-rewards, √½ for unrelated ones, 1 for opposite ones. They work on tables; a learned reward becomes one by scoring every
-transition between a sample of states. Episodes are taken to go on for ever, as in the papers.
+Two rewards that differ by a positive factor and a potential rank all policies alike. Both distances first remove this
+freedom (canonical form). They then compare the rest by the Pearson distance √((1 − ρ)/2): 0 for equivalent rewards, √½
+for unrelated ones, 1 for opposite ones. They work on tables; score every transition between sampled states to make one
+of a learned reward. Episodes are assumed not to end, as in the papers.
 """
 
 import math
@@ -18,19 +18,20 @@ _Table = Float[Tensor, "S A Next"]
 def epic_canonical(
     reward: _Table, gamma: float | int, state_weight: Float[Tensor, " W"], action_weight: Float[Tensor, " C"]
 ) -> _Table:
-    """R + γ E[R(s′,A,S′)] − E[R(s,A,S′)] − γ E[R(S,A,S′)] (Gleave et al. 2021, arXiv:2006.13900, definition 4.1).
+    """Compute R + γ E[R(s′,A,S′)] − E[R(s,A,S′)] − γ E[R(S,A,S′)].
 
-    S and S′ are drawn independently from ``state_weight`` and A from ``action_weight``, so the reward is read on
-    transitions that may never happen; `dard_canonical` avoids that.
+    See Gleave et al. (2021, arXiv:2006.13900), definition 4.1. S and S′ are drawn independently from ``state_weight``
+    and A from ``action_weight``, so the reward is evaluated on transitions that may never happen; `dard_canonical`
+    avoids that.
 
     Args:
-        reward: (S, A, S′).
-        gamma: Discount, in [0, 1].
-        state_weight: How likely each state is drawn, summing to 1.
-        action_weight: How likely each action is drawn, summing to 1.
+        reward: Rewards (S, A, S′).
+        gamma: Discount factor per step, in [0, 1].
+        state_weight: Probability of each state; sums to 1.
+        action_weight: Probability of each action; sums to 1.
 
     Returns:
-        (S, A, S′) in float64.
+        Canonical rewards (S, A, S′) in float64.
 
     Raises:
         ValueError: If shapes disagree, a number is not finite, or weights are no distribution.
@@ -43,18 +44,19 @@ def epic_canonical(
 def dard_canonical(
     reward: _Table, gamma: float | int, transition: _Table, action_weight: Float[Tensor, " C"]
 ) -> _Table:
-    """R + E[γ R(s′,A,S″) − R(s,A,S′) − γ R(S′,A,S″)] (Wulfe et al. 2022, arXiv:2201.10081, definition 2).
+    """Compute R + E[γ R(s′,A,S″) − R(s,A,S′) − γ R(S′,A,S″)].
 
-    S′ follows s and S″ follows s′ under ``transition``, so what is read stays close to transitions that can happen.
+    See Wulfe et al. (2022, arXiv:2201.10081), definition 2. S′ follows s and S″ follows s′ under ``transition``, so the
+    reward is evaluated close to transitions that can happen.
 
     Args:
-        reward: (S, A, S′).
-        gamma: Discount, in [0, 1].
-        transition: (S, A, S′), probability of s′ after a in s.
-        action_weight: How likely each action is drawn, summing to 1.
+        reward: Rewards (S, A, S′).
+        gamma: Discount factor per step, in [0, 1].
+        transition: Probability (S, A, S′) of s′ after a in s.
+        action_weight: Probability of each action; sums to 1.
 
     Returns:
-        (S, A, S′) in float64.
+        Canonical rewards (S, A, S′) in float64.
 
     Raises:
         ValueError: If shapes disagree, a number is not finite, or weights are no distribution.
@@ -73,7 +75,15 @@ def dard_canonical(
 
 
 def pearson_distance(x: Tensor, y: Tensor, weight: Tensor | None = None) -> float:
-    """√((1 − ρ)/2) of two arrays of one shape, ρ their weighted Pearson correlation; NaN where one is constant.
+    """Compute √((1 − ρ)/2) of two arrays, with ρ their weighted Pearson correlation.
+
+    Args:
+        x: Numbers.
+        y: Numbers of the same shape.
+        weight: Weight of each entry, at least 0; None weighs all alike.
+
+    Returns:
+        A number in [0, 1]; NaN where one array is constant.
 
     Raises:
         ValueError: If shapes disagree, or the weights are negative or all 0.
@@ -101,9 +111,22 @@ def epic_distance(
     state_weight: Float[Tensor, " W"],
     action_weight: Float[Tensor, " C"],
 ) -> float:
-    """Equivalent-Policy Invariant Comparison of two rewards, in [0, 1]; see `epic_canonical`.
+    """Compute the Equivalent-Policy Invariant Comparison (EPIC) distance of two rewards; see `epic_canonical`.
 
-    Transitions are weighted by how likely s, a and s′ are drawn independently. NaN where a reward is equivalent to 0.
+    Transitions are weighted by the probability of drawing s, a and s′ independently.
+
+    Args:
+        first: Rewards (S, A, S′).
+        second: Other rewards (S, A, S′).
+        gamma: Discount factor per step, in [0, 1].
+        state_weight: Probability of each state; sums to 1.
+        action_weight: Probability of each action; sums to 1.
+
+    Returns:
+        A number in [0, 1]; NaN where a reward is equivalent to 0.
+
+    Raises:
+        ValueError: If shapes disagree, a number is not finite, or weights are no distribution.
     """
     weight = torch.einsum("s,a,t->sat", state_weight.double(), action_weight.double(), state_weight.double())
     forms = [epic_canonical(reward, gamma, state_weight, action_weight) for reward in (first, second)]
@@ -118,10 +141,23 @@ def dard_distance(
     action_weight: Float[Tensor, " C"],
     state_weight: Float[Tensor, " W"] | None = None,
 ) -> float:
-    """Dynamics-Aware Reward Distance of two rewards, in [0, 1]; see `dard_canonical`.
+    """Compute the Dynamics-Aware Reward Distance (DARD) of two rewards; see `dard_canonical`.
 
-    Transitions are weighted by how likely they happen from states drawn by ``state_weight`` (uniform when None). NaN
-    where a reward is equivalent to 0.
+    Transitions are weighted by the probability that they happen.
+
+    Args:
+        first: Rewards (S, A, S′).
+        second: Other rewards (S, A, S′).
+        gamma: Discount factor per step, in [0, 1].
+        transition: Probability (S, A, S′) of s′ after a in s.
+        action_weight: Probability of each action; sums to 1.
+        state_weight: Probability of each state that a transition leaves; None weighs all states alike.
+
+    Returns:
+        A number in [0, 1]; NaN where a reward is equivalent to 0.
+
+    Raises:
+        ValueError: If shapes disagree, a number is not finite, or weights are no distribution.
     """
     states = torch.full((len(first),), 1.0 / len(first)) if state_weight is None else state_weight
     weight = torch.einsum("s,a,sat->sat", states.double(), action_weight.double(), transition.double())

@@ -1,129 +1,170 @@
-"""Says in words why a figure is undefined, and what a reader would otherwise take for a fault."""
+"""Notes of an evaluation: why a metric is undefined, and what a reader could mistake for a fault."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from .metrics import Figures
-from .predictions import MODEL, Basis, Judged
+from .metric import Findings, Metric
+from .predictions import MODEL, EpisodePredictions
 
-
-def notes_of(
-    judged: Sequence[Judged], figures: Mapping[str, Figures], counts: Mapping[str, int], basis: Basis
-) -> tuple[str, ...]:
-    """One line for each undefined figure of the model, and for each that needs a word.
-
-    Args:
-        judged: All episodes.
-        figures: By name of the reading.
-        counts: Episodes by outcome.
-        basis: Rules the figures are computed by.
-    """
-    model = figures[MODEL]
-    notes = [
-        *_discrimination(judged, model, counts),
-        *_threshold(judged, model, counts, basis),
-        *_order(judged, model, basis),
-        *_progress(judged, model, figures),
-        *_instructions(judged, model, counts, basis),
-        *_qualities(judged, model, basis),
-    ]
-    if counts["partial"]:
-        notes.append(f"{counts['partial']} partial successes: success AUROC counts ½ and more as success")
-    notes.append("the clock is t / T with no model at all: its value order is 1 by construction")
-    return tuple(notes)
+_SHORT = 8  # an episode with at most so many values has a noisy order
 
 
-def _discrimination(judged: Sequence[Judged], model: Figures, counts: Mapping[str, int]) -> list[str]:
-    notes: list[str] = []
+def notes_of(findings: Findings, metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Write one line for each metric that needs one, then those about the data as a whole."""
+    lines = [metric.note(metric, findings) for metric in metrics if metric.note is not None]
+    lines += [_short_episodes(findings), _unranked_qualities(findings)]
+    if findings.counts["partial"]:
+        lines.append(f"{findings.counts['partial']} partial successes: success AUROC counts ½ and more as success")
+    lines.append("the clock is t / T with no model at all: its value order is 1 by construction")
+    return tuple(line for line in lines if line)
+
+
+# --- notes of single metrics ----------------------------------------------------------------------------------------
+
+
+def order_on_successes(metric: Metric, findings: Findings) -> str:
+    """Say why successes have no order, or how many of them have none."""
+    return _order(metric, findings, "value order", findings.context.rising(findings.episodes), "success")
+
+
+def order_on_failures(metric: Metric, findings: Findings) -> str:
+    """Say why failures have no order, or how many of them have none."""
+    return _order(metric, findings, "value order on failures", findings.context.failed(findings.episodes), "failure")
+
+
+def _order(metric: Metric, findings: Findings, name: str, episodes: Sequence[EpisodePredictions], outcome: str) -> str:
+    value = findings.model[metric.key]
+    if math.isnan(value.value):
+        why = "the model's values never change in them" if episodes else f"no {outcome} labelled"
+        return f"{why}: {name} undefined (n={len(episodes)})"
+    if value.n_undefined:
+        return f"{name}: {value.n_undefined} of {value.n + value.n_undefined} episodes have no order"
+    return ""
+
+
+def success_auroc(metric: Metric, findings: Findings) -> str:
+    """Say which outcome is missing."""
+    if not math.isnan(findings.model[metric.key].value):
+        return ""
+    counts = findings.counts
     labelled = counts["episodes"] - counts["unknown"]
-    if math.isnan(model.success_auroc.value):
-        lacking = "successes" if not any(j.success >= 0.5 for j in judged) else "failures"
-        why = f"no {lacking} labelled" if labelled else "no outcome labelled"
-        if labelled and any(j.success >= 0.5 for j in judged) and any(j.success < 0.5 for j in judged):
-            why = "the model scores no success, or no failure"
-        notes.append(f"{why}: success AUROC undefined (n={labelled or counts['episodes']})")
-        notes.append(f"{why}: success AUPRC, pairs and their ties undefined as well")
-    elif math.isnan(model.pairwise_accuracy.value):
-        notes.append("no task has episodes of different outcome: pairwise accuracy undefined")
-    if math.isnan(model.calibration_error.value):
-        notes.append("no labelled outcome beside a probability: calibration undefined")
-    return notes
+    return f"{_missing_outcome(findings)}: success AUROC undefined (n={labelled or counts['episodes']})"
 
 
-def _threshold(judged: Sequence[Judged], model: Figures, counts: Mapping[str, int], basis: Basis) -> list[str]:
-    if math.isnan(basis.threshold):
-        return ["scores are no probabilities: give --threshold for the shares of failures and successes called one"]
-    notes: list[str] = []
-    for figure, what, kind in (
-        (model.false_positive_rate, "false positives", "failure"),
-        (model.true_positive_rate, "true positives", "success"),
-    ):
-        if math.isnan(figure.value):
-            why = f"no {kind} labelled" if not figure.n_undefined else f"no labelled {kind} has a score"
-            notes.append(f"{why}: {what} undefined")
-    return notes
+def success_auprc(metric: Metric, findings: Findings) -> str:
+    """Say which outcome is missing."""
+    if not math.isnan(findings.model[metric.key].value):
+        return ""
+    return f"{_missing_outcome(findings)}: success AUPRC undefined as well"
 
 
-def _order(judged: Sequence[Judged], model: Figures, basis: Basis) -> list[str]:
-    notes: list[str] = []
-    kinds = (
-        ("value order", model.value_order_correlation, basis.rising(judged), "success"),
-        ("value order on failures", model.value_order_failures, basis.failed(judged), "failure"),
-    )
-    for what, figure, rows, kind in kinds:
-        if math.isnan(figure.value):
-            why = "the model's values never change in them" if rows else f"no {kind} labelled"
-            notes.append(f"{why}: {what} undefined (n={len(rows)})")
-        elif figure.n_undefined:
-            notes.append(f"{what}: {figure.n_undefined} of {figure.n + figure.n_undefined} episodes have no order")
-    lengths = sorted(len(j.readings[MODEL].values) for j in basis.rising(judged))
-    if lengths and lengths[len(lengths) // 2] <= 8:
-        typical = lengths[len(lengths) // 2]
-        spread = 1 / math.sqrt(max(1, typical - 1))
-        notes.append(
-            f"half of the episodes have {typical} values or fewer: by chance the order of one varies by ±{spread:.2f}"
-        )
-    return notes
+def pairwise_accuracy(metric: Metric, findings: Findings) -> str:
+    """Say why there is no pair; without a pair there is no tie either."""
+    if not math.isnan(findings.model[metric.key].value):
+        return ""
+    scored = [e.success for e in findings.episodes if not math.isnan(e.predictions[MODEL].total)]
+    both = any(s >= 0.5 for s in scored) and any(s < 0.5 for s in scored)
+    why = "no task has episodes of different outcome" if both else _missing_outcome(findings)
+    return f"{why}: pairwise accuracy and ties in pairs undefined"
 
 
-def _progress(judged: Sequence[Judged], model: Figures, figures: Mapping[str, Figures]) -> list[str]:
-    if math.isnan(model.progress_error.value):
-        gives = any(not math.isnan(j.readings[MODEL].final) for j in judged)
-        return [f"{'no progress is known' if gives else 'the model gives no progress'}: progress error undefined"]
-    clock = figures["clock"].progress_error.value
-    if clock < 1e-6:
-        return ["no progress is recorded, t / T of successes stands in: the clock has no progress error"]
-    return []
+def _missing_outcome(findings: Findings) -> str:
+    success = [e.success for e in findings.episodes]
+    successes, failures = any(s >= 0.5 for s in success), any(s < 0.5 for s in success)
+    if successes and failures:
+        return "the model scores no success, or no failure"
+    if not successes and not failures:
+        return "no outcome labelled"
+    return f"no {'failures' if successes else 'successes'} labelled"
 
 
-def _instructions(judged: Sequence[Judged], model: Figures, counts: Mapping[str, int], basis: Basis) -> list[str]:
-    tried = any("wrong_instruction" in j.readings for j in judged)
-    if not tried:
-        return ["one task only: there is no wrong instruction to try"]
-    notes: list[str] = []
-    if math.isnan(model.instruction_accuracy.value):
-        why = "no success labelled" if not basis.rising(judged) else "no success has a value under both instructions"
-        notes.append(f"{why}: right against wrong instruction undefined")
-    if math.isnan(model.instruction_margin.value):
-        asked = any(j.under for j in judged)
-        why = (
-            "no video has a score under its own and another instruction"
-            if asked
-            else "no episode was asked all of them"
-        )
-        notes.append(f"{why}: instruction margin undefined (see --confusion)")
-    return notes
+def calibration_error(metric: Metric, findings: Findings) -> str:
+    """Say that there is nothing to calibrate against."""
+    if not math.isnan(findings.model[metric.key].value):
+        return ""
+    return "no episode has both a labelled outcome and a probability: calibration undefined"
 
 
-def _qualities(judged: Sequence[Judged], model: Figures, basis: Basis) -> list[str]:
-    names = sorted({j.quality for j in judged if j.quality})
-    unplaced = [name for name in names if name not in basis.levels]
-    notes: list[str] = []
-    if unplaced:
-        notes.append(f"qualities without a place in the order ({', '.join(unplaced)}) are not ranked: --quality-order")
-    if math.isnan(model.quality_ranking.value):
-        why = "no quality is recorded"
-        if names:
-            why = "no task has episodes of two qualities, or the model scores them all alike"
-        notes.append(f"{why}: quality ranking undefined")
-    return notes
+def false_positive_rate(metric: Metric, findings: Findings) -> str:
+    """Say that there is no threshold, or no failure to apply it to."""
+    if math.isnan(findings.context.threshold):
+        return "scores are no probabilities: give --threshold for the shares of failures and successes called one"
+    return _rate(metric, findings, "failure")
+
+
+def true_positive_rate(metric: Metric, findings: Findings) -> str:
+    """Say that there is no success to apply the threshold to."""
+    return "" if math.isnan(findings.context.threshold) else _rate(metric, findings, "success")
+
+
+def _rate(metric: Metric, findings: Findings, outcome: str) -> str:
+    value = findings.model[metric.key]
+    if not math.isnan(value.value):
+        return ""
+    why = f"no labelled {outcome} has a score" if value.n_undefined else f"no {outcome} labelled"
+    return f"{why}: {metric.title.text} undefined"
+
+
+def progress_error(metric: Metric, findings: Findings) -> str:
+    """Say whether the model or the labels lack progress, or that t / T stands in for labels, as the clock predicts."""
+    if math.isnan(findings.model[metric.key].value):
+        predicted = any(not math.isnan(e.predictions[MODEL].final) for e in findings.episodes)
+        return f"{'no progress is known' if predicted else 'the model gives no progress'}: progress error undefined"
+    if findings.metrics["clock"][metric.key].value < 1e-6:
+        return "no progress is recorded, t / T of successes stands in: the clock has no progress error"
+    return ""
+
+
+def instruction_accuracy(metric: Metric, findings: Findings) -> str:
+    """Say that there is no other instruction, or no episode to try it on."""
+    if not _has_wrong_instructions(findings):
+        return "one task only: there is no wrong instruction to try"
+    if not math.isnan(findings.model[metric.key].value):
+        return ""
+    rising = findings.context.rising(findings.episodes)
+    why = "no success has a value under both instructions" if rising else "no success labelled"
+    return f"{why}: right against wrong instruction undefined"
+
+
+def instruction_margin(metric: Metric, findings: Findings) -> str:
+    """Say that no episode was scored under every instruction."""
+    if not _has_wrong_instructions(findings) or not math.isnan(findings.model[metric.key].value):
+        return ""
+    why = "no episode was run with all of them"
+    if any(e.under_instruction for e in findings.episodes):
+        why = "no video has a score under its own and another instruction"
+    return f"{why}: instruction margin undefined (see --confusion)"
+
+
+def _has_wrong_instructions(findings: Findings) -> bool:
+    return any("wrong_instruction" in e.predictions for e in findings.episodes)
+
+
+def quality_ranking(metric: Metric, findings: Findings) -> str:
+    """Say that there is no quality to compare."""
+    if not math.isnan(findings.model[metric.key].value):
+        return ""
+    why = "no quality is recorded"
+    if any(e.quality for e in findings.episodes):
+        why = "no task has episodes of two qualities, or the model scores them all alike"
+    return f"{why}: quality ranking undefined"
+
+
+# --- notes about the data -------------------------------------------------------------------------------------------
+
+
+def _short_episodes(findings: Findings) -> str:
+    lengths = sorted(len(e.predictions[MODEL].values) for e in findings.context.rising(findings.episodes))
+    if not lengths or lengths[len(lengths) // 2] > _SHORT:
+        return ""
+    typical = lengths[len(lengths) // 2]
+    spread = 1 / math.sqrt(max(1, typical - 1))
+    return f"half of the episodes have {typical} values or fewer: by chance the order of one varies by ±{spread:.2f}"
+
+
+def _unranked_qualities(findings: Findings) -> str:
+    names = sorted({e.quality for e in findings.episodes if e.quality})
+    unplaced = [name for name in names if name not in findings.context.levels]
+    if not unplaced:
+        return ""
+    return f"qualities without a place in the order ({', '.join(unplaced)}) are not ranked: --quality-order"

@@ -1,4 +1,4 @@
-"""What a model and its controls say of one episode, and which episodes a figure is computed over."""
+"""Predictions of a reward model and its controls on an episode, and the facts about all episodes that metrics need."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from ..core.metrics import value_order_correlation
 
 MODEL = "model"
 CONTROLS = ("clock", "constant", "reversed", "shuffled", "wrong_instruction")
-"""clock: t / T. constant: one number, the share of successes. The others are the same model on an altered episode."""
+"""clock: t / T. constant: the share of successes, everywhere. The others: the model itself on an altered episode."""
 BLIND = ("clock", "constant")
-"""Controls that look at nothing, instructions included."""
+"""Controls that use neither observations nor instructions."""
 _NONE = np.zeros(0)
-_LEVELS = (
+_KNOWN_ORDERS = (
     ("random", "aborted", "noisy", "expert"),
     ("failure", "suboptimal", "successful"),
     ("worse", "okay", "better"),
@@ -24,100 +24,119 @@ _LEVELS = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Reading:
-    """What a model or a control says of one episode, in the order it was played."""
+class Prediction:
+    """What a model or a control predicts for one episode."""
 
     values: Float[np.ndarray, " K"]
-    """At each evaluated observation: progress, or what stands in for it."""
+    """Value at each evaluated observation, in order of time: progress, or what stands in for it."""
     score: float
-    """Of success: its probability at the last observation, else final progress, else total."""
+    """Score of success: its probability at the last observation, else final progress, else the summed reward."""
     total: float
-    """Summed reward over valid steps; what preferences and group baselines use."""
+    """Reward summed over valid steps, which preferences and group baselines use."""
     final: float = math.nan
     """Progress at the last observation; NaN for a model without progress."""
     probability: Float[np.ndarray, " P"] = field(default_factory=lambda: _NONE)
-    """Success probability where the data label single observations."""
+    """Success probability at each observation with a known success label."""
     label: Float[np.ndarray, " P"] = field(default_factory=lambda: _NONE)
+    """Success label of these observations, in [0, 1]."""
     progress: Float[np.ndarray, " Q"] = field(default_factory=lambda: _NONE)
-    """Progress where its label is known."""
+    """Progress at each observation with a known progress label."""
     target: Float[np.ndarray, " Q"] = field(default_factory=lambda: _NONE)
+    """Progress label of these observations, in [0, 1]."""
 
     @property
-    def end(self) -> float:
-        """How far it came: final progress, else the score."""
+    def final_score(self) -> float:
+        """Final progress; the score for a model without progress."""
         return self.score if math.isnan(self.final) else self.final
 
     @cached_property
     def order(self) -> float:
-        """Spearman correlation of the values with time; NaN where they never change."""
+        """Spearman correlation of the values with time, in [−1, 1]; NaN where they never change."""
         if len(self.values) < 2:
             return math.nan
         return float(value_order_correlation(self.values[None], np.ones((1, len(self.values) - 1), bool))[0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Judged:
-    """One episode with every reading of it."""
+class EpisodePredictions:
+    """One episode with the predictions of the model and of each control."""
 
     episode: int
+    """Number of the episode, unique in its data set."""
     task: int
+    """Number of the task."""
     instruction: str
     success: float
-    """In [0, 1]; NaN where nobody said."""
-    readings: Mapping[str, Reading]
-    """By name: `MODEL` and the `CONTROLS` that are defined for the episode."""
+    """Outcome in [0, 1]; NaN where it is unknown."""
+    predictions: Mapping[str, Prediction]
+    """Predictions by name: `MODEL`, and the `CONTROLS` that are defined for the episode."""
     quality: str = ""
-    under: Mapping[int, float] = field(default_factory=dict[int, float])
-    """Task → the model's `Reading.end` under that task's instruction, for episodes of the instruction matrix."""
+    """Recorded quality of the episode; empty where there is none."""
+    under_instruction: Mapping[int, float] = field(default_factory=dict[int, float])
+    """Task → `Prediction.final_score` of the model under that task's instruction; empty outside the matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Basis:
-    """What holds for all episodes of an evaluation, so that a figure of some of them is computed by the same rules."""
+class MetricContext:
+    """Facts about all episodes of an evaluation, so that a metric of some of them follows the same rules."""
 
     unlabelled: bool
-    """Nobody labelled any outcome: order and instructions are judged over all episodes."""
+    """No outcome is labelled: order and instructions are evaluated on all episodes."""
     per_observation: bool
-    """Calibration is that of single observations."""
+    """Calibration is that of single observations; otherwise that of whole episodes."""
     threshold: float
-    """From which score on an episode is called a success; NaN where scores are no probabilities and none was given."""
+    """Score from which an episode counts as called a success; NaN where scores are no probabilities and none is set."""
     levels: Mapping[str, float]
-    """Quality → level, higher is better; qualities without a place in an order are not in it."""
+    """Quality → level, higher is better; holds only qualities whose place in an order is known."""
 
-    def rising(self, judged: Sequence[Judged]) -> list[Judged]:
-        """Episodes in which values should rise: successes, or everything where nobody labelled any outcome."""
-        return list(judged) if self.unlabelled else [j for j in judged if j.success >= 0.5]
+    @classmethod
+    def of(
+        cls,
+        episodes: Sequence[EpisodePredictions],
+        threshold: float | int | None = None,
+        quality_order: Sequence[str] = (),
+    ) -> "MetricContext":
+        """Derive the context from all episodes.
 
-    def failed(self, judged: Sequence[Judged]) -> list[Judged]:
-        """Episodes that are known not to have succeeded."""
-        return [j for j in judged if j.success < 0.5]
+        Args:
+            episodes: All episodes of the evaluation.
+            threshold: Score from which an episode counts as called a success; None takes ½ where all scores are in
+                [0, 1].
+            quality_order: Qualities from worst to best; empty takes a known order, or that of numbers.
+
+        Raises:
+            ValueError: If the order names a quality twice, or none that occurs.
+        """
+        scores = [e.predictions[MODEL].score for e in episodes]
+        probable = all(0 <= s <= 1 for s in scores if not math.isnan(s))
+        chosen = threshold if threshold is not None else 0.5 if probable else math.nan
+        return cls(
+            unlabelled=all(math.isnan(e.success) for e in episodes),
+            per_observation=any(len(e.predictions[MODEL].label) for e in episodes),
+            threshold=float(chosen),
+            levels=quality_levels({e.quality for e in episodes if e.quality}, quality_order),
+        )
+
+    def rising(self, episodes: Sequence[EpisodePredictions]) -> list[EpisodePredictions]:
+        """Select the episodes in which values should rise: successes, or all where no outcome is labelled."""
+        return list(episodes) if self.unlabelled else [e for e in episodes if e.success >= 0.5]
+
+    def failed(self, episodes: Sequence[EpisodePredictions]) -> list[EpisodePredictions]:
+        """Select the episodes that are known to have failed."""
+        return [e for e in episodes if e.success < 0.5]
 
 
-def basis_of(judged: Sequence[Judged], threshold: float | int | None = None, order: Sequence[str] = ()) -> Basis:
-    """The rules for a set of episodes.
-
-    Args:
-        judged: All of them.
-        threshold: From which score on an episode is called a success; None takes ½ where all scores are in [0, 1].
-        order: Qualities from worst to best; empty takes a known order, or that of numbers.
-    """
-    scores = [j.readings[MODEL].score for j in judged]
-    probable = all(0 <= s <= 1 for s in scores if not math.isnan(s))
-    chosen = threshold if threshold is not None else 0.5 if probable else math.nan
-    return Basis(
-        unlabelled=all(math.isnan(j.success) for j in judged),
-        per_observation=any(len(j.readings[MODEL].label) for j in judged),
-        threshold=float(chosen),
-        levels=quality_levels({j.quality for j in judged if j.quality}, order),
-    )
+def by_task(episodes: Sequence[EpisodePredictions]) -> dict[int, list[EpisodePredictions]]:
+    """Group episodes by task, tasks in order of their first episode."""
+    return {task: [e for e in episodes if e.task == task] for task in dict.fromkeys(e.task for e in episodes)}
 
 
 def quality_levels(names: set[str], order: Sequence[str] = ()) -> dict[str, float]:
-    """Level of each quality, higher is better.
+    """Return the level of each quality, higher is better.
 
     Args:
         names: Qualities that occur.
-        order: From worst to best; empty takes the known order that holds most of them, or that of numbers.
+        order: Qualities from worst to best; empty takes the known order that holds most of them, or that of numbers.
 
     Raises:
         ValueError: If the order names a quality twice, or none that occurs.
@@ -133,6 +152,6 @@ def quality_levels(names: set[str], order: Sequence[str] = ()) -> dict[str, floa
     try:
         numbers = {name: float(name) for name in names}
     except ValueError:
-        known = max(_LEVELS, key=lambda levels: len(names & set(levels)))
+        known = max(_KNOWN_ORDERS, key=lambda levels: len(names & set(levels)))
         return {name: float(place) for place, name in enumerate(known) if name in names}
     return {name: number for name, number in numbers.items() if math.isfinite(number)}

@@ -1,268 +1,251 @@
-"""Which episodes enter each figure of merit, and how weighted ones give its value."""
+"""Rules of the metrics: which episodes enter each of them, and its value for weights of these episodes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from ..core.metrics import mean_absolute_error, reliability_curve
-from .predictions import BLIND, MODEL, Basis, Judged
+from .metric import Sample, mean_sample
+from .predictions import BLIND, MODEL, EpisodePredictions, MetricContext
 from .weighted import (
     ordered_pairs,
     weighted_auroc,
     weighted_margin,
-    weighted_mean,
+    weighted_mean_absolute,
     weighted_precision,
     weighted_tau_a,
     weighted_tau_b,
 )
 
+Episodes = Sequence[EpisodePredictions]
+
 BINS = 15
-"""Of the calibration error and the reliability curve."""
+"""Number of bins of the calibration error and the reliability curve."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """Episodes that enter a figure, and its value for weights (S, n) of them."""
-
-    rows: Sequence[Judged]
-    compute: Callable[[np.ndarray], np.ndarray]
-    missing: int = 0
-    """Episodes that should have entered and could not."""
-    as_zero: float = math.nan
-    chance: float = math.nan
+# --- order ----------------------------------------------------------------------------------------------------------
 
 
-Rule = Callable[[Sequence[Judged], str, Basis], Sample]
-"""From episodes, the name of a reading and the basis to the episodes that enter a figure."""
+def order_on_successes(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Mean Spearman correlation of values with time, of episodes in which values should rise."""
+    return _order(context.rising(episodes), name)
 
 
-def mean_sample(
-    rows: Sequence[Judged], values: Sequence[float], as_zero: bool = False, chance: float = math.nan
-) -> Sample:
-    """Mean of a number per episode, NaN where it has none."""
-    found = np.array(values, float)
-    known = ~np.isnan(found)
-    kept = found[known]
+def order_on_failures(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Mean Spearman correlation of values with time, of failed episodes."""
+    return _order(context.failed(episodes), name)
+
+
+def _order(episodes: Episodes, name: str) -> Sample:
+    used = [e for e in episodes if name in e.predictions]
+    return mean_sample(used, [e.predictions[name].order for e in used], as_zero=True, chance=0.0)
+
+
+# --- discrimination of outcomes -------------------------------------------------------------------------------------
+
+
+def auroc(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Area under the ROC curve of the score, success from ½ on."""
+    kept, score, success, missing = _scored(episodes, [e.predictions[name].score for e in episodes])
     return Sample(
-        rows=[j for j, k in zip(rows, known, strict=True) if k],
-        compute=lambda weight: weighted_mean(weight, kept),
-        missing=int((~known).sum()),
-        as_zero=float(np.where(known, found, 0.0).mean()) if as_zero and len(found) else math.nan,
-        chance=chance,
+        episodes=kept,
+        compute=lambda weight: weighted_auroc(weight, score, success >= 0.5),
+        missing=missing,
+        chance=0.5,
     )
 
 
-def _order(rows: Sequence[Judged], name: str) -> Sample:
-    used = [j for j in rows if name in j.readings]
-    return mean_sample(used, [j.readings[name].order for j in used], as_zero=True, chance=0.0)
+def average_precision(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Area under the precision-recall curve of the score, success from ½ on."""
+    kept, score, success, missing = _scored(episodes, [e.predictions[name].score for e in episodes])
+    positive = success >= 0.5
+    return Sample(
+        episodes=kept,
+        compute=lambda weight: weighted_precision(weight, score, positive),
+        missing=missing,
+        chance=float(positive.mean()) if positive.any() and not positive.all() else math.nan,
+    )
 
 
-def _rising_order(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    return _order(basis.rising(rows), name)
+def pairwise_accuracy(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Share of the pairs of one task with different outcome that the summed reward orders rightly, ties ½."""
+    return _pairs(episodes, name, ties=False)
 
 
-def _failed_order(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    return _order(basis.failed(rows), name)
+def tie_rate(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Share of the pairs of one task with different outcome whose summed rewards are equal."""
+    return _pairs(episodes, name, ties=True)
+
+
+def false_positive_rate(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Share of the failures whose score reaches the threshold."""
+    return _above_threshold(context.failed(episodes), name, context)
+
+
+def true_positive_rate(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Share of the successes whose score reaches the threshold."""
+    return _above_threshold([e for e in episodes if e.success >= 0.5], name, context)
 
 
 def _scored(
-    rows: Sequence[Judged], scores: Sequence[float]
-) -> tuple[list[Judged], Float[np.ndarray, " n"], Float[np.ndarray, " n"], int]:
-    """Episodes with score and outcome, both, and how many lack one."""
-    score, success = np.array(scores, float), np.array([j.success for j in rows], float)
+    episodes: Episodes, scores: Sequence[float]
+) -> tuple[list[EpisodePredictions], Float[np.ndarray, " n"], Float[np.ndarray, " n"], int]:
+    """Return the episodes with score and outcome, both of these, and how many episodes lack one."""
+    score, success = np.array(scores, float), np.array([e.success for e in episodes], float)
     known = ~(np.isnan(score) | np.isnan(success))
-    kept = [j for j, k in zip(rows, known, strict=True) if k]
+    kept = [e for e, k in zip(episodes, known, strict=True) if k]
     return kept, score[known], success[known], int((~known).sum())
 
 
-def _auroc(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    kept, score, success, missing = _scored(rows, [j.readings[name].score for j in rows])
-    compute = _computing(lambda weight: weighted_auroc(weight, score, success >= 0.5))
-    return Sample(rows=kept, compute=compute, missing=missing, chance=0.5)
-
-
-def _auprc(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    kept, score, success, missing = _scored(rows, [j.readings[name].score for j in rows])
-    share = float((success >= 0.5).mean()) if 0 < (success >= 0.5).sum() < len(success) else math.nan
-    compute = _computing(lambda weight: weighted_precision(weight, score, success >= 0.5))
-    return Sample(rows=kept, compute=compute, missing=missing, chance=share)
-
-
-def _computing(compute: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """Undefined on no episode, rather than a question to sorted emptiness."""
-    return lambda weight: compute(weight) if weight.shape[1] else np.full(len(weight), math.nan)
-
-
-def _pairs(rows: Sequence[Judged], name: str, ties: bool) -> Sample:
-    kept, total, success, missing = _scored(rows, [j.readings[name].total for j in rows])
-    task = np.unique([j.task for j in kept], return_inverse=True)[1].astype(np.int64)
+def _pairs(episodes: Episodes, name: str, ties: bool) -> Sample:
+    kept, total, success, missing = _scored(episodes, [e.predictions[name].total for e in episodes])
+    task = np.unique([e.task for e in kept], return_inverse=True)[1].astype(np.int64)
 
     def compute(weight: np.ndarray) -> np.ndarray:
         wins, tied, pairs = ordered_pairs(weight, total, success, task)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(pairs > 0, (tied if ties else wins) / pairs, math.nan)
 
-    return Sample(rows=kept, compute=compute, missing=missing, chance=math.nan if ties else 0.5)
+    return Sample(episodes=kept, compute=compute, missing=missing, chance=math.nan if ties else 0.5)
 
 
-def _pairwise(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    return _pairs(rows, name, ties=False)
+def _above_threshold(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    used = [e for e in episodes if name in e.predictions]
+    scores = [e.predictions[name].score for e in used]
+    above = [math.nan if math.isnan(s + context.threshold) else float(s >= context.threshold) for s in scores]
+    return mean_sample(used, above)
 
 
-def _tie_rate(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    return _pairs(rows, name, ties=True)
+# --- calibration and progress ---------------------------------------------------------------------------------------
 
 
-def _said_yes(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    used = [j for j in rows if name in j.readings]
-    scores = [j.readings[name].score for j in used]
-    said = [math.nan if math.isnan(s + basis.threshold) else float(s >= basis.threshold) for s in scores]
-    return mean_sample(used, said)
-
-
-def _false_positives(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    return _said_yes(basis.failed(rows), name, basis)
-
-
-def _true_positives(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    return _said_yes([j for j in rows if j.success >= 0.5], name, basis)
-
-
-def calibration_pair(judged: Judged, name: str, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and what happened: of single observations, or of the episode's end."""
-    reading = judged.readings[name]
-    if basis.per_observation:
-        known = ~np.isnan(reading.probability)
-        return reading.probability[known], reading.label[known]
-    # a total reward is no probability
-    if math.isnan(judged.success) or math.isnan(reading.score) or not 0 <= reading.score <= 1:
-        return np.zeros(0), np.zeros(0)
-    return np.array([reading.score]), np.array([judged.success])
-
-
-def _calibration(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    pieces = [calibration_pair(j, name, basis) for j in rows]
-    used = [(j, p) for j, p in zip(rows, pieces, strict=True) if len(p[0])]
+def calibration_error(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Expected calibration error with `BINS` bins."""
+    pieces = [calibration_pair(e, name, context) for e in episodes]
+    used = [(e, p) for e, p in zip(episodes, pieces, strict=True) if len(p[0])]
     excess, count = np.zeros((len(used), BINS)), np.zeros(len(used))
     for row, (_, (probability, label)) in enumerate(used):
-        # one episode's share of every bin; the figure is the sum over bins of the absolute total
+        # one episode's share of every bin; the metric is the sum over bins of the absolute total
         predicted, happened, members = reliability_curve(probability, label, BINS)
         excess[row] = np.where(members > 0, (predicted - happened) * members, 0.0)
         count[row] = len(probability)
-
-    def compute(weight: np.ndarray) -> np.ndarray:
-        total = weight @ count
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(total > 0, np.abs(weight @ excess).sum(1) / total, math.nan)
-
-    return Sample(rows=[j for j, _ in used], compute=compute, missing=len(rows) - len(used))
+    return Sample(
+        episodes=[e for e, _ in used],
+        compute=lambda weight: weighted_mean_absolute(weight, excess, count),
+        missing=len(episodes) - len(used),
+    )
 
 
-def _progress_error(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    labelled = [j for j in rows if len(j.readings[name].target)]
-    errors = [mean_absolute_error(j.readings[name].progress, j.readings[name].target) for j in labelled]
+def calibration_pair(
+    episode: EpisodePredictions, name: str, context: MetricContext
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Return probabilities and labels of an episode: of its single observations, or of the episode as a whole."""
+    prediction = episode.predictions[name]
+    if context.per_observation:
+        known = ~np.isnan(prediction.probability)
+        return prediction.probability[known], prediction.label[known]
+    # a summed reward is no probability
+    if math.isnan(episode.success) or math.isnan(prediction.score) or not 0 <= prediction.score <= 1:
+        return np.zeros(0), np.zeros(0)
+    return np.array([prediction.score]), np.array([episode.success])
+
+
+def progress_error(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Mean absolute error of progress over an episode's labelled observations, then over episodes."""
+    labelled = [e for e in episodes if len(e.predictions[name].target)]
+    errors = [mean_absolute_error(e.predictions[name].progress, e.predictions[name].target) for e in labelled]
     found = mean_sample(labelled, errors)
-    return Sample(rows=found.rows, compute=found.compute, missing=found.missing + len(rows) - len(labelled))
+    missing = found.missing + len(episodes) - len(labelled)
+    return Sample(episodes=found.episodes, compute=found.compute, missing=missing)
 
 
-def _instruction_pairs(rows: Sequence[Judged], name: str, basis: Basis) -> list[tuple[Judged, float, float]]:
-    """Episodes with their end under the right and under a wrong instruction; NaN where either is unknown."""
-    pairs: list[tuple[Judged, float, float]] = []
-    for j in basis.rising(rows):
-        wrong = j.readings.get("wrong_instruction")
-        if wrong is None or name not in (MODEL, *BLIND) or name not in j.readings:
-            pairs.append((j, math.nan, math.nan))
-        elif name in BLIND:
-            pairs.append((j, 0.5, 0.5))
-        else:
-            right = j.readings[name]
-            graded = not (math.isnan(right.final) or math.isnan(wrong.final))
-            pairs.append((j, right.final, wrong.final) if graded else (j, right.score, wrong.score))
-    return pairs
+# --- instructions ---------------------------------------------------------------------------------------------------
 
 
-def _instruction_accuracy(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    pairs = _instruction_pairs(rows, name, basis)
+def instruction_accuracy(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Share of episodes that end higher under their own instruction than under a wrong one, ties ½."""
+    pairs = _instruction_pairs(episodes, name, context)
     wins = [math.nan if math.isnan(a + b) else float(a > b) + 0.5 * (a == b) for _, a, b in pairs]
-    return mean_sample([j for j, _, _ in pairs], wins, as_zero=True, chance=0.5)
+    return mean_sample([e for e, _, _ in pairs], wins, as_zero=True, chance=0.5)
 
 
-def _instruction_auroc(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    pairs = _instruction_pairs(rows, name, basis)
-    known = [(j, a, b) for j, a, b in pairs if not math.isnan(a + b)]
+def instruction_auroc(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Probability that an end under the right instruction is above an end under a wrong one, over all pairs."""
+    pairs = _instruction_pairs(episodes, name, context)
+    known = [(e, a, b) for e, a, b in pairs if not math.isnan(a + b)]
     scores = np.array([a for _, a, _ in known] + [b for _, _, b in known], float)
     right = np.arange(2 * len(known)) < len(known)
     return Sample(
-        rows=[j for j, _, _ in known],
-        compute=_computing(lambda weight: weighted_auroc(np.concatenate([weight, weight], axis=1), scores, right)),
+        episodes=[e for e, _, _ in known],
+        compute=lambda weight: weighted_auroc(np.concatenate([weight, weight], axis=1), scores, right),
         missing=len(pairs) - len(known),
         chance=0.5,
     )
 
 
-def _margin(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    """Of the videos of one task."""
-    used = [j for j in rows if j.under and j.task in j.under and name in (MODEL, *BLIND)]
+def _instruction_pairs(
+    episodes: Episodes, name: str, context: MetricContext
+) -> list[tuple[EpisodePredictions, float, float]]:
+    """Return episodes with their end under the right and under a wrong instruction; NaN where either is unknown."""
+    pairs: list[tuple[EpisodePredictions, float, float]] = []
+    for e in context.rising(episodes):
+        wrong = e.predictions.get("wrong_instruction")
+        if wrong is None or name not in (MODEL, *BLIND) or name not in e.predictions:
+            pairs.append((e, math.nan, math.nan))
+        elif name in BLIND:
+            pairs.append((e, 0.5, 0.5))
+        else:
+            right = e.predictions[name]
+            graded = not (math.isnan(right.final) or math.isnan(wrong.final))
+            pairs.append((e, right.final, wrong.final) if graded else (e, right.score, wrong.score))
+    return pairs
+
+
+def instruction_margin(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Share of other instructions under which the videos of one task score lower than under their own, ties ½."""
+    used = [e for e in episodes if e.task in e.under_instruction and name in (MODEL, *BLIND)]
     if not used:
         return mean_sample([], [])
-    places = sorted({t for j in used for t in j.under})
-    under = np.array([[j.under.get(t, math.nan) for t in places] for j in used], float)
+    tasks = sorted({t for e in used for t in e.under_instruction})
+    under = np.array([[e.under_instruction.get(t, math.nan) for t in tasks] for e in used], float)
     under = np.where(np.isnan(under) | (name not in BLIND), under, 0.5)
-    own = places.index(used[0].task)
+    own = tasks.index(used[0].task)
     kept = ~np.isnan(under[:, own])
     table = under[kept]
     return Sample(
-        rows=[j for j, k in zip(used, kept, strict=True) if k],
-        compute=_computing(lambda weight: weighted_margin(weight, table, own)),
+        episodes=[e for e, k in zip(used, kept, strict=True) if k],
+        compute=lambda weight: weighted_margin(weight, table, own),
         missing=int((~kept).sum()),
         chance=0.5,
     )
 
 
-def _ranking(rows: Sequence[Judged], name: str, basis: Basis, robometer: bool) -> Sample:
-    """Of the episodes of one task."""
-    named = [j for j in rows if j.quality in basis.levels]
-    used = [j for j in named if not math.isnan(j.readings[name].end)]
-    ends = np.array([j.readings[name].end for j in used], float)
-    levels = np.array([basis.levels[j.quality] for j in used], float)
-    tau = weighted_tau_a if robometer else weighted_tau_b
-    compute = _computing(lambda weight: tau(weight, ends, levels))
-    return Sample(rows=used, compute=compute, missing=len(rows) - len(used), chance=0.0)
+# --- quality --------------------------------------------------------------------------------------------------------
 
 
-def _quality_ranking(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    return _ranking(rows, name, basis, robometer=False)
+def quality_ranking(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Kendall's τ-b of final score and recorded quality, of the episodes of one task."""
+    used, scores, levels, missing = _ranked(episodes, name, context)
+    return Sample(
+        episodes=used, compute=lambda weight: weighted_tau_b(weight, scores, levels), missing=missing, chance=0.0
+    )
 
 
-def _robometer(rows: Sequence[Judged], name: str, basis: Basis) -> Sample:
-    return _ranking(rows, name, basis, robometer=True)
+def robometer_tau_a(episodes: Episodes, name: str, context: MetricContext) -> Sample:
+    """Robometer's policy ranking, τ-a over one episode per quality, of the episodes of one task."""
+    used, scores, levels, missing = _ranked(episodes, name, context)
+    return Sample(
+        episodes=used, compute=lambda weight: weighted_tau_a(weight, scores, levels), missing=missing, chance=0.0
+    )
 
 
-RULES: Mapping[str, Rule] = {
-    "value_order_correlation": _rising_order,
-    "success_auroc": _auroc,
-    "pairwise_accuracy": _pairwise,
-    "calibration_error": _calibration,
-    "instruction_accuracy": _instruction_accuracy,
-    "instruction_auroc": _instruction_auroc,
-    "value_order_failures": _failed_order,
-    "success_auprc": _auprc,
-    "false_positive_rate": _false_positives,
-    "true_positive_rate": _true_positives,
-    "tie_rate": _tie_rate,
-    "progress_error": _progress_error,
-    "instruction_margin": _margin,
-    "quality_ranking": _quality_ranking,
-    "robometer_tau_a": _robometer,
-}
-"""Every field of `Figures`."""
-BY_TASK = ("instruction_margin", "quality_ranking", "robometer_tau_a")
-"""Defined inside a task only: their value is the mean over tasks."""
-
-
-def point(sample: Sample) -> float:
-    """The figure of the episodes as they are."""
-    return float(sample.compute(np.ones((1, len(sample.rows))))[0]) if sample.rows else math.nan
+def _ranked(
+    episodes: Episodes, name: str, context: MetricContext
+) -> tuple[list[EpisodePredictions], Float[np.ndarray, " n"], Float[np.ndarray, " n"], int]:
+    """Return the episodes with final score and quality level, both of these, and how many episodes lack one."""
+    used = [e for e in episodes if e.quality in context.levels and not math.isnan(e.predictions[name].final_score)]
+    scores = np.array([e.predictions[name].final_score for e in used], float)
+    levels = np.array([context.levels[e.quality] for e in used], float)
+    return used, scores, levels, len(episodes) - len(used)

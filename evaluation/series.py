@@ -1,4 +1,4 @@
-"""Falls of one series of values in time."""
+"""Falls in one series of values over time."""
 
 import math
 
@@ -8,10 +8,15 @@ from ..core.arrays import Numbers, as_array
 
 
 def drop(values: Numbers) -> float:
-    """Last value minus the largest one before it, of one episode: far below 0 where something went wrong at the end.
+    """Return the last value of an episode minus the largest one before it.
+
+    It is far below 0 where something went wrong at the end.
+
+    Args:
+        values: Values in order of time; NaN entries are left out.
 
     Returns:
-        NaN with fewer than two known values.
+        The difference; NaN with fewer than two known values.
     """
     value = as_array(values).ravel().astype(np.float64)
     value = value[~np.isnan(value)]
@@ -19,7 +24,14 @@ def drop(values: Numbers) -> float:
 
 
 def largest_fall(values: Numbers) -> tuple[int, int] | None:
-    """Where one episode's value falls furthest: (place of the peak, place of the trough); None if it never falls."""
+    """Find where the value of an episode falls furthest.
+
+    Args:
+        values: Values in order of time; NaN entries are left out.
+
+    Returns:
+        (place of the peak, place of the trough); None where the value never falls.
+    """
     value = as_array(values).ravel().astype(np.float64)
     known = np.flatnonzero(~np.isnan(value))
     if known.size < 2:

@@ -1,7 +1,7 @@
-"""Figures of weighted episodes: a row of weights says how often a resample holds each episode, a figure comes per row.
+"""Metrics of weighted episodes, computed for many bootstrap resamples at once.
 
-With all weights 1 they are the metrics of `core/metrics.py`. Weights are (S, n) counts; results are (S,), NaN where a
-resample leaves a figure undefined.
+Weights (S, n) count how often each of S resamples holds each of n episodes. Results are (S,), NaN where a resample
+leaves a metric undefined. With all weights 1 they equal the metrics of `core/metrics.py`.
 """
 
 from itertools import pairwise
@@ -11,18 +11,26 @@ from jaxtyping import Bool, Float, Int
 
 Weights = Float[np.ndarray, "S n"]
 Drawn = Float[np.ndarray, " S"]
-_FEW_LABELS = 6  # up to here going through pairs of labels is cheaper than a matrix of episodes
+_FEW_LABELS = 6  # up to this number, a loop over pairs of labels is cheaper than a matrix of episodes
 
 
 def weighted_mean(weight: Weights, values: Float[np.ndarray, " n"]) -> Drawn:
-    """Mean of a number per episode."""
+    """Compute the mean of a number per episode."""
     return _ratio(weight @ values, weight.sum(1))
 
 
-def discordance(positive: Weights, negative: Weights, scores: Float[np.ndarray, " n"]) -> tuple[Drawn, Drawn, Drawn]:
-    """How positives and negatives compare: wins (ties ½), ties, and pairs.
+def weighted_mean_absolute(weight: Weights, excess: Float[np.ndarray, "n K"], count: Float[np.ndarray, " n"]) -> Drawn:
+    """Compute Σ over bins of abs(Σ over episodes of their excess), divided by the summed count.
 
-    Wins over pairs are the area under the ROC curve. Costs S · n after sorting.
+    With the excess n_b · (mean probability − mean label) of each bin b this is the expected calibration error.
+    """
+    return _ratio(np.abs(weight @ excess).sum(1), weight @ count)
+
+
+def discordance(positive: Weights, negative: Weights, scores: Float[np.ndarray, " n"]) -> tuple[Drawn, Drawn, Drawn]:
+    """Count how positives compare with negatives: wins (ties ½), ties, and pairs.
+
+    Wins divided by pairs are the area under the ROC curve. The cost is S · n after sorting.
     """
     order, starts = _ties(scores)
     high = np.add.reduceat(positive[:, order].astype(np.float64), starts, axis=1)
@@ -33,13 +41,13 @@ def discordance(positive: Weights, negative: Weights, scores: Float[np.ndarray, 
 
 
 def weighted_auroc(weight: Weights, scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> Drawn:
-    """Area under the ROC curve, ties ½."""
+    """Compute the area under the ROC curve, ties ½."""
     wins, _, pairs = discordance(weight * positive, weight * ~positive, scores)
     return _ratio(wins, pairs)
 
 
 def weighted_precision(weight: Weights, scores: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> Drawn:
-    """Average precision, equal scores entering together."""
+    """Compute the average precision; equal scores enter together."""
     order, starts = _ties(-scores)
     hits = np.cumsum(np.add.reduceat((weight * positive)[:, order].astype(np.float64), starts, axis=1), axis=1)
     all_ = np.cumsum(np.add.reduceat(weight[:, order].astype(np.float64), starts, axis=1), axis=1)
@@ -53,7 +61,7 @@ def weighted_precision(weight: Weights, scores: Float[np.ndarray, " n"], positiv
 def ordered_pairs(
     weight: Weights, scores: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"], task: Int[np.ndarray, " n"]
 ) -> tuple[Drawn, Drawn, Drawn]:
-    """Over pairs of one task with different labels: wins of the better one (ties ½), ties, and pairs."""
+    """Count, over pairs of one task with different labels, wins of the better one (ties ½), ties, and pairs."""
     sums = [np.zeros(len(weight)) for _ in range(3)]
     for one in np.unique(task):
         here = task == one
@@ -82,13 +90,13 @@ def _pairs_of_task(
 
 
 def weighted_tau_b(weight: Weights, scores: Float[np.ndarray, " n"], levels: Float[np.ndarray, " n"]) -> Drawn:
-    """Kendall's τ-b of scores with levels; copies of one episode tie in both and drop out."""
+    """Compute Kendall's τ-b of scores and levels; copies of one episode tie in both and drop out."""
     wins, _, pairs = _pairs_of_task(weight, scores, levels)
     return _ratio(2 * wins - pairs, np.sqrt(_untied(weight, scores) * _untied(weight, levels)))
 
 
 def weighted_tau_a(weight: Weights, scores: Float[np.ndarray, " n"], levels: Float[np.ndarray, " n"]) -> Drawn:
-    """Mean over pairs of levels of P(better above worse) − P(below): `robometer_tau_a` of one task."""
+    """Compute the mean over pairs of levels of P(better above worse) − P(below): `robometer_tau_a` of one task."""
     found: list[Drawn] = []
     distinct = np.unique(levels)
     for i, worse in enumerate(distinct):
@@ -103,25 +111,27 @@ def weighted_tau_a(weight: Weights, scores: Float[np.ndarray, " n"], levels: Flo
 
 
 def weighted_margin(weight: Weights, under: Float[np.ndarray, "n N"], own: int) -> Drawn:
-    """Share of other instructions under which a task's videos score lower on average than under their own, ties ½.
+    """Compute the share of other instructions that score lower on a task's videos than its own does, ties ½.
+
+    Scores are means over the videos.
 
     Args:
-        weight: Of the task's episodes.
-        under: Score of each under each instruction; NaN where it was not asked.
-        own: Place of the task's own instruction.
+        weight: Weights (S, n) of the task's episodes.
+        under: Score (n, N) of each episode under each instruction; NaN where there is none.
+        own: Column of the task's own instruction.
     """
     known = ~np.isnan(under)
     cells = _ratio(weight.astype(np.float64) @ np.where(known, under, 0.0), weight.astype(np.float64) @ known)
     mine = cells[:, own : own + 1]
-    asked = ~np.isnan(cells) & ~np.isnan(mine) & (np.arange(under.shape[1]) != own)
+    compared = ~np.isnan(cells) & ~np.isnan(mine) & (np.arange(under.shape[1]) != own)
     # means of equal numbers may differ in the last digits
     tie = np.isclose(mine, cells, rtol=1e-12, atol=0.0)
-    won = np.where(asked, np.where(tie, 0.5, mine > cells), 0.0).sum(1)
-    return _ratio(won, asked.sum(1).astype(np.float64))
+    won = np.where(compared, np.where(tie, 0.5, mine > cells), 0.0).sum(1)
+    return _ratio(won, compared.sum(1).astype(np.float64))
 
 
 def _ties(values: Float[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " g"]]:
-    """Order that sorts the values, and where each group of equal ones starts in it."""
+    """Return the order that sorts the values, and where each group of equal values starts in it."""
     order = np.argsort(values, kind="stable")
     ranked = values[order]
     starts = [0, *(place for place, (a, b) in enumerate(pairwise(ranked), 1) if a != b)] if len(ranked) else []
@@ -129,7 +139,7 @@ def _ties(values: Float[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[n
 
 
 def _untied(weight: Weights, values: Float[np.ndarray, " n"]) -> Drawn:
-    """Pairs that differ in their values."""
+    """Count pairs that differ in their values."""
     order, starts = _ties(values)
     groups = np.add.reduceat(weight[:, order].astype(np.float64), starts, axis=1)
     return (groups.sum(1) ** 2 - (groups**2).sum(1)) / 2

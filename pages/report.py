@@ -1,26 +1,58 @@
-"""Writes the report of a scored data set: its best, worst and most doubtful episodes, with pictures and curves."""
+"""The report of a scored data set: one HTML page with its best, worst and most doubtful episodes.
 
-import base64
-import io
+Styles, pictures and curves are inside the page, and it loads nothing. Curves are SVG: they need no script, print well,
+and follow the reader's light or dark colours. Jinja escapes every text.
+"""
+
+import json
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..core.files import replacing
-from ..datasets.episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
-from ..datasets.opening import open_dataset
-from ..evaluation.series import largest_fall
+from ..core.files import write_text
 from ..scoring.scores import ScoredEpisode, read_scores
-from .report_metrics import read_evaluation
-from .report_page import VALUE, Card, Page, render
+from .episode_cards import EpisodeCard, ScoredData, episode_cards
+from .evaluation_section import EvaluationSection, evaluation_section, read_evaluation
+from .score_charts import OutcomeChart, outcome_chart
+from .time_charts import BOTTOM, HEIGHT, TOP, WIDTH
 
-_FRAMES, _PICTURE = 8, 120  # pictures in a strip, and the shorter side of one in pixels
+VALUE = "final value"
+"""Score that episodes are ranked by where a critic gave the scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Some episodes under a heading."""
+
+    heading: str
+    line: str
+    """How they were chosen."""
+    cards: Sequence[EpisodeCard]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """All that the report shows."""
+
+    title: str
+    facts: Mapping[str, str]
+    counts: Mapping[str, str]
+    configuration: str
+    """Arguments of the model as JSON; empty where they are unknown."""
+    score_name: str
+    """Name of the score that episodes are ranked by."""
+    outcomes: OutcomeChart | None
+    sections: Sequence[Section]
+    bad: Sequence[tuple[int, str, str]]
+    """Number, status and reason of each episode that could not be scored."""
+    evaluation: EvaluationSection | None
 
 
 def write_report(scores: str | Path, out: str | Path, episodes: int = 3, evaluation: str | Path | None = None) -> Path:
@@ -29,15 +61,15 @@ def write_report(scores: str | Path, out: str | Path, episodes: int = 3, evaluat
     Args:
         scores: Folder that ``guerdon score`` wrote.
         out: Page to write; it appears whole or not at all.
-        episodes: How many best, worst and doubtful episodes to show.
-        evaluation: File that ``guerdon evaluate --json`` wrote about the same model, to show its figures too.
+        episodes: Number of best, of worst and of doubtful episodes to show.
+        evaluation: File that ``guerdon evaluate --json`` wrote about the same model, to show its metrics too.
 
     Returns:
-        The page's path.
+        Path of the page.
 
     Raises:
-        FileNotFoundError: If there are no scores, or no figures where some were named.
-        ValueError: If the scores hold no row, ``episodes`` is below 1, or the figures are of another model.
+        FileNotFoundError: If there are no scores, or no such file of metrics.
+        ValueError: If the scores hold no row, ``episodes`` is below 1, or the metrics are of another model.
         OSError: If the page cannot be written.
     """
     if episodes < 1:
@@ -46,21 +78,46 @@ def write_report(scores: str | Path, out: str | Path, episodes: int = 3, evaluat
     if page.is_dir():
         raise IsADirectoryError(f"{page} is a folder: name the page to write, such as {page / 'report.html'}")
     found = read_scores(scores)
-    figures = None if evaluation is None else read_evaluation(evaluation)
-    if figures is not None:
-        judged, scored = str(figures.get("model", {}).get("hash", "")), str(found.metadata.get("model_hash", ""))
-        if judged and scored and judged != scored:
+    metrics = None if evaluation is None else read_evaluation(evaluation)
+    if metrics is not None:
+        evaluated, scored = str(metrics.get("model", {}).get("hash", "")), str(found.metadata.get("model_hash", ""))
+        if evaluated and scored and evaluated != scored:
             raise ValueError(
-                f"{evaluation} is about model {judged}, {scores} holds scores of model {scored}: evaluate that model"
+                f"{evaluation} is about model {evaluated}, {scores} holds scores of model {scored}: evaluate that model"
             )
-    text = render(build(found.episodes, found.metadata, found.bad, episodes, figures))
+    text = render(build(found.episodes, found.metadata, found.bad, episodes, metrics))
     try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(page) as fresh:
-            fresh.write_text(text, encoding="utf-8")
+        write_text(page, text)
     except OSError as error:
         raise OSError(f"cannot write {page}: {error.strerror or error}; choose another --out") from error
     return page
+
+
+def render(page: Page) -> str:
+    """Render a page as HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=_number, px=_pixels)
+    environment.tests["known"] = _known
+    size = {"width": WIDTH, "height": HEIGHT, "top": TOP, "bottom": BOTTOM}
+    return environment.get_template("report.html").render(page=page, size=size)
+
+
+def _number(value: float, signed: bool = False) -> str:
+    return "–" if math.isnan(value) else f"{value:+.2f}" if signed else f"{value:.2f}"
+
+
+def _pixels(place: float) -> str:
+    return f"{place:.1f}"
+
+
+def _known(value: float) -> bool:
+    return not math.isnan(value)
 
 
 def build(
@@ -74,19 +131,42 @@ def build(
 
     Args:
         scored: Every episode of the scores.
-        metadata: Of the score file.
+        metadata: Metadata of the score file.
         reasons: Why an episode has no scores, by its number.
-        count: How many best, worst and doubtful episodes to show.
-        evaluation: Figures as `Evaluation.to_json` gives them.
+        count: Number of best, of worst and of doubtful episodes to show.
+        evaluation: Metrics as `guerdon.evaluation.evaluate.Evaluation.to_json` gives them.
 
     Raises:
         ValueError: If there is no episode.
     """
     if not scored:
         raise ValueError("the scores hold no episode: run `guerdon score` on a data set that has some")
-    data = _Data(str(metadata.get("data", "")))
+    data = ScoredData(str(metadata.get("data", "")))
     usable = [e for e in scored if e.usable]
     name, rank = _ranking(usable)
+    limits = _limits(usable)
+    configuration = metadata.get("configuration")
+    return Page(
+        title="Value report" if limits is not None else "Reward report",
+        facts=_facts(metadata, data),
+        counts=_counts(scored, data),
+        configuration=json.dumps(configuration, indent=2, ensure_ascii=False) if configuration else "",
+        score_name=name,
+        outcomes=outcome_chart(_outcomes(usable, data, rank), unit=name != VALUE),
+        sections=[
+            Section(heading=heading, line=line, cards=episode_cards(episodes, data, (name, rank), limits))
+            for heading, line, episodes in _choose(usable, name, rank, count)
+            if episodes
+        ],
+        bad=[(e.index, e.status, reasons.get(e.index, "")) for e in scored if not e.usable],
+        evaluation=None if evaluation is None else evaluation_section(evaluation),
+    )
+
+
+def _choose(
+    usable: Sequence[ScoredEpisode], name: str, rank: Mapping[int, float], count: int
+) -> list[tuple[str, str, list[ScoredEpisode]]]:
+    """Choose best, worst and most doubtful episodes, each with heading and line."""
     ranked = [e for e in usable if not np.isnan(rank[e.index])]
     order = sorted(ranked, key=lambda e: (-rank[e.index], -np.nan_to_num(e.last("progress")), e.index))
     half = min(count, (len(order) + 1) // 2)  # of few episodes none is best and worst at once
@@ -95,27 +175,15 @@ def build(
     doubt_name, doubt = _doubt(usable)
     others = [e for e in usable if e.index not in shown and not np.isnan(doubt[e.index])]
     doubtful = sorted(others, key=lambda e: -doubt[e.index])[:count]
-    limits = _limits(usable)
-    chosen = {
-        "Best episodes": (f"Highest {name}.", best),
-        "Worst episodes": (f"Lowest {name}.", worst),
-        "Most doubtful episodes": (f"{doubt_name}; those above are left out.", doubtful),
-    }
-    return Page(
-        title="Value report" if limits is not None else "Reward report",
-        facts=_facts(metadata, data),
-        counts=_counts(scored, data),
-        configuration=dict(metadata.get("configuration") or {}),
-        outcomes=_outcomes(usable, data, rank),
-        score_name=name,
-        sections={k: (line, _cards(rows, data, name, rank, limits)) for k, (line, rows) in chosen.items() if rows},
-        bad=[(e.index, e.status, reasons.get(e.index, "")) for e in scored if not e.usable],
-        evaluation=evaluation,
-    )
+    return [
+        ("Best episodes", f"Highest {name}.", best),
+        ("Worst episodes", f"Lowest {name}.", worst),
+        ("Most doubtful episodes", f"{doubt_name}; those above are left out.", doubtful),
+    ]
 
 
 def _ranking(usable: Sequence[ScoredEpisode]) -> tuple[str, dict[int, float]]:
-    """Final success probability, progress or value, else summed reward: the first that any episode has."""
+    """Rank by final success probability, progress or value, else by summed reward: the first that any episode has."""
     for name, column in (
         ("final success probability", "success"),
         ("final progress", "progress"),
@@ -138,110 +206,14 @@ def _doubt(usable: Sequence[ScoredEpisode]) -> tuple[str, dict[int, float]]:
     return "", {e.index: math.nan for e in usable}
 
 
-class _Data:
-    """The scored data set, or why it cannot be opened: the page is made either way."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder, self.problem = folder, ""
-        self.dataset: EpisodeDataset | None = None
-        self.summaries: dict[int, tuple[int, EpisodeSummary]] = {}
-        try:
-            dataset = open_dataset(folder)
-            summaries = [dataset.summary(place) for place in range(len(dataset))]
-        except (OSError, ValueError) as error:
-            self.problem = f"the data cannot be opened any more: {error}"
-            return
-        self.dataset = dataset
-        self.summaries = {s.index: (place, s) for place, s in enumerate(summaries)}
-
-    def outcome(self, index: int) -> float | None:
-        return self.summaries[index][1].success if index in self.summaries else None
-
-    def read(self, index: int) -> tuple[Episode | None, str]:
-        if self.dataset is None or index not in self.summaries:
-            return None, self.problem or "the data set no longer holds this episode"
-        try:
-            return self.dataset[self.summaries[index][0]], ""
-        except BadEpisodeError as error:
-            return None, f"{error.status}: {error.reason}"
-
-
 def _limits(usable: Sequence[ScoredEpisode]) -> tuple[float, float] | None:
-    """Smallest and largest value of a critic; None where there is none."""
+    """Return the smallest and largest value of a critic; None where there is none."""
     values = [e.value[~np.isnan(e.value)] for e in usable]
     joined = np.concatenate([*values, np.zeros(0)])
     return (float(joined.min()), float(joined.max())) if joined.size else None
 
 
-def _cards(
-    episodes: Sequence[ScoredEpisode],
-    data: _Data,
-    name: str,
-    rank: Mapping[int, float],
-    limits: tuple[float, float] | None,
-) -> list[Card]:
-    cards: list[Card] = []
-    for scored in episodes:
-        episode, note = data.read(scored.index)
-        jpegs: list[str] = []
-        state: np.ndarray | None = None
-        if episode is not None and episode.frames:
-            try:
-                jpegs = _strip(episode)
-            except BadEpisodeError as error:
-                note = f"{error.status}: {error.reason}"
-        elif episode is not None:
-            state = _states(episode, scored)
-        outcome = data.outcome(scored.index)
-        failed = limits is not None and outcome is not None and outcome < 1
-        spread = f", mean standard deviation {np.nanmean(scored.std):.2f}" if not np.isnan(scored.std).all() else ""
-        cards.append(
-            Card(
-                index=scored.index,
-                instruction=data.summaries[scored.index][1].instruction if scored.index in data.summaries else "",
-                outcome=outcome,
-                seconds=scored.seconds,
-                progress=scored.progress,
-                success=scored.success,
-                std=scored.std,
-                remark=f"{name} {rank[scored.index]:.2f}{spread}",
-                jpegs=jpegs,
-                state=state,
-                note=note,
-                value=None if limits is None else scored.value,
-                limits=limits or (0.0, 0.0),
-                fall=largest_fall(scored.value) if failed else None,
-            )
-        )
-    return cards
-
-
-def _strip(episode: Episode) -> list[str]:
-    """Eight pictures of the first camera, each from the middle of its eighth of the episode."""
-    source = next(iter(episode.frames.values()))
-    wanted = (np.arange(_FRAMES) + 0.5) / _FRAMES * episode.steps
-    places = np.clip(np.searchsorted(source.step, wanted, side="right") - 1, 0, None)
-    return [_jpeg(frame) for frame in source.read(places, _PICTURE)]
-
-
-def _jpeg(frame: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))).save(buffer, "JPEG", quality=82)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _states(episode: Episode, scored: ScoredEpisode) -> np.ndarray:
-    """State at the scored frames."""
-    count = len(scored.seconds)
-    chosen = (
-        np.linspace(0, len(episode.state) - 1, count).round().astype(int)
-        if count > len(episode.state)
-        else slice(count)
-    )
-    return episode.state[chosen]
-
-
-def _facts(metadata: Mapping[str, Any], data: _Data) -> dict[str, str]:
+def _facts(metadata: Mapping[str, Any], data: ScoredData) -> dict[str, str]:
     facts = {"data": f"{data.folder or 'unknown'}{f' ({data.problem})' if data.problem else ''}"}
     keys = {"model": "model", "model class": "class_path", "model hash": "model_hash", "policy hash": "policy_hash"}
     for label, key in keys.items():
@@ -252,7 +224,7 @@ def _facts(metadata: Mapping[str, Any], data: _Data) -> dict[str, str]:
     return facts
 
 
-def _counts(scored: Sequence[ScoredEpisode], data: _Data) -> dict[str, str]:
+def _counts(scored: Sequence[ScoredEpisode], data: ScoredData) -> dict[str, str]:
     counts = {"episodes": str(len(scored))}
     for status, number in Counter(e.status for e in scored).most_common():
         counts[f"status {status}"] = str(number)
@@ -263,7 +235,7 @@ def _counts(scored: Sequence[ScoredEpisode], data: _Data) -> dict[str, str]:
     return counts
 
 
-def _outcomes(usable: Sequence[ScoredEpisode], data: _Data, rank: Mapping[int, float]) -> dict[str, list[float]]:
+def _outcomes(usable: Sequence[ScoredEpisode], data: ScoredData, rank: Mapping[int, float]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {"success": [], "failure": [], "partial": [], "unknown": []}
     for episode in usable:
         outcome = data.outcome(episode.index)

@@ -10,30 +10,35 @@ from torch import Tensor, nn
 from ..backbones.perceptron import Inputs, tanh_network
 from ..core.batch import Decision, Evaluation, Observation
 from ..core.interfaces import Policy
+from ..core.sizes import require_sizes
 
 
 class GaussianPolicy(Policy):
-    """Predicts the mean of H actions at once and carries out the first ``execute`` of them.
+    """Gaussian policy that predicts the mean of H actions at once and executes the first ``execute`` of them.
 
-    The log-probability has one unit per action dimension, H·A in all; units of steps that were not carried out are
-    masked. Sampling, log-probability and entropy come from the same mean and standard deviation, and the sample is kept
-    as drawn: clipping to the bounds is the environment's business.
+    The log-probability has one unit per action dimension, H·A in all; units of steps that were not executed are masked.
+    Sampling, log-probability and entropy use the same mean and standard deviation. The sample is kept as drawn:
+    clipping to the bounds is up to the environment.
 
     Args:
-        state_size: Width S of the state.
-        action_size: Width A of an action.
-        horizon: Steps H in a chunk.
-        execute: Steps carried out before the next decision, 1 … H.
+        state_size: Width S of the state; 0 reads no state, None takes it from the data.
+        action_size: Width A of an action; None takes it from the data.
+        horizon: Number H of steps in a chunk.
+        execute: Number of steps executed before the next decision, 1 … H.
         hidden: Widths of the hidden layers (tanh).
         log_std: Initial logarithm of the standard deviation of every action dimension.
-        log_std_range: Bounds the learned logarithm is clamped to, the same in every use.
-        feature_sizes: Frozen features to look at beside the state: name → width.
+        log_std_range: Lowest and highest value that the learned logarithm is clamped to, in every use.
+        feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
+            ``encoder/camera``.
+
+    Raises:
+        ValueError: If an argument makes no sense.
     """
 
     def __init__(
         self,
-        state_size: int,
-        action_size: int,
+        state_size: int | None = None,
+        action_size: int | None = None,
         horizon: int = 1,
         execute: int = 1,
         hidden: Sequence[int] = (128, 128),
@@ -44,25 +49,36 @@ class GaussianPolicy(Policy):
         super().__init__()
         if not 1 <= execute <= horizon:
             raise ValueError(f"expected 1 <= execute <= horizon, got execute={execute}, horizon={horizon}")
-        self.action_size, self.horizon, self.execute = action_size, horizon, execute
+        if action_size is not None and action_size < 1:
+            raise ValueError(f"action_size {action_size}: expected at least one action dimension")
+        self.state_size, self.action_size = state_size, action_size
+        self.horizon, self.execute = horizon, execute
+        self.log_std_range = (float(log_std_range[0]), float(log_std_range[1]))
+        if state_size is None or action_size is None:
+            return
         self.inputs = Inputs(state_size, feature_sizes)
         self.network = tanh_network(self.inputs.width, hidden, horizon * action_size, last_gain=0.01)
         self.log_std = nn.Parameter(torch.full((horizon, action_size), float(log_std)))
-        self.log_std_range = (float(log_std_range[0]), float(log_std_range[1]))
 
     def distribution(self, observation: Observation) -> tuple[Float[Tensor, "M H A"], Float[Tensor, "H A"]]:
-        """Mean of every action and the (state-independent) logarithm of its standard deviation."""
+        """Compute the mean of every action and the (state-independent) logarithm of its standard deviation.
+
+        Raises:
+            ValueError: If a size is not known, or an input has another width or is missing.
+        """
+        if self.state_size is None or self.action_size is None:
+            require_sizes(self)
         inputs = self.inputs(observation)
         # lower precision while learning than while acting would move every ratio of probabilities away from 1
         with torch.autocast(inputs.device.type, enabled=False):
             mean = self.network(inputs)
-        return mean.unflatten(1, (self.horizon, self.action_size)), self.log_std.clamp(*self.log_std_range)
+        return mean.unflatten(1, (self.horizon, -1)), self.log_std.clamp(*self.log_std_range)
 
     @torch.no_grad()
     def act(
         self, observation: Observation, deterministic: bool = False, generator: torch.Generator | None = None
     ) -> Decision:
-        """Sample a chunk, or take its mean; noise is drawn where the generator lives."""
+        """Sample a chunk, or take its mean; noise is drawn on the generator's device."""
         mean, log_std = self.distribution(observation)
         chunk = mean
         if not deterministic:
@@ -73,39 +89,43 @@ class GaussianPolicy(Policy):
         return Decision(chunk=chunk, executed=executed, log_prob=_log_density(chunk, mean, log_std).flatten(1))
 
     def evaluate(self, observation: Observation, decision: Decision) -> Evaluation:
-        """Log-density of every unit of earlier chunks, and the entropy of the steps that were carried out."""
-        self._check(decision.chunk)
+        """Compute the log-density of every unit of earlier chunks, and the entropy of the steps that were executed."""
         mean, log_std = self.distribution(observation)
-        carried = self._carried(decision.executed)
+        self._check(decision.chunk)
+        executed = self._executed(decision.executed)
         entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
         return Evaluation(
             log_prob=_log_density(decision.chunk, mean, log_std).flatten(1),
-            unit_mask=carried[..., None].expand(-1, -1, self.action_size).flatten(1),
-            entropy=(carried * entropy).sum(1),
+            unit_mask=executed[..., None].expand_as(mean).flatten(1),
+            entropy=(executed * entropy).sum(1),
         )
 
     def imitation_loss(
         self, observation: Observation, chunk: Float[Tensor, "M H A"], chunk_mask: Bool[Tensor, "M H"]
     ) -> Float[Tensor, " M"]:
-        """Squared distance of the mean to the logged actions, averaged over the real steps of each chunk.
+        """Compute the squared error of the mean against the logged actions, averaged over each chunk's real steps.
 
-        The spread is left alone: maximum likelihood on a handful of demonstrations would shrink it to nothing, and with
-        it the exploration that reinforcement learning starts from.
+        The standard deviation is not trained: maximum likelihood on a handful of demonstrations would shrink it to
+        almost nothing, and with it the exploration that reinforcement learning starts from.
         """
-        self._check(chunk)
         mean, _ = self.distribution(observation)
+        self._check(chunk)
         # masked before the square: a NaN behind the mask would come back in the gradient
         error = (mean - chunk).masked_fill(~chunk_mask[..., None], 0.0).square().mean(2)
         return error.sum(1) / chunk_mask.sum(1).clamp(min=1)
 
-    def _carried(self, executed: Tensor) -> Tensor:
+    def _executed(self, executed: Tensor) -> Tensor:
         return torch.arange(self.horizon, device=executed.device)[None] < executed[:, None]
 
     def _check(self, chunk: Tensor) -> None:
         if tuple(chunk.shape[1:]) != (self.horizon, self.action_size):
             got = tuple(chunk.shape[1:])
-            raise ValueError(f"expected chunks of {self.horizon} steps, {self.action_size} dimensions each, got {got}")
+            raise ValueError(
+                f"expected chunks of {self.horizon} steps, {self.action_size} dimensions each, got {got}: the chunks "
+                "are another policy's, or another robot's"
+            )
 
 
 def _log_density(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Compute the elementwise log-density of a Gaussian."""
     return -0.5 * ((x - mean) * torch.exp(-log_std)).square() - log_std - 0.5 * math.log(2 * math.pi)

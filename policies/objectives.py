@@ -1,4 +1,4 @@
-"""What a policy is trained to minimise on a minibatch of decisions."""
+"""Objectives that a policy minimises on a minibatch of decisions."""
 
 import warnings
 
@@ -16,15 +16,15 @@ _PATIENCE = 3  # batches in a row
 
 
 class ClippedSurrogate(Objective):
-    """PPO (Schulman et al. 2017, arXiv:1707.06347, Eq. 7) on decisions.
+    """Clipped surrogate objective of PPO (Schulman et al. 2017, arXiv:1707.06347, Eq. 7), on decisions.
 
-    The ratio of a decision is the product over the units that were carried out, so a chunk of h' steps is one action of
-    a semi-Markov decision process.
+    The ratio of a decision is the product over the units that were executed, so that a chunk of h' steps is one action
+    of a semi-Markov decision process.
 
     Args:
-        clip_low: The ratio is clipped below at 1 − clip_low …
-        clip_high: … and above at 1 + clip_high.
-        entropy_weight: Bonus on the entropy of the steps carried out.
+        clip_low: Distance of the lower clip of the ratio from 1: it is clipped below at 1 − ``clip_low``.
+        clip_high: Distance of the upper clip of the ratio from 1: it is clipped above at 1 + ``clip_high``.
+        entropy_weight: Weight of the entropy bonus of the executed steps.
     """
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, entropy_weight: float = 0.0) -> None:
@@ -39,7 +39,14 @@ class ClippedSurrogate(Objective):
         advantage: Float[Tensor, " M"],
         weight: Float[Tensor, " M"],
     ) -> dict[str, Tensor]:
-        """Loss, approximate KL divergence (Schulman's estimator, ratio − 1 − log ratio) and share of clipped ratios.
+        """Compute the loss, the approximate KL divergence (ratio − 1 − log ratio) and the share of clipped ratios.
+
+        Args:
+            policy: Policy that is trained.
+            observation: M observations.
+            decision: Decisions of the policy that acted, with its log-probabilities.
+            advantage: Advantage of each decision.
+            weight: Weight of each decision, as ``weights`` returned it.
 
         Raises:
             ValueError: If the decisions carry no log-probability of the policy that took them.
@@ -62,30 +69,30 @@ class ClippedSurrogate(Objective):
         with torch.no_grad():
             ratio = log_ratio.exp()
             outside = (ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)
-            figures = {
+            metrics = {
                 "surrogate": surrogate.detach(),
                 "kl": (ratio - 1 - log_ratio).mean(),
                 "clipped": outside.float().mean(),
                 "ratio_error": (ratio - 1).abs().amax(),
             }
             if now.entropy is not None:
-                figures["entropy"] = now.entropy.mean()
-        return {"loss": loss, **figures}
+                metrics["entropy"] = now.entropy.mean()
+        return {"loss": loss, **metrics}
 
 
 class WeightedImitation(Objective):
-    """Imitation of logged chunks, each counting as much as its advantage says.
+    """Imitation of logged chunks, weighted by their advantages.
 
-    Without a weighting every chunk counts the same, which is behaviour cloning. With `guerdon.policies.weights` it is
-    advantage-weighted regression (Peng et al. 2019, arXiv:1910.00177, Eq. 9), ALOE's actor (arXiv 2602.12691, Eq. 15),
-    or filtered cloning. Weights are worked out once per batch over all its decisions: what a chunk counts depends
-    neither on the minibatch it is drawn into nor on the pass. Where the effective sample size stays below a fifth of
-    the decisions for three batches, it is warned once.
+    Without a weighting all chunks have the same weight, which is behaviour cloning. With `guerdon.policies.weights` it
+    is advantage-weighted regression (Peng et al. 2019, arXiv:1910.00177, Eq. 9), ALOE's actor (arXiv 2602.12691,
+    Eq. 15), or filtered cloning. Weights are computed once per batch over all its decisions. So the weight of a chunk
+    depends neither on its minibatch nor on the pass. A warning is given once if the effective sample size stays below a
+    fifth of the decisions for three batches.
 
     Args:
-        weighting: How advantages become weights; None ignores them.
+        weighting: Weighting that turns advantages into weights; None ignores them.
         renormalise: Divide the weights of a batch by their mean over its decisions (recommended for ALOE, where the
-            weights of a bad batch are all small). What a chunk counts then depends on the batch it was loaded with.
+            weights of a bad batch are all small). The weight of a chunk then depends on the batch it was loaded with.
     """
 
     def __init__(self, weighting: Weighting | None = None, renormalise: bool = False) -> None:
@@ -96,7 +103,11 @@ class WeightedImitation(Objective):
 
     @torch.no_grad()
     def weights(self, batch: TrajectoryBatch, advantages: Advantages) -> Float[Tensor, "B N"]:
-        """Weight of each decision; 0 where nothing is known of it.
+        """Compute the weight of each decision; 0 where its advantage is not known.
+
+        Args:
+            batch: Trajectories.
+            advantages: Advantages of their decisions.
 
         Raises:
             ValueError: If an advantage that counts as known is NaN or infinite.
@@ -124,7 +135,7 @@ class WeightedImitation(Objective):
         return weight
 
     def _watch(self, share: float) -> None:
-        """Warn once when a few decisions stand for all of them, batch after batch."""
+        """Warn once if the effective sample size stays small, batch after batch."""
         self._few = self._few + 1 if share < _FEW else 0
         if self._few == _PATIENCE and not self._warned:
             self._warned = True
@@ -143,16 +154,16 @@ class WeightedImitation(Objective):
         advantage: Float[Tensor, " M"],
         weight: Float[Tensor, " M"],
     ) -> dict[str, Tensor]:
-        """Weighted mean of the imitation losses, and the effective share of the minibatch.
+        """Compute the weighted mean of the imitation losses, and the effective share of the minibatch.
 
         Args:
-            policy: What imitates.
-            observation: What was seen.
-            decision: What was done.
-            advantage: Not read: it is in the weights already.
-            weight: Of each decision, as ``weights`` gave it.
+            policy: Policy that is trained.
+            observation: M observations.
+            decision: Logged decisions.
+            advantage: Not used: it is in the weights already.
+            weight: Weight of each decision, as ``weights`` returned it.
         """
-        carried = torch.arange(decision.chunk.shape[1], device=weight.device)[None] < decision.executed[:, None]
-        error = policy.imitation_loss(observation, decision.chunk, carried)
+        executed = torch.arange(decision.chunk.shape[1], device=weight.device)[None] < decision.executed[:, None]
+        error = policy.imitation_loss(observation, decision.chunk, executed)
         loss = (error * weight).sum() / max(1, len(weight))
         return {"loss": loss, "effective_share": effective_share(weight)}

@@ -1,4 +1,4 @@
-"""The policy optimizer: any policy, any advantage source, any objective, on rollouts or on logged trajectories."""
+"""Training of a policy with any advantage source and objective, on rollouts or on logged trajectories."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,39 +7,75 @@ from typing import Any, cast
 import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones.perceptron import Inputs
+from ..core.arguments import folds
 from ..core.batch import Advantages, TrajectoryBatch
 from ..core.interfaces import AdvantageSource, Component, Critic, Objective, Policy, RewardModel
+from ..core.sizes import HasSizes, require_sizes, take_sizes
+from ..critics.optimization import ClippedGradients
 from .proposer import PolicyProposer
 
 
-class PolicyOptimizer(lightning.LightningModule):
-    """Scores a batch of trajectories once, then makes several passes over its decisions in minibatches.
-
-    Estimates and advantages are computed once per batch, so groups stay whole and targets stay fixed. PPO is many
-    passes over rollouts; offline weighting and behaviour cloning are one pass over logged data. What each decision
-    counts is said by the objective once per batch, too. An advantage source may ask the policy, as it is when a batch
-    begins, for chunks through a `PolicyProposer`.
+class PolicyAdam(ClippedGradients):
+    """Adam with clipped gradients, with a learning rate each for a policy and for what is trained with it.
 
     Args:
-        policy: What is trained.
-        advantage: All that is known of rewards and values.
-        objective: What is minimised.
-        passes: Times every decision of a batch is used.
-        minibatch_size: Decisions in a minibatch.
-        learning_rate: Of the policy (Adam).
-        critic_learning_rate: Of what learns alongside; None takes the policy's.
-        max_grad_norm: Gradients are scaled down to this norm.
-        target_kl: Stop the passes over a batch once the approximate KL divergence of a minibatch is past 1.5 times
-            this; None never stops.
-        freeze_policy_batches: Train only what learns alongside on the first batches, so that a cloned policy is not
-            pushed by a critic that knows nothing yet.
-        seed: Of the minibatch order.
+        learning_rate: Learning rate of the policy, above 0.
+        critic_learning_rate: Learning rate of what is trained with it, above 0; None takes the policy's.
+        max_grad_norm: Largest norm of the gradient, above 0; a longer gradient is scaled down to it.
+
+    Raises:
+        ValueError: If a number is not positive.
     """
 
+    def __init__(
+        self, learning_rate: float = 3e-4, critic_learning_rate: float | None = None, max_grad_norm: float = 0.5
+    ) -> None:
+        super().__init__(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+        if critic_learning_rate is not None and critic_learning_rate <= 0:
+            raise ValueError(f"critic_learning_rate {critic_learning_rate}: expected a positive number, or None")
+        self.critic_learning_rate = learning_rate if critic_learning_rate is None else critic_learning_rate
+
+    def make(self, policy: nn.Module, advantage: nn.Module) -> torch.optim.Adam:
+        """Build the optimizer of a policy and of those parameters of its advantage source that learn."""
+        learning = [p for p in advantage.parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": list(policy.parameters()), "lr": self.learning_rate}]
+        if learning:
+            groups.append({"params": learning, "lr": self.critic_learning_rate})
+        # one kernel for all parameters: for small networks the loop over them costs more than the arithmetic
+        return torch.optim.Adam(groups, eps=1e-5, fused=True)
+
+
+class PolicyOptimizer(lightning.LightningModule):
+    """Score each batch of trajectories once, then train a policy on its decisions in several passes of minibatches.
+
+    Estimates and advantages are computed once per batch, so that groups stay whole and targets stay fixed. PPO makes
+    many passes over rollouts; offline weighting and behaviour cloning make one pass over logged data. The objective
+    also weighs the decisions once per batch. An advantage source may ask the policy, as it is when a batch begins, for
+    chunks through a `PolicyProposer`.
+
+    Sizes that a component lacks are taken from the data module, if it has ``sizes``.
+
+    Args:
+        policy: Policy that is trained.
+        advantage: Advantage source: all that the optimizer knows of rewards and values.
+        objective: Objective that is minimised.
+        passes: Number of times that every decision of a batch is used.
+        minibatch_size: Number of decisions in a minibatch.
+        optimizer: Learning rates and the clipping of gradients; None takes the defaults of `PolicyAdam`.
+        target_kl: Approximate KL divergence; the passes over a batch stop once that of a minibatch exceeds 1.5 times
+            this. None never stops.
+        freeze_policy_batches: Number of first batches on which only what is trained with the policy learns, so that a
+            cloned policy is not moved by an untrained critic.
+        seed: Random seed of the minibatch order.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    @folds(optimizer=PolicyAdam)
     def __init__(
         self,
         policy: Policy,
@@ -47,9 +83,7 @@ class PolicyOptimizer(lightning.LightningModule):
         objective: Objective,
         passes: int = 10,
         minibatch_size: int = 256,
-        learning_rate: float = 3e-4,
-        critic_learning_rate: float | None = None,
-        max_grad_norm: float = 0.5,
+        optimizer: PolicyAdam | None = None,
         target_kl: float | None = None,
         freeze_policy_batches: int = 0,
         seed: int = 0,
@@ -60,10 +94,8 @@ class PolicyOptimizer(lightning.LightningModule):
         self.automatic_optimization = False
         self.policy, self.advantage, self.objective = policy, advantage, objective
         self.passes, self.minibatch_size, self.seed = passes, minibatch_size, seed
-        self.learning_rate = learning_rate
-        self.critic_learning_rate = learning_rate if critic_learning_rate is None else critic_learning_rate
-        self.max_grad_norm, self.target_kl = max_grad_norm, target_kl
-        self.freeze_policy_batches = freeze_policy_batches
+        self.optimizer = PolicyAdam() if optimizer is None else optimizer
+        self.target_kl, self.freeze_policy_batches = target_kl, freeze_policy_batches
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         # not a module of this one: the policy would come twice in every checkpoint
         self.__dict__["_proposer"] = PolicyProposer(policy, seed=seed)
@@ -73,28 +105,34 @@ class PolicyOptimizer(lightning.LightningModule):
 
     @property
     def component(self) -> Component:
-        """What is shared after training."""
+        """Component that is shared after training: the policy."""
         return self.policy
 
+    def setup(self, stage: str) -> None:
+        """Build what takes its sizes from the data, and compare the sizes of the rest with it.
+
+        Raises:
+            ValueError: If a size is unknown, or not that of the data.
+        """
+        data = cast(Any, self.trainer).datamodule
+        if isinstance(data, HasSizes):
+            take_sizes(self, data.sizes)
+        require_sizes(self)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, with a learning rate each for the policy and for what learns alongside."""
-        alongside = [p for p in self.advantage.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": list(self.policy.parameters()), "lr": self.learning_rate}]
-        if alongside:
-            groups.append({"params": alongside, "lr": self.critic_learning_rate})
-        # one kernel for all parameters: for small networks the loop over them costs more than the arithmetic
-        return torch.optim.Adam(groups, eps=1e-5, fused=True)
+        """Build Adam, with a learning rate each for the policy and for what is trained with it."""
+        return self.optimizer.make(self.policy, self.advantage)
 
     def on_fit_start(self) -> None:
-        """Let a reward be in evaluation mode, as it must be, without a warning; forget what the policy was."""
+        """Silence the warning of a reward model in evaluation mode, and drop the chunks that the proposer kept."""
         self._proposer.updated()
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
     def training_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
-        """Score the batch, then train on its decisions."""
+        """Compute rewards and advantages of the batch, then train on its decisions."""
         self._fit_inputs(batch)
         rewards = self.advantage.estimate(batch)
-        # the number of batches the policy learned from: the same after an interruption as without one
+        # the number of batches that the policy learned from: the same after an interruption as without one
         self._proposer.version = max(0, int(self.batches_seen) - self.freeze_policy_batches)
         advantages = self.advantage(batch, rewards, self._proposer)
         known = rewards.valid & batch.mask
@@ -114,7 +152,7 @@ class PolicyOptimizer(lightning.LightningModule):
         advantage = advantages.advantages[rows, decisions]
         weight = self.objective.weights(batch, advantages)[rows, decisions]
         frozen = int(self.batches_seen) < self.freeze_policy_batches
-        figures: list[dict[str, Tensor]] = []
+        metrics: list[dict[str, Tensor]] = []
         for index in self._minibatches(len(rows), each):
             terms = self.advantage.loss(batch, advantages, rows[index], steps[index])
             objective: dict[str, Tensor] = {}
@@ -129,19 +167,19 @@ class PolicyOptimizer(lightning.LightningModule):
             losses = [part["loss"] for part in (objective, terms) if "loss" in part]
             if losses:
                 self._step(torch.stack(losses).sum())
-            figures.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
-            figures[-1] |= {k: v.detach() for k, v in objective.items()}
+            metrics.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
+            metrics[-1] |= {k: v.detach() for k, v in objective.items()}
             if self.target_kl is not None and self._beyond(objective.get("kl")):
                 break
-        self._log("updates", torch.tensor(float(len(figures))))
-        self._log_figures(figures)
+        self._log("updates", torch.tensor(float(len(metrics))))
+        self._log_metrics(metrics)
         self._log("explained_variance", _explained_variance(advantages))
 
     def _minibatch_count(self, decisions: int) -> int:
-        """Minibatches in a pass, the same on every rank: ranks that disagree would wait for each other for ever.
+        """Compute the number of minibatches in a pass, the same on every rank: otherwise ranks would wait for ever.
 
-        It is the mean of what the ranks need, but never so many that one would be empty somewhere; 0 if a rank has no
-        decision to train on, and all leave the batch out.
+        It is the mean of what the ranks need, but small enough that no minibatch is empty on any rank. If a rank has no
+        decision to train on it is 0, and all ranks leave the batch out.
         """
         if self.trainer.world_size == 1:
             return -(-decisions // self.minibatch_size)
@@ -150,27 +188,14 @@ class PolicyOptimizer(lightning.LightningModule):
         return min(max(1, wanted), int(counts.min()))
 
     def _minibatches(self, count: int, each: int) -> Iterator[Tensor]:
-        """Minibatches of shuffled decisions, ``each`` of them in every pass."""
+        """Yield minibatches of shuffled decisions, ``each`` of them in every pass."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.batches_seen))
         for _ in range(self.passes):
             yield from torch.tensor_split(torch.randperm(count, generator=generator).to(self.device), each)
 
     def _step(self, loss: Tensor) -> None:
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        optimizer.zero_grad()
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if isinstance(self.trainer.strategy, DDPStrategy):
-            # DDP waits for a gradient of every parameter; a frozen policy or the deviation of a cloned one has none
-            loss = loss + 0.0 * torch.stack([p.sum() for p in parameters]).sum()
-        self.manual_backward(loss)
-        trained = [p for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
-        if not bool(norm.isfinite()):
-            raise FloatingPointError(
-                f"the gradient became {float(norm)} after {int(self.batches_seen)} batches: lower the learning rate, "
-                "or look for extreme rewards or states in the data"
-            )
-        optimizer.step()
+        self.optimizer.backward(self, loss, f"after {int(self.batches_seen)} batches")
+        cast(LightningOptimizer, self.optimizers()).step()
 
     def _beyond(self, kl: Tensor | None) -> bool:
         if kl is None or self.target_kl is None:
@@ -180,7 +205,7 @@ class PolicyOptimizer(lightning.LightningModule):
         return float(kl) > 1.5 * self.target_kl
 
     def validation_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
-        """Success rate where the outcome is known; imitation loss where the actions are somebody else's."""
+        """Log the success rate where outcomes are known, and the imitation loss where another policy acted."""
         known = batch.success_known
         if bool(known.any()):
             success = batch.success[known].mean()
@@ -193,10 +218,10 @@ class PolicyOptimizer(lightning.LightningModule):
             self.log("val_imitation", error, batch_size=len(rows), prog_bar=True, sync_dist=True)
 
     def _fit_inputs(self, batch: TrajectoryBatch) -> None:
-        """Take input scales nobody set yet from the first batch.
+        """Compute input scales that are not fitted yet from the first batch.
 
-        Never those of a policy that has acted with them, nor of a reward model or a critic that learns no more: they
-        are as they were trained.
+        Scales of a policy that has acted stay, and so do those of a reward model or a critic that no longer learns:
+        they are as they were trained.
         """
         acted = "sample" in batch.behaviour
         modules = [*self.advantage.modules(), *(() if acted else self.policy.modules())]
@@ -214,19 +239,19 @@ class PolicyOptimizer(lightning.LightningModule):
     def _log(self, name: str, value: Tensor) -> None:
         self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
 
-    def _log_figures(self, figures: list[dict[str, Tensor]]) -> None:
-        for name in dict.fromkeys(k for f in figures for k in f):
-            self._log(name, torch.stack([f[name] for f in figures if name in f]).mean())
+    def _log_metrics(self, metrics: list[dict[str, Tensor]]) -> None:
+        for name in dict.fromkeys(k for f in metrics for k in f):
+            self._log(name, torch.stack([f[name] for f in metrics if name in f]).mean())
 
 
-def _learned(part: torch.nn.Module) -> bool:
-    """Whether a part was trained before and is only used now."""
+def _learned(part: nn.Module) -> bool:
+    """Tell whether a part was trained before and is only used now."""
     frozen = isinstance(part, Critic) and not any(p.requires_grad for p in part.parameters())
     return isinstance(part, RewardModel) or frozen
 
 
 def _explained_variance(advantages: Advantages) -> Tensor:
-    """1 − Var(returns − values)/Var(returns) over valid decisions; NaN without a critic or with constant returns."""
+    """Compute 1 − Var(returns − values)/Var(returns) over valid decisions; NaN without a critic or variance."""
     if advantages.values is None:
         return torch.tensor(float("nan"))
     returns = advantages.returns[advantages.valid]

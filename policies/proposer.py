@@ -1,4 +1,4 @@
-"""How a critic asks the current policy for chunks: sampled in batches, kept per observation and policy version."""
+"""Chunks of the current policy for critics: sampled in batches, cached per observation and policy version."""
 
 import hashlib
 from collections import OrderedDict
@@ -14,44 +14,44 @@ from ..core.interfaces import Component, Policy
 
 @dataclass
 class _Kept:
-    """Chunks drawn at one observation, and the call at which the first of them were."""
+    """Chunks sampled at one observation, and the number of the call that sampled the first of them."""
 
     chunks: Float[Tensor, "n H A"]
     call: int
 
 
 class PolicyProposer(Component):
-    """Samples chunks of a policy at observations of a batch; a `guerdon.core.interfaces.Proposer`.
+    """Proposer that samples chunks of a policy at observations of a batch; see `guerdon.core.interfaces.Proposer`.
 
     ALOE (arXiv 2602.12691) samples the next chunk for every target, which costs several passes of the policy's network
-    in each update of the critic. So chunks are kept, by what was observed: the bytes of state, frames and features, and
-    the instruction. The same step of the same episode is recognised in any window and any batch. Asking for more chunks
-    than are kept draws the missing ones; fewer, and the first of them come back. Observations that are equal share
-    their chunks.
+    in each update of the critic. So chunks are cached. The key is the observation: the bytes of state, frames and
+    features, and the instruction. The same step of the same episode is found in any window and any batch, and equal
+    observations share their chunks. If more chunks are requested than are cached, the missing ones are sampled; if
+    fewer, the first ones are returned.
 
-    The policy is read, never changed: no gradients are taken, `requires_grad` is left alone, and its modules act in
-    evaluation mode and get their mode back. It may therefore be one that is being trained; whoever trains it says so by
-    ``updated()`` (or by setting ``version``), and what was kept is forgotten. Noise comes from a generator of its own,
-    seeded by ``seed`` and the version: the global one makes no difference, nor does an interruption between two
-    versions. Within a version neither chunks nor noise are saved: a critic whose training is resumed beside a policy
-    that stays the same goes on with other chunks of that policy (with ``deterministic``, the same).
+    The policy is never changed: no gradients are taken, ``requires_grad`` stays, and its modules act in evaluation mode
+    and get their mode back. So it may be a policy in training. Whoever trains it calls ``updated()`` (or sets
+    ``version``), and the cache is cleared. Noise comes from a generator of its own, seeded by ``seed`` and the version.
+    It depends neither on the global generator nor on an interruption between two versions. Within a version neither
+    chunks nor noise are saved: if the training of a critic is resumed with a policy that stays the same, it goes on
+    with other chunks of that policy (with ``deterministic``, with the same).
 
     Args:
-        policy: What proposes.
-        steps: Chunks are cut to this many steps; None takes those the policy carries out (its ``execute``), or its
-            whole horizon where it does not say.
-        refresh_every: Draw anew what was drawn this many calls ago (a critic's update is one call); None keeps it for
-            as long as the policy stays the same.
-        keep: Observations to keep chunks of; the least recently used are dropped. 0 keeps none and draws every time.
-            One takes n · steps · A · 4 bytes.
-        deterministic: Take the policy's one best chunk; all n are then the same.
-        seed: Of the noise.
-        micro_batch: Chunks sampled at a time.
+        policy: Policy whose chunks are sampled.
+        steps: Number of steps that chunks are cut to; None takes the number that the policy executes (its ``execute``),
+            or its horizon if it has none.
+        refresh_every: Number of calls after which chunks are sampled anew (a critic's update is one call); None keeps
+            them as long as the policy stays the same.
+        keep: Number of observations whose chunks are cached; the least recently used are dropped. 0 samples every time.
+            One observation takes n · steps · A · 4 bytes.
+        deterministic: Take the policy's deterministic chunk; all n are then the same.
+        seed: Random seed of the noise.
+        micro_batch: Number of chunks that are sampled at a time.
 
     Attributes:
-        version: Number of the policy; changes whenever the policy does.
-        hits: Observations answered from what was kept, so far.
-        misses: Observations for which something had to be drawn.
+        version: Number of the policy; it changes whenever the policy does.
+        hits: Number of observations answered from the cache so far.
+        misses: Number of observations for which chunks had to be sampled so far.
 
     Raises:
         ValueError: If a number makes no sense.
@@ -84,28 +84,28 @@ class PolicyProposer(Component):
         self.version, self.hits, self.misses = 0, 0, 0
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         self._calls = 0
-        self._drawn_with: int | None = None  # the version that what is kept came from
+        self._drawn_with: int | None = None  # version of the cached chunks
         self._generator = torch.Generator()
 
     def updated(self) -> None:
-        """Say that the policy changed: what was kept is forgotten."""
+        """Note that the policy changed, and clear the cache."""
         self.version += 1
-        self._drawn_with = None  # whoever sets the version back to the number it had means another policy
+        self._drawn_with = None  # a version set back to an earlier number means another policy
 
     @torch.no_grad()
     def forward(
         self, batch: TrajectoryBatch, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"], n: int
     ) -> Float[Tensor, "n M H A"]:
-        """Chunks of the policy at M observations, n at each.
+        """Sample chunks of the policy at M observations, n at each.
 
         Args:
             batch: Trajectories.
             rows: Row of each observation.
-            steps: Observation index, 0 … L.
-            n: Chunks at each.
+            steps: Number of each observation, 0 … L.
+            n: Number of chunks at each observation, at least 1.
 
         Raises:
-            ValueError: If an observation is not real, n is not positive, or the policy gives shorter chunks than asked.
+            ValueError: If an observation is not real, n is below 1, or the policy returns chunks of too few steps.
         """
         if n < 1:
             raise ValueError(f"expected at least one chunk at each observation, got n={n}")
@@ -141,7 +141,7 @@ class PolicyProposer(Component):
             drawn = self._draw(observation[where], counts).split(counts.tolist())
             for key, more in zip(lacking, drawn, strict=True):
                 kept = found[key]
-                # a slice would hold on to everything drawn with it
+                # a slice would keep everything sampled with it in memory
                 chunks = more.clone() if kept is None else torch.cat([kept.chunks, more])
                 found[key] = _Kept(chunks, self._calls if kept is None else kept.call)
         for key, kept in found.items():
@@ -153,13 +153,13 @@ class PolicyProposer(Component):
         return torch.stack([found[key].chunks[:n] for key in keys], 1)  # pyright: ignore[reportOptionalMemberAccess]
 
     def _fresh(self, key: bytes) -> _Kept | None:
-        """What is kept of an observation, unless it is too old."""
+        """Return the cached chunks of an observation, unless they are too old."""
         kept = self._kept.get(key)
         old = kept is not None and self.refresh_every is not None and self._calls - kept.call >= self.refresh_every
         return None if old else kept
 
     def _draw(self, observation: Observation, counts: Int[Tensor, " M"]) -> Float[Tensor, "N H A"]:
-        """Sample as many chunks as asked at each observation, side by side, in the policy's evaluation mode."""
+        """Sample the requested number of chunks at each observation, in evaluation mode, and concatenate them."""
         index = torch.arange(len(counts))
         again = index if self.deterministic else index.repeat_interleave(counts)
         modes = [(module, module.training) for module in self.policy.modules()]
@@ -175,8 +175,8 @@ class PolicyProposer(Component):
         chunks = torch.cat(parts).detach()
         if chunks.shape[1] < self.steps:
             raise ValueError(
-                f"{type(self.policy).__name__} gave chunks of {chunks.shape[1]} steps, expected {self.steps}: its "
-                "horizon promises more"
+                f"{type(self.policy).__name__} returned chunks of {chunks.shape[1]} steps, expected {self.steps}: "
+                "correct its horizon, or what it returns"
             )
         if self.deterministic:
             chunks = chunks[index.repeat_interleave(counts).to(chunks.device)]
@@ -184,7 +184,7 @@ class PolicyProposer(Component):
 
 
 def _keys(observation: Observation) -> list[bytes]:
-    """A digest of everything that each observation holds."""
+    """Compute a digest of everything that each observation holds."""
     parts = {"state": observation.state}
     parts |= {f"frames/{name}": frames for name, frames in observation.frames.items()}
     parts |= {f"features/{name}": features for name, features in observation.features.items()}

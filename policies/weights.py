@@ -1,4 +1,4 @@
-"""What a chunk counts in imitation, from its advantage: exponential, filtered, the best share, by progress gained."""
+"""Weights of imitated chunks from their advantages: exponential, filtered, best share, or by progress gained."""
 
 import math
 
@@ -16,10 +16,15 @@ _LARGEST = 80.0  # e^80 is still a float32
 def exponential_weights(
     advantages: Float[Tensor, " N"], beta: float | int, clip: float | int = _CLIP
 ) -> Float[Tensor, " N"]:
-    """exp(clip(A/β, ±c)) (ALOE, arXiv 2602.12691, Eq. 11), in [e^−c, e^c].
+    """Compute exp(clip(A/β, ±c)) (ALOE, arXiv 2602.12691, Eq. 11), in [e^−c, e^c].
 
-    With the clip this is no longer the exact solution of a KL-constrained improvement: of two advantages beyond it the
-    larger counts no more.
+    With the clip this is not the exact solution of a KL-constrained improvement: all advantages beyond it get the same
+    weight.
+
+    Args:
+        advantages: Advantages A.
+        beta: Temperature β, above 0.
+        clip: Largest exponent c, above 0 and at most 80.
 
     Raises:
         ValueError: If an advantage is not finite, or β or c is not positive.
@@ -31,7 +36,11 @@ def exponential_weights(
 
 @torch.no_grad()
 def filtered_weights(advantages: Float[Tensor, " N"], threshold: float | int = 0.0) -> Float[Tensor, " N"]:
-    """1[A > threshold]: imitate what was better than expected, and nothing else.
+    """Compute 1[A > threshold]: imitate only chunks that were better than expected.
+
+    Args:
+        advantages: Advantages A.
+        threshold: Value that an advantage must exceed.
 
     Raises:
         ValueError: If an advantage is not finite.
@@ -47,10 +56,17 @@ def aligned_weights(
     low: float | int = -2.0,
     high: float | int = 2.0,
 ) -> Float[Tensor, " N"]:
-    """Weight that rises from 0 at ``low`` deviations from the mean to 1 at ``high``: (Δ − (μ − 2σ))/4σ by default.
+    """Compute weights that rise from 0 at ``low`` standard deviations to 1 at ``high``: (Δ − (μ − 2σ))/4σ by default.
 
-    The soft part of reward-aligned behaviour cloning (SARM, arXiv:2509.25358). Nothing in it has the unit of the gains.
-    Where all gains are equal (σ = 0) a gain at the mean has the weight of the middle, −low/(high − low).
+    This is the soft part of reward-aligned behaviour cloning (SARM, arXiv:2509.25358). It does not depend on the unit
+    of the gains. If all gains are equal (σ = 0), a gain at the mean has the weight −low/(high − low).
+
+    Args:
+        gains: Progress gained, Δ.
+        mean: Mean gain μ.
+        std: Standard deviation σ of the gains, 0 or more.
+        low: Standard deviations from the mean at which the weight is 0.
+        high: Standard deviations from the mean at which the weight is 1.
 
     Raises:
         ValueError: If a gain is not finite, or the bounds are not in order.
@@ -58,16 +74,16 @@ def aligned_weights(
     if not low < high or std < 0:
         raise ValueError(f"low {low}, high {high}, std {std}: expected low < high, and no negative deviation")
     apart = _finite(gains).double() - mean
-    # the smallest spread that can be told from rounding: equal gains count as the middle, any other as an extreme
+    # without a spread, a gain at the mean counts as the middle, and any other as an extreme
     deviations = apart / std if std > 0 else torch.where(apart == 0, 0.0, apart.sign() * math.inf)
     return ((deviations - low) / (high - low)).clamp(0.0, 1.0).to(gains.dtype)
 
 
 @torch.no_grad()
 def effective_share(weights: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-    """Effective sample size over the number of samples, (Σw)²/(N·Σw²): 1 for equal weights, 1/N for a single one.
+    """Compute the effective sample size over the number of samples, (Σw)²/(N·Σw²).
 
-    0 where no weight is positive, or there is none.
+    It is 1 for equal weights, 1/N for a single one, and 0 if no weight is positive or there is none.
     """
     top = weights.amax() if len(weights) else weights.new_zeros(())
     scaled = weights.double() / torch.where(top > 0, top, 1.0)  # squares of large weights would overflow
@@ -75,19 +91,21 @@ def effective_share(weights: Float[Tensor, " N"]) -> Float[Tensor, ""]:
 
 
 class AdvantageMemory(nn.Module):
-    """The most recent advantages with their tasks: statistics that change slowly, and are saved with the weights.
+    """Memory of the most recent advantages with their tasks, for statistics that change slowly; saved with the weights.
 
     Args:
-        size: How many to remember; older ones are forgotten, because critic and policy move on.
+        size: Number of advantages that are kept; older ones are dropped, because critic and policy change.
 
     Raises:
-        ValueError: If that is not at least one.
+        ValueError: If the size is below 1.
     """
 
     values: Tensor
+    """Advantages, in float64."""
     tasks: Tensor
+    """Number of the task of each."""
     count: Tensor
-    """How many there have ever been."""
+    """Number of advantages that were ever added."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -99,7 +117,11 @@ class AdvantageMemory(nn.Module):
 
     @torch.no_grad()
     def add(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> None:
-        """Remember a batch; of one larger than the memory, evenly spaced ones.
+        """Add the advantages of a batch; of a batch larger than the memory, evenly spaced ones.
+
+        Args:
+            advantages: Advantages.
+            task: Number of the task of each.
 
         Raises:
             ValueError: If an advantage is not finite.
@@ -115,10 +137,10 @@ class AdvantageMemory(nn.Module):
         self.count += len(advantages)
 
     def held(self, task: int | None = None) -> Float[Tensor, " K"]:
-        """What is remembered, of one task or of all.
+        """Return the kept advantages of one task, or of all.
 
         Raises:
-            ValueError: If that is nothing.
+            ValueError: If there is none.
         """
         known = min(int(self.count), len(self.values))
         values = self.values[:known]
@@ -127,16 +149,16 @@ class AdvantageMemory(nn.Module):
         if not len(values):
             of = "" if task is None else f" of task {task}"
             raise ValueError(
-                f"no advantage{of} was seen yet, so that none can be compared: pass those of a whole batch to update() "
+                f"no advantage{of} was added yet, so none can be compared: pass those of a whole batch to update() "
                 "first, as PolicyOptimizer does"
             )
         return values
 
     def moments(self) -> tuple[float, float]:
-        """Mean and deviation (ddof = 0); the deviation is exactly 0 where all are equal.
+        """Compute mean and standard deviation (ddof = 0); the latter is exactly 0 if all advantages are equal.
 
         Raises:
-            ValueError: If nothing was seen yet.
+            ValueError: If no advantage was added yet.
         """
         values = self.held()
         if bool(values.max() == values.min()):
@@ -147,37 +169,38 @@ class AdvantageMemory(nn.Module):
 
 
 class Weighting(Component):
-    """Turns advantages into weights of 0 or more; a subclass writes ``forward``.
+    """Base of what turns advantages into weights of 0 or more; a subclass writes ``forward``.
 
-    ``update`` is called once per batch with all its known advantages, before their weights are asked for. What it keeps
-    is all that a weight depends on beside the advantage itself: not on what else stands in a minibatch.
+    ``update`` is called once per batch with all its known advantages, before their weights are computed. A weight
+    depends on the advantage itself and on what ``update`` keeps, not on the rest of its minibatch.
     """
 
     def update(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> None:
-        """See the advantages of a batch. Here: nothing is kept.
+        """Update statistics with the advantages of a batch. Here: none are kept.
 
         Args:
-            advantages: All that are known.
+            advantages: All known advantages of the batch.
             task: Number of the task of each.
         """
 
     def forward(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """Weight of each advantage, 0 or more."""
+        """Compute the weight of each advantage, 0 or more."""
         raise NotImplementedError(f"{type(self).__name__} weighs nothing: write forward(advantages, task)")
 
 
 class Exponential(Weighting):
-    """exp(clip(A/β, ±c)), ALOE's weights (arXiv 2602.12691, Eq. 11), with β fixed or a multiple of their spread.
+    """ALOE's weights exp(clip(A/β, ±c)) (arXiv 2602.12691, Eq. 11), with β fixed or a multiple of the spread.
 
-    Advantages have the unit of returns, and a β that fits one reward fits no other: either bring returns into [−1, 0]
-    (`guerdon.rewards.step_cost.StepCost`) and give β, or leave it to the data: β = κ · standard deviation of the last
-    ``memory`` advantages. Advantages that are all equal then say nothing, and count 1 each.
+    Advantages have the unit of returns, so that a β for one reward does not fit another. Either bring returns into
+    [−1, 0] (`guerdon.rewards.step_cost.StepCost`) and give β, or take it from the data: β = κ · standard deviation of
+    the last ``memory`` advantages. If all of them are equal, each has the weight 1.
 
     Args:
-        beta: Fixed temperature; None takes κ times the spread.
-        kappa: κ.
-        clip: c, the largest exponent; ln 20 keeps weights in [0.05, 20].
-        memory: Advantages to take the spread of; that of the first batch is taken over the batch as a whole.
+        beta: Fixed temperature β, above 0; None takes κ times the standard deviation.
+        kappa: Factor κ of the standard deviation, above 0.
+        clip: Largest exponent c, above 0; ln 20 keeps weights in [0.05, 20].
+        memory: Number of advantages whose standard deviation is taken; the first batch is added before its weights are
+            computed.
 
     Raises:
         ValueError: If a number is not positive.
@@ -195,16 +218,16 @@ class Exponential(Weighting):
         self.memory = AdvantageMemory(memory) if beta is None else None
 
     def update(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> None:
-        """Take their spread into account."""
+        """Add the advantages to the memory."""
         if self.memory is not None:
             self.memory.add(advantages, task)
 
     @torch.no_grad()
     def forward(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """Weight of each advantage.
+        """Compute the weight of each advantage.
 
         Raises:
-            ValueError: If an advantage is not finite, or their spread is wanted and none was seen.
+            ValueError: If an advantage is not finite, or the spread is needed and no advantage was added.
         """
         if self.memory is None:
             assert self.beta is not None
@@ -216,10 +239,10 @@ class Exponential(Weighting):
 
 
 class Positive(Weighting):
-    """1[A > threshold]: filtered behaviour cloning.
+    """Weights of filtered behaviour cloning, 1[A > threshold].
 
     Args:
-        threshold: What an advantage must exceed.
+        threshold: Value that an advantage must exceed.
     """
 
     def __init__(self, threshold: float = 0.0) -> None:
@@ -229,22 +252,22 @@ class Positive(Weighting):
         self.threshold = threshold
 
     def forward(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """1 or 0 for each advantage."""
+        """Compute the weight of each advantage, 1 or 0."""
         return filtered_weights(advantages, self.threshold)
 
 
 class TopShare(Weighting):
-    """1[A > ε] with ε such that a share of everything seen exceeds it: RECAP's improvement indicator.
+    """RECAP's improvement indicator as a weight, 1[A > ε], with ε such that a share of recent advantages exceeds it.
 
     RECAP (arXiv 2511.14759) sets ε for each task so that about 30 % of its frames are positive, and conditions the
     policy on the indicator; here it is a weight. ε is the quantile of the last ``memory`` advantages, of the task or of
-    all, and not of a minibatch, in which the best third may be bad. Where more than the share equal the largest one,
-    those are taken; so advantages that are all equal count 1 each.
+    all. It is not that of a minibatch, in which even the best third may be bad. If more than the share equal the
+    largest advantage, all of those get the weight 1; so do all advantages if they are equal.
 
     Args:
-        share: Of the advantages that count, between 0 and 1.
-        per_task: Compare within a task, by its number in the batch; tasks differ in how far advantages spread.
-        memory: Advantages that make up the quantile.
+        share: Share of the advantages that get the weight 1, between 0 and 1.
+        per_task: Compare within a task, by its number in the batch; tasks differ in the spread of their advantages.
+        memory: Number of advantages that the quantile is taken of.
 
     Raises:
         ValueError: If the share is not between 0 and 1.
@@ -258,21 +281,21 @@ class TopShare(Weighting):
         self.memory = AdvantageMemory(memory)
 
     def update(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> None:
-        """Take them into the quantile."""
+        """Add the advantages to the memory."""
         self.memory.add(advantages, task)
 
     @torch.no_grad()
     def forward(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """1 or 0 for each advantage.
+        """Compute the weight of each advantage, 1 or 0.
 
         Raises:
-            ValueError: If an advantage is not finite, or none was seen.
+            ValueError: If an advantage is not finite, or none was added.
         """
         values = _finite(advantages).double()
         weights = torch.zeros_like(values)
         known = set(self.memory.tasks[: int(self.memory.count)].tolist())
         for one in task.unique().tolist() if self.per_task else [None]:
-            # of a task too rare to be remembered, all tasks together say more than nothing
+            # for a task too rare to be in the memory, all tasks together are the best there is
             held = self.memory.held(one if one in known else None).sort().values
             # the largest that is not among the best share: exactly ⌊share · K⌋ exceed it unless some are equal
             best = int(self.share * len(held) + 1e-6)  # 0.57 · 100 is a little below 57 in floating point
@@ -284,18 +307,18 @@ class TopShare(Weighting):
 
 
 class RewardAligned(Weighting):
-    """Reward-aligned behaviour cloning (SARM, arXiv:2509.25358): the more progress a chunk makes, the more it counts.
+    """Weights of reward-aligned behaviour cloning (SARM, arXiv:2509.25358), larger for chunks with more progress.
 
-    Made for the gains of `guerdon.ProgressGain`. The weight rises from 0 at ``low`` deviations
-    from the mean gain to 1 at ``high``, mean and deviation taken over the last ``memory`` gains. The published rule
-    also gives full weight to all gains above a constant in units of progress, which fits one model and chunk length
-    only; here ``high`` takes its place.
+    They are made for the gains of `guerdon.policies.advantages.progress_gain.ProgressGain`. The weight rises from 0 at
+    ``low`` standard deviations from the mean gain to 1 at ``high``; mean and standard deviation are those of the last
+    ``memory`` gains. The published rule also gives full weight to all gains above a constant in units of progress,
+    which fits one model and chunk length only; here ``high`` takes its place.
 
     Args:
-        low: Deviations from the mean at which the weight is 0.
-        high: Deviations from the mean from which on it is 1.
-        drop_losses: A negative gain counts 0, as published.
-        memory: Gains to take mean and deviation of.
+        low: Standard deviations from the mean at which the weight is 0.
+        high: Standard deviations from the mean from which on the weight is 1.
+        drop_losses: Give negative gains the weight 0, as published.
+        memory: Number of gains whose mean and standard deviation are taken.
 
     Raises:
         ValueError: If the bounds are not in order.
@@ -309,21 +332,22 @@ class RewardAligned(Weighting):
         self.memory = AdvantageMemory(memory)
 
     def update(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> None:
-        """Take their mean and deviation into account."""
+        """Add the gains to the memory."""
         self.memory.add(advantages, task)
 
     @torch.no_grad()
     def forward(self, advantages: Float[Tensor, " N"], task: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-        """Weight of each gain, in [0, 1].
+        """Compute the weight of each gain, in [0, 1].
 
         Raises:
-            ValueError: If a gain is not finite, or none was seen.
+            ValueError: If a gain is not finite, or none was added.
         """
         weights = aligned_weights(advantages, *self.memory.moments(), self.low, self.high)
         return weights.masked_fill(advantages < 0, 0.0) if self.drop_losses else weights
 
 
 def _finite(values: Tensor) -> Tensor:
+    """Return values, or refuse them if one is not finite."""
     if not bool(values.isfinite().all()):
         wrong = values[~values.isfinite()]
         raise ValueError(

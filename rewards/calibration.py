@@ -1,4 +1,4 @@
-"""A reward model with calibrated success probabilities, which abstains where it is in doubt."""
+"""A reward model with calibrated success probabilities that abstains where its doubt is large."""
 
 import math
 from dataclasses import replace
@@ -16,24 +16,24 @@ from .combine import Around
 
 
 class Calibrated(Around):
-    """A reward model whose success probability was calibrated, and which says where it does not know.
+    """Wrapper of a reward model that maps its success probability and abstains where its doubt is large.
 
-    The rewards themselves stay those of the model inside, so nothing that was trained on them changes its scale. To be
-    paid for calibrated progress or success, wrap this: ``FirstHit(Calibrated(…))``.
+    Rewards stay those of the wrapped model, so that their scale does not change. To reward calibrated progress or
+    success, wrap the result: ``FirstHit(Calibrated(…))``.
 
-    Where the model abstains, rewards, progress and success are invalid, and so they are left out of scores, returns and
-    losses. Two limits can be set, each ∞ until it is:
+    Where the model abstains, rewards, progress and success are invalid, and are left out of scores, returns and losses.
+    There are two limits, both infinite by default:
 
-    * on the spread: a step whose ``std`` is above it has no reward, and the observation it leads to no estimate. No
-      step leads to observation 0, so that one is kept;
-    * on the confidence: an observation whose min(p, 1 − p) is above it has no estimate, and the steps on both sides of
-      it have no reward.
+    * on the spread: a step whose ``std`` is above the limit has no reward, and the observation it leads to has no
+      estimate. No step leads to observation 0, so that one always keeps its estimate;
+    * on the confidence: an observation whose min(p, 1 − p) is above the limit has no estimate, and the steps before and
+      after it have no reward.
 
     Args:
-        reward: The model; it is not trained here.
-        method: How success is mapped; see `guerdon.rewards.calibration_curves.fit_curve`.
-        knots: Of the isotonic map of success; 0 for the other methods.
-        progress_knots: Of the isotonic map of progress; 0 leaves progress as it is.
+        reward: Reward model to wrap; it is not trained here.
+        method: Map of success; see `guerdon.rewards.calibration_curves.fit_curve`.
+        knots: Number of knots of the isotonic map of success; 0 for the other methods.
+        progress_knots: Number of knots of the isotonic map of progress; 0 leaves progress as it is.
 
     Raises:
         ValueError: If the method is unknown, or knots do not fit it.
@@ -60,7 +60,7 @@ class Calibrated(Around):
                 "none; calibrate() makes a model that fits"
             )
         self.method: Method = method
-        # NaN until fitted: what nobody fitted must not pass for calibrated
+        # NaN until fitted, so that an unfitted model is not taken for a calibrated one
         for name, size in (("slope", ()), ("bias", ()), ("success_x", (knots,)), ("success_y", (knots,))):
             self.register_buffer(name, torch.full(size, torch.nan, dtype=torch.float64))
         for name in ("progress_x", "progress_y"):
@@ -78,15 +78,15 @@ class Calibrated(Around):
         spread_limit: float = math.inf,
         doubt_limit: float = math.inf,
     ) -> "Calibrated":
-        """Put fitted maps and limits around a model.
+        """Wrap a model with fitted maps and limits.
 
         Args:
-            reward: The model.
-            method: That ``success`` was fitted with.
+            reward: Reward model to wrap.
+            method: Method that ``success`` was fitted with.
             success: Map of the success probability.
-            progress: Isotonic map of progress; None leaves it as it is.
-            spread_limit: Largest ``std`` that is not abstained on.
-            doubt_limit: Largest min(p, 1 − p) that is not abstained on.
+            progress: Isotonic map of progress; None leaves progress as it is.
+            spread_limit: Largest ``std`` that the model does not abstain on.
+            doubt_limit: Largest min(p, 1 − p) that the model does not abstain on.
         """
         made = cls(reward, method, len(success.x), 0 if progress is None else len(progress.x))
         values: dict[str, np.ndarray | float] = {"slope": success.slope, "bias": success.bias}
@@ -100,7 +100,7 @@ class Calibrated(Around):
         return made.to(device).train(reward.training)
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Ask the model, map what it says, and take back what it is not sure of.
+        """Estimate with the wrapped model, map success and progress, and mark as invalid what is in doubt.
 
         Raises:
             RuntimeError: If nothing was fitted.
@@ -112,11 +112,11 @@ class Calibrated(Around):
         inner = self.reward(batch)
         if inner.success is None:
             raise ValueError(f"{type(self.reward).__name__} estimates no success: there is nothing to calibrate")
-        said = torch.where(inner.success.valid, inner.success.values, 0.5)
+        probability = torch.where(inner.success.valid, inner.success.values, 0.5)
         chance = (
-            interpolate(said, self.success_x, self.success_y)
+            interpolate(probability, self.success_x, self.success_y)
             if isotonic
-            else rescale_logit(said, self.slope, self.bias)
+            else rescale_logit(probability, self.slope, self.bias)
         )
         steps, observations = self._unsure(inner, torch.minimum(chance, 1 - chance), inner.success.valid)
         progress = inner.progress
@@ -136,7 +136,7 @@ class Calibrated(Around):
     def _unsure(
         self, inner: RewardEstimates, doubt: Tensor, known: Tensor
     ) -> tuple[Bool[Tensor, "B T"], Bool[Tensor, "B Tp1"]]:
-        """Steps and observations that are abstained on."""
+        """Find the steps and observations to abstain on."""
         observations = torch.zeros_like(known)
         steps = torch.zeros_like(inner.valid)
         if bool(self.doubt_limit.isfinite()):

@@ -1,4 +1,4 @@
-"""Maps that turn a model's probability into one that can be read as a frequency, and how each is fitted."""
+"""Monotone maps that calibrate a model's probability, and the fit of each."""
 
 import math
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ _LOWEST, _HIGHEST = 2.0**-151, 1 - 2.0**-26
 def rescale_logit(
     probability: Shaped[Tensor, "..."], slope: float | Tensor, bias: float | Tensor
 ) -> Float64[Tensor, "..."]:
-    """σ(slope · logit(p) + bias), elementwise and in float64; slope 1 and bias 0 leave p as it is."""
+    """Compute σ(slope · logit(p) + bias), elementwise and in float64; slope 1 and bias 0 leave p as it is."""
     p = probability.double().clamp(_LOWEST, _HIGHEST)
     return torch.sigmoid(slope * (p.log() - (-p).log1p()) + bias)
 
@@ -30,7 +30,13 @@ def rescale_logit(
 def interpolate(
     probability: Shaped[Tensor, "..."], x: Float64[Tensor, " N"], y: Float64[Tensor, " N"]
 ) -> Float64[Tensor, "..."]:
-    """Piecewise linear through (x, y), x ascending; the first and the last y outside. In float64."""
+    """Interpolate linearly through knots, in float64.
+
+    Args:
+        probability: Numbers to map.
+        x: Places of the knots, ascending.
+        y: Values at the knots; the first and the last one also hold outside.
+    """
     p = probability.double()
     if len(x) == 1:
         return y.expand(p.shape)
@@ -45,13 +51,16 @@ def _no_knots() -> Float64[np.ndarray, " N"]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
-    """A map of probabilities that never falls: σ(slope · logit + bias), or knots to interpolate between."""
+    """A monotone map of probabilities: σ(slope · logit + bias), or linear interpolation between knots."""
 
     slope: float = 1.0
+    """Factor of the logit."""
     bias: float = 0.0
+    """Shift of the logit."""
     x: Float64[np.ndarray, " N"] = field(default_factory=_no_knots)
-    """Knots; none for temperature and Platt scaling."""
+    """Places of the knots; empty for temperature and Platt scaling."""
     y: Float64[np.ndarray, " N"] = field(default_factory=_no_knots)
+    """Values at the knots."""
 
     def __call__(self, probability: Float[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         """Map probabilities."""
@@ -62,22 +71,22 @@ class Curve:
 
 
 def fit_curve(probability: Float[np.ndarray, " n"], label: Float[np.ndarray, " n"], method: Method) -> Curve:
-    """Fit a map of probabilities to what happened.
+    """Fit a monotone map from predicted probabilities to observed outcomes.
 
-    * ``"temperature"`` divides the logit by τ, which minimises the negative log-likelihood (Guo et al. 2017,
-      arXiv:1706.04599, §4.2). One number: it can make a model less or more sure, but not move its base rate.
+    * ``"temperature"`` divides the logit by the τ that minimises the negative log-likelihood (Guo et al. 2017,
+      arXiv:1706.04599, §4.2). It can make a model less or more sure, but not move its base rate.
     * ``"platt"`` also shifts the logit: logistic regression on it, with Platt's (1999) smoothed targets
       (N₊ + 1)/(N₊ + 2) and 1/(N₋ + 2), which keep the slope finite where the classes can be separated.
     * ``"isotonic"`` is the monotone step function with the smallest squared error, interpolated between its knots
       (Zadrozny and Elkan 2002). It can take any monotone shape and needs more data.
 
-    Where the probability does not rise with success, no monotone map helps: Platt's slope is then held at 0, and every
-    probability becomes the base rate.
+    Where the probability does not rise with success, Platt's slope is held at 0, and every probability becomes the base
+    rate.
 
     Args:
-        probability: What the model said, in [0, 1].
-        label: What happened, in [0, 1].
-        method: One of the three.
+        probability: Predicted probabilities, in [0, 1].
+        label: Observed outcomes, in [0, 1].
+        method: Map to fit.
 
     Raises:
         ValueError: If the method is unknown, an entry is no number in [0, 1], or no label is above or below ½.
@@ -96,7 +105,12 @@ def fit_curve(probability: Float[np.ndarray, " n"], label: Float[np.ndarray, " n
 
 
 def fit_isotonic(value: Float[np.ndarray, " n"], target: Float[np.ndarray, " n"]) -> Curve:
-    """Isotonic regression of targets in [0, 1] on values: the knots between which it interpolates."""
+    """Fit an isotonic regression of targets in [0, 1] on values.
+
+    Args:
+        value: Numbers to map.
+        target: Target of each, in [0, 1].
+    """
     fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
     fitted.fit(np.asarray(value, np.float64), np.asarray(target, np.float64))
     knots = cast(Any, fitted)

@@ -5,11 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from .. import __version__
 from ..backbones.model_inputs import inputs_of
-from ..core.files import replacing
+from ..core.files import read_json, short_hash, write_json
 from ..core.hub import class_path, describe, hash_component
 from ..core.interfaces import Component, Proposer
 from ..datasets.episodes import EpisodeDataset
@@ -77,7 +77,7 @@ def hash_recording(dataset: EpisodeDataset) -> str:
 
 def fingerprint(identity: Mapping[str, str]) -> str:
     """Hash the identity of a run; two runs with the same fingerprint give the same scores."""
-    return hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(dict(identity))
 
 
 def run_metadata(identity: Mapping[str, str], model: Component, source: str = "") -> dict[str, str]:
@@ -128,15 +128,14 @@ def begin_run(folder: Path, metadata: Mapping[str, str], overwrite: bool) -> Sco
         for file in (folder / PARTS).glob("part-*.parquet"):
             file.unlink()
     (folder / PARTS).mkdir(exist_ok=True)
-    with replacing(folder / PARTS / RUN) as fresh:
-        fresh.write_text(json.dumps(dict(metadata), indent=2))
+    write_json(folder / PARTS / RUN, dict(metadata))
     return None
 
 
 def _metadata_of_parts(folder: Path) -> dict[str, str]:
     """Read the metadata of an interrupted run; empty where there is none, or its parts carry none."""
     file = folder / PARTS / RUN
-    return cast(dict[str, str], json.loads(file.read_text())) if file.is_file() else {}
+    return read_json(file, "the metadata of a scoring run") if file.is_file() else {}
 
 
 def _refuse_other(folder: Path, earlier: Mapping[str, Any], now: Mapping[str, str], overwrite: bool) -> None:

@@ -1,7 +1,5 @@
 """Tiny OpenAI CLIP checkpoints with random weights for tests."""
 
-import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -10,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..backbones.openai_clip import CLIP
+from ..core.files import replacing
 
 
 def tiny_clip(
@@ -44,20 +43,15 @@ def tiny_clip(
         model = CLIP(embed_dim, image_size, 2, width, 16, 77, 49408, width, width // 64, 2).eval()
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    os.close(handle)
-    try:
+    with replacing(target) as fresh:
         if format == "archive":
             image, tokens = torch.zeros(1, 3, image_size, image_size), torch.zeros(1, 77, dtype=torch.long)
             inputs = {"encode_image": image, "encode_text": tokens, "forward": (image, tokens)}
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # TorchScript is deprecated, and OpenAI's format all the same
-                torch.jit.save(torch.jit.trace_module(model, inputs), name)
+                torch.jit.save(torch.jit.trace_module(model, inputs), fresh)
         elif format == "state_dict":
-            torch.save(model.state_dict(), name)
+            torch.save(model.state_dict(), fresh)
         else:
-            save_file(model.state_dict(), name)
-        os.replace(name, target)
-    finally:
-        Path(name).unlink(missing_ok=True)
+            save_file(model.state_dict(), fresh)
     return target

@@ -23,12 +23,11 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 REACH = ["--data.init_args.path", "{reach}"]
 CLIPS = ["--data.init_args.path", "{clips}", "--data.init_args.cache", "{cache}"]
 REWARD, POLICY = "--model.init_args.reward.init_args", "--model.init_args.policy.init_args"
-CRITIC, PROPOSER = "--model.init_args.critic.init_args", "--model.init_args.proposer.init_args"
-REACHED = [f"{CRITIC}.network.init_args.state_size", "12", f"{CRITIC}.network.init_args.action_size", "3"]
+PROPOSER = "--model.init_args.proposer.init_args"
 DECOMPOSER = "--model.init_args.decomposer.init_args"
 # what makes each configuration small, and fit for the tiny data; {name} stands for a folder
 SMALL = {
-    "behaviour_cloning": [*REACH, f"{POLICY}.state_size", "12", f"{POLICY}.action_size", "3"],
+    "behaviour_cloning": REACH,
     "progress_state": [*REACH, f"{REWARD}.state_size", "12"],
     "progress_stages": [*REACH, f"{REWARD}.state_size", "12"],
     "progress_ensemble": [*REACH, f"{REWARD}.member.init_args.state_size", "12"],
@@ -37,14 +36,14 @@ SMALL = {
         *(*REACH, f"{REWARD}.state_size", "12", f"{REWARD}.action_size", "3"),
         *("--data.init_args.labels.init_args.gripper", ""),
     ],
-    "aloe_critic": [*REACH, *REACHED, f"{PROPOSER}.policy.init_args.path", "{behaviour_cloning}"],
+    "aloe_critic": [*REACH, f"{PROPOSER}.policy.init_args.path", "{behaviour_cloning}"],
     "aloe_policy": [
         *(*REACH, f"{POLICY}.path", "{behaviour_cloning}"),
         *("--model.init_args.advantage.init_args.critic.init_args.path", "{aloe_critic}"),
     ],
-    "q_chunking": [*REACH, *REACHED, f"{PROPOSER}.policy.init_args.path", "{behaviour_cloning}"],
-    "iql_critic": [*REACH, *REACHED],
-    "distributional_value": [*REACH, f"{CRITIC}.state_size", "12"],
+    "q_chunking": [*REACH, f"{PROPOSER}.policy.init_args.path", "{behaviour_cloning}"],
+    "iql_critic": REACH,
+    "distributional_value": REACH,
     "grape_score": [*REACH, f"{REWARD}.costs", '["mujoco/reach"]'],
     "decomposer": [
         *("--data.path", "{seen}", "--data.frames_every", "8", "--data.frame_size", "16"),
@@ -59,7 +58,6 @@ SMALL = {
     "ppo_learned_reward": [
         *(f"{POLICY}.path", "{behaviour_cloning}"),
         *("--model.init_args.advantage.init_args.reward.init_args.reward.init_args.path", "{progress_state}"),
-        *("--model.init_args.advantage.init_args.critic.init_args.state_size", "12"),
         *("--data.init_args.task", "mujoco/reach", "--data.init_args.steps", "64", "--data.init_args.rollouts", "1"),
         *("--data.init_args.envs", "2", "--data.init_args.workers", "1"),
         *("--data.init_args.contexts", "4", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),
@@ -67,7 +65,6 @@ SMALL = {
     "ppo_watched": [
         *(f"{POLICY}.path", "{behaviour_cloning}"),
         *("--model.init_args.advantage.init_args.reward.init_args.reward.init_args.path", "{progress_state}"),
-        *("--model.init_args.advantage.init_args.critic.init_args.state_size", "12"),
         *("--data.init_args.task", "mujoco/reach", "--data.init_args.steps", "64", "--data.init_args.rollouts", "1"),
         *("--data.init_args.envs", "2", "--data.init_args.workers", "1"),
         *("--data.init_args.contexts", "4", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),

@@ -1,7 +1,6 @@
 """Files of a LeRobot v3.0 data set that is written: rows and video in chunks, tables of episodes and tasks."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from av.container import OutputContainer
 from av.video.stream import VideoStream
+
+from ...core.files import replacing
 
 CHUNK = "chunk-{chunk:03d}/file-{file:03d}"
 FILES_PER_CHUNK = 1000
@@ -108,15 +109,12 @@ class VideoFiles:
 
 def drop_column(path: Path, name: str) -> None:
     """Rewrite a parquet file without one of its columns."""
-    source = pq.ParquetFile(path)
-    partial = path.with_suffix(".rewrite")
-    schema = source.schema_arrow
-    with pq.ParquetWriter(partial, schema.remove(schema.get_field_index(name))) as writer:
-        for group in range(source.num_row_groups):
-            table = source.read_row_group(group).drop_columns([name])
-            writer.write_table(table, row_group_size=max(1, table.num_rows))
-    source.close()
-    os.replace(partial, path)
+    with replacing(path) as fresh, pq.ParquetFile(path) as source:
+        schema = source.schema_arrow
+        with pq.ParquetWriter(fresh, schema.remove(schema.get_field_index(name))) as writer:
+            for group in range(source.num_row_groups):
+                table = source.read_row_group(group).drop_columns([name])
+                writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 
 def episode_table(rows: list[dict[str, Any]]) -> Table:

@@ -1,6 +1,5 @@
 """Folder ``meta`` of a LeRobot v3.0 data set, read and checked before any row."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...core.files import read_json
 from .video import VideoFrames
 
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -25,10 +25,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = folder / "meta" / "info.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a LeRobot data set: it has no meta/info.json")
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, {error}") from error
+    info = read_json(path, "the description of a LeRobot data set")
     version = str(info.get("codebase_version", "unnamed"))
     if not version.startswith("v3."):
         raise ValueError(

@@ -1,6 +1,5 @@
 """Writer of LeRobot v3.0 data sets: parquet rows, H.264 video, tasks and statistics."""
 
-import json
 import os
 import shutil
 import uuid
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core.batch import End
+from ...core.files import write_json
 from ..episodes import BadEpisodeError, Column, Episode, FrameSource
 from .lerobot_files import CHUNK, FILES_PER_CHUNK, DataFiles, VideoFiles, drop_column, episode_table, task_table
 from .lerobot_stats import Stats, join_stats, picture_stats, vector_stats
@@ -241,9 +241,8 @@ class LeRobotWriter:
             for name, parts in self._stats.items()
             if name != "next.success" or name in fields
         }
-        (partial / "meta" / "stats.json").write_text(json.dumps(stats, indent=2, allow_nan=False))
-        info = json.dumps(self._info(fields), indent=2, ensure_ascii=False)
-        (partial / "meta" / "info.json").write_text(info, encoding="utf-8")
+        write_json(partial / "meta" / "stats.json", stats)
+        write_json(partial / "meta" / "info.json", self._info(fields))
 
     def _info(self, fields: dict[str, Field]) -> dict[str, Any]:
         fps = int(self.fps) if float(self.fps).is_integer() else self.fps

@@ -1,7 +1,6 @@
 """Camera frames in video files, read and written in one sequential pass by PyAV."""
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -16,6 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from ...core.files import replacing, sha256_file
 from ..episodes import BadEpisodeError, FrameSource
 
 
@@ -212,32 +212,26 @@ def write_video(
         ValueError: If there is no frame, or a frame has another shape or type, or an odd size.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
     count = 0
-    try:
-        with av.open(str(partial), "w") as container:
-            stream = None
-            for frame in frames:
-                if stream is None:
-                    _check_frame(frame, frame.shape[1:])
-                    stream = _new_stream(container, frame.shape, fps, crf, key_interval)
-                _check_frame(frame, (stream.height, stream.width))
-                picture = VideoFrame.from_ndarray(np.ascontiguousarray(frame.transpose(1, 2, 0)), format="rgb24")
-                container.mux(stream.encode(picture))
-                count += 1
+    with replacing(path) as fresh, av.open(str(fresh), "w", format="mp4") as container:
+        stream = None
+        for frame in frames:
             if stream is None:
-                raise ValueError(f"{path}: expected at least one frame, got none")
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+                _check_frame(frame, frame.shape[1:])
+                stream = _new_stream(container, frame.shape, fps, crf, key_interval)
+            _check_frame(frame, (stream.height, stream.width))
+            picture = VideoFrame.from_ndarray(np.ascontiguousarray(frame.transpose(1, 2, 0)), format="rgb24")
+            container.mux(stream.encode(picture))
+            count += 1
+        if stream is None:
+            raise ValueError(f"{path}: expected at least one frame, got none")
+        container.mux(stream.encode())
     return count
 
 
 @lru_cache(maxsize=4096)
 def _digest(path: Path, size: int, modified: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_file(path)
 
 
 def file_digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Fits a calibration on a held-out split, and says what it is worth on episodes it was not fitted on."""
+"""Calibration of a reward model on a held-out split, with a report from cross-validation."""
 
 import math
 import warnings
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from ...core.interfaces import RewardModel
 from ...datasets.episodes import BadEpisodeError, EpisodeDataset
@@ -38,40 +37,36 @@ def calibrate(
     batch_size: int = 8,
     cache: str | Path | None = None,
     seed: int = 0,
-    console: Console | None = None,
 ) -> tuple[Calibrated, CalibrationReport]:
-    """Fit a calibration on the episodes of a split, and say what it is worth on episodes it was not fitted on.
+    """Fit a calibration on the episodes of a split, and evaluate it by cross-validation.
 
-    Use a split the model was not trained on. The calibration is dense: it is of every observation with a known success
-    label, the recorded one or the episode's outcome, as in ``guerdon evaluate``. The figures of the report are
-    cross-validated: every episode is mapped by a curve (and abstained on by a limit) fitted on others, and episodes
-    that share an initial state or a group are never on both sides. The model that is returned is fitted on all.
+    Use a split that the model was not trained on. The calibration is dense: it uses every observation with a known
+    success label, the recorded one or the episode's outcome, as ``guerdon evaluate`` does. The report is
+    cross-validated: every episode is mapped by a curve (and abstained on by a limit) that was fitted on other episodes,
+    and episodes that share an initial state or a group stay together. The model that is returned is fitted on all.
 
     Args:
-        reward: On its device, in evaluation mode; it must estimate success.
-        dataset: Labelled episodes.
-        split: Which of them; empty for all. Where none is recorded, ``"train"`` and ``"val"`` are those `EpisodeData`
-            makes by default.
-        method: ``"temperature"``, ``"platt"`` or ``"isotonic"``.
+        reward: Reward model that estimates success, on its device and in evaluation mode.
+        dataset: Data set with labelled outcomes.
+        split: Name of the split; empty for all episodes. Where none is recorded, ``"train"`` and ``"val"`` are those
+            that `EpisodeData` makes by default.
+        method: Map of success: ``"temperature"``, ``"platt"`` or ``"isotonic"``.
         progress: Also map progress, by isotonic regression on its labels.
-        abstain: Share of the observations, those in most doubt, on which the model says that it does not know.
-        by: Doubt is the ``"spread"`` or the lack of ``"confidence"``; None takes the spread of a model that gives one.
-        batch_size: Episodes at once.
-        cache: Folder for features of a frozen encoder.
-        seed: Of the folds and the bootstrap.
-        console: Where the progress bar goes; None shows none.
+        abstain: Share of the observations, those in most doubt, on which the model abstains, in [0, 1).
+        by: Measure of doubt, ``"spread"`` or ``"confidence"``; None takes the spread of a model that gives one.
+        batch_size: Number of episodes in a forward pass.
+        cache: Folder of the cached features of a frozen encoder; None caches nothing.
+        seed: Random seed of the folds and the bootstrap.
 
     Returns:
-        The model in the mode of the one given, and the report.
+        The calibrated model, in the mode of the given one, and the report.
 
     Raises:
-        ValueError: If there is no such split, the model estimates no success (or gives a number where it is none), no
-            label is known, or all episodes have one outcome.
+        ValueError: If there is no such split, the model estimates no success, an estimate that it marks as valid is not
+            in [0, 1], no label is known, or all episodes have one outcome.
     """
-    if batch_size < 1:
-        raise ValueError(f"expected at least one episode at once, got {batch_size}")
     bad: dict[int, BadEpisodeError] = {}
-    data = collect(reward, dataset, split, batch_size, cache, bad, console)
+    data = collect(reward, dataset, split, batch_size, cache, bad)
     return calibrate_on(reward, data, method, progress, abstain, by, seed, dataset.name, split, list(bad.values()))
 
 
@@ -87,19 +82,19 @@ def calibrate_on(
     split: str = "",
     bad: Sequence[BadEpisodeError] = (),
 ) -> tuple[Calibrated, CalibrationReport]:
-    """As `calibrate`, on what the model has said already.
+    """Fit and evaluate a calibration as `calibrate` does, on predictions that were made already.
 
     Args:
-        reward: The model that said it.
-        data: What it said, and what was true.
-        method: Of the map of success.
-        progress: Also map progress.
-        abstain: Share of the observations to abstain on.
-        by: What doubt is.
-        seed: Of the folds and the bootstrap.
-        name: Of the data set; shown as it is.
-        split: Shown as it is.
-        bad: Episodes that could not be used.
+        reward: Reward model that made the predictions.
+        data: Its predictions and the labels.
+        method: Map of success: ``"temperature"``, ``"platt"`` or ``"isotonic"``.
+        progress: Also map progress, by isotonic regression on its labels.
+        abstain: Share of the observations to abstain on, in [0, 1).
+        by: Measure of doubt, ``"spread"`` or ``"confidence"``; None takes the spread of a model that gives one.
+        seed: Random seed of the folds and the bootstrap.
+        name: Name of the data set, to be shown.
+        split: Name of the split, to be shown.
+        bad: Episodes that could not be used, to be shown.
 
     Raises:
         ValueError: As `calibrate`.
@@ -121,8 +116,8 @@ def calibrate_on(
     left_out = int(np.isnan(crossed.probability).sum())
     if left_out:
         notes.append(
-            f"{left_out} of {len(data.label)} observations could not be judged by cross-validation: too few families "
-            "with each outcome"
+            f"{left_out} of {len(data.label)} observations could not be evaluated by cross-validation: too few "
+            "families with each outcome"
         )
     if success.slope == 0:
         notes.append("the model's probability does not rise with success here: it was mapped to the base rate")
@@ -165,20 +160,20 @@ def _abstention(
 ) -> Abstention | None:
     if not share:
         return None
-    judged = ~np.isnan(crossed.probability)
+    known = ~np.isnan(crossed.probability)
     columns = (crossed.probability, crossed.progress if progress else None)
     return Abstention(
         by=by,
         share=share,
         limit=limit,
-        coverage=float(crossed.kept[judged].mean()) if judged.any() else math.nan,
-        kept=quality(data, *columns, judged & crossed.kept, seed),
-        everything=quality(data, *columns, judged, seed),
+        coverage=float(crossed.kept[known].mean()) if known.any() else math.nan,
+        kept=quality(data, *columns, known & crossed.kept, seed),
+        everything=quality(data, *columns, known, seed),
     )
 
 
 def _counts(data: CalibrationData, bad: int, split: str) -> dict[str, int]:
-    """Refuse what cannot be calibrated on.
+    """Count episodes and observations, and refuse data that cannot be calibrated on.
 
     Raises:
         ValueError: If nothing is labelled, or all episodes have one outcome.

@@ -1,4 +1,4 @@
-"""How well probabilities are calibrated, before and after, judged on episodes that the map was not fitted on."""
+"""Report of a calibration: errors before and after, cross-validated over families of episodes."""
 
 import math
 from collections.abc import Mapping
@@ -9,112 +9,113 @@ import numpy as np
 from jaxtyping import Bool, Float
 from sklearn.model_selection import StratifiedGroupKFold
 
-from ...core.intervals import cluster_weights, percentile_interval
+from ...core.files import without_nan
+from ...core.intervals import Estimate, cluster_weights
 from ...core.metrics import expected_calibration_error, mean_absolute_error, reliability_curve
 from ...rewards.calibration_curves import Curve, Method, fit_curve, fit_isotonic
-from ..metrics import without_nan
 from .data import CalibrationData, Doubt
 
 FEW = 5
-"""Fewer episodes than this of either outcome, and a calibration is little more than a guess."""
+"""Number of episodes of each outcome below which a calibration is little more than a guess."""
 FOLDS = 5
+"""Largest number of folds of the cross-validation."""
 BINS = 15
+"""Number of bins of the calibration error."""
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A figure and its 95 % interval, from resampling whole families; NaN where undefined."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
+"""Shares of the observations that the risk-coverage curve keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """A bin of the reliability curve."""
+    """One bin of the reliability curve."""
 
     count: int
+    """Number of predictions."""
     probability: float
-    """Mean of the bin; NaN for an empty one, as is the frequency."""
+    """Mean predicted probability; NaN for an empty bin."""
     frequency: float
+    """Mean label; NaN for an empty bin."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How well probabilities say what happens."""
+    """Errors of predicted probabilities and progress."""
 
     calibration_error: Estimate
     brier: Estimate
     """Mean of (p − label)²."""
     reliability: tuple[Reliability, ...]
     progress_error: Estimate
-    """Mean absolute error of progress; NaN where it was not asked for or has no labels."""
+    """Mean absolute error of progress; NaN where it is not calibrated or has no labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RiskPoint:
-    """What is gained by keeping only the most certain share."""
+    """Errors of the most certain share of the observations."""
 
     coverage: float
+    """Share that is kept."""
     brier: float
     calibration_error: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Abstention:
-    """What is abstained on, and what that leaves."""
+    """Abstention, and the errors of what is kept."""
 
     by: Doubt
     share: float
-    """Of the observations of the calibration split, as asked."""
+    """Share of the observations to abstain on, as it was requested."""
     limit: float
-    """Above it the model abstains."""
+    """Doubt above which the model abstains."""
     coverage: float
-    """Share kept, in episodes the limit was not chosen on."""
+    """Share that is kept of episodes on which the limit was not chosen."""
     kept: Quality
+    """Errors of what is kept."""
     everything: Quality
+    """Errors of all observations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationReport:
-    """A calibration, and what it is worth on episodes it was not fitted on."""
+    """A calibration and its errors on episodes that it was not fitted on."""
 
     method: Method
     data: str
     split: str
     counts: Mapping[str, int]
     folds: int
-    """Of the cross-validation over families; 0 where there are too few."""
+    """Number of folds of the cross-validation; 0 where there are too few families."""
     before: Quality
+    """Errors of the model as it is."""
     after: Quality
-    """Every observation by a map fitted on the other folds; the map that is kept is fitted on all."""
+    """Errors of the calibrated model; each observation is mapped by a curve that was fitted on the other folds."""
     base_brier: float
-    """Brier score of the constant that is right on average, whose calibration error is 0: what there is to beat."""
+    """Brier score of the base rate, a constant whose calibration error is 0."""
     change: Estimate
-    """Calibration error after − before; both on the same resampled families."""
+    """Calibration error after − before, with the same resamples for both."""
     temperature: float
-    """1 / slope; NaN for isotonic regression."""
+    """1 / slope of the logit; NaN for isotonic regression."""
     bias: float
-    """NaN for isotonic regression."""
+    """Shift of the logit; NaN for isotonic regression."""
     knots: int
+    """Number of knots of isotonic regression; 0 for the other methods."""
     by: Doubt
     risk_coverage: tuple[RiskPoint, ...]
-    """Of the ``after`` probabilities, the most doubtful left out first."""
+    """Errors of the ``after`` probabilities; the most doubtful observations are left out first."""
     abstention: Abstention | None
     bad: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-able values; NaN becomes null, because JSON has none."""
+        """Return JSON-able values; NaN becomes null, which JSON has instead."""
         found: dict[str, Any] = without_nan(asdict(self))
         return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crossed:
-    """Every observation as seen by a map fitted on other families; NaN where none could be fitted."""
+    """Cross-validated predictions: each by a map fitted on other families; NaN where none could be fitted."""
 
     probability: Float[np.ndarray, " N"]
     progress: Float[np.ndarray, " N"]
@@ -123,7 +124,15 @@ class Crossed:
 
 
 def choose_limit(doubt: Float[np.ndarray, " N"], share: float) -> float:
-    """The doubt above which at most a share of the entries lies, and as many of them as ties allow; 0 gives ∞."""
+    """Return the limit above which at most a share of the entries lies, and as many of them as ties allow.
+
+    Args:
+        doubt: Doubt of each observation.
+        share: Share of the observations, in [0, 1); 0 gives ∞.
+
+    Raises:
+        ValueError: If the share is outside [0, 1).
+    """
     if not 0 <= share < 1:
         raise ValueError(f"abstain is {share}: expected a share of at least 0 and below 1")
     if share == 0:
@@ -148,7 +157,7 @@ def cross_validate(
         train = ~test
         classes = data.label[train] >= 0.5
         if not classes.any() or classes.all():
-            continue  # one family holds all of a class; the report says how many entries were left out
+            continue  # one family holds all of a class; the report counts the entries that are left out
         curve = fit_curve(data.probability[train], data.label[train], method)
         found.probability[test] = curve(data.probability[test])
         if abstain:
@@ -162,7 +171,7 @@ def cross_validate(
 
 
 def fit_progress(data: CalibrationData, rows: Bool[np.ndarray, " N"]) -> Curve | None:
-    """Isotonic regression of labelled progress on the model's; None where nothing is labelled."""
+    """Fit an isotonic regression of labelled progress on the model's; None where nothing is labelled."""
     if data.progress is None or data.target is None:
         return None
     known = rows & ~np.isnan(data.progress) & ~np.isnan(data.target)
@@ -176,19 +185,27 @@ def quality(
     rows: Bool[np.ndarray, " N"],
     seed: int,
 ) -> Quality:
-    """Figures of some of the observations, with intervals over families; NaN probabilities are left out."""
+    """Compute the errors of some of the observations, with intervals over families.
+
+    Args:
+        data: All observations.
+        probability: Probability of each observation; NaN entries are left out.
+        progress: Progress of each observation; None leaves its error undefined.
+        rows: Observations to use.
+        seed: Random seed of the bootstrap.
+    """
     used = rows & ~np.isnan(probability)
     predicted, happened = probability[used], data.label[used]
-    said, seen, count = reliability_curve(predicted, happened, BINS)
+    mean, frequency, count = reliability_curve(predicted, happened, BINS)
     return Quality(
-        calibration_error=_estimate(
+        calibration_error=Estimate.resampled(
             expected_calibration_error(predicted, happened, BINS),
             _drawn_error(data, probability, used, seed),
         ),
         brier=_mean(data, (probability - data.label) ** 2, used, seed),
         reliability=tuple(
             Reliability(count=int(n), probability=float(p), frequency=float(f))
-            for n, p, f in zip(count, said, seen, strict=True)
+            for n, p, f in zip(count, mean, frequency, strict=True)
         ),
         progress_error=_progress_error(data, progress, rows, seed),
     )
@@ -197,19 +214,19 @@ def quality(
 def change_of_error(
     data: CalibrationData, before: Float[np.ndarray, " N"], after: Float[np.ndarray, " N"], seed: int
 ) -> Estimate:
-    """Calibration error of ``after`` minus that of ``before``, where both are known, on the same resamples."""
+    """Estimate the calibration error of ``after`` minus that of ``before``, with the same resamples for both."""
     used = ~np.isnan(before) & ~np.isnan(after)
     if not used.any():
         return Estimate(value=math.nan)
     errors = [expected_calibration_error(p[used], data.label[used], BINS) for p in (after, before)]
     drawn = [_drawn_error(data, p, used, seed) for p in (after, before)]
-    return _estimate(errors[0] - errors[1], drawn[0] - drawn[1])
+    return Estimate.resampled(errors[0] - errors[1], drawn[0] - drawn[1])
 
 
 def risk_coverage(
     data: CalibrationData, probability: Float[np.ndarray, " N"], doubt: Float[np.ndarray, " N"]
 ) -> tuple[RiskPoint, ...]:
-    """Errors of the least doubtful shares: they fall where the doubt knows where the model is wrong."""
+    """Compute the errors of the least doubtful shares; they fall where doubt is large where the model is wrong."""
     known = ~np.isnan(probability)
     order = np.argsort(doubt[known], kind="stable")
     predicted, happened = probability[known][order], data.label[known][order]
@@ -248,7 +265,7 @@ def _weights(count: int, seed: int) -> Float[np.ndarray, "S F"]:
 def _drawn_error(
     data: CalibrationData, probability: np.ndarray, used: np.ndarray, seed: int
 ) -> Float[np.ndarray, " S"]:
-    """Calibration error on resampled families: each adds its excess of every bin."""
+    """Compute the calibration error on resampled families; each family adds its excess of every bin."""
     place, count = _families(data, used)
     if count < 2:
         return np.zeros(0)
@@ -267,12 +284,7 @@ def _mean(data: CalibrationData, values: np.ndarray, used: np.ndarray, seed: int
     if count > 1:
         weight = _weights(count, seed).astype(np.float64)
         drawn = (weight @ np.bincount(place, values[used], count)) / (weight @ np.bincount(place, minlength=count))
-    return _estimate(float(values[used].mean()), drawn)
+    return Estimate.resampled(float(values[used].mean()), drawn)
 
 
-def _estimate(value: float, drawn: np.ndarray) -> Estimate:
-    low, high = percentile_interval(drawn) if len(drawn) else (math.nan, math.nan)
-    return Estimate(value=value, low=low, high=high)
-
-
-__all__ = ["Abstention", "CalibrationReport", "Estimate", "Quality", "RiskPoint"]
+__all__ = ["Abstention", "CalibrationReport", "Quality", "RiskPoint"]

@@ -1,1 +1,1 @@
-"""Evaluation of critics against returns."""
+"""Evaluation of critics."""

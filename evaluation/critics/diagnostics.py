@@ -1,8 +1,8 @@
-"""Figures about a critic: calibration, order, over-estimation, ranking of chunks, residuals, ensembles, weights.
+"""Metrics of critics: calibration, order, over-estimation, ranking of chunks, residuals, ensembles, weights.
 
-Everything is a pure function of arrays. NaN entries are left out, and what cannot be computed is NaN: a constant has no
-correlation, a single member no spread. Intervals resample whole clusters, such as episodes, because the steps of one
-episode are no independent evidence.
+All metrics are pure functions of arrays. NaN entries are left out, and what cannot be computed is NaN: a constant has
+no correlation, a single member no standard deviation. Intervals resample whole clusters, such as episodes, because the
+steps of one episode are not independent.
 """
 
 import math
@@ -14,23 +14,21 @@ import numpy.typing as npt
 from jaxtyping import Float
 from scipy.stats import rankdata
 
+from ...core import intervals
 from ...core.arrays import Array, Numbers, as_array, paired
 from ...core.intervals import bootstrap_interval, percentile_interval
 from ..series import drop, largest_fall
 
 SAMPLES = 500
-"""Resamples of an interval, unless told otherwise."""
+"""Default number of resamples of an interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A figure with its 95 % interval."""
+class Estimate(intervals.Estimate):
+    """Metric with its 95 % interval and the size of its sample."""
 
-    value: float
-    low: float = math.nan
-    high: float = math.nan
     n: int = 0
-    """How many numbers it is of."""
+    """Number of entries that the metric is computed from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,7 @@ class CalibrationBin:
     """States whose predictions are of similar size."""
 
     count: int
+    """Number of states."""
     predicted: float
     """Mean prediction."""
     observed: float
@@ -51,16 +50,24 @@ class Calibration:
     slope: float
     """1 for a calibrated critic; below 1 where it spreads its values too far. NaN for a constant prediction."""
     intercept: float
+    """0 for a calibrated critic. NaN for a constant prediction."""
     mean_error: float
     """Mean of predicted − observed: over-estimation if positive."""
     n: int
+    """Number of predictions."""
     bins: tuple[CalibrationBin, ...]
+    """Bins in the order of the predictions."""
 
 
 def calibration(predicted: Numbers, observed: Numbers, bins: int = 10) -> Calibration:
-    """Least squares of observed on predicted returns, and a table of bins with about equally many predictions each.
+    """Fit observed to predicted returns by least squares, and tabulate both in bins of about equally many predictions.
 
-    Equal predictions share a bin, so there may be fewer bins than asked for.
+    Equal predictions share a bin, so that there may be fewer bins than requested.
+
+    Args:
+        predicted: Predictions.
+        observed: Return of each.
+        bins: Largest number of bins.
 
     Raises:
         ValueError: If lengths differ, or there is no bin.
@@ -84,7 +91,7 @@ def calibration(predicted: Numbers, observed: Numbers, bins: int = 10) -> Calibr
 
 
 def rank_correlation(predicted: Numbers, observed: Numbers) -> float:
-    """Spearman's correlation, ties by their mean rank; NaN for a constant, or fewer than two pairs.
+    """Compute Spearman's correlation with mean ranks for ties; NaN for a constant, or fewer than two pairs.
 
     Raises:
         ValueError: If lengths differ.
@@ -95,7 +102,14 @@ def rank_correlation(predicted: Numbers, observed: Numbers) -> float:
 def rank_correlation_interval(
     predicted: Numbers, observed: Numbers, clusters: Numbers, samples: int = SAMPLES, seed: int = 0
 ) -> Estimate:
-    """`rank_correlation` with an interval from resampling whole clusters.
+    """Compute `rank_correlation`, with an interval from resampling whole clusters.
+
+    Args:
+        predicted: Predictions.
+        observed: Return of each.
+        clusters: Label of the cluster of each entry, such as the episode.
+        samples: Number of resamples.
+        seed: Random seed of the resampling.
 
     Raises:
         ValueError: If lengths differ.
@@ -106,13 +120,15 @@ def rank_correlation_interval(
 
 
 def over_estimation(predicted: Numbers, observed: Numbers, clusters: Numbers, seed: int = 0) -> Estimate:
-    """Mean of predicted − observed, positive where the critic promises too much; at initial states ALOE's main worry.
+    """Compute the mean of predicted − observed: positive if the critic values too high.
+
+    At initial states this is the error that ALOE is most concerned with.
 
     Args:
         predicted: Values of states.
-        observed: Their mean returns.
-        clusters: What belongs together, such as the episode.
-        seed: Of the interval.
+        observed: Mean return of each state.
+        clusters: Label of the cluster of each state, such as the episode.
+        seed: Random seed of the interval.
 
     Raises:
         ValueError: If lengths differ.
@@ -124,24 +140,25 @@ def over_estimation(predicted: Numbers, observed: Numbers, clusters: Numbers, se
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChunkRanking:
-    """Does the critic put the better of two chunks at the same state first?"""
+    """How often a critic ranks the better of two chunks at the same state first."""
 
     auc: float
     """Mean over states; ½ is chance."""
     by_state: Float[np.ndarray, " M"]
-    """NaN where no two returns differ."""
+    """Share of correctly ranked pairs at each state; NaN where no two returns differ."""
     states: int
-    """With at least one pair."""
+    """Number of states with at least one pair."""
     pairs: int
+    """Number of pairs whose returns differ."""
 
 
 def chunk_ranking_auc(predicted: Numbers, returns: Numbers, margin: float | int = 0.0) -> ChunkRanking:
-    """Share of the pairs of chunks at one state that the critic orders as their returns do, averaged over states.
+    """Compute the share of pairs of chunks at one state that the critic ranks as their returns do; mean over states.
 
     Args:
-        predicted: (M, C) Q of C chunks at each of M states; equal ones count ½.
-        returns: (M, C) their re-rolled returns.
-        margin: Pairs must differ in return by more than this; returns are means of few rollouts.
+        predicted: Q of C chunks at each of M states, (M, C); equal ones count ½.
+        returns: Re-rolled return of each chunk, (M, C).
+        margin: Smallest difference in return of a pair, exclusive; returns are means of few rollouts.
 
     Raises:
         ValueError: If shapes differ, or the margin is negative.
@@ -170,12 +187,19 @@ class Residual:
     """Targets minus predictions of one source."""
 
     mean: float
+    """Mean."""
     rms: float
+    """Root mean square."""
     n: int
+    """Number of steps."""
 
 
 def td_residual_by_source(residual: Numbers, source: Numbers) -> dict[int, Residual]:
-    """Mean and root mean square of temporal-difference residuals, for each source that has any.
+    """Compute mean and root mean square of temporal-difference residuals for each source that has any.
+
+    Args:
+        residual: Residual of each step; NaN where it is unknown.
+        source: Number of the source of each step.
 
     Raises:
         ValueError: If lengths differ.
@@ -193,19 +217,19 @@ def td_residual_by_source(residual: Numbers, source: Numbers) -> dict[int, Resid
 
 
 def ensemble_correlation(members: Numbers) -> float:
-    """Mean Pearson correlation of the pairs of members; of errors or of values.
+    """Compute the mean Pearson correlation of the pairs of members, of their errors or of their values.
 
-    Members that err together are no protection: with a correlation ρ the smaller of two is below their mean by only
+    Members that err together give no protection: with a correlation ρ the smaller of two is below their mean by only
     0.5642 · √(1 − ρ) of their standard deviation.
 
     Args:
-        members: (K, N); a place where any is NaN is left out.
+        members: Errors or values (K, N); a place where any is NaN is left out.
 
     Returns:
         A number in [−1, 1]; NaN for one member, a constant one, or fewer than two places.
 
     Raises:
-        ValueError: If it is no (K, N).
+        ValueError: If the shape is not (K, N).
     """
     values = _members(members)
     values = values[:, ~np.isnan(values).any(0)]
@@ -216,9 +240,13 @@ def ensemble_correlation(members: Numbers) -> float:
 
 
 def spread_error_correlation(members: Numbers, observed: Numbers) -> float:
-    """Rank correlation of the members' standard deviation and the absolute error of their mean.
+    """Compute the rank correlation of the members' standard deviation and the absolute error of their mean.
 
-    Positive where the ensemble knows where it is wrong; NaN for one member.
+    It is positive if the ensemble disagrees where it is wrong; NaN for one member.
+
+    Args:
+        members: Values (K, N).
+        observed: Return (N,) of each place.
 
     Raises:
         ValueError: If shapes do not fit.
@@ -230,7 +258,7 @@ def spread_error_correlation(members: Numbers, observed: Numbers) -> float:
 
 
 def effective_sample_share(weights: Numbers) -> float:
-    """(Σw)² / (n Σw²): the share of the samples that n weights are worth; 1 for equal ones, 1/n for a single one.
+    """Compute (Σw)² / (n Σw²), the effective share of n weighted samples: 1 for equal weights, 1/n for a single one.
 
     Raises:
         ValueError: If a weight is negative.
@@ -247,12 +275,12 @@ def effective_sample_share(weights: Numbers) -> float:
 
 
 def spanning_share(replan: Numbers, mask: Numbers, horizon: int) -> float:
-    """Share of the logged chunks of up to ``horizon`` steps, one from every real step, that go on past a re-plan.
+    """Compute the share of logged chunks that go on past a re-plan, with one chunk from every real step.
 
     Args:
-        replan: (B, T) true where the policy decided anew.
-        mask: (B, T) true on real steps, which come first.
-        horizon: Steps of a chunk at most.
+        replan: Flags (B, T), true where the policy decided anew.
+        mask: Mask (B, T), true on real steps, which come first.
+        horizon: Largest number of steps in a chunk.
 
     Raises:
         ValueError: If shapes differ, or the horizon is below 1.
@@ -273,16 +301,16 @@ def spanning_share(replan: Numbers, mask: Numbers, horizon: int) -> float:
 def resampled(
     figure: Callable[[npt.NDArray[np.int64]], float], clusters: Numbers, samples: int = SAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of any figure when whole clusters are resampled.
+    """Compute the percentile interval of any metric by resampling whole clusters.
 
     Args:
-        figure: From the places of the entries that are in a resample, with repeats.
-        clusters: What belongs together, one label per entry.
-        samples: Resamples.
-        seed: Of the resampling.
+        figure: Metric as a function of the places of the entries in a resample, with repeats.
+        clusters: Label of the cluster of each entry.
+        samples: Number of resamples.
+        seed: Random seed of the resampling.
 
     Returns:
-        (low, high); NaN with fewer than two clusters, or where most resamples leave the figure undefined.
+        (low, high); NaN with fewer than two clusters, or if the metric is undefined in most resamples.
     """
     index = np.unique(as_array(clusters).ravel(), return_inverse=True)[1]
     count = int(index.max()) + 1 if index.size else 0
@@ -315,7 +343,7 @@ def _members(members: Numbers) -> Float[np.ndarray, "K N"]:
 
 
 def _line(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Slope and intercept of least squares; NaN where x does not vary."""
+    """Compute slope and intercept of least squares; NaN if x does not vary."""
     away = x - x.mean()
     scale = float(away @ away)
     if x.size < 2 or x.min() == x.max() or scale == 0:

@@ -1,4 +1,4 @@
-"""What a critic says along logged episodes, beside what came of them."""
+"""Values of a critic along logged episodes, with the returns of the log."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,43 +21,48 @@ from ...datasets.model_reader import model_reader, read_for, read_usable
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoggedValues:
-    """One episode of L steps; NaN where nothing is known."""
+    """Values along one episode of L steps; NaN where a value is unknown."""
 
     place: int
-    """In the data set."""
+    """Place in the data set."""
     episode: int
+    """Number of the episode."""
     success: float | None
+    """Outcome in [0, 1]; None if it is unknown."""
     source: int
+    """Number of the source that acted."""
     v: Float[np.ndarray, " L"]
-    """Of the observations that something was done at. What follows a termination has no value."""
+    """V of the observations at which an action was taken. What follows a termination has no value."""
     q: Float[np.ndarray, " L"] | None
+    """Pessimistic Q of the logged chunk at each step; None for a critic of observations only."""
     members: Float[np.ndarray, "K L"] | None
+    """Q of each member for the logged chunk at each step; None without an ensemble."""
     returns: Float[np.ndarray, " L"]
     """Discounted return of the log, where the episode terminated and every later reward is known."""
     residual: Float[np.ndarray, " L"]
     """Target of the step (or chunk) under the critic's own V, minus its Q (or V)."""
     replan: Bool[np.ndarray, " L"] | None
-    """Where the policy that acted decided anew."""
+    """Steps at which the acting policy decided anew; None if the log does not record them."""
 
     @property
     def outcome(self) -> str:
-        """``success``, ``failure`` or ``unknown``; what is partly done has failed."""
+        """Outcome as a word: ``success``, ``failure`` or ``unknown``; a partial success counts as a failure."""
         return "unknown" if self.success is None else "success" if self.success >= 1 else "failure"
 
 
 class LogReader:
-    """Reads episodes for a critic and for the reward it is judged by.
+    """Reader of episodes for a critic and for the reward that its values are compared with.
 
     Args:
-        critic: On its device, in evaluation mode.
-        reward: On the same device.
-        dataset: Where from.
+        critic: Critic on its device, in evaluation mode.
+        reward: Reward model on the same device.
+        dataset: Data set that is read.
         terminating: Ends after which nothing is bootstrapped.
-        proposer: Chunks of the policy, where the critic needs them.
-        cache: Of a frozen encoder's features.
+        proposer: Source of the policy's chunks, for a critic that needs them.
+        cache: Cache of a frozen encoder's features.
 
     Raises:
-        ValueError: If the data do not fit the critic, or it does not say its discount.
+        ValueError: If the data do not fit the critic, or it has no discount factor.
     """
 
     def __init__(
@@ -79,25 +84,39 @@ class LogReader:
             self._own.terminating = ends
         gamma = getattr(critic, "gamma", None)
         if gamma is None:
-            raise ValueError(f"{type(critic).__name__} has no attribute gamma: which returns it predicts is not known")
+            raise ValueError(
+                f"{type(critic).__name__} has no attribute gamma: which returns it predicts is not known; give it one"
+            )
         self.gamma = float(gamma)
         self.device = next((p.device for p in critic.parameters()), torch.device("cpu"))
 
     @property
     def horizon(self) -> int:
-        """Steps of the critic's chunks; 1 where it values observations only."""
+        """Number of steps in the critic's chunks; 1 for a critic of observations only."""
         return self.critic.horizon if isinstance(self.critic, ChunkCritic) else 1
 
     def batch(
         self, places: Sequence[int], bad: dict[int, BadEpisodeError]
     ) -> tuple[TrajectoryBatch | None, list[tuple[int, Episode]]]:
-        """Whole episodes on the critic's device, and which they are; those that turn out to be broken go to ``bad``."""
+        """Read whole episodes.
+
+        Args:
+            places: Places in the data set.
+            bad: Filled with the episodes that turn out to be broken, by number.
+
+        Returns:
+            A batch on the critic's device, None if no episode is left, and place and episode of each row.
+        """
         batch, episodes = read_usable(self.reader, self.critic, places, bad)
         where = {self.reader(place).index: place for place in places}
         return (None if batch is None else batch.to(self.device)), [(where[e.index], e) for e in episodes]
 
     def rewards(self, batch: TrajectoryBatch, episodes: Sequence[Episode]) -> RewardEstimates:
-        """What the reward pays along a batch.
+        """Compute the rewards of a batch.
+
+        Args:
+            batch: Episodes as the critic reads them.
+            episodes: The same episodes, for a reward with inputs of its own.
 
         Raises:
             ValueError: If a reward that counts as known is not finite.
@@ -110,28 +129,39 @@ class LogReader:
             row, step = (int(i) for i in wrong.nonzero()[0])
             raise ValueError(
                 f"{type(self.reward).__name__} gave {float(found.rewards[row, step])} as a known reward at step {step} "
-                f"of episode {int(batch.episode[row])}"
+                f"of episode {int(batch.episode[row])}: mark it invalid, or repair the episode"
             )
         return found
 
     @torch.no_grad()
     def values(self, places: Sequence[int], bad: dict[int, BadEpisodeError]) -> list[LoggedValues]:
-        """What the critic says of some episodes, read and valued together.
+        """Estimate the values along some episodes, read and valued together.
+
+        Args:
+            places: Places in the data set.
+            bad: Filled with the episodes that turn out to be broken, by number.
 
         Raises:
-            ValueError: If the critic needs chunks of a policy and has none, or gives what is not a number.
+            ValueError: If the critic needs chunks of a policy and there is no proposer, or a value is not finite.
         """
         batch, episodes = self.batch(places, bad)
         if batch is None:
             return []
         try:
-            said = self.critic(batch, self.proposer)
+            estimates = self.critic(batch, self.proposer)
         except ValueError as error:
             if self.proposer is None and "proposer" in str(error):
                 raise ValueError(
                     f"{type(self.critic).__name__} values observations by chunks of a policy: name it with --policy DIR"
                 ) from error
             raise
+        wrong = (batch.mask & ~estimates.v[:, :-1].isfinite()).any(1)
+        if bool(wrong.any()):
+            episode = int(batch.episode[wrong][0])
+            raise ValueError(
+                f"the critic gave NaN or infinity as a value in episode {episode}: it diverged; train it again with a "
+                "lower learning rate"
+            )
         rewards = self.rewards(batch, [episode for _, episode in episodes])
         returns, known = returns_to_go(batch, rewards, self.gamma)
         if isinstance(self.critic, ChunkCritic):
@@ -139,22 +169,20 @@ class LogReader:
         else:
             lengths = learnable_lengths(batch, rewards, 1)
         paid = torch.where(rewards.valid & batch.mask, rewards.rewards, 0.0)
-        target = chunk_td_targets(paid, said.v, batch.mask, batch.terminated, lengths.clamp(min=1), self.gamma)
-        residual = target - (said.v[:, :-1] if said.q is None else said.q)
+        target = chunk_td_targets(paid, estimates.v, batch.mask, batch.terminated, lengths.clamp(min=1), self.gamma)
+        residual = target - (estimates.v[:, :-1] if estimates.q is None else estimates.q)
         columns = {
-            "v": said.v[:, :-1],
+            "v": estimates.v[:, :-1],
             "returns": torch.where(known, returns, torch.nan),
             "residual": torch.where(lengths > 0, residual, torch.nan),
         }
         arrays = {name: values.double().cpu().numpy() for name, values in columns.items()}
-        q = None if said.q is None else said.q.double().cpu().numpy()
-        members = None if said.members is None else said.members.double().cpu().numpy()
+        q = None if estimates.q is None else estimates.q.double().cpu().numpy()
+        members = None if estimates.members is None else estimates.members.double().cpu().numpy()
         boundary = replans(batch)
         found: list[LoggedValues] = []
         for row, (place, episode) in enumerate(episodes):
             real = slice(episode.steps)
-            if not np.isfinite(arrays["v"][row, real]).all():
-                raise ValueError(f"the critic gave NaN or infinity as a value in episode {episode.index}: it diverged")
             found.append(
                 LoggedValues(
                     place=place,
@@ -171,12 +199,17 @@ class LogReader:
 
 
 def joined_steps(found: Sequence[LoggedValues], name: str) -> Float[np.ndarray, " N"]:
-    """A column of all episodes, end to end."""
+    """Concatenate a column of all episodes.
+
+    Args:
+        found: Values of the episodes.
+        name: Name of the field of `LoggedValues`.
+    """
     return np.concatenate([getattr(one, name) for one in found]) if found else np.zeros(0)
 
 
 def episode_of_steps(found: Sequence[LoggedValues]) -> Int[np.ndarray, " N"]:
-    """The episode of each step of `joined_steps`."""
+    """Return the number of the episode of each step of `joined_steps`."""
     return np.repeat([one.episode for one in found], [len(one.v) for one in found])
 
 

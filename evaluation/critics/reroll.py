@@ -1,9 +1,9 @@
-"""Returns rolled out again: from a saved moment carry out one chunk, then follow the policy, and see what it costs."""
+"""Re-rolled returns: execute one chunk from a saved state, then follow the policy, and add up the rewards."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,9 +22,13 @@ StepReward = Callable[[bool, bool], float]
 
 
 def step_cost(failure_cost: float | int = 1.0, scale: float | int = 1.0) -> StepReward:
-    """−1 a step, 0 on the step that succeeds, −``failure_cost`` on one that ends in failure; all over ``scale``.
+    """Make the reward of RECAP and ALOE: −1 a step, 0 on the step that succeeds, a cost on one that ends in failure.
 
-    The reward of RECAP and ALOE, see `guerdon.rewards.step_cost.StepCost`.
+    See `guerdon.rewards.step_cost.StepCost` for the same reward of logged episodes.
+
+    Args:
+        failure_cost: Cost of a step that ends in failure.
+        scale: Divisor of all rewards.
     """
 
     def paid(success: bool, terminated: bool) -> float:
@@ -35,13 +39,14 @@ def step_cost(failure_cost: float | int = 1.0, scale: float | int = 1.0) -> Step
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rerolled:
-    """What came of n rollouts from each of M saved states."""
+    """Results of n rollouts from each of M saved states."""
 
     returns: Float[np.ndarray, "M n"]
-    """Discounted, with what follows the step limit."""
+    """Discounted returns, with the value of what follows the step limit."""
     success: Bool[np.ndarray, "M n"]
+    """Whether the rollout succeeded."""
     steps: Int[np.ndarray, "M n"]
-    """Taken, the one that succeeded included."""
+    """Number of steps, the one that succeeded included."""
 
     @property
     def mean(self) -> Float[np.ndarray, " M"]:
@@ -66,54 +71,53 @@ def reroll(
     envs: VectorEnv,
     policy: Policy,
     saved: Sequence[SavedState],
-    first_chunks: Float[np.ndarray, "M H A"] | None = None,
-    lengths: Int[np.ndarray, " M"] | None = None,
+    first_chunks: Float[np.ndarray, "M H A"] | Sequence[Float[np.ndarray, "_ A"]] | None = None,
     *,
     rollouts: int = 1,
     steps: int | Sequence[int] | None = None,
     gamma: float | int = 0.99,
     reward: StepReward | None = None,
     tail: Tail = "never",
-    deterministic: bool = False,
     generator: torch.Generator | None = None,
 ) -> Rerolled:
-    """Carry out a chunk from each saved state, then follow the policy until success or the step limit, n times.
+    """Execute a chunk from each saved state, then follow the policy until success or the step limit, n times.
 
-    The return is Σ_k γ^k r_k up to the success, the simulator's own end, or the step limit. What would have come after
-    the limit is not known; ``tail`` says what it counts for, and the choice matters wherever the policy often fails:
+    The return is Σ_k γ^k r_k up to the success, the simulator's own termination, or the step limit. What would have
+    followed the limit is not known. ``tail`` chooses its value, and the choice matters wherever the policy often fails:
 
     * ``"never"``: the policy never succeeds, γ^n · r / (1 − γ) with r the reward of an ordinary step;
-    * ``"failure"``: the limit is a failed end (ALOE counts a time-out so): the last step is paid as one;
+    * ``"failure"``: the limit ends in failure (ALOE treats a time-out so): the last step gets the reward of a failure;
     * ``"zero"``: nothing.
 
-    Several environments are stepped together, each at its own rollout; whoever is done takes the next one. The same
-    generator and number of environments give the same returns; another number deals the policy's noise differently.
+    Several environments are stepped together, each at its own rollout; a free one takes the next rollout. The same
+    generator and number of environments give the same returns; another number assigns the policy's noise differently.
 
     Args:
         envs: Copies of the task that the states were saved from.
-        policy: Follows after the chunk; it sees states, no pictures.
+        policy: Policy that acts after the chunk; it sees states, no frames. To act without noise, pass a
+            `guerdon.policies.deterministic.Deterministic`.
         saved: M states, see `guerdon.envs.task.ResumableTask.save`.
-        first_chunks: Carried out first; None follows the policy from the start.
-        lengths: Steps of each first chunk, 0 … H; None takes all.
-        rollouts: n of each state.
-        steps: Limit, for all states or for each; None takes the task's time limit.
-        gamma: Discount per step.
-        reward: Of a step; None is `step_cost` with a failure that costs what a step does.
-        tail: What follows the step limit.
-        deterministic: Let the policy take its best chunk each time, instead of a sampled one.
-        generator: Of the policy's noise; None seeds one with 0.
+        first_chunks: Actions executed first, one chunk per state, of any number of steps; None follows the policy from
+            the start.
+        rollouts: Number n of rollouts from each state.
+        steps: Step limit, for all states or for each; None takes the task's time limit.
+        gamma: Discount factor per step, in [0, 1].
+        reward: Reward of a step; None takes `step_cost` with a failure that costs as much as a step.
+        tail: Value of what follows the step limit.
+        generator: Random generator of the policy's noise; None makes one with seed 0.
 
     Raises:
         ValueError: If shapes do not fit, a limit is longer than the task's time limit, or an argument makes no sense.
     """
     count = len(saved)
     limits = _limits(envs, count, steps)
-    chunks = _first_chunks(envs, count, first_chunks, lengths)
+    chunks = _first_chunks(envs, count, first_chunks)
     if rollouts < 1 or not 0 <= gamma <= 1:
         raise ValueError(f"expected at least one rollout and a discount in [0, 1], got {rollouts} and {gamma}")
-    if tail not in ("never", "failure", "zero") or (tail == "never" and gamma == 1):
+    if tail not in get_args(Tail) or (tail == "never" and gamma == 1):
         raise ValueError(f"tail {tail!r} with gamma {gamma}: expected never (with a discount below 1), failure or zero")
-    work = _Work(envs, policy, gamma, reward or step_cost(), tail, deterministic, generator)
+    noise = torch.Generator().manual_seed(0) if generator is None else generator
+    work = _Work(envs, policy, gamma, reward or step_cost(), tail, noise)
     found = Rerolled(
         returns=np.zeros((count, rollouts)),
         success=np.zeros((count, rollouts), bool),
@@ -133,7 +137,7 @@ def reroll(
 
 
 class _Work:
-    """The environments and who is in them."""
+    """The environments, and the rollout that runs in each."""
 
     def __init__(
         self,
@@ -142,12 +146,10 @@ class _Work:
         gamma: float | int,
         reward: StepReward,
         tail: Tail,
-        deterministic: bool,
-        generator: torch.Generator | None,
+        generator: torch.Generator,
     ) -> None:
-        self.envs, self.policy, self.gamma, self.reward, self.tail = envs, policy, gamma, reward, tail
-        self.deterministic = deterministic
-        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self.envs, self.policy, self.generator = envs, policy, generator
+        self.gamma, self.reward, self.tail = gamma, reward, tail
         self.running: dict[int, _Rollout] = {}
         self.state = np.zeros((len(envs), envs.task.state_size), np.float32)
 
@@ -166,7 +168,7 @@ class _Work:
         self.running[place] = rollout
 
     def step(self) -> list[tuple[_Rollout, bool]]:
-        """One step everywhere; returns the rollouts that are over, and whether they succeeded."""
+        """Make one step in every busy environment; return the finished rollouts, and whether each succeeded."""
         self._decide([place for place, rollout in self.running.items() if not rollout.queue])
         actions = np.zeros((len(self.envs), self.envs.task.action_size), np.float32)
         active = np.zeros(len(self.envs), bool)
@@ -197,11 +199,14 @@ class _Work:
         observation = Observation(
             state=torch.from_numpy(self.state[list(places)]), instructions=(self.envs.task.instruction,) * len(places)
         )
-        decision = self.policy.act(observation, self.deterministic, self.generator)
+        decision = self.policy.act(observation, generator=self.generator)
         chunk, executed = decision.chunk.float().cpu().numpy(), decision.executed.tolist()
         for row, place in enumerate(places):
             if not 1 <= executed[row] <= chunk.shape[1]:
-                raise ValueError(f"expected decisions that carry out 1 … {chunk.shape[1]} steps, got {executed[row]}")
+                raise ValueError(
+                    f"expected decisions that execute 1 … {chunk.shape[1]} steps, got {executed[row]}: correct what "
+                    f"{type(self.policy).__name__} returns"
+                )
             self.running[place].queue.extend(chunk[row, : executed[row]])
 
 
@@ -220,58 +225,61 @@ def _limits(envs: VectorEnv, count: int, steps: int | Sequence[int] | None) -> I
 
 
 def _first_chunks(
-    envs: VectorEnv, count: int, chunks: np.ndarray | None, lengths: np.ndarray | None
+    envs: VectorEnv, count: int, chunks: np.ndarray | Sequence[np.ndarray] | None
 ) -> list[Float[np.ndarray, "n A"]]:
     width = envs.task.action_size
     if chunks is None:
-        if lengths is not None:
-            raise ValueError("lengths were given without first_chunks")
         return [np.zeros((0, width))] * count
-    if chunks.ndim != 3 or chunks.shape[0] != count or chunks.shape[2] != width:
-        raise ValueError(f"first_chunks: expected ({count}, H, {width}), got {chunks.shape}")
-    taken = np.full(count, chunks.shape[1]) if lengths is None else lengths
-    if taken.shape != (count,) or (count and not 0 <= taken.min() <= taken.max() <= chunks.shape[1]):
-        raise ValueError(f"lengths: expected {count} numbers of 0 … {chunks.shape[1]} steps, got {taken.tolist()[:9]}")
-    found = [chunk[:n] for chunk, n in zip(chunks, taken, strict=True)]
+    found = list(chunks)
+    wrong = [chunk.shape for chunk in found if chunk.ndim != 2 or chunk.shape[1] != width]
+    if len(found) != count or wrong:
+        got = f"one of shape {wrong[0]}" if wrong else f"{len(found)} chunks"
+        raise ValueError(
+            f"first_chunks: expected a chunk of (n, {width}) actions for each of {count} states, got {got}"
+        )
     if not all(np.isfinite(chunk).all() for chunk in found):
-        raise ValueError("first_chunks: an action that should be carried out is NaN or infinite")
+        raise ValueError("first_chunks: an action that should be executed is NaN or infinite: repair the chunks")
     return found
 
 
 def context_of(episode: Episode) -> tuple[str, int, Context]:
-    """Task, its seed and the context that a logged episode started from, as `guerdon.envs.collect` wrote them.
+    """Read task, task seed and context that a logged episode started from, as `guerdon.envs.collect` wrote them.
 
     Raises:
-        ValueError: If the episode does not say.
+        ValueError: If the episode does not record them.
     """
     name, _, rest = episode.context.partition("#")
     seed, _, index = rest.partition(".")
     if not (name and seed.isdigit() and index.isdigit()):
         raise ValueError(
-            f"episode {episode.index} does not say which simulated start it is from (its context is "
+            f"episode {episode.index} does not record which simulated start it is from (its context is "
             f"{episode.context!r}, expected <task>#<seed>.<number>): only episodes of `guerdon collect` can be replayed"
         )
     return name, int(seed), Context(name, int(index), "train" if int(index) < EVAL_OFFSET else "eval")
 
 
 def replay(task: Task, episode: Episode, steps: Sequence[int], tolerance: float = 1e-5) -> list[SavedState]:
-    """Play a logged episode again and save its state at some of its steps.
+    """Replay a logged episode in the simulator, and save its state at some of its steps.
 
-    Every state on the way is compared with the recorded one, so that nothing is rolled out from a state that the log
-    never saw.
+    Every state on the way is compared with the recorded one, so that no rollout starts from a state that is not in the
+    log.
 
     Args:
-        task: The task of the episode, made with its seed.
-        episode: Collected in the simulator; its context names the start.
-        steps: Observations to save at, 0 … T, in any order.
+        task: Task of the episode, made with its seed.
+        episode: Episode that was collected in the simulator; its context names the start.
+        steps: Numbers of the observations to save at, 0 … T, in any order.
         tolerance: Largest difference of any number of a state.
 
+    Returns:
+        Saved states, in the order of ``steps``.
+
     Raises:
-        ValueError: If the episode is of another task or seed, does not say where it started, or does not repeat; the
+        ValueError: If the episode is of another task or seed, does not record where it started, or does not repeat; the
             step and the difference are named.
+        TypeError: If the task cannot be saved and restored.
     """
     if not isinstance(task, ResumableTask):
-        raise TypeError(f"{task.name}: {type(task).__name__} has no save and restore, so nothing can go on in it")
+        raise TypeError(f"{task.name}: {type(task).__name__} has no save and restore: choose a task that has both")
     name, seed, context = context_of(episode)
     if (name, seed) != (task.name, task.seed):
         raise ValueError(
@@ -284,7 +292,7 @@ def replay(task: Task, episode: Episode, steps: Sequence[int], tolerance: float 
         )
     wrong = [step for step in steps if not 0 <= step <= episode.steps]
     if wrong:
-        raise ValueError(f"episode {episode.index} has observations 0 … {episode.steps}, asked for {wrong[0]}")
+        raise ValueError(f"episode {episode.index} has observations 0 … {episode.steps}, requested was {wrong[0]}")
     kept: dict[int, SavedState] = {}
     state = task.reset(context)
     for step in range(max(steps, default=0) + 1):

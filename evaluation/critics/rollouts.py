@@ -1,4 +1,4 @@
-"""Judges a critic by what comes of the states it values: candidate chunks carried out, then the policy, again."""
+"""Evaluation of a critic against re-rolled returns: candidate chunks are executed, then the policy goes on."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -36,58 +36,74 @@ ENVS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
-    """How returns are rolled out again."""
+    """Settings of re-rolled returns."""
 
     env: str
-    """Task; only episodes of it are used."""
+    """Name of the task; only its episodes are used."""
     states: int = 32
-    """Observations of logged episodes to start from, the first of each chosen episode among them."""
+    """Number of observations of logged episodes to start from, the first of each chosen episode among them."""
     rollouts: int = 4
-    """Of each state, and of each candidate chunk there."""
+    """Number of rollouts from each state, and of each candidate chunk there."""
     candidates: int = 4
-    """Chunks compared at a state: the logged one, then the policy's and random ones in turn."""
+    """Number of chunks compared at a state: the logged one, then the policy's and random ones in turn."""
     tail: Tail = "failure"
-    """What follows the time limit; see `guerdon.evaluation.critics.reroll.reroll`."""
+    """Value of what follows the time limit; see `guerdon.evaluation.critics.reroll.reroll`."""
     horizon: int | None = None
-    """Time limit of the task; None takes its own."""
+    """Time limit of the task, in control steps; None takes its own."""
     seed: int = 0
+    """Random seed of the choice of states, of random chunks, of the policy's noise and of intervals."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolledOut:
-    """What a critic said, against what came of it."""
+    """Predictions of a critic against re-rolled returns."""
 
     env: str
+    """Name of the task."""
     states: int
+    """Number of states that rollouts started from."""
     episodes: int
+    """Number of episodes that these states are from."""
     rollouts: int
+    """Number of rollouts from each state, and of each candidate chunk."""
     candidates: int
+    """Largest number of chunks compared at a state."""
     tail: str
+    """Value of what follows the time limit."""
     success: float
     """Share of the policy's own rollouts that succeeded."""
     over_estimation: Estimate
     """V minus the re-rolled return at initial states."""
     v_rank: Estimate
+    """Rank correlation of V and the re-rolled return."""
     v_calibration: Calibration
+    """Calibration of V against the re-rolled return."""
     q_rank: Estimate
-    """Of logged chunks."""
+    """Rank correlation of Q of the logged chunk and its re-rolled return."""
     q_calibration: Calibration
+    """Calibration of Q of the logged chunk against its re-rolled return."""
     ranking: Estimate
-    """Chunk-ranking AUC; ``n`` is the number of states with chunks that differ."""
+    """Chunk-ranking AUC; ``n`` is the number of states with chunks whose returns differ."""
     ranking_pairs: int
+    """Number of pairs of chunks whose returns differ."""
     notes: tuple[str, ...] = ()
+    """Remarks on the numbers."""
 
 
 @dataclass(kw_only=True, eq=False)
 class _Start:
-    """A state to roll out from."""
+    """A state that rollouts start from."""
 
     values: LoggedValues
+    """Its episode."""
     step: int
+    """Its place in the episode."""
     left: int
-    """Steps to the time limit of its episode."""
+    """Number of steps to the time limit of its episode."""
     saved: SavedState
+    """State of the simulator."""
     chunks: list[Float[np.ndarray, "n A"]] = field(default_factory=list[Float[np.ndarray, "n A"]])
+    """Candidate chunks, the logged one first."""
     predicted: list[float] = field(default_factory=list[float])
     """Q of each chunk."""
 
@@ -100,18 +116,20 @@ def roll_out(
     setting: Rollouts,
     batch_size: int = 8,
 ) -> RolledOut:
-    """Replay logged episodes to some of their states, roll out from there, and compare with what the critic said.
+    """Evaluate a critic against returns that are rolled out again from states of logged episodes.
+
+    Episodes are replayed to the chosen states. There candidate chunks are executed, then the policy goes on.
 
     Args:
-        found: What it said along the logs.
-        reader: Reads those episodes; its proposer, if any, gives the policy's candidates.
-        policy: Acts after a candidate chunk; sampled, as the critic's V is a mean over its chunks.
-        reward: Of a step.
-        setting: How much, and where.
-        batch_size: Episodes valued together.
+        found: The critic's estimates along the logs.
+        reader: Reader of those episodes; its proposer, if any, samples the policy's candidates.
+        policy: Policy that acts after a candidate chunk; it is sampled, as the critic's V is a mean over its chunks.
+        reward: Reward of a step.
+        setting: Task, and numbers of states, rollouts and candidates.
+        batch_size: Number of episodes that are valued together.
 
     Raises:
-        ValueError: If no episode is of this task or none repeats, or an argument makes no sense.
+        ValueError: If no episode is of this task, none can be replayed, or an argument makes no sense.
     """
     if min(setting.states, setting.rollouts) < 1 or setting.candidates < 0:
         raise ValueError(
@@ -142,23 +160,19 @@ def roll_out(
             own = again([s.saved for s in chosen], steps=steps)
             v.extend(own.returns)
             success.extend(own.success.ravel().tolist())
-            flat = [(s, chunk, limit) for s, limit in zip(chosen, steps, strict=True) for chunk in s.chunks]
-            if flat:
-                chunks, lengths = _padded([chunk for _, chunk, _ in flat])
-                limits = [limit for _, _, limit in flat]
-                tried = again([s.saved for s, _, _ in flat], chunks, lengths, steps=limits)
-                each = iter(tried.mean.tolist())
-                returns += [[next(each) for _ in s.chunks] for s in chosen]
-            else:
-                returns += [[] for _ in chosen]
+            saved = [s.saved for s in chosen for _ in s.chunks]
+            limits = [limit for s, limit in zip(chosen, steps, strict=True) for _ in s.chunks]
+            tried = again(saved, [chunk for s in chosen for chunk in s.chunks], steps=limits)
+            each = iter(tried.mean.tolist())
+            returns += [[next(each) for _ in s.chunks] for s in chosen]
         starts += chosen
-    return _figures(starts, np.stack(v), success, returns, setting, notes)
+    return _metrics(starts, np.stack(v), success, returns, setting, notes)
 
 
 def _by_seed(
     found: Sequence[LoggedValues], reader: LogReader, setting: Rollouts, notes: list[str]
 ) -> Iterator[tuple[VectorEnv, list[_Start]]]:
-    """Environments of each task seed in the data, and the states to start from in them."""
+    """Yield environments of each task seed in the data, and the states to start from in them."""
     seeds: dict[int, list[LoggedValues]] = {}
     others = unknown = 0
     for one in found:
@@ -173,10 +187,10 @@ def _by_seed(
         else:
             others += 1
     if not seeds:
-        make_task(setting.env).close()  # a name that is no task says so itself
+        make_task(setting.env).close()  # an unknown name raises its own error
         raise ValueError(
-            f"none of {len(found)} episodes is from {setting.env} ({others} are from other tasks, {unknown} do not say "
-            "where they started): only episodes of `guerdon collect` can be rolled out again"
+            f"none of {len(found)} episodes is from {setting.env} ({others} are from other tasks, {unknown} do not "
+            "record where they started): only episodes of `guerdon collect` can be rolled out again"
         )
     if others + unknown:
         notes.append(f"{others + unknown} episodes are not from {setting.env} and were not rolled out")
@@ -212,7 +226,7 @@ def _by_seed(
 def _starts(
     values: LoggedValues, episode: Episode, envs: VectorEnv, count: int, chooser: np.random.Generator
 ) -> list[_Start]:
-    """The first observation of an episode and some later ones, never one after which nothing was done."""
+    """Choose the first observation of an episode and some later ones, never the last, after which nothing was done."""
     horizon = envs.task.horizon
     last = min(episode.steps, horizon)
     later = np.sort(chooser.permutation(np.arange(1, last))[: count - 1]).tolist()
@@ -227,7 +241,7 @@ def _starts(
 def _add_candidates(
     starts: Sequence[_Start], reader: LogReader, envs: VectorEnv, setting: Rollouts, batch_size: int
 ) -> None:
-    """Put chunks to be tried, and what the critic thinks of them, beside every state."""
+    """Add the candidate chunks of every state, and the critic's Q of each."""
     critic = reader.critic
     if not isinstance(critic, ChunkCritic) or not setting.candidates:
         return
@@ -242,7 +256,7 @@ def _add_candidates(
         pairs = [(row, start) for row, (place, _) in enumerate(episodes) for start in by_place[place]]
         rows = torch.tensor([row for row, _ in pairs], device=batch.state.device)
         steps = torch.tensor([start.step for _, start in pairs], device=batch.state.device)
-        lengths = chunk_lengths(batch, critic.horizon, critic.across_replans)
+        lengths = chunk_lengths(batch, critic.horizon, critic.logged.across_replans)
         for (row, start), length in zip(pairs, lengths[rows, steps].tolist(), strict=True):
             assert start.values.q is not None, "a critic of chunks values the logged ones"
             start.chunks.append(batch.actions[row, start.step : start.step + length].cpu().numpy())
@@ -262,7 +276,7 @@ def _proposed(
     count: int,
     where: tuple[TrajectoryBatch, Tensor, Tensor],
 ) -> Iterator[Float[Tensor, "n M H A"]]:
-    """The policy's chunks and random ones, half each, the policy's first."""
+    """Yield the policy's chunks and random ones, half each, the policy's first."""
     batch, rows, steps = where
     own = (count + 1) // 2 if proposer is not None else 0
     if own:
@@ -273,15 +287,7 @@ def _proposed(
         yield torch.from_numpy(drawn.astype(np.float32)).to(rows.device)
 
 
-def _padded(chunks: Sequence[Float[np.ndarray, "n A"]]) -> tuple[np.ndarray, np.ndarray]:
-    lengths = np.array([len(chunk) for chunk in chunks])
-    table = np.zeros((len(chunks), int(lengths.max()), chunks[0].shape[1]), np.float32)
-    for row, chunk in enumerate(chunks):
-        table[row, : len(chunk)] = chunk
-    return table, lengths
-
-
-def _figures(
+def _metrics(
     starts: Sequence[_Start],
     own: Float[np.ndarray, "M n"],
     success: Sequence[bool],
@@ -289,6 +295,7 @@ def _figures(
     setting: Rollouts,
     notes: list[str],
 ) -> RolledOut:
+    """Compute the metrics from predictions and re-rolled returns."""
     episodes = np.array([s.values.episode for s in starts])
     v = np.array([s.values.v[s.step] for s in starts])
     initial = np.array([s.step == 0 for s in starts])
@@ -302,7 +309,7 @@ def _figures(
     ranking = chunk_ranking_auc(table[0], table[1])
     low, high = bootstrap_interval(ranking.by_state, episodes, seed=setting.seed)
     if not most:
-        notes.append("no chunks were compared: the critic values observations only, or no candidates were asked for")
+        notes.append("no chunks were compared: the critic values observations only, or no candidates were requested")
     return RolledOut(
         env=setting.env,
         states=len(starts),

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...core.batch import RewardEstimates, TrajectoryBatch
-from ...core.intervals import wilson_interval
+from ...core.intervals import wilson_estimate
 from ...core.metrics import kendall_tau, success_auroc
 
 Score = Literal["success", "progress", "return"]
@@ -137,8 +137,8 @@ def compare(records: Sequence[EpisodeRecord], threshold: float | int, level: flo
         "successes": float(len(successes)),
     }
     for name, wrong in (("false_positive_rate", failures), ("false_negative_rate", successes)):
-        metrics[name] = sum(wrong) / len(wrong) if wrong else math.nan
-        metrics[f"{name}_low"], metrics[f"{name}_high"] = wilson_interval(sum(wrong), len(wrong), level)
+        rate = wilson_estimate(sum(wrong), len(wrong), level)
+        metrics |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
     learned = [r.learned for r in sample]
     happened = [r.success for r in sample]
     metrics["auroc"] = success_auroc(learned, happened)

@@ -1,4 +1,4 @@
-"""How much better a logged chunk is than what the policy would do: Q − V of a trained critic, at decisions."""
+"""Advantages of logged chunks over the policy: Q − V of a trained critic, at decisions."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from .reward_to_go import at_decisions
 
 
 class CriticAdvantage(AdvantageSource):
-    """Base of the advantages that a trained critic gives; a subclass writes ``forward``.
+    """Base of the advantages from a trained critic; a subclass writes ``forward``.
 
-    Critic and reward are frozen and kept in evaluation mode: nothing learns alongside. A critic that is trained again
-    afterwards in the same program needs ``requires_grad_(True)``.
+    Critic and reward are frozen and kept in evaluation mode: nothing is trained with the policy. A critic that is
+    trained again afterwards in the same program needs ``requires_grad_(True)``.
 
     Args:
-        critic: Any critic that was trained before.
-        reward: Reward model whose rewards are logged, and used where the advantage is made of them; None gives 0.
-        force_positive: Numbers of sources whose advantages are never below the smallest positive number, as RECAP
-            (arXiv 2511.14759) takes the corrections of a person for good whatever the value function says. An
-            exponential weight of theirs is then at least 1, and a filter for positive ones keeps them; a quantile may
-            still leave them out.
+        critic: Critic that was trained before.
+        reward: Reward model whose rewards are logged, and used if the advantage is made of them; None gives 0.
+        force_positive: Numbers of sources whose advantages are never below the smallest positive number. RECAP
+            (arXiv 2511.14759) takes the corrections of a person as good whatever the value function estimates. Their
+            exponential weight is then at least 1, and a filter for positive advantages keeps them; a quantile may still
+            leave them out.
     """
 
     def __init__(self, critic: Critic, reward: RewardModel | None, force_positive: Sequence[int]) -> None:
@@ -33,14 +33,14 @@ class CriticAdvantage(AdvantageSource):
         self.force_positive = tuple(int(source) for source in force_positive)
 
     def train(self, mode: bool = True) -> "CriticAdvantage":
-        """The critic stays in evaluation mode too: it was trained before."""
+        """Set the mode; critic and reward stay in evaluation mode: they were trained before."""
         super().train(mode)
         self.critic.eval()
         return self
 
     @torch.no_grad()
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Score the batch; without a reward model every step gets 0 and is valid."""
+        """Compute the rewards of the batch; without a reward model every step gets 0 and is valid."""
         if self.reward is not None:
             return self.reward(batch)
         return RewardEstimates(rewards=torch.zeros_like(batch.weight), valid=batch.mask)
@@ -53,7 +53,14 @@ class CriticAdvantage(AdvantageSource):
         values: Float[Tensor, "B Np1"],
         known: Bool[Tensor, "B N"],
     ) -> Advantages:
-        """Cut out context-only and unknown decisions, and lift the sources that are taken for good.
+        """Mask context-only and unknown decisions, and raise the advantages of the forced sources.
+
+        Args:
+            batch: Trajectories.
+            advantages: Advantage of each decision.
+            returns: Return of each decision.
+            values: V at each decision, and after the last one.
+            known: Decisions whose advantage is known.
 
         Raises:
             FloatingPointError: If a known advantage is not finite.
@@ -68,8 +75,8 @@ class CriticAdvantage(AdvantageSource):
                 f"{float(advantages[row, decision])} at step {int(batch.decision_step[row, decision])}: look for a "
                 "critic that diverged, or for extreme states"
             )
-        good = torch.isin(batch.source, batch.source.new_tensor(self.force_positive))[:, None]
-        lifted = torch.where(good, advantages.clamp(min=torch.finfo(advantages.dtype).tiny), advantages)
+        forced = torch.isin(batch.source, batch.source.new_tensor(self.force_positive))[:, None]
+        lifted = torch.where(forced, advantages.clamp(min=torch.finfo(advantages.dtype).tiny), advantages)
         return Advantages(
             advantages=lifted.masked_fill(~valid, 0.0),
             returns=returns.masked_fill(~valid, 0.0),
@@ -79,23 +86,23 @@ class CriticAdvantage(AdvantageSource):
 
 
 class ActionAdvantage(CriticAdvantage):
-    """A = Q(s, a) − V(s) of logged chunks (ALOE, arXiv 2602.12691, Eq. 10), with V over chunks of the current policy.
+    """Advantage A = Q(s, a) − V(s) of logged chunks (ALOE, arXiv 2602.12691, Eq. 10), with V of the current policy.
 
-    For any critic that values actions: ALOE's asks the proposer for chunks, IQL's has a V of its own. `PolicyOptimizer`
-    proposes with the policy it trains, as it is at the beginning of each batch.
+    It works with any critic that values actions: ALOE's samples chunks from the proposer, IQL's has a V of its own.
+    `PolicyOptimizer` proposes with the policy it trains, as it is at the beginning of each batch.
 
     Args:
-        critic: A trained critic that gives Q.
+        critic: Trained critic that estimates Q.
         reward: Reward model whose rewards are logged; None logs 0.
-        force_positive: See `CriticAdvantage`.
+        force_positive: Numbers of sources whose advantages are never below the smallest positive number.
     """
 
     def __init__(self, critic: Critic, reward: RewardModel | None = None, force_positive: Sequence[int] = ()) -> None:
-        super().__init__(critic, reward, force_positive)
+        super().__init__(critic=critic, reward=reward, force_positive=force_positive)
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
-        """Q − V at decisions, Q as the return, V as the value; context-only decisions (weight 0) are not valid.
+        """Compute Q − V at decisions, with Q as the return; context-only decisions (weight 0) are not valid.
 
         Raises:
             ValueError: If the critic values no actions, or needs a proposer and there is none.

@@ -18,37 +18,40 @@ NORMALISE = ("none", "zscore", "rank", "leave_one_out")
 
 @runtime_checkable
 class _Explains(Protocol):
-    """A reward model that says why it cannot score a row, as GRAPE's does."""
+    """A reward model that explains why it cannot score a row, as GRAPE's does."""
 
     def why(self, batch: TrajectoryBatch) -> list[str]:
-        """One text per row, empty where it can be scored."""
+        """Explain each row; a row that can be scored gets an empty text."""
         ...
 
 
 class GroupScore(AdvantageSource):
-    """Scores a trajectory by the sum of its rewards, and compares it with those of its task and initial state.
+    """Advantage of a whole trajectory: its summed reward, compared with others of its task and initial state.
 
-    Every decision of a row gets the row's advantage. A row that is a piece of an episode, or of which a reward is
-    unknown that could be known, is not valid and left out of what the others are compared with; a final reward that
-    would need an observation nobody made is not missed. Whether a whole row whose end nobody recorded counts is for the
-    reward to say, by the validity of its estimates. Where no whole row of a batch counts, it is warned once, with the
-    reason that the reward gives if it has a method ``why``. Groups are rows with the same ``task`` and ``group``.
+    Groups are rows with the same ``task`` and ``group``. Every decision of a row gets the row's advantage. A row is not
+    valid, and not compared with, if it is a piece of an episode, or if a reward is unknown that could be known. A final
+    reward that would need an observation that was never made is not missed. Whether a whole row whose end was not
+    recorded counts is up to the reward, by the validity of its estimates. If no whole row of a batch counts, a warning
+    is given once, with the reason from the reward's method ``why`` if it has one.
 
-    After each batch ``figures`` says how many rows and groups took part, and each reward term's share of the variance
-    within groups; `PolicyOptimizer` logs them. A term that does next to nothing is warned about once: weights that look
-    comparable need not be, because terms differ in their spread (GRAPE's paper weighs a term that spans 1 with 0.01
-    beside one that spans tens of nats). A term that is the same for all rows of each group, such as success where all
-    failed, is no case of that: no weight would change it.
+    After each batch ``figures`` holds the number of rows and groups that took part, and each reward term's share of the
+    variance within groups; `PolicyOptimizer` logs them. A term with almost no share is warned about once. Weights that
+    look comparable need not be, because terms differ in their spread (GRAPE's paper weighs a term that spans 1 with
+    0.01, and another that spans tens of nats). There is no warning about a term that is the same for all rows of each
+    group, such as success where all failed: no weight would change it.
 
     Args:
-        reward: Any reward model; it is frozen and kept in evaluation mode. One that is not causal is welcome.
-        normalise: How scores become advantages. ``"none"``: they are; ``"leave_one_out"``: score minus the mean of the
-            others (RLOO); ``"zscore"``: standard score within the group (GRPO); ``"rank"``: from −1 for the lowest to 1
-            for the highest, ties in the middle.
-        normalise_terms: ``"zscore"`` or ``"rank"`` brings each term of the reward to one scale within each group before
-            they are added; the weights inside the reward then cancel. ``"none"`` takes the reward as it is.
-        term_weights: Weight of each normalised term, by name; None counts all alike. A term it does not name counts 0.
-        min_share: Warn below this share of the variance within groups.
+        reward: Reward model, causal or not; it is frozen and kept in evaluation mode.
+        normalise: Map from scores to advantages. ``"none"``: the scores; ``"leave_one_out"``: score minus the mean of
+            the others (RLOO); ``"zscore"``: standard score within the group (GRPO); ``"rank"``: from −1 for the lowest
+            to 1 for the highest, ties in the middle.
+        normalise_terms: Map of each reward term before they are added: ``"zscore"`` or ``"rank"`` brings it to one
+            scale within each group, and the weights inside the reward cancel; ``"none"`` takes the reward as it is.
+        term_weights: Weight of each normalised term, by name; None weighs all alike. A term that is not named gets 0.
+        min_share: Share of the variance within groups below which a term is warned about, in [0, 1).
+
+    Raises:
+        ValueError: If an argument makes no sense.
     """
 
     def __init__(
@@ -78,15 +81,15 @@ class GroupScore(AdvantageSource):
 
     @torch.no_grad()
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Score the rollout."""
+        """Compute the rewards of the rollout."""
         return self.reward(batch)
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
-        """Advantage of the row, and its score as the return, on each of its decisions that is not context only.
+        """Compute the advantage of each row, with its score as the return, on all decisions that are not context only.
 
         Raises:
-            ValueError: If terms are to be normalised and the reward has none, or none of those that are weighted.
+            ValueError: If terms are to be normalised and the reward has none, or lacks one that is weighted.
             FloatingPointError: If a reward that counts as known is not finite.
         """
         valid = complete_rows(batch, rewards)
@@ -121,7 +124,7 @@ class GroupScore(AdvantageSource):
     def loss(
         self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
     ) -> dict[str, Tensor]:
-        """Nothing learns alongside; the figures of the batch, to be logged."""
+        """Return the metrics of the batch, to be logged; nothing is trained with the policy."""
         return {name: torch.tensor(value, device=rows.device) for name, value in self.figures.items()}
 
     def _weighted(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -139,7 +142,7 @@ class GroupScore(AdvantageSource):
         return group_normalise(term.masked_fill(~valid, 0.0), group, self.normalise_terms, valid)
 
     def _say_why(self, batch: TrajectoryBatch, rewards: RewardEstimates) -> None:
-        """Warn that no row counts, if there are whole ones: training would go on and learn nothing."""
+        """Warn that no whole row counts, if there are any: training would go on and learn nothing."""
         whole = batch[batch.whole]
         if not len(whole):
             return
@@ -156,7 +159,7 @@ class GroupScore(AdvantageSource):
         )
 
     def _note(self, score: Tensor, terms: Mapping[str, Tensor], group: Tensor, valid: Tensor) -> None:
-        """Work out the figures, and warn about terms that do nothing."""
+        """Compute the metrics, and warn about terms that change almost nothing."""
         rows = int(valid.sum())
         names, count = torch.unique(group[valid], return_counts=True)
         compared = int((count > 1).sum())
@@ -187,11 +190,16 @@ class GroupScore(AdvantageSource):
 
 
 def complete_rows(batch: TrajectoryBatch, rewards: RewardEstimates) -> Bool[Tensor, " B"]:
-    """Whole rows with every reward known that could be.
+    """Find the whole rows whose rewards are all known, as far as they can be.
 
-    The reward decides by its validity which ends it can score: a whole row with ``End.CUT``, whose end nobody recorded,
-    counts if the reward was valid on all its steps. A piece never does; rollouts that go on are pieces. A reward whose
-    next observation was never made (``last_observed`` is False) cannot be known by most models and is not missed.
+    The reward decides by its validity which ends it can score. A whole row with ``End.CUT``, whose end was not
+    recorded, counts if the reward is valid on all its steps. A piece never counts; unfinished rollouts are pieces. A
+    reward whose next observation was never made (``last_observed`` is False) cannot be known by most models and is not
+    missed.
+
+    Args:
+        batch: Trajectories.
+        rewards: Rewards of their steps.
     """
     unknown = batch.mask & ~rewards.valid & batch.observed[:, 1:]
     return batch.whole & ~unknown.any(1) & (rewards.valid & batch.mask).any(1)
@@ -200,7 +208,13 @@ def complete_rows(batch: TrajectoryBatch, rewards: RewardEstimates) -> Bool[Tens
 def group_normalise(
     scores: Float[Tensor, " N"], group: Int[Tensor, " N"], how: str, valid: Bool[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """Compare scores within groups; see `GroupScore`. 0 where not valid, alone, or where all are equal.
+    """Normalise scores within groups; see `GroupScore`. The result is 0 if not valid, alone, or equal to all others.
+
+    Args:
+        scores: Score of each row.
+        group: Number of the group of each row.
+        how: ``"none"``, ``"zscore"``, ``"leave_one_out"`` or ``"rank"``.
+        valid: Rows that count.
 
     Raises:
         ValueError: If a valid score is not finite, or ``how`` is unknown.
@@ -219,7 +233,12 @@ def group_normalise(
 def group_ranks(
     scores: Float[Tensor, " N"], group: Int[Tensor, " N"], valid: Bool[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """(lower − higher)/(K − 1) among the K valid rows of each group: −1 for the lowest, 1 for the highest, mean 0.
+    """Compute (lower − higher)/(K − 1) among the K valid rows of each group: −1 for the lowest, 1 for the highest.
+
+    Args:
+        scores: Score of each row.
+        group: Number of the group of each row.
+        valid: Rows that count.
 
     Raises:
         ValueError: If a valid score is not finite.
@@ -227,14 +246,14 @@ def group_ranks(
     if not bool(scores[valid].isfinite().all()):
         raise ValueError("scores: NaN or infinity in a score that counts; mark it with valid=False to cut it out")
     score = torch.where(valid, scores, 0.0)
-    beside = (group[:, None] == group) & valid[:, None] & valid
-    lower = (beside & (score[:, None] > score)).sum(1)
-    higher = (beside & (score[:, None] < score)).sum(1)
-    return (lower - higher).to(scores.dtype) / (beside.sum(1) - 1).clamp(min=1)
+    compared = (group[:, None] == group) & valid[:, None] & valid
+    lower = (compared & (score[:, None] > score)).sum(1)
+    higher = (compared & (score[:, None] < score)).sum(1)
+    return (lower - higher).to(scores.dtype) / (compared.sum(1) - 1).clamp(min=1)
 
 
 def group_variance(scores: Float[Tensor, " N"], group: Int[Tensor, " N"], valid: Bool[Tensor, " N"]) -> Tensor:
-    """Variance within groups, Σ (score − mean of its group)² / Σ (K − 1), in float64; 0 where no group has two rows."""
+    """Compute the variance within groups, Σ (score − group mean)² / Σ (K − 1), in float64; 0 without a pair."""
     score, index = scores[valid].double(), torch.unique(group[valid], return_inverse=True)[1]
     count = torch.bincount(index).double()
     mean = torch.zeros_like(count).index_add_(0, index, score) / count.clamp(min=1)
@@ -245,9 +264,9 @@ def group_variance(scores: Float[Tensor, " N"], group: Int[Tensor, " N"], valid:
 def term_shares(
     terms: Mapping[str, Float[Tensor, " N"]], group: Int[Tensor, " N"], valid: Bool[Tensor, " N"]
 ) -> dict[str, float]:
-    """Variance of each term within groups, over the sum of those of all terms; empty where nothing varies."""
+    """Compute the share of each term in the summed variances within groups; empty if nothing varies."""
     variance = {name: float(group_variance(term, group, valid)) for name, term in terms.items()}
-    # means of equal numbers are not equal to them: what is left of a constant is rounding
+    # the mean of equal numbers may differ from them by rounding: that is no variance
     scale = {
         name: float(term[valid].double().abs().max()) if bool(valid.any()) else 0.0 for name, term in terms.items()
     }
@@ -261,7 +280,7 @@ def _row_sum(values: Float[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> Float[
 
 
 def _groups(batch: TrajectoryBatch) -> Int[Tensor, " B"]:
-    """One number per task and initial state: two tasks may count their initial states alike."""
+    """Number the pairs of task and initial state: two tasks may use the same numbers for their initial states."""
     return torch.unique(torch.stack([batch.task, batch.group], 1), dim=0, return_inverse=True)[1]
 
 

@@ -1,4 +1,4 @@
-"""How far a logged chunk brought its task, by a progress model: what reward-aligned behaviour cloning weighs by."""
+"""Progress gained by logged chunks, from a progress model: the basis of reward-aligned behaviour cloning."""
 
 import torch
 
@@ -8,18 +8,18 @@ from .reward_to_go import at_decisions
 
 
 class ProgressGain(AdvantageSource):
-    """Δ = progress(s_{t+n}) − progress(s_t) at decisions (SARM, arXiv:2509.25358), for `RewardAligned` weights.
+    """Gain Δ = progress(s_{t+n}) − progress(s_t) at decisions (SARM, arXiv:2509.25358), for `RewardAligned` weights.
 
-    A window that would run past the last observation slides back until it ends there: the last chunk of a success gains
-    what the end of the episode gained, instead of next to nothing. A row shorter than a window is scaled to its length.
-    Where the progress is unknown at either end, so is the gain: it gets no weight.
+    A window that would pass the last observation is moved back until it ends there. So the last chunk of a success gets
+    the gain at the end of the episode, instead of almost none. The gain of a row shorter than a window is scaled to the
+    window's length. If the progress at either end is unknown, so is the gain, and it gets no weight.
 
     Args:
-        reward: A reward model that gives progress; it is frozen and kept in evaluation mode.
-        steps: n, the length of a chunk.
+        reward: Reward model that estimates progress; it is frozen and kept in evaluation mode.
+        steps: Number n of steps in a chunk.
 
     Raises:
-        ValueError: If there is not at least one step.
+        ValueError: If n is below 1.
     """
 
     def __init__(self, reward: RewardModel, steps: int) -> None:
@@ -30,15 +30,15 @@ class ProgressGain(AdvantageSource):
 
     @torch.no_grad()
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Score the batch."""
+        """Compute the rewards and progress of the batch."""
         return self.reward(batch)
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
-        """Gains at decisions, as advantages and as returns; progress as the value.
+        """Compute gains at decisions, as advantages and as returns, with progress as the value.
 
         Raises:
-            ValueError: If the reward gives no progress.
+            ValueError: If the reward model estimates no progress.
         """
         if rewards.progress is None:
             raise ValueError(f"{type(self.reward).__name__} gives no progress: a gain needs a progress model")

@@ -1,4 +1,4 @@
-"""Turns rewards and values into advantages on the policy's decisions."""
+"""Generalised advantage estimation on the policy's decisions, and uniform advantages for cloning."""
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,12 @@ from ...critics.value import ValueCritic
 
 
 def at_decisions(batch: TrajectoryBatch, per_observation: Float[Tensor, "B Tp1"]) -> Float[Tensor, "B Np1"]:
-    """Values at the decision observations and at the observation after the last step; 0 behind it."""
+    """Gather values at the decision observations and at the observation after the last step; 0 behind it.
+
+    Args:
+        batch: Trajectories.
+        per_observation: A value per observation.
+    """
     mask = batch.decision_mask
     count = mask.sum(1, keepdim=True)
     steps = torch.cat([batch.decision_step, batch.decision_step.new_zeros(len(mask), 1)], 1)
@@ -24,19 +29,19 @@ class RewardToGo(AdvantageSource):
     """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, Eq. 16) over decisions, on any reward.
 
     Rewards are summed from one decision to the next, then discounted once per decision. A decision with an unknown
-    reward is no surprise: its TD error is 0, it is not trained on, and what comes later still reaches what came before.
-    So is a decision that leads to an observation that was never made, unless the row terminated there.
+    reward gets a TD error of 0 and is not trained on; later rewards still reach earlier decisions. The same holds for a
+    decision that leads to an observation that was never made, unless the row terminated there.
 
     Args:
-        reward: Any reward model; it is frozen and kept in evaluation mode. One that is not causal is used only on whole
-            episodes.
-        critic: State values, trained alongside.
-        potential: Adds γΦ(s′) − Φ(s) at decision observations, Φ = its progress, 0 after termination (Ng et al. 1999),
-            which leaves the optimal policy as it is.
-        gamma: Discount per decision.
-        lam: λ of GAE.
+        reward: Reward model; it is frozen and kept in evaluation mode. One that is not causal is used on whole episodes
+            only.
+        critic: State values, trained with the policy.
+        potential: Reward model whose progress Φ shapes the reward: γΦ(s′) − Φ(s) is added at decision observations,
+            with Φ = 0 after termination (Ng et al. 1999). The optimal policy stays the same. None adds nothing.
+        gamma: Discount factor per decision, in [0, 1].
+        lam: Parameter λ of GAE, in [0, 1].
         normalise: Standardise the advantages over the decisions of the rollout.
-        value_weight: Factor on the critic's loss.
+        value_weight: Weight of the critic's loss.
     """
 
     def __init__(
@@ -57,10 +62,10 @@ class RewardToGo(AdvantageSource):
 
     @torch.no_grad()
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Score the rollout.
+        """Compute the rewards of the rollout.
 
         Raises:
-            ValueError: If the reward looks into the future and a row is a piece of an unfinished episode.
+            ValueError: If the reward is not causal and a row is a piece of an unfinished episode.
             FloatingPointError: If a reward that counts as known is not finite.
         """
         unfinished = batch.offset + batch.steps < batch.length
@@ -82,7 +87,11 @@ class RewardToGo(AdvantageSource):
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
-        """Advantages and value targets (B, N); context-only decisions (weight 0) and unknown rewards are not valid."""
+        """Compute advantages and value targets (B, N); context-only decisions and unknown rewards are not valid.
+
+        Raises:
+            ValueError: If the potential estimates no progress.
+        """
         mask = batch.decision_mask
         step = batch.decision_step.clamp(min=0)
         gained = rewards.rewards.masked_fill(~rewards.valid, 0.0)
@@ -113,7 +122,7 @@ class RewardToGo(AdvantageSource):
     def loss(
         self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
     ) -> dict[str, Tensor]:
-        """Mean squared error of the critic at the decisions, times ``value_weight``."""
+        """Compute the mean squared error of the critic at the decisions, times ``value_weight``."""
         observation = batch.observe(rows, steps)
         decisions = (batch.decision_step[rows] == steps[:, None]).int().argmax(1)
         error = (self.critic.value(observation) - advantages.returns[rows, decisions]).square().mean()
@@ -121,14 +130,14 @@ class RewardToGo(AdvantageSource):
 
 
 class Uniform(AdvantageSource):
-    """Every logged decision counts the same: with an imitation objective this is behaviour cloning."""
+    """Equal advantages of all logged decisions: with an imitation objective this is behaviour cloning."""
 
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """No reward is needed; every step gets 0 and is valid."""
+        """Return 0 for every step: no reward is needed."""
         return RewardEstimates(rewards=torch.zeros_like(batch.weight), valid=batch.mask)
 
     def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
-        """Advantage 1 on every decision that is not context only."""
+        """Return the advantage 1 on every decision that is not context only."""
         step = batch.decision_step.clamp(min=0)
         valid = batch.decision_mask & (batch.weight.gather(1, step) > 0)
         return Advantages(advantages=valid.float(), returns=valid.float(), valid=valid)

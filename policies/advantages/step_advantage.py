@@ -1,4 +1,4 @@
-"""Advantages over N steps for critics that value observations only."""
+"""N-step advantages for critics that value observations only."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,21 @@ from .reward_to_go import at_decisions
 
 
 class StepAdvantage(CriticAdvantage):
-    """A_t = Σ_{k<n} γ^k r_{t+k} + γ^n V(s_{t+n}) − V(s_t), with n = N or what is left (RECAP, arXiv 2511.14759).
+    """N-step advantage A_t = Σ_{k<n} γ^k r_{t+k} + γ^n V(s_{t+n}) − V(s_t), n ≤ N (RECAP, arXiv 2511.14759).
 
-    Nothing is bootstrapped at a termination. A window that would end at an observation nobody made ends one step
-    earlier. The advantage is unknown where a reward of the window is, or where no step is left. Rewards and values must
-    have one unit: what divides returns into [−1, 0] for the critic has to divide the rewards too, and by division
-    alone. A map that also shifts them (such as (x − min)/(max − min) − 1) shifts every window but the last ones.
+    Here n is N, or the number of steps that are left. Nothing is bootstrapped at a termination. A window that would end
+    at an observation that was never made ends one step earlier. The advantage is unknown if a reward of the window is,
+    or if no step is left. Rewards and values must have one unit: what divides returns into [−1, 0] for the critic has
+    to divide the rewards too, and by division alone. A map that also shifts them (such as (x − min)/(max − min) − 1)
+    shifts every window but the last ones.
 
     Args:
-        critic: Trained state values.
-        reward: The reward that it was trained on.
-        steps: N.
-        gamma: Discount per step; None takes the critic's own, or 1 where it has none.
-        force_positive: See `CriticAdvantage`.
+        critic: Trained critic of observations.
+        reward: Reward model that it was trained on.
+        steps: Largest number N of steps in a window.
+        gamma: Discount factor per step, in [0, 1]; None takes the critic's own, or 1 if it has none.
+        force_positive: Numbers of sources whose advantages are never below the smallest positive number; see
+            `CriticAdvantage`.
 
     Raises:
         ValueError: If N or γ makes no sense.
@@ -38,7 +40,7 @@ class StepAdvantage(CriticAdvantage):
         gamma: float | None = None,
         force_positive: Sequence[int] = (),
     ) -> None:
-        super().__init__(critic, reward, force_positive)
+        super().__init__(critic=critic, reward=reward, force_positive=force_positive)
         self.gamma = float(getattr(critic, "gamma", 1.0)) if gamma is None else gamma
         if steps < 1 or not 0 <= self.gamma <= 1:
             raise ValueError(f"steps {steps}, gamma {self.gamma}: expected at least one step, and a discount in [0, 1]")
@@ -46,7 +48,7 @@ class StepAdvantage(CriticAdvantage):
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
-        """N-step advantages at decisions, N-step returns, and V.
+        """Compute N-step advantages and N-step returns at decisions, and V.
 
         Raises:
             ValueError: If a known reward is not finite.

@@ -1,23 +1,32 @@
-"""Rollouts for a trainer: the sized stream that worker processes feed, and the data module around it."""
+"""Rollouts for a trainer: a sized stream from worker processes, and its data module."""
 
 import hashlib
 import math
 from collections.abc import Iterator
+from contextlib import closing
 
 import lightning
 
 from ...core.batch import End, TrajectoryBatch
 from ...core.interfaces import Policy
+from ...core.sizes import DataSizes
+from ...envs.task import Task
 from ...envs.vector import make_task
 from .pool import TaskSetting, WorkerError, WorkerPool, play_episodes
 from .runner import batch_pieces
 
 
 class RolloutStream:
-    """A sized stream of rollouts of the policy as it is when each is asked for.
+    """Sized stream of rollouts, each by the policy as it is at that moment.
 
     It has a length on purpose: without one Lightning prefetches, and every rollout would come from a policy one update
-    old. It stands for a loader itself: a `DataLoader` around it would add nothing but warnings.
+    old. It is used in place of a `DataLoader`, which would add nothing but warnings.
+
+    Args:
+        pool: Pool that runs the policy.
+        policy: Policy that acts; it is put into evaluation mode meanwhile.
+        data: Data module whose settings and counters are used.
+        rank: Rank of this process.
     """
 
     def __init__(self, pool: WorkerPool, policy: Policy, data: "RolloutData", rank: int) -> None:
@@ -41,26 +50,30 @@ class RolloutStream:
 
 
 def hash_seed(*parts: int) -> int:
-    """Mix numbers to a seed of 48 bits, so that (seed, rank, iteration) never share a stream by adding up alike."""
+    """Hash numbers such as (seed, rank, iteration) to a seed of 48 bits, so that equal sums give different seeds."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
 
 
 class RolloutData(lightning.LightningDataModule):
-    """Rollouts of the policy in training, as a data module: fresh ones to learn from, held-out starts to judge it.
+    """Data module of rollouts of the policy in training: fresh ones to train on, held-out starts to validate on.
 
     Args:
-        task: Name, see `guerdon.envs.vector.make_task`.
-        steps: Environment steps in a rollout (on every rank).
-        rollouts: Rollouts in an epoch.
-        envs: Environments on this machine.
-        workers: Processes that hold them; 0 uses this one.
-        horizon: Time limit; None takes the task's own.
-        end_on_success: The first success ends an episode.
-        hide_outcome: Training sees neither the environment's reward nor its success; see `batch_pieces`.
+        task: Name of the task, see `guerdon.envs.vector.make_task`.
+        steps: Number of environment steps in a rollout (on every rank).
+        rollouts: Number of rollouts in an epoch.
+        envs: Number of environments on this machine.
+        workers: Number of processes that hold them; 0 uses this one.
+        horizon: Time limit in control steps; None takes the task's own.
+        end_on_success: Whether the first success ends an episode.
+        hide_outcome: Hide the environment's reward and success from training; see
+            `guerdon.policies.rollouts.runner.batch_pieces`.
         contexts: Number of training contexts.
-        eval_contexts: Number of held-out contexts a validation plays; 0 leaves validation out.
-        task_seed: Fixes the contexts.
-        seed: Of everything drawn while acting.
+        eval_contexts: Number of held-out contexts that a validation plays; 0 leaves validation out.
+        task_seed: Seed that fixes the contexts.
+        seed: Random seed of everything that is drawn while acting.
+
+    Raises:
+        ValueError: If the outcome is to be hidden and a success ends an episode.
     """
 
     def __init__(
@@ -80,65 +93,87 @@ class RolloutData(lightning.LightningDataModule):
     ) -> None:
         super().__init__()
         if hide_outcome and end_on_success:
-            raise ValueError("hide_outcome needs end_on_success=False: an episode that ends early tells its outcome")
+            raise ValueError("hide_outcome needs end_on_success=False: an episode that ends early shows its outcome")
         self.setting = TaskSetting(task=task, horizon=horizon, end_on_success=end_on_success, task_seed=task_seed)
         self.steps, self.rollouts, self.envs, self.workers = steps, rollouts, envs, workers
         self.hide_outcome, self.seed = hide_outcome, seed
         self.counts = (contexts, eval_contexts)
         self.env_steps, self.rollouts_made = 0, 0
         self.outcomes: list[float] = []
-        """Success of every row of the latest rollout, NaN while it goes on: for who watches training, never for it."""
+        """Success of every row of the latest rollout, NaN while it goes on; for observers of training, not for it."""
         self._pool: WorkerPool | None = None
+        self._sizes: DataSizes | None = None
+
+    @property
+    def sizes(self) -> DataSizes:
+        """Widths of the task's states and actions; the task is built once to read them.
+
+        Raises:
+            ValueError: If there is no task of that name.
+            ModuleNotFoundError: If its simulator is not installed.
+        """
+        if self._sizes is None:
+            with closing(self._task()) as task:
+                self._sizes = _sizes_of(task)
+        return self._sizes
+
+    def _task(self) -> Task:
+        return make_task(self.setting.task, self.setting.horizon, self.setting.task_seed)
 
     def setup(self, stage: str) -> None:
-        """Start the workers and list the contexts of both splits."""
+        """Start the workers, and list the contexts of both splits."""
         if self._pool is not None:
             return
-        probe = make_task(self.setting.task, self.setting.horizon, self.setting.task_seed)
-        self.instruction = probe.instruction
-        self.train_contexts = probe.contexts("train", self.counts[0])
-        self.eval_contexts = probe.contexts("eval", self.counts[1]) if self.counts[1] else []
-        probe.close()
+        with closing(self._task()) as task:
+            self.instruction, self._sizes = task.instruction, _sizes_of(task)
+            self.train_contexts = task.contexts("train", self.counts[0])
+            self.eval_contexts = task.contexts("eval", self.counts[1]) if self.counts[1] else []
         if not self.eval_contexts and self.trainer is not None:
             self.trainer.limit_val_batches = 0  # an empty loader would do the same, with a warning
         self._pool = WorkerPool(self.setting, self.envs, self.workers)
 
     def train_dataloader(self) -> RolloutStream:
-        """A sized stream of fresh rollouts."""
+        """Make a sized stream of fresh rollouts."""
         pool, policy, rank = self._parts()
         return RolloutStream(pool, policy, self, rank)
 
-    def val_dataloader(self) -> "_Judging | list[object]":
-        """One batch of deterministic episodes from the held-out contexts."""
+    def val_dataloader(self) -> "_Validation | list[object]":
+        """Make a stream of one batch: deterministic episodes from the held-out contexts."""
         if not self.eval_contexts:
             return []
         pool, policy, _ = self._parts()
-        return _Judging(pool, policy, self)
+        return _Validation(pool, policy, self)
 
     def _parts(self) -> tuple[WorkerPool, Policy, int]:
         assert self._pool is not None and self.trainer is not None
         module = self.trainer.lightning_module
         policy = getattr(module, "policy", None)
         if not isinstance(policy, Policy):
-            raise TypeError(f"RolloutData needs a module with a policy, such as PolicyOptimizer; got {type(module)}")
+            raise TypeError(f"RolloutData needs a module with a policy, such as PolicyOptimizer, got {type(module)}")
         return self._pool, policy, self.trainer.global_rank
 
     def teardown(self, stage: str) -> None:
-        """End the workers."""
+        """Stop the workers."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
 
     def state_dict(self) -> dict[str, int]:
-        """Counters, so that a resumed run draws new rollouts and goes on counting."""
+        """Return the counters, so that a resumed run draws new rollouts and goes on counting."""
         return {"env_steps": self.env_steps, "rollouts_made": self.rollouts_made}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the counters of a checkpoint."""
         self.env_steps, self.rollouts_made = state_dict["env_steps"], state_dict["rollouts_made"]
 
 
-class _Judging:
+def _sizes_of(task: Task) -> DataSizes:
+    return DataSizes(name=task.name, state_size=task.state_size, action_size=task.action_size)
+
+
+class _Validation:
+    """Stream of one batch of deterministic episodes."""
+
     def __init__(self, pool: WorkerPool, policy: Policy, data: RolloutData) -> None:
         self.pool, self.policy, self.data = pool, policy, data
 
@@ -148,7 +183,7 @@ class _Judging:
     def __iter__(self) -> Iterator[TrajectoryBatch]:
         was_training = self.policy.training
         self.policy.eval()
-        # its own environments would double the memory; the training episodes in flight are given up instead
+        # environments of its own would double the memory; training episodes in progress are dropped instead
         pieces = self.pool.play(self.policy, self.data.eval_contexts, self.data.seed)
         self.policy.train(was_training)
         yield batch_pieces(pieces, self.data.instruction)

@@ -1,6 +1,6 @@
 """Worker processes that hold several environments and a copy of the policy each.
 
-Kept apart from what feeds a trainer: a worker imports this module alone, and so starts without Lightning.
+This module is separate from the data module: a worker imports it alone, and so starts without Lightning.
 """
 
 import copy
@@ -25,28 +25,35 @@ from .runner import Piece, Runner, batch_pieces, split_evenly
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSetting:
-    """Everything a worker needs to build its environments."""
+    """Settings from which a worker builds its environments."""
 
     task: str
+    """Name of the task, see `guerdon.envs.vector.make_task`."""
     horizon: int | None = None
+    """Time limit in control steps; None takes the task's own."""
     end_on_success: bool = True
+    """Whether the first success ends an episode."""
     task_seed: int = 0
+    """Seed that fixes the contexts."""
 
 
 class WorkerError(RuntimeError):
-    """A worker process failed; the message holds its traceback."""
+    """Failure of a worker process; the message holds its traceback."""
 
 
 class WorkerPool:
-    """Runs a policy in ``workers`` processes of ``envs // workers`` environments; 0 workers use this process.
+    """Pool of processes that run a policy in several environments each.
 
     On few cores a process with several environments and its own copy of the policy beats one process per environment:
-    nothing is sent but weights on the way out and finished pieces on the way back.
+    only weights are sent to it, and only finished pieces come back.
 
     Args:
-        setting: The task.
-        envs: Environments altogether.
-        workers: Processes.
+        setting: Task that is run.
+        envs: Number of environments in all; they are split evenly over the processes.
+        workers: Number of processes; 0 runs everything in this one.
+
+    Raises:
+        ValueError: If there are fewer environments than workers, or none, or the task is unknown.
     """
 
     def __init__(self, setting: TaskSetting, envs: int, workers: int = 0) -> None:
@@ -71,7 +78,7 @@ class WorkerPool:
             self._processes.append(process)
 
     def collect(self, policy: Policy, steps: int, contexts: Sequence[Context], seed: int) -> list[Piece]:
-        """Act for about ``steps`` environment steps in all; see `Runner.collect`."""
+        """Act for about ``steps`` environment steps in all; see `guerdon.policies.rollouts.runner.Runner.collect`."""
         if self._runner is not None:
             return self._runner.collect(policy, steps, contexts, torch.Generator().manual_seed(seed))
         shares = [max(1, steps * count // self.envs) for count in self._share]
@@ -79,7 +86,7 @@ class WorkerPool:
         return [piece for answer in answers for piece in answer]
 
     def play(self, policy: Policy, contexts: Sequence[Context], seed: int, deterministic: bool = True) -> list[Piece]:
-        """Play one whole episode from every context, in their order; see `Runner.play`."""
+        """Play one whole episode from every context; see `guerdon.policies.rollouts.runner.Runner.play`."""
         if self._runner is not None:
             return self._runner.play(policy, contexts, torch.Generator().manual_seed(seed), deterministic)
         workers = len(self._links)
@@ -87,10 +94,10 @@ class WorkerPool:
         return [answers[place % workers][place // workers] for place in range(len(contexts))]
 
     def _ask(self, orders: Sequence[tuple[Any, ...]], policy: Policy, seed: int) -> list[list[Piece]]:
-        """Give every worker its order and wait for all answers, so that none is left for the next question.
+        """Send every worker its order, and wait for all answers, so that none is left in a pipe.
 
         Raises:
-            WorkerError: If a worker died, or failed.
+            WorkerError: If a worker died or failed, or the pool is closed.
         """
         if not self._links:
             raise WorkerError("the workers were closed: make a new pool")
@@ -138,7 +145,7 @@ class WorkerPool:
         for process in self._processes:
             process.join(timeout=2)
             if process.is_alive():
-                process.kill()  # in the middle of a rollout nobody waits for
+                process.kill()  # in the middle of a rollout that is not needed any more
                 process.join()
             process.close()
         self._links, self._processes = [], []
@@ -155,7 +162,7 @@ def _make_runner(setting: TaskSetting, envs: int) -> Runner:
 
 
 def _work(link: Connection, setting: TaskSetting, envs: int) -> None:
-    """A worker's whole life: build, then answer until the link closes. Ctrl-C is the parent's business."""
+    """Run a worker: build the environments, and answer until the link closes. Ctrl-C is handled by the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     runner: Runner | None = None
@@ -190,7 +197,17 @@ def play_episodes(
     seed: int = 0,
     deterministic: bool = True,
 ) -> TrajectoryBatch:
-    """Play one whole episode from every context and return them as one batch, in the order of the contexts."""
+    """Play one whole episode from every context, and return them as one batch in the order of the contexts.
+
+    Args:
+        setting: Task that is played.
+        policy: Policy that acts.
+        contexts: Initial states.
+        envs: Number of environments in all.
+        workers: Number of processes; 0 uses this one.
+        seed: Random seed of the policy's noise.
+        deterministic: Take the policy's deterministic chunks.
+    """
     with WorkerPool(setting, envs, workers) as pool:
         pieces = pool.play(policy, contexts, seed, deterministic)
     return batch_pieces(pieces)

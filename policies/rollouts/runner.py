@@ -1,4 +1,4 @@
-"""Lets a policy act in simulated tasks: whole episodes for judging it, a sized stream of rollouts for training it."""
+"""Rollouts of a policy in simulated tasks: whole episodes for evaluation, pieces of episodes for training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,38 +16,44 @@ from ...envs.vector import Context, VectorEnv, make_task
 
 @dataclass(kw_only=True)
 class Piece:
-    """One episode so far: what an environment and the policy did since its reset."""
+    """One episode so far: states, actions and decisions since the reset of its environment."""
 
     context: Context
+    """Initial state."""
     state: list[np.ndarray]
+    """State (S,) of each observation."""
     actions: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    """Executed action (A,) of each step."""
     reward: list[float] = field(default_factory=list[float])
+    """The environment's reward of each step."""
     success: list[bool] = field(default_factory=lambda: [False])
-    """One per observation; at the first one nobody asked the simulator."""
+    """Success flag of each observation; that of the first one is not known to the simulator."""
     decision_step: list[int] = field(default_factory=list[int])
+    """Step of each decision."""
     behaviour: dict[str, list[np.ndarray]] = field(default_factory=dict[str, list[np.ndarray]])
-    """What the policy recorded at each decision: ``sample``, and where it gave them ``log_prob`` and its extras."""
+    """Records of the policy at each decision: ``sample``, and ``log_prob`` and extras if it returned them."""
     tracks: list[np.ndarray] = field(default_factory=list[np.ndarray])
-    """(W,) per observation, the numbers of all tracks side by side: one array is sent faster than four."""
+    """All tracks of each observation concatenated, (W,): one array is sent faster than four."""
     track_widths: dict[str, int] = field(default_factory=dict[str, int])
-    """Numbers of each track, in their order in ``tracks``; W is their sum."""
+    """Width of each track, in their order in ``tracks``; W is their sum."""
     end: End = End.CUT
+    """How the episode ended; ``CUT`` while it goes on."""
     fresh: int = 0
-    """Steps before this one were handed out already; they come along as context of weight 0."""
+    """First step that was not handed out before; earlier ones are context of weight 0."""
 
 
 class Runner:
-    """Steps several copies of one task with one policy, decision by decision.
+    """Runner of several copies of one task with one policy, decision by decision.
 
-    Every copy decides at the same moments, so a rollout is only ever cut between decisions.
+    All copies decide at the same moments, so that a rollout is only cut between decisions.
 
     Args:
-        task: Name, see `guerdon.envs.vector.make_task`.
-        envs: Copies in this process.
-        horizon: Time limit; None takes the task's own.
-        end_on_success: The first success ends an episode. False runs every episode to its time limit, so the length of
-            an episode tells nothing about its outcome.
-        task_seed: Fixes the contexts.
+        task: Name of the task, see `guerdon.envs.vector.make_task`.
+        envs: Number of copies in this process.
+        horizon: Time limit in control steps; None takes the task's own.
+        end_on_success: Whether the first success ends an episode. False runs every episode to its time limit, so that
+            its length shows nothing of its outcome.
+        task_seed: Seed that fixes the contexts.
     """
 
     def __init__(
@@ -61,10 +67,16 @@ class Runner:
     def collect(
         self, policy: Policy, steps: int, contexts: Sequence[Context], generator: torch.Generator
     ) -> list[Piece]:
-        """Act for about ``steps`` environment steps; episodes go on in the next call.
+        """Act for about ``steps`` environment steps; unfinished episodes go on in the next call.
 
-        An episode that goes on is handed out as a cut piece, and again from its start next time, what was handed out
-        before marked as context.
+        An unfinished episode is returned as a cut piece. The next call returns it again from its start, with the steps
+        that were returned before marked as context.
+
+        Args:
+            policy: Policy that acts.
+            steps: Number of environment steps over all copies.
+            contexts: Initial states that new episodes are drawn from.
+            generator: Random generator of contexts and noise.
         """
         done: list[Piece] = []
         taken = 0
@@ -83,7 +95,17 @@ class Runner:
     def play(
         self, policy: Policy, contexts: Sequence[Context], generator: torch.Generator, deterministic: bool = True
     ) -> list[Piece]:
-        """Play one whole episode from every context, in the order of the contexts."""
+        """Play one whole episode from every context; episodes in progress are dropped.
+
+        Args:
+            policy: Policy that acts.
+            contexts: Initial states.
+            generator: Random generator of the policy's noise.
+            deterministic: Take the policy's deterministic chunks.
+
+        Returns:
+            One piece per context, in their order.
+        """
         self._open = [None] * len(self.envs)
         waiting = list(enumerate(contexts))[::-1]
         place: dict[int, int] = {}
@@ -99,7 +121,7 @@ class Runner:
 
     def _start(self, index: int, context: Context) -> Piece:
         state = self.envs.reset(index, context)
-        tracks = self.envs.tasks[index].tracks()  # a reset gives the state only
+        tracks = self.envs.tasks[index].tracks()  # a reset returns the state only
         return Piece(
             context=context,
             state=[state],
@@ -108,10 +130,10 @@ class Runner:
         )
 
     def _round(self, policy: Policy, generator: torch.Generator, deterministic: bool, done: list[Piece]) -> int:
-        """One decision of every running copy, carried out; returns the environment steps it took.
+        """Make one decision in every running copy and execute it; return the number of environment steps.
 
         Raises:
-            ValueError: If the policy wants to carry out fewer steps in one copy than in another.
+            ValueError: If the policy would execute fewer steps in one copy than in another.
         """
         running = np.array([p is not None for p in self._open])
         rows = [i for i, p in enumerate(self._open) if p is not None]
@@ -122,8 +144,8 @@ class Runner:
         executed = sorted(set(decision.executed.tolist()))
         if len(executed) != 1 or not 1 <= executed[0] <= chunk.shape[1]:
             raise ValueError(
-                f"expected decisions that carry out one number of steps, 1 … {chunk.shape[1]}, got {executed}: "
-                "copies that decide at different moments cannot be stepped together"
+                f"expected decisions that execute one number of steps, 1 … {chunk.shape[1]}, got {executed}: copies "
+                "that decide at different moments cannot be stepped together; return one number for all"
             )
         recorded = {"sample": decision.chunk, "log_prob": decision.log_prob, **decision.extras}
         behaviour = {name: part.cpu().numpy() for name, part in recorded.items() if part is not None}
@@ -168,7 +190,7 @@ class Runner:
 
 
 def _side_by_side(points: Sequence[np.ndarray]) -> np.ndarray:
-    """Join along the last axis; what has no numbers gives none."""
+    """Concatenate along the last axis; no points give an empty array."""
     return np.concatenate(points, -1, dtype=np.float32) if points else np.zeros(0, np.float32)
 
 
@@ -178,7 +200,7 @@ def _piece(piece: Piece | None) -> Piece:
 
 
 def _snapshot(piece: Piece) -> Piece:
-    """Copy of an episode that goes on; the arrays in its lists are never changed, so the lists are enough."""
+    """Copy an unfinished episode; its arrays are never changed, so that copies of the lists are enough."""
     return Piece(
         context=piece.context,
         state=list(piece.state),
@@ -270,5 +292,10 @@ def _tracks(piece: Piece) -> dict[str, Labelled]:
 
 
 def split_evenly(total: int, parts: int) -> list[int]:
-    """Whole numbers that add up to ``total`` and differ by at most one."""
+    """Split a number into whole numbers that differ by at most one.
+
+    Args:
+        total: Number that is split.
+        parts: Number of parts.
+    """
     return [total // parts + (i < total % parts) for i in range(parts)]

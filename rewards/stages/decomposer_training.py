@@ -21,9 +21,9 @@ import datasets
 from ...backbones.chat import Prompt
 from ...backbones.vlm import VLM
 from ...core.batch import TrajectoryBatch
-from ...core.files import replacing, write_json
+from ...core.files import replacing, without_nan, write_json
 from ...core.interfaces import TaskDecomposer, TaskPlan
-from ...core.metrics import bootstrap_interval
+from ...core.intervals import mean_estimate
 from ..moments import moments
 from .decomposer import LETTERS, VlmDecomposer
 from .plans import plan_to_json
@@ -360,11 +360,8 @@ def _evenly(reached: dict[int, int], most: int, generator: np.random.Generator) 
 
 
 def _figure(values: Sequence[float]) -> dict[str, float | None]:
-    if not values:
-        return {"mean": None, "low": None, "high": None}
-    low, high = bootstrap_interval(torch.tensor(values), torch.arange(len(values)))
-    mean = sum(values) / len(values)
-    return {k: None if math.isnan(v) else v for k, v in {"mean": mean, "low": low, "high": high}.items()}
+    found = mean_estimate(values)
+    return without_nan({"mean": found.value, "low": found.low, "high": found.high})
 
 
 def write_examples(examples: Examples, path: Path, count: int = 20) -> None:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from guerdon.backbones import openai_clip
 from guerdon.backbones.openai_clip import ClipEncoder, ClipText, load_checkpoint
+from guerdon.core.files import sha256_file
 from guerdon.testing import tiny_clip
 
 
@@ -150,7 +151,7 @@ def test_a_damaged_file_in_the_cache_is_not_fetched_again_unasked(tmp_path, monk
 def test_a_published_name_is_opened_from_the_cache(folder, tmp_path, monkeypatch, images):
     monkeypatch.setenv("HOME", str(tmp_path))
     cached = tiny_clip(tmp_path / ".cache" / "clip" / "ViT-B-32.pt")
-    sha256 = openai_clip.file_sha256(cached)
+    sha256 = sha256_file(cached)
     monkeypatch.setitem(openai_clip.PUBLISHED, "ViT-B/32", f"https://example.invalid/{sha256}/ViT-B-32.pt")
     encoder = ClipEncoder("ViT-B/32", download=True)  # asked for, and not needed
     assert encoder.name == "clip-ViT-B-32" and encoder.revision == sha256[:16]

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from guerdon.cli import main
-from guerdon.core.batch import ValueEstimates
 from guerdon.core.hub import save_component
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.networks import ChunkPerceptron
@@ -18,8 +17,6 @@ from guerdon.critics.value import ValueCritic
 from guerdon.datasets.collate import collate
 from guerdon.datasets.opening import open_dataset
 from guerdon.evaluation.critics.logs import LogReader
-from guerdon.evaluation.critics.reroll import step_cost
-from guerdon.evaluation.critics.rollouts import Rollouts, roll_out
 from guerdon.pages.report import write_report
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
@@ -161,32 +158,6 @@ def test_rolled_out_again(run, tmp_path, place):
     assert again == text and json.loads((tmp_path / "b.json").read_text())["rolled_out"] == found
 
 
-def test_a_critic_that_knows_the_returns_is_found_to_know_them(place):
-    """V of a critic that says what each state costs an idle policy: no over-estimation, whatever the state."""
-
-    class Idle(ValueCritic):
-        """−(1 − γⁿ)/(1 − γ) for the steps that are left of 50."""
-
-        def forward(self, batch, proposer=None):
-            left = 50 - torch.arange(batch.mask.shape[1] + 1)
-            v = (-(1 - 0.95**left) / 0.05).float().expand(len(batch), -1).clone()
-            return ValueEstimates(v=v)
-
-    policy = GaussianPolicy(12, 3, hidden=(), log_std=-20.0, log_std_range=(-20.0, 0.0))
-    torch.nn.init.zeros_(policy.network[-1].weight)
-    torch.nn.init.zeros_(policy.network[-1].bias)
-    critic = Idle(12, gamma=0.95)
-    reward = StepCost(failure_cost=1.0, scale=1.0, gamma=0.95)
-    reader = LogReader(critic, reward, open_dataset(place / "logs"), [1, 2, 3, 4])
-    found = reader.values(range(8), {})
-    setting = Rollouts(env="mujoco/reach", states=10, rollouts=1, seed=3)
-    result = roll_out([one for one in found if one.success == 0], reader, policy, step_cost(1.0), setting)
-    assert result.success == 0 and (result.states, result.episodes) == (10, 4)  # there are four failures
-    assert result.over_estimation.value == pytest.approx(0, abs=1e-4)
-    assert result.v_calibration.slope == pytest.approx(1, abs=1e-3)
-    assert result.v_rank.value == pytest.approx(1)
-
-
 def test_what_is_missing_or_does_not_fit_is_said(run):
     assert "name it with --policy DIR" in run("evaluate", "action", fails=True)
     assert "name it with --policy DIR" in run("score", "action", "--out", "s", fails=True)
@@ -296,7 +267,7 @@ def test_the_report_draws_values_and_marks_falls_of_failures(run, tmp_path):
     assert "neither progress nor success" not in page
     assert "policy hash" in page
     run("evaluate", "action", "--policy", "@policy", "--json", "e.json")
-    with pytest.raises(ValueError, match=r"e\.json holds figures of a critic, which the report does not draw"):
+    with pytest.raises(ValueError, match=r"e\.json holds metrics of a critic, which the report does not draw"):
         write_report("s", tmp_path / "page.html", evaluation="e.json")
 
 

@@ -62,3 +62,15 @@ def test_any_class_may_fold_arguments():
     callback = Callback(width=3)
     assert callback.eye.width == 3 and Callback().eye.width == 4
     assert set(Callback.__init__.folded_objects) == {"eye"}
+    assert "init_args" not in vars(callback)  # only components have a record
+
+
+class Child(Model):
+    def __init__(self, sharp: bool = True) -> None:
+        super().__init__(cameras=("front",) if sharp else ())
+        self.sharp = sharp
+
+
+def test_a_subclass_keeps_the_record_of_its_own_arguments():
+    assert Child(sharp=False).init_args == {"sharp": False}
+    assert Child().eye.cameras == ("front",)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from guerdon.core.interfaces import Component
-from guerdon.core.sizes import DataSizes, require_sizes, take_sizes, unknown_sizes
+from guerdon.core.sizes import DataSizes, HasSizes, require_sizes, take_sizes, unknown_sizes
 
 DATA = DataSizes(name="data/reach", state_size=12, action_size=3)
 
@@ -77,3 +77,18 @@ def test_what_is_missing_is_named():
     with pytest.raises(ValueError, match=r"Judge is not built yet, Network.action_size unknown"):
         require_sizes(Judge(Network(state_size=4)))
     require_sizes(Judge(Network(4, 2)))
+
+
+def test_a_module_of_data_is_known_by_its_sizes():
+    class Named:
+        sizes = DATA
+
+    assert isinstance(Named(), HasSizes) and not isinstance(object(), HasSizes)
+
+
+def test_a_part_that_two_components_share_builds_both_again():
+    shared = Network()
+    both = nn.ModuleList([Judge(shared), Judge(shared)])
+    assert take_sizes(both, DATA)
+    assert both[0].network is both[1].network is shared
+    assert both[0].target.layer.weight.shape == both[1].target.layer.weight.shape == (5, 15)

@@ -323,7 +323,7 @@ def test_logged_chunks_that_span_replans_come_out_too_high_and_are_warned_of():
     # every logged chunk returned 1, but a blind chunk agrees with the coin half of the time
     batch, rewards = coin()
     critic = ActionCritic(Table(4, 2), gamma=1.0, polyak_rate=1.0)
-    with pytest.warns(UserWarning, match="may span re-plans: these trajectories do not all say"):
+    with pytest.warns(UserWarning, match="may span re-plans: not all of these trajectories record"):
         sweep(critic, batch, rewards, Always([0.5, 0.5]))
     torch.testing.assert_close(critic.logged_q(batch)[0, :, 0], torch.ones(4))
     with warnings.catch_warnings():
@@ -353,7 +353,7 @@ def test_rows_that_do_not_tell_are_warned_of_beside_rows_that_do():
     valid = column.valid.clone()
     valid[2] = False
     mixed = replace(batch, recorded={REPLAN: Labelled(values=column.values, valid=valid)})
-    with pytest.warns(UserWarning, match="do not all say"):
+    with pytest.warns(UserWarning, match="not all of these trajectories record"):
         ActionCritic(Table(4, 2)).points(mixed, rewards)
 
 
@@ -576,7 +576,7 @@ def test_sources_and_steps_are_weighted():
     critic = ActionCritic(Ladder(1, 1), source_weights={"1": 3.0, "2": 0.0})
     assert critic.points(batch, rewards).rows.tolist() == [0, 1]
     assert float(critic.loss(batch, rewards)["loss"].detach()) == pytest.approx(14 / 5)
-    assert reopen(critic).source_weights == {1: 3.0, 2: 0.0}
+    assert reopen(critic).logged.source_weights == {1: 3.0, 2: 0.0}
 
 
 def test_a_batch_with_nothing_to_learn_from_gives_zero():

@@ -12,6 +12,7 @@ from guerdon.core.batch import End, Labelled, RewardEstimates, Sampled, Trajecto
 from guerdon.critics.chunks import REPLAN
 from guerdon.critics.expectile import ExpectileCritic
 from guerdon.critics.networks import ChunkNetwork, ChunkPerceptron, ChunkTransformer
+from guerdon.critics.observations import CriticInputs
 from guerdon.testing import check_critic, reopen
 
 
@@ -171,8 +172,9 @@ def test_v_reads_what_q_reads_through_the_same_encoder():
     frames = torch.randint(0, 256, (4, 7, 3, 8, 8), dtype=torch.uint8)
     step = torch.arange(7).repeat(4, 1)
     batch = replace(batch, frames={"front": Sampled(values=frames, step=step)})
-    critic = ExpectileCritic(ChunkPerceptron(3, 2, 2, 2, (8,), ("front",), FrozenPixels()), hidden=(8,)).eval()
-    assert critic.value.encoder is critic.network.encoder is critic.target.encoder
+    network = ChunkPerceptron(3, 2, 2, 2, (8,), CriticInputs(("front",), FrozenPixels()))
+    critic = ExpectileCritic(network, hidden=(8,)).eval()
+    assert critic.value.reads.encoder is critic.network.reads.encoder is critic.target.reads.encoder
     before = critic(batch).v
     other = replace(batch, frames={"front": Sampled(values=255 - frames, step=step)})
     assert not torch.allclose(critic(other).v, before)

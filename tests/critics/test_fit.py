@@ -15,12 +15,14 @@ import torch
 
 from guerdon.commands.fit import companions, trained_component
 from guerdon.core.batch import End, RewardEstimates
+from guerdon.core.hub import load_component, save_component
 from guerdon.core.interfaces import Component, Critic, RewardModel
 from guerdon.core.pretrained import pretrained_critic
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.distributional import DistributionalValue
 from guerdon.critics.fit import CriticTraining, explained_variance
 from guerdon.critics.networks import ChunkPerceptron
+from guerdon.critics.optimization import ScheduledAdamW
 from guerdon.critics.value import ValueCritic
 from guerdon.datasets.episodes import Column, Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
@@ -428,6 +430,61 @@ def test_what_does_not_fit_together_is_refused(walks):
         fit(CriticTraining(critic, reward), logged(walks), precision="bf16-true")
     with pytest.raises(ValueError, match="Critic has nothing to train"):
         fit(CriticTraining(Critic(), reward), logged(walks))
+
+
+# --- sizes from the data ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda: ActionCritic(ChunkPerceptron(hidden=(8,))), lambda: ValueCritic(hidden=(8,))])
+def test_a_critic_without_sizes_takes_them_from_the_data(walks, tmp_path, make):
+    critic = make()
+    module = CriticTraining(critic, StepCost(), PolicyProposer(GaussianPolicy(hidden=(8,))), transitions=32)
+    found = fit(module, logged(walks)).callback_metrics
+    assert np.isfinite(float(found["train_loss"]))
+    save_component(critic, tmp_path / "model")
+    opened = load_component(tmp_path / "model")
+    same(dict(opened.state_dict()), dict(critic.state_dict()))
+    assert (opened.network if isinstance(opened, ActionCritic) else opened).state_size == 2
+
+
+def test_a_resumed_run_without_sizes_is_the_uninterrupted_one(walks, tmp_path):
+    def fresh(seed):
+        return aloe(seed, critic=ActionCritic(ChunkPerceptron(hidden=(8,)), polyak_rate=0.1), deterministic=True)
+
+    whole = fresh(0)
+    fit(whole, logged(walks), max_epochs=2)
+    half = fresh(0)  # made here: its weights are drawn when it is built
+    fit(half, logged(walks), max_epochs=1).save_checkpoint(tmp_path / "half.ckpt")
+    resumed = fresh(5)
+    fit(resumed, logged(walks), ckpt_path=tmp_path / "half.ckpt", max_epochs=2)
+    same(dict(whole.critic.state_dict()), dict(resumed.critic.state_dict()))
+
+
+def test_sizes_that_are_not_those_of_the_data_are_refused_naming_both(walks):
+    with pytest.raises(ValueError, match=r"ValueCritic has state_size 39, and the states of .*walks are 2 wide"):
+        fit(CriticTraining(ValueCritic(39), StepCost()), logged(walks))
+    proposer = PolicyProposer(GaussianPolicy(2, 4, hidden=(8,)))
+    with pytest.raises(ValueError, match=r"GaussianPolicy has action_size 4, and the actions of .*walks are 1 wide"):
+        fit(CriticTraining(ActionCritic(ChunkPerceptron(2, 1)), StepCost(), proposer), logged(walks))
+
+
+def test_data_that_name_no_sizes_cannot_build_a_critic(walks):
+    class Nameless(lightning.LightningDataModule):
+        def train_dataloader(self):
+            return logged(walks).train_dataloader()
+
+        def val_dataloader(self):
+            return logged(walks).train_dataloader()
+
+    with pytest.raises(ValueError, match=r"CriticTraining is not built yet, ValueCritic.state_size unknown: give the"):
+        fit(CriticTraining(ValueCritic(), StepCost()), Nameless())
+
+
+def test_flat_arguments_become_the_optimizer():
+    flat = CriticTraining(ValueCritic(2), StepCost(), learning_rate=0.5, schedule="cosine", warmup_steps=7)
+    assert (flat.optimizer.learning_rate, flat.optimizer.schedule, flat.optimizer.warmup_steps) == (0.5, "cosine", 7)
+    with pytest.raises(TypeError, match="optimizer and learning_rate are both given"):
+        CriticTraining(ValueCritic(2), StepCost(), optimizer=ScheduledAdamW(), learning_rate=0.5)
 
 
 def test_bf16_mixed_works(walks):

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from guerdon.backbones.language import HashedText
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import Observation
+from guerdon.core.sizes import DataSizes, take_sizes
 from guerdon.critics.action import ActionCritic
-from guerdon.critics.chunks import polyak
+from guerdon.critics.ensembles import polyak
 from guerdon.critics.networks import ChunkPerceptron, ChunkTransformer, Scale
-from guerdon.critics.observations import ObservationNetwork
+from guerdon.critics.observations import CriticInputs
 from guerdon.testing import reopen
 
 
@@ -182,14 +183,16 @@ def test_cameras_and_instructions_are_read(kind):
     assert not torch.allclose(found[:, 0], base[:, 0])
     torch.testing.assert_close(found[:, 1], base[:, 1])
     # features from a cache are the same as frames, and go before them
-    features = {f"{network.encoder.name}/{c}": network.encoder.encode(f) for c, f in observation.frames.items()}
+    features = {
+        f"{network.reads.encoder.name}/{c}": network.reads.encoder.encode(f) for c, f in observation.frames.items()
+    }
     cached = Observation(state=observation.state, features=features, instructions=observation.instructions)
     torch.testing.assert_close(network(cached, chunk, mask), base)
 
 
 def test_patches_are_pooled():
     network = make("attention", seen=True)
-    patches = {f"{network.encoder.name}/{c}": torch.randn(2, 9, 6) for c in ("front", "wrist")}
+    patches = {f"{network.reads.encoder.name}/{c}": torch.randn(2, 9, 6) for c in ("front", "wrist")}
     chunk, mask = torch.randn(2, 4, 2), torch.ones(2, 4, dtype=torch.bool)
     observation = Observation(state=torch.randn(2, 3), features=patches, instructions=("a", "b"))
     base = network(observation, chunk, mask)
@@ -220,20 +223,20 @@ def test_networks_are_saved(kind):
 def test_a_twin_has_its_own_weights_and_the_same_encoders():
     network = make("shared", seen=True)
     twin = network.twin()
-    assert twin.encoder is network.encoder and twin.text is network.text and not twin.training
-    encoder = {k: v.clone() for k, v in network.encoder.state_dict().items()}
+    assert twin.reads.encoder is network.reads.encoder and twin.reads.text is network.reads.text and not twin.training
+    encoder = {k: v.clone() for k, v in network.reads.encoder.state_dict().items()}
     own = {id(p) for p in network.parameters()} & {id(p) for p in twin.parameters()}
-    assert own == {id(p) for part in (network.encoder, network.text) for p in part.parameters()}
+    assert own == {id(p) for part in (network.reads.encoder, network.reads.text) for p in part.parameters()}
     with torch.no_grad():
         for parameter in network.trunks.parameters():
             parameter.add_(1.0)
     polyak(twin, network, 0.5)
     mine, theirs = network.trunks[0].queries, twin.trunks[0].queries
     torch.testing.assert_close(mine - theirs, torch.full_like(mine, 0.5))
-    assert all(torch.equal(v, encoder[k]) for k, v in network.encoder.state_dict().items())
+    assert all(torch.equal(v, encoder[k]) for k, v in network.reads.encoder.state_dict().items())
     critic = ActionCritic(network)
     opened = reopen(critic)
-    assert opened.target.encoder is opened.network.encoder
+    assert opened.target.reads.encoder is opened.network.reads.encoder
 
 
 def test_scales_are_those_of_the_data():
@@ -251,18 +254,6 @@ def test_scales_are_those_of_the_data():
     torch.testing.assert_close(network.action_scale.high, actions.amax(0))
     scale = Scale(1)
     assert scale(torch.tensor([[1e9], [-1e9]])).tolist() == [[10.0], [-10.0]]
-
-
-def test_a_value_of_the_observation_alone():
-    network = ObservationNetwork(3, (16,), ("front", "wrist"), FrozenPixels(), FrozenWords()).eval()
-    observation = observe(4, seen=True)
-    found = network(observation)
-    assert found.shape == (4,)
-    torch.testing.assert_close(reopen(network).eval()(observation), found)
-    torch.testing.assert_close(torch.cat([network(observation[i]) for i in range(4)]), found)
-    assert not torch.allclose(network(replace(observation, state=observation.state + 1)), found)
-    with pytest.raises(ValueError, match="expected a state of width 3, got 2"):
-        network(replace(observation, state=torch.zeros(4, 2)))
 
 
 @pytest.mark.parametrize(
@@ -303,9 +294,9 @@ def test_input_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="expected a state of width 3, got 1"):
         network(observe(2, state=1), torch.zeros(2, 4, 2), mask)
     sighted = make("shared", seen=True)
-    with pytest.raises(ValueError, match="looks through 'front', and these observations hold neither"):
+    with pytest.raises(ValueError, match="reads camera 'front', and these observations hold neither"):
         sighted(observation, torch.zeros(2, 4, 2), mask)
-    narrow = {f"{sighted.encoder.name}/{c}": torch.zeros(2, 12) for c in ("front", "wrist")}
+    narrow = {f"{sighted.reads.encoder.name}/{c}": torch.zeros(2, 12) for c in ("front", "wrist")}
     with pytest.raises(ValueError, match="expected width 6, got 12"):
         sighted(Observation(state=torch.zeros(2, 3), features=narrow), torch.zeros(2, 4, 2), mask)
 
@@ -342,3 +333,48 @@ def test_an_action_that_never_moved_keeps_its_unit():
     network.fit(torch.randn(20, 1), torch.stack([torch.linspace(-1, 1, 20), torch.ones(20)], 1))
     assert network.action_scale.std[1] == 1
     assert network.action_scale(torch.tensor([0.0, 0.5]))[1] == -0.5
+
+
+@pytest.mark.parametrize("kind", [ChunkTransformer, ChunkPerceptron])
+def test_flat_arguments_become_the_inputs(kind):
+    flat = kind(3, 2, cameras=("front",), encoder=FrozenPixels(), action_range=[-1, 1], frame_size=32)
+    assert (flat.reads.cameras, flat.reads.action_range, flat.inputs.frame_size) == (("front",), (-1.0, 1.0), 32)
+    assert isinstance(flat.init_args["reads"], CriticInputs) and "cameras" not in flat.init_args
+    assert reopen(flat).reads.cameras == ("front",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_without_sizes_is_built_from_those_of_the_data(kind):
+    network, chunk, mask = make(kind, None, None, seen=True), torch.randn(2, 4, 2), torch.ones(2, 4) > 0
+    observation = observe(2, seen=True)
+    with pytest.raises(ValueError, match=r"state_size and Chunk\w+.action_size unknown"):
+        network(observation, chunk, mask)
+    with pytest.raises(ValueError, match="is not built yet"):
+        network.fit(torch.zeros(1, 3), torch.zeros(1, 2))
+    assert take_sizes(network, DataSizes(name="here", state_size=3, action_size=2))
+    assert network(observation, chunk, mask).shape == (2, 2)
+    assert not take_sizes(network, DataSizes(name="here", state_size=3, action_size=2))
+
+
+def test_a_network_without_a_state_takes_the_width_of_the_actions_alone():
+    network = make("shared", 0, None, seen=True)
+    assert take_sizes(network, DataSizes(name="here", state_size=39, action_size=2))
+    assert (network.state_size, network.action_size) == (0, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_before_open(kind):
+    """Encoders lay in the network itself; everything else goes by the name it had."""
+    network = make(kind, seen=True)
+    before = {name.replace("reads.", ""): value.clone() for name, value in network.state_dict().items()}
+    opened = make(kind, seen=True)
+    opened.load_state_dict(before)
+    observation, chunk, mask = observe(3, seen=True), torch.randn(3, 4, 2), torch.ones(3, 4) > 0
+    torch.testing.assert_close(opened(observation, chunk, mask), network(observation, chunk, mask), rtol=0, atol=0)
+
+
+def test_weights_of_before_open_inside_a_critic():
+    critic = ActionCritic(make("perceptron", seen=True))
+    before = {name.replace("reads.", ""): value.clone() for name, value in critic.state_dict().items()}
+    assert "network.encoder.layers.0.weight" in before and "target.encoder.layers.0.weight" in before
+    ActionCritic(make("perceptron", seen=True)).load_state_dict(before)

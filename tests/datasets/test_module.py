@@ -6,13 +6,14 @@ import torch
 
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End
+from guerdon.core.sizes import HasSizes
 from guerdon.datasets.episodes import BadEpisodeError, Column, Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.joined import JoinedDatasets
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
-from guerdon.datasets.splits import Kin, in_split, in_split_each
+from guerdon.datasets.splits import SplitInfo, in_split, in_split_each
 
 
 @pytest.fixture
@@ -55,6 +56,19 @@ def test_a_recorded_split_decides(written):
     assert data.places == {"train": [0, 3, 6, 9], "val": [1, 4, 7, 10]}
     with pytest.raises(ValueError, match=r"no episode of the split 'training': the data set has test \(4\), train"):
         EpisodeData(str(path), train_split="training").setup("fit")
+
+
+def test_the_data_know_their_sizes_before_and_after_they_are_set_up(written):
+    one, other = str(written()), str(written("other"))
+    data = EpisodeData([one, other])
+    assert isinstance(data, HasSizes)
+    found = data.sizes
+    assert (found.state_size, found.action_size) == (open_dataset(one).state_size, open_dataset(one).action_size)
+    assert one in found.name and other in found.name
+    data.setup("fit")
+    assert data.sizes == found
+    with pytest.raises(FileNotFoundError, match="there is no data set at"):
+        EpisodeData("nowhere").sizes
 
 
 def test_batches_follow_from_seed_and_epoch_whatever_the_workers(written):
@@ -209,14 +223,15 @@ def test_each_of_several_data_sets_is_split_as_it_would_be_alone(written):
     # 0 … 5 as recorded; 6 … 17 as alone, where nothing was recorded; 18 … 20 have nothing to train on
     assert data.places["train"] == [0, 1, 2, 3, *(6 + p for p in alone.places["train"])]
     assert data.places["val"] == [4, 5, *(6 + p for p in alone.places["val"]), 18, 19, 20] and alone.places["val"]
-    kin = [
-        Kin(index=e.index, context=e.context, group=e.group) for e in map(open_dataset(plain).__getitem__, range(12))
+    infos = [
+        SplitInfo(index=e.index, context=e.context, group=e.group)
+        for e in map(open_dataset(plain).__getitem__, range(12))
     ]
-    assert in_split(kin, "val", "plain") == alone.places["val"]  # what calibrate and evaluate take
+    assert in_split(infos, "val", "plain") == alone.places["val"]  # what calibrate and evaluate take
     joint = JoinedDatasets([open_dataset(path) for path in (recorded, plain, judged)])
-    sets: list[list[Kin]] = [[], [], []]
+    sets: list[list[SplitInfo]] = [[], [], []]
     for place in range(len(joint)):
-        which, named = joint.kin(place, joint[place])
+        which, named = joint.split_info(place, joint[place])
         sets[which].append(named)
     assert in_split_each(sets, "val", "all") == data.places["val"]  # … of several data sets too
     assert in_split_each(sets, "train", "all") == data.places["train"]

@@ -42,7 +42,7 @@ def test_usable_episodes_are_listed_by_data_set_with_their_outcome(make_episode)
     dataset = JoinedDatasets([one, other])
     found = survey(EpisodeReader(dataset), dataset)
     assert found.usable == [0, 2, 3] and found.outcomes == ["success", "unknown", "failure"] and not found.staged
-    assert [[kin.index for kin in kins] for kins in found.sets] == [[0, 2], [0]]
+    assert [[info.index for info in infos] for infos in found.sets] == [[0, 2], [0]]
     assert found.sets[0][0].split == "train" and found.sets[1][0].group == 7
     assert [(e.index, e.status) for e in found.bad] == [(1, "data")]
     assert found.reasons() == "episode 1 (data): gone"

@@ -1,4 +1,4 @@
-"""Qualities, collected episodes and the data set they become."""
+"""Collected episodes: how qualities are dealt, what an episode holds, and the data set they become."""
 
 import json
 import os
@@ -15,8 +15,7 @@ from rich.console import Console
 
 from guerdon.core.batch import End
 from guerdon.envs.collect import check_qualities, collect, collect_dataset
-from guerdon.envs.experts import scripted_expert
-from guerdon.envs.quality import MIXED, QUALITIES, Aborted, NoisyExpert, RandomWalk, behaviour, expert_steps
+from guerdon.envs.quality import MIXED, QUALITIES
 from guerdon.envs.render import rendering_backend
 from guerdon.envs.vector import make_task
 
@@ -120,36 +119,7 @@ def test_metaworld_episodes_carry_stages_and_tracks():
     task.close()
 
 
-def test_an_aborted_expert_follows_the_expert_then_leaves_it_then_stops(reach):
-    expert = scripted_expert("mujoco/reach")
-    context = reach.contexts("train", 1)[0]
-    generator = np.random.default_rng(0)
-    actor = Aborted(expert, 3, generator, abort_at=4, afterwards=3)
-    state = reach.reset(context)
-    for t in range(7):
-        action = actor(state)
-        assert np.array_equal(action, expert(state)) == (t < 4)
-        state = reach.step(action).state
-    assert actor(state) is None
-    needed = expert_steps(reach, context)
-    reach.reset(context)
-    assert 1 < needed < reach.horizon
-
-
-def test_noise_has_the_scale_asked_for():
-    actor = NoisyExpert(lambda state: np.zeros(2), 2, np.random.default_rng(0), noise=0.2, burst_rate=0.0)
-    actions = np.array([actor(np.zeros(1)) for _ in range(4000)])
-    assert actions.std() == pytest.approx(0.2, rel=0.05)
-    walk = RandomWalk(1, np.random.default_rng(0), persistence=0.9, scale=0.2)
-    steps = np.array([walk(np.zeros(1))[0] for _ in range(20000)])
-    assert steps.std() == pytest.approx(0.2, rel=0.1)
-    assert np.corrcoef(steps[:-1], steps[1:])[0, 1] == pytest.approx(0.9, abs=0.02)
-
-
 def test_bad_requests_are_refused(reach, tmp_path):
-    generator = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="unknown quality 'clumsy': expected one of expert"):
-        behaviour(reach, reach.contexts("train", 1)[0], "clumsy", generator)
     with pytest.raises(ValueError, match="unknown quality 'clumsy'"):
         check_qualities("mujoco/reach", {"clumsy": 1.0})
     with pytest.raises(ValueError, match="weight of at least 0, got nan"):

@@ -5,7 +5,7 @@ import pytest
 
 from guerdon.envs.experts import has_expert, scripted_expert
 from guerdon.envs.saved import check_saved
-from guerdon.envs.vector import VectorEnv, make_task
+from guerdon.envs.vector import make_task
 
 NAMES = (
     *("mujoco/reach", "kitchen/microwave"),
@@ -98,21 +98,3 @@ def test_states_of_other_tasks_are_refused():
         check_saved(reach, np.zeros(12))
     for task in (reach, seeded, drawer):
         task.close()
-
-
-def test_the_time_limit_of_a_vector_env_counts_from_the_restored_step():
-    vector = VectorEnv([make_task("mujoco/reach", horizon=5) for _ in range(2)])
-    state = vector.reset(0, vector.contexts("train", 1)[0])
-    saved = vector.tasks[0].save()
-    for _ in range(5):
-        last = vector.step(np.ones((2, 3)), np.array([True, False]))
-    assert last.truncated[0] and not vector.running[0]
-    assert np.array_equal(vector.restore(0, saved, steps=3), state)
-    assert np.array_equal(vector.restore(1, saved), state)
-    assert vector.steps.tolist() == [3, 0] and vector.running.tolist() == [True, True]
-    ends = [vector.step(np.ones((2, 3)), vector.running).truncated.tolist() for _ in range(5)]
-    # Environment 0 has 5 - 3 = 2 steps left, environment 1 all 5.
-    assert ends == [[False, False], [True, False], [False, False], [False, False], [False, True]]
-    with pytest.raises(ValueError, match="fewer steps than 5, got 5"):
-        vector.restore(0, saved, steps=5)
-    vector.close()

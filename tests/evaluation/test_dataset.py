@@ -1,6 +1,5 @@
-"""A model judged on a data set: splits, bad episodes, broken videos, several tasks, models from disk."""
+"""A model evaluated on a data set: splits, bad episodes, broken videos, several tasks, models from disk."""
 
-import io
 import json
 import math
 from dataclasses import replace
@@ -8,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from guerdon.backbones.model_inputs import ModelInputs
 from guerdon.cli import main
@@ -18,8 +16,9 @@ from guerdon.core.interfaces import RewardModel
 from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Episode, EpisodeSummary, FrameSource
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.joined import JoinedDatasets
+from guerdon.datasets.opening import open_dataset
 from guerdon.evaluation.calibration.data import collect
-from guerdon.evaluation.dataset import evaluate_dataset
+from guerdon.evaluation.dataset import OpenedModel, evaluate_dataset
 from guerdon.evaluation.evaluate import MODEL
 from guerdon.rewards.opening import open_reward_model
 from guerdon.rewards.progress import ProgressReward
@@ -119,12 +118,12 @@ def test_every_episode_is_asked_four_times_and_bad_ones_are_named():
     assert reward.asked == 6 * 4 + 1
     assert found.bad == ({"episode": 7, "status": "not_finite", "reason": "state[0] at step 2 is nan"},)
     assert (found.counts["episodes"], found.counts["bad"], found.counts["tasks"]) == (6, 1, 2)
-    model = found.figures[MODEL]
+    model = found.metrics[MODEL]
     assert model.success_auroc.value == 1.0
     assert model.instruction_accuracy.value == 1.0
     assert model.value_order_correlation.value == pytest.approx(1.0)
-    assert found.figures["reversed"].value_order_correlation.value == pytest.approx(-1.0)
-    assert math.isnan(found.figures["wrong_instruction"].value_order_correlation.value)
+    assert found.metrics["reversed"].value_order_correlation.value == pytest.approx(-1.0)
+    assert math.isnan(found.metrics["wrong_instruction"].value_order_correlation.value)
     # final progress 1 against success, 0.4 against failure: (4 · 0 + 2 · 0.4) / 6
     assert model.calibration_error.value == pytest.approx(0.8 / 6, abs=1e-6)
     assert {q.quality: q.final.value for q in found.qualities} == pytest.approx({"aborted": 0.4, "expert": 1.0})
@@ -137,8 +136,8 @@ def test_a_video_that_breaks_while_decoding_leaves_the_others_alone():
     assert found.counts["episodes"] == 3
     assert found.bad == ({"episode": 3, "status": "video", "reason": "ends after 2 of 5 frames"},)
     # every second frame is evaluated (0, 2, 4), and only those count for order
-    assert found.figures[MODEL].value_order_correlation.value == pytest.approx(1.0)
-    assert found.figures[MODEL].success_auroc.value == 1.0
+    assert found.metrics[MODEL].value_order_correlation.value == pytest.approx(1.0)
+    assert found.metrics[MODEL].success_auroc.value == 1.0
 
 
 def test_splits_by_name_or_by_the_rule_of_training():
@@ -156,12 +155,12 @@ def test_splits_by_name_or_by_the_rule_of_training():
 def test_wrong_instructions_come_from_the_whole_data_set_not_the_split():
     episodes = [episode(0, 0, split="val"), episode(1, 1, split="train"), episode(2, 2, split="train")]
     found = evaluate_dataset(Seen(), Memory(episodes), split="val")
-    assert found.figures[MODEL].instruction_accuracy.n == 1
+    assert found.metrics[MODEL].instruction_accuracy.n == 1
 
 
-def test_unlabelled_data_are_judged_on_all_episodes_and_say_so():
+def test_unlabelled_data_are_evaluated_on_all_episodes_and_say_so():
     found = evaluate_dataset(Seen(), Memory([episode(i, i % 2, success=None) for i in range(4)]))
-    assert found.figures[MODEL].value_order_correlation.n == 4
+    assert found.metrics[MODEL].value_order_correlation.n == 4
     assert found.conventions["value order over"] == "all episodes: no outcome is labelled"
     assert "no outcome labelled: success AUROC undefined (n=4)" in found.notes
 
@@ -171,22 +170,21 @@ def test_nothing_usable_is_an_error_with_the_first_reason():
         evaluate_dataset(Seen(), Memory([BadEpisodeError(0, "video", "cut short")]))
 
 
-def test_the_same_seed_gives_the_same_figures():
+def test_the_same_seed_gives_the_same_metrics():
     data = Memory([episode(i, i % 3, float(i % 2), steps=5 + i) for i in range(9)])
-    first, again = (evaluate_dataset(Seen(), data, console=Console(file=io.StringIO())).to_json() for _ in range(2))
+    first, again = (evaluate_dataset(Seen(), data).to_json() for _ in range(2))
     assert first == again
+    assert evaluate_dataset(Seen(), data, seed=1).to_json()["figures"] != first["figures"]
 
 
-def test_opening_a_model_for_use(tmp_path):
-    save_component(ProgressReward(state_size=3, width=8, layers=1, heads=2), tmp_path / "run" / "model")
-    for path in (tmp_path / "run", tmp_path / "run" / "model"):  # a run directory means the model in it
-        reward, said = open_reward_model(path, "cpu")
-        assert isinstance(reward, ProgressReward) and not reward.training
-        assert said["class_path"] == "guerdon.ProgressReward" and len(said["hash"]) == 16
-    with pytest.raises(FileNotFoundError):
-        open_reward_model(tmp_path)
-    with pytest.raises(ValueError, match="cannot use device 'nonsense'"):
-        open_reward_model(tmp_path / "run", "nonsense")
+def test_a_progress_bar_is_shown_only_where_it_is_wanted(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if standard error were a terminal
+    data = Memory([episode(i, i % 3, float(i % 2)) for i in range(4)])
+    evaluate_dataset(Seen(), data)
+    assert capsys.readouterr() == ("", "")
+    evaluate_dataset(Seen(), data, progress_bar=True)
+    shown = capsys.readouterr()
+    assert shown.out == "" and "evaluating" in shown.err
 
 
 def several(count=6, tasks=2):
@@ -203,10 +201,10 @@ def test_every_instruction_is_asked_of_a_bounded_number_of_episodes():
     assert found.confusion.counts == ((2, 2, 2),) * 3
     for row, cells in enumerate(found.confusion.cells):
         assert cells == pytest.approx([float(row == column) for column in range(3)])
-    assert found.figures[MODEL].instruction_margin.value == 1.0
+    assert found.metrics[MODEL].instruction_margin.value == 1.0
     assert found.conventions["instruction matrix of"] == "6 episodes, up to 2 of each of 3 tasks"
     without = evaluate_dataset(Seen(), data, confusion=0)
-    assert without.confusion is None and math.isnan(without.figures[MODEL].instruction_margin.value)
+    assert without.confusion is None and math.isnan(without.metrics[MODEL].instruction_margin.value)
     assert any("instruction margin undefined (see --confusion)" in note for note in without.notes)
     with pytest.raises(ValueError, match="at least 0 episodes of each task"):
         evaluate_dataset(Seen(), data, confusion=-1)
@@ -217,7 +215,7 @@ def test_the_matrix_holds_a_row_for_a_task_without_video():
     found = evaluate_dataset(Seen(), Memory(episodes), split="val")
     assert found.confusion is not None and len(found.confusion.tasks) == 3
     assert found.confusion.counts == ((1, 0, 0),) * 3
-    assert found.confusion.missing == tuple(f"no video of {text!r} was judged" for text in TASKS[1:])
+    assert found.confusion.missing == tuple(f"no video of {text!r} was evaluated" for text in TASKS[1:])
 
 
 def test_the_same_task_of_two_data_sets_is_one_task():
@@ -227,20 +225,20 @@ def test_the_same_task_of_two_data_sets_is_one_task():
     found = evaluate_dataset(Seen(), JoinedDatasets([parts(0), parts(1)]))
     assert found.counts["tasks"] == 2 and [t.episodes for t in found.tasks] == [4, 4]
     assert found.confusion is not None and found.confusion.instructions == TASKS[:2]
-    assert found.figures[MODEL].instruction_accuracy.value == 1.0
+    assert found.metrics[MODEL].instruction_accuracy.value == 1.0
 
 
 def test_the_val_of_several_data_sets_is_the_val_of_each():
-    """What training held out: splitting the joint set anew would judge on episodes that were trained on."""
+    """What training held out: splitting the joint set anew would use episodes that were trained on."""
 
     def part(start):
         return Memory([episode(start + i, i % 2) for i in range(12)])
 
-    def judged(dataset):
+    def evaluated(dataset):
         return evaluate_dataset(Seen(), dataset, split="val", confusion=0).counts["episodes"]
 
     parts = [part(0), part(20), part(40)]
-    assert judged(JoinedDatasets(parts)) == sum(judged(p) for p in parts) == 3
+    assert evaluated(JoinedDatasets(parts)) == sum(evaluated(p) for p in parts) == 3
 
     def seen(dataset):
         return set(np.unique(collect(Sure(), dataset, "val").episode).tolist())
@@ -270,8 +268,8 @@ class Timid(Seen):
         )
 
 
-def test_another_model_is_judged_on_the_same_episodes():
-    found = evaluate_dataset(Seen(), Memory(several()), against=Timid(), against_model={"path": "timid"})
+def test_another_model_is_evaluated_on_the_same_episodes():
+    found = evaluate_dataset(Seen(), Memory(several()), against=OpenedModel(reward=Timid(), identity={"path": "timid"}))
     assert found.comparison is not None and found.comparison.episodes == 6
     assert found.comparison.model == {"path": "timid"}
     # successes end at 1 and failures at 0.4 (at ½ and 0.2 for the timid one, which abstains on the longest, a failure):
@@ -280,7 +278,32 @@ def test_another_model_is_judged_on_the_same_episodes():
     assert error.n == 5 and (error.first, error.second) == pytest.approx((0.08, 0.44), abs=1e-6)
     assert found.comparison.differences["value_order_correlation"].difference == pytest.approx(0.0)
     alone = evaluate_dataset(Seen(), Memory(several()))
-    assert alone.comparison is None and alone.figures[MODEL].success_auroc == found.figures[MODEL].success_auroc
+    assert alone.comparison is None and alone.metrics[MODEL].success_auroc == found.metrics[MODEL].success_auroc
+
+
+def test_a_model_is_named_by_its_class_or_by_where_it_came_from():
+    data = Memory(several())
+    assert evaluate_dataset(Seen(), data).model["class_path"].endswith("Seen")
+    found = evaluate_dataset(OpenedModel(reward=Seen(), identity={"hash": "abc"}), data, against=Timid())
+    assert found.model == {"hash": "abc"} and found.data == "memory" and found.version
+    assert found.comparison is not None and found.comparison.model["class_path"].endswith("Timid")
+
+
+def test_model_and_data_may_be_folders(tmp_path):
+    with LeRobotWriter(tmp_path / "data", 10.0, robot_type="arm") as writer:
+        for each in several():
+            writer.add(each)
+    for name in ("first", "second"):
+        save_component(ProgressReward(state_size=2, width=8, layers=1, heads=2), tmp_path / name)
+    found = evaluate_dataset(str(tmp_path / "first"), tmp_path / "data", against=tmp_path / "second")
+    assert found.data == str(tmp_path / "data") and found.counts["episodes"] == 6
+    reward, identity = open_reward_model(tmp_path / "first", "cpu")
+    assert found.model == identity and found.comparison is not None
+    assert found.comparison.model["path"] == str(tmp_path / "second")
+    opened = evaluate_dataset(reward, open_dataset(tmp_path / "data"))
+    assert opened.to_json()["figures"] == found.to_json()["figures"]
+    with pytest.raises(FileNotFoundError):
+        evaluate_dataset(tmp_path / "third", tmp_path / "data")
 
 
 def test_the_command_compares_and_the_report_draws_it(tmp_path, capsys, monkeypatch):

@@ -15,6 +15,7 @@ from torch import nn
 
 from guerdon.core.batch import Advantages, End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.interfaces import AdvantageSource, RewardModel
+from guerdon.core.sizes import DataSizes
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.networks import ChunkPerceptron
 from guerdon.critics.value import ValueCritic
@@ -23,7 +24,7 @@ from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.advantages.step_advantage import StepAdvantage
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
-from guerdon.policies.optimizer import PolicyOptimizer
+from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
 from guerdon.policies.weights import Exponential, RewardAligned, TopShare, Weighting
 from guerdon.rewards.recorded import RecordedReward
 
@@ -229,6 +230,65 @@ def test_learning_rates_are_kept_apart():
     assert [g["lr"] for g in groups] == [1e-3, 1e-2]
     assert [g["lr"] for g in made(learning_rate=1e-3).configure_optimizers().param_groups] == [1e-3, 1e-3]
     assert len(made(advantage=Uniform()).configure_optimizers().param_groups) == 1
+
+
+def test_flat_arguments_become_the_optimizer():
+    flat = made(learning_rate=0.5, max_grad_norm=2.0)
+    assert (flat.optimizer.learning_rate, flat.optimizer.critic_learning_rate) == (0.5, 0.5)
+    assert flat.optimizer.max_grad_norm == 2.0
+    with pytest.raises(TypeError, match="optimizer and learning_rate are both given"):
+        made(optimizer=PolicyAdam(), learning_rate=0.5)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "critic_learning_rate", "max_grad_norm"])
+def test_settings_of_the_optimizer_are_positive(name):
+    with pytest.raises(ValueError, match=name):
+        PolicyAdam(**{name: 0.0})
+
+
+def test_what_does_not_learn_is_left_out_of_the_optimizer():
+    policy, source = GaussianPolicy(2, 2, hidden=(4,)), RewardToGo(RecordedReward(), ValueCritic(2, hidden=(4,)))
+    assert len(PolicyAdam().make(policy, source).param_groups) == 2
+    assert len(PolicyAdam().make(policy, source.requires_grad_(False)).param_groups) == 1
+
+
+# --- sizes from the data --------------------------------------------------------------------------------------------
+
+
+class Sized(lightning.LightningDataModule):
+    """Rollouts of a policy, with the sizes of their states and actions."""
+
+    def __init__(self, batches, state_size=2, action_size=2):
+        super().__init__()
+        self.batches, self.sizes = batches, DataSizes(name="here", state_size=state_size, action_size=action_size)
+
+    def train_dataloader(self):
+        return Loader(lambda i: self.batches[i], len(self.batches))
+
+
+def test_policy_and_critic_without_sizes_take_them_from_the_data():
+    policy = GaussianPolicy(hidden=(8,))
+    source = RewardToGo(RecordedReward(), ValueCritic(hidden=(8,)))
+    module = PolicyOptimizer(policy, source, WeightedImitation(), passes=1, learning_rate=0.1)
+    batch = rollout(GaussianPolicy(2, 2, hidden=(8,)))
+    trainer().fit(module, datamodule=Sized([batch]))
+    assert (policy.state_size, policy.action_size, source.critic.state_size) == (2, 2, 2)
+    assert policy.init_args["state_size"] == 2 and int(module.batches_seen) == 1
+    assert not any(p.requires_grad for p in source.reward.parameters())
+    assert module._proposer.policy is policy
+
+
+def test_sizes_that_are_not_those_of_the_data_are_refused_naming_both():
+    module = made()
+    with pytest.raises(ValueError, match="GaussianPolicy has action_size 2, and the actions of here are 3 wide"):
+        trainer().fit(module, datamodule=Sized([rollout(module.policy)], action_size=3))
+
+
+def test_batches_that_name_no_sizes_cannot_build_a_policy():
+    module = PolicyOptimizer(GaussianPolicy(), Uniform(), WeightedImitation())
+    missing = r"PolicyOptimizer is not built yet, GaussianPolicy.state_size and GaussianPolicy.action_size unknown"
+    with pytest.raises(ValueError, match=missing):
+        fit(module, [rollout(GaussianPolicy(2, 2, hidden=(8,)))])
 
 
 # --- what the objective and the source are told ---------------------------------------------------------------------

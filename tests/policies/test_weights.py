@@ -87,7 +87,7 @@ def test_each_task_has_a_quantile_of_its_own():
     assert weighed(TopShare(share=0.3), advantages, task).tolist() == ([0.0] * 7 + [1.0] * 3) * 2
     assert weighed(TopShare(share=0.3, per_task=False), advantages, task).tolist() == [0.0] * 14 + [1.0] * 6
     weighting = TopShare()
-    with pytest.raises(ValueError, match="no advantage was seen yet"):
+    with pytest.raises(ValueError, match="no advantage was added yet"):
         weighting(advantages, torch.tensor(task))
     weighting.update(advantages[:10], torch.tensor(task[:10]))
     # a task that nothing is remembered of is compared with all that is

@@ -12,10 +12,8 @@ from scipy.stats import spearmanr
 from guerdon.evaluation.critics.diagnostics import (
     calibration,
     chunk_ranking_auc,
-    drop,
     effective_sample_share,
     ensemble_correlation,
-    largest_fall,
     over_estimation,
     rank_correlation,
     rank_correlation_interval,
@@ -199,16 +197,3 @@ def test_spanning_share_by_hand_and_against_a_loop():
     for horizon in range(1, 12):
         spans = [any(flags[b, t + 1 : min(t + horizon, real[b].sum())]) for b in range(5) for t in range(real[b].sum())]
         assert spanning_share(flags, real, horizon) == pytest.approx(np.mean(spans))
-
-
-def test_drops_and_falls_by_hand():
-    assert drop([-3.0, -1.0, -2.0, -6.0]) == -5 and drop([-3.0, NAN, -1.0]) == 2 and math.isnan(drop([1.0]))
-    assert largest_fall([0.0, 4.0, 3.0, 5.0, 1.0, 2.0]) == (3, 4)
-    assert largest_fall([4.0, NAN, 1.0, 2.0]) == (0, 2)
-    assert largest_fall([1.0, 2.0, 2.0]) is None and largest_fall([NAN, 1.0]) is None
-    generator = np.random.default_rng(5)
-    for _ in range(30):
-        values = generator.normal(size=12)
-        peak, trough = largest_fall(values) or (0, 0)
-        deepest = max(values[i] - values[j] for i in range(12) for j in range(i, 12))
-        assert peak <= trough and values[peak] - values[trough] == pytest.approx(deepest)

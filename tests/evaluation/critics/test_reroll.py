@@ -1,5 +1,6 @@
 """Returns rolled out again: sums by hand, the same as playing by hand, and logs that repeat or are refused."""
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,8 @@ from guerdon.core.interfaces import Policy
 from guerdon.envs.collect import collect
 from guerdon.envs.experts import scripted_expert
 from guerdon.envs.vector import VectorEnv, make_task
-from guerdon.evaluation.critics.reroll import replay, reroll, step_cost
+from guerdon.evaluation.critics.reroll import context_of, replay, reroll, step_cost
+from guerdon.policies.deterministic import Deterministic
 
 
 class Scripted(Policy):
@@ -75,7 +77,9 @@ def test_it_is_what_playing_by_hand_gives(envs):
     generator = np.random.default_rng(0)
     chunks = generator.uniform(-1, 1, (3, 4, 3))
     lengths = np.array([0, 2, 4])
-    found = reroll(envs, Scripted(horizon=2), saved, chunks, lengths, rollouts=2, gamma=0.97, deterministic=True)
+    parts = [chunk[:length] for chunk, length in zip(chunks, lengths, strict=True)]
+    still = Deterministic(Scripted(horizon=2, noise=0.5))
+    found = reroll(envs, still, saved, parts, rollouts=2, gamma=0.97)
     task, expert = make_task("mujoco/reach"), scripted_expert("mujoco/reach")
     for row in range(3):
         state, total, queue = task.restore(saved[row]), 0.0, list(chunks[row, : lengths[row]])
@@ -120,10 +124,10 @@ def test_a_reward_of_ones_own(envs):
 
 def test_bad_arguments(envs):
     saved, policy = starts(envs, 2), Scripted()
-    with pytest.raises(ValueError, match=r"first_chunks: expected \(2, H, 3\), got \(2, 4, 7\)"):
+    with pytest.raises(ValueError, match=r"first_chunks: expected a chunk of \(n, 3\) actions for each of 2 states"):
         reroll(envs, policy, saved, np.zeros((2, 4, 7)))
-    with pytest.raises(ValueError, match="lengths: expected 2 numbers of 0 … 4"):
-        reroll(envs, policy, saved, np.zeros((2, 4, 3)), np.array([1, 5]))
+    with pytest.raises(ValueError, match=r"for each of 2 states, got 1 chunks"):
+        reroll(envs, policy, saved, [np.zeros((4, 3))])
     with pytest.raises(ValueError, match="NaN or infinite"):
         reroll(envs, policy, saved, np.full((2, 4, 3), np.nan))
     with pytest.raises(ValueError, match="limits of 1 … 50, the task's time limit, got 51"):
@@ -135,6 +139,23 @@ def test_bad_arguments(envs):
     with pytest.raises(ValueError, match="at least one rollout"):
         reroll(envs, policy, saved, rollouts=0)
     assert reroll(envs, policy, []).returns.shape == (0, 1)
+    assert reroll(envs, policy, [], []).returns.shape == (0, 1)
+
+
+def test_an_array_of_chunks_is_a_chunk_for_each_state(envs):
+    saved, chunks = starts(envs, 2), np.random.default_rng(1).uniform(-1, 1, (2, 4, 3))
+    one, other = (reroll(envs, Scripted(), saved, given) for given in (chunks, list(chunks)))
+    assert np.array_equal(one.returns, other.returns)
+
+
+def test_a_policy_that_executes_more_than_it_planned_is_refused(envs):
+    class Endless(Scripted):
+        def act(self, observation, deterministic=False, generator=None):
+            decision = super().act(observation, deterministic, generator)
+            return Decision(chunk=decision.chunk, executed=decision.executed + 1)
+
+    with pytest.raises(ValueError, match="decisions that execute 1 … 1 steps, got 2: correct what Endless returns"):
+        reroll(envs, Endless(), starts(envs, 1))
 
 
 @pytest.mark.parametrize("name", ["mujoco/reach", "metaworld/drawer-open-v3"])
@@ -169,8 +190,19 @@ def test_logs_that_do_not_repeat_are_refused():
         replay(task, replace(episode, context="lab 3"), [0])
     with pytest.raises(ValueError, match="from mujoco/reach with seed 9, this is mujoco/reach with seed 0"):
         replay(task, replace(episode, context="mujoco/reach#9.0"), [0])
-    with pytest.raises(ValueError, match=r"observations 0 … 50, asked for 51"):
+    with pytest.raises(ValueError, match=r"observations 0 … 50, requested was 51"):
         replay(task, episode, [51])
     with pytest.raises(ValueError, match="states and actions of 11 and 3"):
         replay(task, replace(episode, state=state[:, 1:]), [0])
     task.close()
+
+
+def test_the_start_of_a_collected_episode_is_read_back():
+    with closing(make_task("mujoco/reach", seed=3)) as task:
+        for split in ("train", "eval"):
+            made = collect(task, {"random": 1.0}, 2, split=split, frames=False)
+            found = [context_of(episode) for episode in made]
+            assert found == [("mujoco/reach", 3, context) for context in task.contexts(split, 2)]
+            for context in ("", "mujoco/reach", "mujoco/reach#a.1", "#0.1", "mujoco/reach#0"):
+                with pytest.raises(ValueError, match="does not record which simulated start it is from"):
+                    context_of(replace(next(collect(task, {"random": 1.0}, 1, frames=False)), context=context))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guerdon.backbones.model_inputs import ModelInputs
-from guerdon.core.batch import Labelled, RewardEstimates, Sampled
+from guerdon.core.batch import End, Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from guerdon.core.interfaces import RewardModel
 from guerdon.evaluation.watch.probes import probe
 from guerdon.evaluation.watch.spot_labels import stack_rows
@@ -114,3 +114,27 @@ def test_a_reward_that_reads_tracks_is_probed_on_tracks():
     assert found["honest"].paid == pytest.approx(0.9 + 0.8, abs=1e-5)
     assert found["frozen"].paid == pytest.approx(0.0, abs=1e-5)
     assert found["reversed"].paid == pytest.approx(-0.9 - 0.8, abs=1e-5)
+
+
+def test_a_track_per_step_is_probed_on_its_own_clock():
+    """K = T is a legal track; it was once taken for one per observation, which crashed."""
+    rows = TrajectoryBatch(
+        state=torch.zeros(1, 6, 2),
+        actions=torch.zeros(1, 5, 1),
+        mask=torch.ones(1, 5, dtype=torch.bool),
+        end=torch.tensor([End.SUCCESS]),
+        tracks={"grasped": Labelled(values=torch.ones(1, 5), valid=torch.ones(1, 5, dtype=torch.bool))},
+    )
+    found = probe(Grasped(), rows)
+    assert found["honest"].paid == pytest.approx(5.0)
+    assert found["reversed"].paid == 0.0  # no step leads backwards, so no grasp is known on one
+
+
+class Grasped(RewardModel):
+    """Pays every step on which something is grasped."""
+
+    def forward(self, batch):
+        track = batch.tracks["grasped"]
+        assert track.valid.shape == batch.mask.shape
+        valid = batch.mask & track.valid
+        return RewardEstimates(rewards=torch.where(valid, track.values, 0.0), valid=valid)

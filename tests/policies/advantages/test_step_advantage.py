@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch, ValueEstimates
+from guerdon.core.batch import End, Labelled, TrajectoryBatch, ValueEstimates
 from guerdon.core.interfaces import Critic
 from guerdon.core.returns import discounted_returns
 from guerdon.critics.value import ValueCritic
-from guerdon.policies.advantages.progress_gain import ProgressGain
 from guerdon.policies.advantages.step_advantage import StepAdvantage
 from guerdon.rewards.recorded import RecordedReward
 
@@ -164,65 +163,3 @@ def test_bad_input_is_refused():
         StepAdvantage(Told([[0.0] * 3]), RecordedReward(), gamma=1.5)
     with pytest.raises(FloatingPointError, match="Told gave episode 0 the advantage nan at step 1"):
         advantages(StepAdvantage(Told([[0.0, math.nan, 0.0]]), RecordedReward(), steps=2), batch)
-
-
-# --- progress gained ------------------------------------------------------------------------------------------------
-
-
-def gains(progress, steps, lengths, valid=None, **more):
-    """Gains of rows with the recorded progress."""
-    progress = torch.tensor(progress)
-    known = torch.ones_like(progress, dtype=torch.bool) if valid is None else torch.tensor(valid)
-    rows, size = progress.shape[0], progress.shape[1] - 1
-    batch = TrajectoryBatch(
-        state=torch.zeros(rows, size + 1, 2),
-        actions=torch.zeros(rows, size, 1),
-        mask=torch.arange(size) < torch.tensor(lengths)[:, None],
-        **more,
-    )
-    source = ProgressGain(Progress(progress.tolist(), known.tolist()), steps)
-    return advantages(source, batch)
-
-
-class Progress(RecordedReward):
-    """Gives the progress it is told."""
-
-    def __init__(self, progress: list, valid: list):
-        super().__init__()
-        self.progress, self.known = torch.tensor(progress), torch.tensor(valid)
-
-    def forward(self, batch):
-        told = Labelled(values=self.progress, valid=self.known)
-        return RewardEstimates(rewards=torch.zeros_like(batch.weight), valid=batch.mask, progress=told)
-
-
-def test_gains_by_hand_and_the_last_chunk_is_not_punished():
-    # steady progress to 1 in five steps, windows of two: every chunk gains 0.4, the last one too
-    found = gains([[0.0, 0.2, 0.4, 0.6, 0.8, 1.0]], 2, [5])
-    assert found.advantages[0].tolist() == pytest.approx([0.4] * 5)
-    assert found.valid.all()
-    # its last observation was never made: the window ends at the one before, and nothing is made up
-    found = gains([[0.0, 0.2, 0.4, 0.6, 0.8, 0.0]], 2, [5], last_observed=torch.tensor([False]))
-    assert found.advantages[0].tolist() == pytest.approx([0.4] * 5)
-
-
-def test_a_row_shorter_than_a_window_is_scaled_to_it():
-    # 0.3 in three steps, windows of six: 0.6; one observation only: unknown
-    found = gains([[0.0, 0.1, 0.2, 0.3]] * 2, 6, [3, 1], last_observed=torch.tensor([True, False]))
-    assert found.advantages[0].tolist() == pytest.approx([0.6] * 3)
-    assert found.valid.tolist() == [[True] * 3, [False] * 3]
-
-
-def test_unknown_progress_gives_no_gain():
-    valid = [[True, True, False, True, True, True]]
-    found = gains([[0.0, 0.2, 9.0, 0.6, 0.8, 1.0]], 2, [5], valid)
-    # from 0 to 2 and from 2 to 4 are unknown; the windows of the last two steps are 3 to 5
-    assert found.valid.tolist() == [[False, True, False, True, True]]
-    assert found.advantages[0].tolist() == pytest.approx([0.0, 0.4, 0.0, 0.4, 0.4])
-
-
-def test_a_reward_without_progress_is_refused():
-    with pytest.raises(ValueError, match="RecordedReward gives no progress"):
-        advantages(ProgressGain(RecordedReward(), 2), trajectories([[1.0]], [End.CUT]))
-    with pytest.raises(ValueError, match="at least one"):
-        ProgressGain(RecordedReward(), 0)

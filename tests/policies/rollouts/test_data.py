@@ -1,182 +1,23 @@
-"""Worker processes and the stream that feeds a trainer: the same meaning as in one process, and clear ends."""
+"""Rollouts for a trainer: fresh ones in every batch, counted, sized, with held-out starts and hidden outcomes."""
 
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import threading
 from itertools import product
 
 import lightning
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from guerdon.core.batch import Decision
 from guerdon.core.interfaces import Policy
+from guerdon.core.sizes import DataSizes
+from guerdon.critics.value import ValueCritic
 from guerdon.envs.task import EVAL_OFFSET
-from guerdon.envs.vector import make_task
+from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
+from guerdon.policies.objectives import ClippedSurrogate
+from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.policies.rollouts.data import RolloutData, hash_seed
-from guerdon.policies.rollouts.pool import TaskSetting, WorkerError, WorkerPool, play_episodes
-from guerdon.policies.rollouts.runner import batch_pieces
-
-REACH = TaskSetting(task="mujoco/reach", horizon=8)
-
-
-def gaussian(**more):
-    return GaussianPolicy(12, 3, hidden=(8,), **more).eval()
-
-
-def contexts(count=5, split="train"):
-    return make_task("mujoco/reach").contexts(split, count)
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with WorkerPool(REACH, envs=3, workers=2) as pool:
-        yield pool
-
-
-def fresh_steps(pieces):
-    return sum(len(p.actions) - p.fresh for p in pieces)
-
-
-# --- the same meaning as one process --------------------------------------------------------------------------------
-
-
-def test_two_workers_play_what_one_process_plays_in_the_same_order(pool):
-    chosen = contexts(5)
-    order = [chosen[i] for i in (3, 0, 4, 0, 2, 1, 3)]  # one start may be asked for more than once
-    policy = gaussian(horizon=3, execute=2)
-    here = WorkerPool(REACH, envs=1).play(policy, order, seed=0)
-    there = pool.play(policy, order, seed=0)
-    assert len(here) == len(there) == 7
-    for one, other, context in zip(here, there, order, strict=True):
-        assert one.context == other.context == context
-        # copies act together, and a product of several rows rounds differently
-        assert np.allclose(one.state, other.state, atol=1e-5)
-        assert (one.end, one.decision_step, one.success) == (other.end, other.decision_step, other.success)
-
-
-def test_tracks_come_along_from_workers_whole_and_in_pieces(pool):
-    pool.play(gaussian(), contexts(1), seed=0)
-    rounds = [pool.collect(gaussian(), 9, contexts(40), seed=seed) for seed in range(3)]
-    assert any(0 < p.fresh < len(p.actions) for p in rounds[1]), "an episode was cut and went on"
-    for pieces in [*rounds, pool.play(gaussian(), contexts(3), seed=0)]:
-        batch = batch_pieces(pieces)
-        assert batch.tracks.keys() == {"end_effector", "goal"}
-        for name, columns in (("end_effector", slice(6, 9)), ("goal", slice(9, 12))):  # the arm's state ends in both
-            assert torch.equal(batch.tracks[name].values, batch.state[..., columns])
-            assert torch.equal(batch.tracks[name].valid, batch.made)
-
-
-def test_fewer_episodes_than_workers(pool):
-    assert [p.context for p in pool.play(gaussian(), contexts(1), seed=0)] == contexts(1)
-    assert pool.play(gaussian(), [], seed=0) == []
-
-
-def test_workers_share_the_steps_and_draw_differently(pool):
-    pool.play(gaussian(), contexts(1), seed=0)  # gives up what was in flight
-    pieces = pool.collect(gaussian(), 48, contexts(40), seed=3)
-    # three environments over two workers: two and one, so 32 and 16 steps
-    assert 48 <= fresh_steps(pieces) < 48 + 3
-    samples = [float(p.behaviour["sample"][0][0, 0]) for p in pieces]
-    assert len(set(samples)) == len(samples), "two workers drew the same noise"
-    pool.play(gaussian(), contexts(1), seed=0)
-    again = pool.collect(gaussian(), 48, contexts(40), seed=4)
-    assert not set(samples) & {float(p.behaviour["sample"][0][0, 0]) for p in again}
-
-
-def test_episodes_go_on_in_the_next_rollout(pool):
-    pool.play(gaussian(), contexts(1), seed=0)
-    seen = {}
-    for seed in range(4):
-        for piece in pool.collect(gaussian(), 9, contexts(40), seed=seed):
-            key = tuple(float(x) for x in piece.behaviour["sample"][0][0])
-            assert piece.fresh == seen.get(key, 0), "a piece takes up where it was handed out"
-            seen[key] = len(piece.actions)
-
-
-def test_workers_act_with_the_policy_as_it_is_now(pool):
-    policy = gaussian(log_std=-4.0)
-    for value in (0.25, -0.5):
-        with torch.no_grad():
-            policy.network[-1].weight.zero_()
-            policy.network[-1].bias.fill_(value)
-        for piece in pool.play(policy, contexts(3), seed=0):
-            assert [a.tolist() for a in piece.actions] == [[value] * 3] * len(piece.actions)
-    assert not any(p.is_shared() for p in policy.parameters()), "a worker must not see weights change as it acts"
-
-
-def test_seeds_as_large_as_the_stream_makes_them_are_legal(pool):
-    largest = max(hash_seed(s, r, i) for s, r, i in product(range(20), range(4), range(20)))
-    assert largest > 1 << 47
-    pool.collect(gaussian(), 3, contexts(2), seed=largest)
-
-
-def test_a_failure_in_a_worker_arrives_with_its_traceback_and_the_pool_goes_on(pool):
-    broken = gaussian()
-    with torch.no_grad():
-        broken.network[-1].bias.fill_(torch.nan)
-    with pytest.raises(WorkerError, match=r"(?s)a worker process failed:.*Traceback.*expected a finite action"):
-        pool.play(broken, contexts(2), seed=0)
-    order = contexts(3)
-    assert [p.context for p in pool.play(gaussian(), order, seed=0)] == order, "an old answer was taken for a new one"
-
-
-# --- clear ends -----------------------------------------------------------------------------------------------------
-
-
-def test_a_dead_worker_is_one_clear_error_and_closing_ends_the_rest():
-    pool = WorkerPool(REACH, envs=2, workers=2)
-    pool.collect(gaussian(), 4, contexts(2), seed=0)
-    first, second = (p.pid for p in pool._processes)
-    timer = threading.Timer(0.2, os.kill, (first, signal.SIGKILL))
-    timer.start()
-    with pytest.raises(WorkerError, match=r"a worker process died \(exit code -9\)"):  # in the middle of a rollout
-        pool.collect(gaussian(), 5_000, contexts(2), seed=0)
-    timer.join()
-    with pytest.raises(WorkerError, match=r"a worker process died \(exit code -9\)"):  # and between two
-        pool.collect(gaussian(), 4, contexts(2), seed=0)
-    os.kill(second, 0)  # the other is alive and well; now it gets an order that nobody waits for
-    pool._send(pool._links[1], ("collect", 10**9, contexts(2), pickle.dumps(gaussian()), 0))
-    pool.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(second, 0)
-    with pytest.raises(WorkerError, match="were closed"):
-        pool.play(gaussian(), contexts(1), seed=0)
-    pool.close()
-
-
-def test_an_unknown_task_fails_here_and_not_in_a_worker():
-    for workers in (0, 2):
-        with pytest.raises(ValueError, match="unknown task 'mujoco/rech': did you mean mujoco/reach"):
-            WorkerPool(TaskSetting(task="mujoco/rech"), envs=2, workers=workers)
-
-
-def test_every_worker_needs_an_environment():
-    with pytest.raises(ValueError, match="one environment per worker, got 2 for 3"):
-        WorkerPool(REACH, envs=2, workers=3)
-    with pytest.raises(ValueError, match="one environment per worker, got 0 for 0"):
-        WorkerPool(REACH, envs=0)
-
-
-def test_a_worker_starts_without_lightning():
-    code = "import sys, guerdon.policies.rollouts.pool; print({'lightning', 'transformers'} & set(sys.modules) or '[]')"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
-
-
-def test_playing_episodes_gives_one_batch_in_order():
-    batch = play_episodes(REACH, gaussian(), contexts(3, "eval"), envs=2)
-    assert batch.group.tolist() == [EVAL_OFFSET, EVAL_OFFSET + 1, EVAL_OFFSET + 2]
-    assert batch.success_known.all()
-
-
-# --- the stream -----------------------------------------------------------------------------------------------------
+from guerdon.rewards.recorded import RecordedReward
 
 
 class Versioned(Policy):
@@ -232,6 +73,18 @@ def test_every_rollout_comes_from_the_policy_as_it_is():
     assert module.shown == [[float(i)] for i in range(6)], "a rollout was made before the update that preceded it"
     assert [set(b.behaviour["sample"].flatten().tolist()) for b in module.judged] == [{3.0}, {6.0}]
     assert data._pool is None, "the workers outlive the run"
+
+
+def test_the_data_know_the_sizes_of_the_task_before_and_after_they_are_set_up():
+    data = RolloutData("mujoco/reach", steps=8, envs=1, contexts=1, eval_contexts=0)
+    wanted = DataSizes(name="mujoco/reach", state_size=12, action_size=3)
+    assert data.sizes == wanted
+    policy = GaussianPolicy(hidden=(8,))
+    module = PolicyOptimizer(policy, RewardToGo(RecordedReward(), ValueCritic(hidden=(8,))), ClippedSurrogate())
+    data = RolloutData("mujoco/reach", steps=8, rollouts=1, envs=1, contexts=1, eval_contexts=0)
+    trainer(max_epochs=1).fit(module, data)
+    assert data.sizes == wanted
+    assert (policy.state_size, policy.action_size) == (12, 3)
 
 
 def test_the_stream_is_sized_and_counts_what_it_took():

@@ -337,7 +337,7 @@ def test_copies_that_would_decide_at_different_moments_are_refused():
         def act(self, observation, deterministic=False, generator=None):
             return replace(super().act(observation), executed=1 + torch.arange(len(observation)))
 
-    with pytest.raises(ValueError, match=r"carry out one number of steps, 1 … 3, got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"execute one number of steps, 1 … 3, got \[1, 2\]"):
         corridor(envs=2).play(Uneven(3), contexts(0, 1), generator())
 
 
