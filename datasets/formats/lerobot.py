@@ -10,6 +10,7 @@ import numpy as np
 
 from ...core.batch import End
 from ..episodes import BadEpisodeError, Column, Episode, EpisodeSummary
+from .lerobot_columns import KINDS, REWARD
 from .lerobot_meta import (
     camera_names,
     inconsistencies,
@@ -21,7 +22,6 @@ from .lerobot_meta import (
     video_of,
 )
 from .lerobot_rows import EpisodeRows, Table, numbers
-from .lerobot_writer import KINDS, REWARD
 
 _SIGNALS = ("next.success", "next.done", REWARD, "final")
 

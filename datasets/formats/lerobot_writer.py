@@ -3,7 +3,6 @@
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,36 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...core.batch import End
 from ...core.files import write_json
-from ..episodes import BadEpisodeError, Column, Episode, FrameSource
+from ..episodes import BadEpisodeError, Episode, FrameSource
+from .lerobot_columns import (
+    KINDS,
+    Field,
+    arrow_column,
+    columns_of,
+    fields_of,
+    index_columns,
+    require_same_fields,
+    schema_error,
+)
 from .lerobot_files import CHUNK, FILES_PER_CHUNK, DataFiles, VideoFiles, drop_column, episode_table, task_table
 from .lerobot_stats import Stats, join_stats, picture_stats, vector_stats
 from .video import write_video
 
 STATS_FRAMES = 100
 """Number of frames per camera and episode that the statistics of pictures are computed from."""
-
-KINDS = {"label": "labels", "track": "tracks", "recorded": "recorded"}
-"""Prefix of a column's name → field of `Episode` that it comes from."""
-REWARD = "next.reward"
-
-
-@dataclass(frozen=True)
-class Field:
-    """Type and shape of one parquet column, the same for all episodes."""
-
-    dtype: str
-    """Type of the numbers."""
-    shape: tuple[int, ...]
-    """Shape of a row; () for a single number."""
-    per: str = "observation"
-    """``observation`` for T + 1 values; ``step`` for T values, of which the final row holds none."""
-
-    @property
-    def feature(self) -> dict[str, Any]:
-        """Entry in ``info.json``, where a single number has shape [1] and nested shapes are flat."""
-        return {"dtype": self.dtype, "shape": [int(np.prod(self.shape))], "names": None}
 
 
 class LeRobotWriter:
@@ -143,12 +130,12 @@ class LeRobotWriter:
         """
         if self._partial is None:
             raise RuntimeError("LeRobotWriter.add: use the writer in a `with` block")
-        fields = _fields_of(episode)
+        fields = fields_of(episode)
         if self._episodes:
-            _compare(episode, fields, self._fields)
+            require_same_fields(episode, fields, self._fields)
         number, task = len(self._episodes), self._tasks.get(episode.instruction, len(self._tasks))
         count = episode.steps + int(episode.last_observed)
-        columns, masks = _columns_of(episode, fields)
+        columns, masks = columns_of(episode, fields)
         clips = {camera: self._partial / f"{number}-{place}.mp4" for place, camera in enumerate(episode.frames)}
         try:
             stats: dict[str, Stats | None] = {}
@@ -157,15 +144,17 @@ class LeRobotWriter:
                 key = camera_key(camera)
                 sizes[camera], stats[key] = self._encode(episode, camera, clip, count)
             if self._episodes and sizes != self._sizes:
-                raise _schema_error(episode, f"cameras (height, width) {self._sizes}", str(sizes))
+                raise schema_error(episode, f"cameras (height, width) {self._sizes}", str(sizes))
             # nothing below refuses the episode: from here on it belongs to the data set
             if not self._episodes:
                 self._fields, self._sizes = fields, sizes
                 self._data = DataFiles(self._partial, self.data_file_mb)
                 self._videos = {c: VideoFiles(self._partial, camera_key(c), self.video_file_mb) for c in clips}
             self._tasks.setdefault(episode.instruction, task)
-            columns |= _index_columns(number, task, self._rows, count, self.fps)
-            stats |= {name: vector_stats(_kept(values, masks.get(name))) for name, values in columns.items()}
+            columns |= index_columns(number, task, self._rows, count, self.fps)
+            stats |= {
+                name: vector_stats(values[masks[name]] if name in masks else values) for name, values in columns.items()
+            }
             self._record(episode, number, task, count, stats, columns, clips)
         finally:
             for clip in clips.values():
@@ -200,7 +189,7 @@ class LeRobotWriter:
         clips: dict[str, Path],
     ) -> None:
         assert self._data is not None
-        chunk, file = self._data.write(pa.table({name: _arrow(values) for name, values in columns.items()}))
+        chunk, file = self._data.write(pa.table({name: arrow_column(values) for name, values in columns.items()}))
         row: dict[str, Any] = {"episode_index": number, "tasks": [episode.instruction], "length": rows}
         row |= {"data/chunk_index": chunk, "data/file_index": file}
         row |= {"dataset_from_index": self._rows, "dataset_to_index": self._rows + rows}
@@ -298,91 +287,6 @@ def refuse_existing(folder: Path) -> None:
         raise FileExistsError(f"{folder} exists and is not an empty folder: remove it or name another")
 
 
-def _schema_error(episode: Episode, expected: str, got: str) -> BadEpisodeError:
-    return BadEpisodeError(episode.index, "schema", f"expected {expected} as in the episodes before, got {got}")
-
-
-def _fields_of(episode: Episode) -> dict[str, Field]:
-    """Return the parquet columns that an episode needs, in order."""
-    fields: dict[str, Field] = {}
-    for name, values in (("observation.state", episode.state), ("action", episode.actions)):
-        if values.shape[1]:
-            fields[name] = Field("float32", (values.shape[1],))
-    for kind, attribute in KINDS.items():
-        columns: dict[str, Column] = getattr(episode, attribute)
-        for name, column in columns.items():
-            if "/" in name:
-                raise BadEpisodeError(episode.index, "schema", f"{kind} {name!r}: LeRobot allows no '/' in names")
-            if column.values.dtype.kind not in "fiub":
-                raise BadEpisodeError(
-                    episode.index, "dtype", f"{kind} {name!r}: expected numbers or bools, got {column.values.dtype}"
-                )
-            per = "step" if len(column.values) == episode.steps else "observation"
-            field = Field(column.values.dtype.name, column.values.shape[1:], per)
-            reward = (kind, name) == ("recorded", "reward") and field.per == "step" and not field.shape
-            fields[REWARD if reward else f"{kind}.{name}"] = field
-            fields[f"{kind}.{name}.valid"] = Field("bool", (), per)
-    for camera in episode.frames:
-        if "/" in camera:
-            raise BadEpisodeError(episode.index, "schema", f"camera {camera!r}: LeRobot allows no '/' in names")
-    return fields | dict.fromkeys(("next.done", "next.success", "final"), Field("bool", ()))
-
-
-def _compare(episode: Episode, fields: dict[str, Field], wanted: dict[str, Field]) -> None:
-    if fields == wanted:
-        return
-    for name in [*wanted, *fields]:
-        if fields.get(name) != wanted.get(name):
-            raise _schema_error(
-                episode, f"column {name!r} {wanted.get(name, 'absent')}", str(fields.get(name, "no such column"))
-            )
-
-
-def _columns_of(episode: Episode, fields: dict[str, Field]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the values (rows, …) of each parquet column, and the validity masks (rows,) of those that have one."""
-    steps, rows = episode.steps, episode.steps + int(episode.last_observed)
-    columns: dict[str, np.ndarray] = {}
-    masks: dict[str, np.ndarray] = {}
-    if "observation.state" in fields:
-        columns["observation.state"] = episode.state[:rows]
-    if "action" in fields:
-        columns["action"] = episode.actions[np.minimum(np.arange(rows), steps - 1)]
-    for kind, attribute in KINDS.items():
-        for name, column in getattr(episode, attribute).items():
-            key = f"{kind}.{name}"
-            stored = key if key in fields else REWARD
-            values, valid = _fit(episode, key, column, rows)
-            if stored == REWARD and rows > steps:
-                values[-1] = 0
-            columns[stored], columns[f"{key}.valid"], masks[stored] = values, valid, valid
-    last = np.arange(rows) >= steps - 1
-    columns["next.done"] = last & (episode.end != End.CUT)
-    columns["next.success"] = last & (episode.success == 1.0)
-    columns["final"] = np.arange(rows) == steps
-    return {name: columns[name] for name in fields}, masks
-
-
-def _fit(episode: Episode, key: str, column: Column, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a column to a number of rows; unknown values are NaN where the type has one, else 0."""
-    if column.valid[rows:].any():
-        raise BadEpisodeError(
-            episode.index, "label", f"{key} is marked valid at the last observation, which was not observed"
-        )
-    known = column.valid.astype(bool)
-    if column.values.dtype.kind == "f" and not np.isfinite(column.values[known]).all():
-        raise BadEpisodeError(episode.index, "not_finite", f"{key} holds a valid value that is not a number")
-    blank = np.nan if column.values.dtype.kind == "f" else 0
-    values = np.full((rows, *column.values.shape[1:]), blank, column.values.dtype)
-    valid = np.zeros(rows, bool)
-    valid[: len(known)] = known[:rows]
-    values[valid] = column.values[:rows][known[:rows]]
-    return values, valid
-
-
-def _kept(values: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
-    return values if valid is None else values[valid]
-
-
 def _held_places(episode: Episode, camera: str, source: FrameSource, rows: int) -> np.ndarray:
     """Return the last frame at or before each row, since LeRobot stores one picture per row."""
     step = np.asarray(source.step)
@@ -391,21 +295,3 @@ def _held_places(episode: Episode, camera: str, source: FrameSource, rows: int) 
             episode.index, "video", f"camera {camera!r}: expected a frame at observation 0, the first is at {step[:1]}"
         )
     return np.searchsorted(step, np.arange(rows), side="right") - 1
-
-
-def _index_columns(number: int, task: int, first: int, rows: int, fps: float | int) -> dict[str, np.ndarray]:
-    frame = np.arange(rows, dtype=np.int64)
-    return {
-        "timestamp": (frame / fps).astype(np.float32),
-        "frame_index": frame,
-        "episode_index": np.full(rows, number, np.int64),
-        "index": first + frame,
-        "task_index": np.full(rows, task, np.int64),
-    }
-
-
-def _arrow(values: np.ndarray) -> Any:
-    """Make a parquet column; vectors have a fixed size, and a vector of one is a number, as ``lerobot`` expects."""
-    flat = np.ascontiguousarray(values).reshape(-1)
-    width = len(flat) // len(values)
-    return pa.array(flat) if width == 1 else pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
