@@ -314,12 +314,11 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from .commands import evaluate_critic
     from .core.files import write_json
     from .core.interfaces import Critic, RewardModel
-    from .core.opening import open_component
+    from .core.opening import open_component, open_reward_model
     from .datasets.joined import JoinedDatasets
     from .datasets.opening import open_dataset
     from .evaluation.dataset import evaluate_dataset
     from .evaluation.table import print_evaluation
-    from .rewards.opening import open_reward_model
 
     _can_write(options.json)
     model, said = open_component(

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from ..core.files import write_json
 from ..core.hub import component_hash
+from ..core.opening import open_reward_model
 from ..datasets.opening import open_dataset
 from ..datasets.splits import VAL_FRACTION
 from ..evaluation.calibration.fit import calibrate
 from ..evaluation.calibration.report import CalibrationReport, Estimate
-from ..rewards.opening import open_reward_model
 
 
 def run(options: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from ..core import intervals
 from ..core.files import replacing
 from ..core.hub import load_component
 from ..core.interfaces import RewardModel
+from ..core.opening import open_reward_model
 from ..critics.value import ValueCritic
 from ..datasets.labels import LabelFactory
 from ..datasets.module import EpisodeData
@@ -39,7 +40,6 @@ from ..policies.optimizer import PolicyOptimizer
 from ..policies.rollouts.data import RolloutData
 from ..policies.rollouts.pool import TaskSetting, play_episodes
 from ..rewards.fit import RewardTraining
-from ..rewards.opening import open_reward_model
 from ..rewards.progress import ProgressReward
 from ..rewards.recorded import RecordedSuccess
 from ..rewards.shaping import FirstHit

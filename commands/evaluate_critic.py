@@ -16,7 +16,7 @@ from ..core.batch import End, named_ends
 from ..core.files import write_json
 from ..core.hub import SPEC
 from ..core.interfaces import Critic, Policy, RewardModel
-from ..core.opening import open_component
+from ..core.opening import open_component, open_reward_model
 from ..datasets.collate import Window
 from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
@@ -27,7 +27,6 @@ from ..evaluation.critics.logs import LogReader
 from ..evaluation.critics.reroll import Tail, step_cost
 from ..evaluation.critics.rollouts import RolledOut, Rollouts, roll_out
 from ..policies.proposer import PolicyProposer
-from ..rewards.opening import open_reward_model
 from ..rewards.step_cost import StepCost
 
 OPTIONS = ("policy", "env", "reward", "failure_cost", "scale", "terminating", "tail")

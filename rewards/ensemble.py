@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ..core.hub import is_component
-from ..core.interfaces import RewardModel
-from .normaliser import Normalised
+from ..core.interfaces import Normalised, RewardModel
 from .observed import encode_frames
 
 Aggregate = Literal["mean", "lower", "worst"]

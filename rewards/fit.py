@@ -12,10 +12,9 @@ from torch import Tensor
 
 from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import TrajectoryBatch
-from ..core.interfaces import RewardModel
+from ..core.interfaces import Normalised, RewardModel
 from ..core.metrics import value_order_correlation
 from ..datasets.labels import LabelFactory
-from .normaliser import Normalised
 
 
 class RewardTraining(lightning.LightningModule):
