@@ -14,7 +14,8 @@ from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ..core.hub import is_component
 from ..core.interfaces import Normalised, RewardModel
-from .observed import encode_frames
+from ..core.sizes import unknown_sizes
+from .observation_encoder import encode_frames
 
 Aggregate = Literal["mean", "lower", "worst"]
 Bound = Literal["total", "step"]
@@ -80,7 +81,7 @@ class EnsembleReward(RewardModel):
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: expected one of {', '.join(known)}")
-        if not any(p.requires_grad for p in member.parameters()):
+        if not unknown_sizes(member) and not any(p.requires_grad for p in member.parameters()):
             raise ValueError(
                 f"{type(member).__name__} has nothing to train, so all members would say the same: give an ensemble "
                 "a model that learns"

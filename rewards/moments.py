@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.batch import Labelled, RewardEstimates, Sampled, TrajectoryBatch
-from .observed import Tokens
+from .encoded_observations import EncodedObservations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +122,9 @@ def held_progress(
         batch: What was looked at.
         terms: More numbers per evaluated observation, reported at the step that leads to it.
     """
-    tokens = Tokens(step=step, hidden=values[..., None])
-    batch = tokens.beside(batch)
-    place, there = tokens.held(batch)
+    encoded = EncodedObservations(step=step, hidden=values[..., None])
+    batch = encoded.match_device(batch)
+    place, there = encoded.last_at_observations(batch)
     valid = there & known.gather(1, place)
     progress = torch.where(valid, values.gather(1, place), 0.0)
     paid = batch.mask & valid[:, 1:] & valid[:, :-1]

@@ -8,9 +8,9 @@ from ..backbones.model_inputs import ModelInputs
 from ..backbones.vlm import VLM
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
-from .heads import Heads
+from .encoded_observations import EncodedObservations
+from .heads import Heads, Predictions
 from .moments import each_once, moments, steps_of, windows
-from .observed import Tokens
 
 _PROMPT = "A robot was told: {instruction}. After each moment, say how much of it is done."
 
@@ -94,13 +94,15 @@ class VlmProgressReward(RewardModel):
         self.norm = nn.LayerNorm(vlm.width)  # the states of published models differ in size by orders of magnitude
         self.head = Heads(
             vlm.width,
-            predicts=predicts,
-            bins=bins,
-            success_weight=success_weight,
-            success_loss_weight=success_loss_weight,
-            preference_loss_weight=preference_loss_weight,
-            remaining_loss_weight=remaining_loss_weight,
-            longest=longest,
+            Predictions(
+                predicts=predicts,
+                bins=bins,
+                success_weight=success_weight,
+                success_loss_weight=success_loss_weight,
+                preference_loss_weight=preference_loss_weight,
+                remaining_loss_weight=remaining_loss_weight,
+                longest=longest,
+            ),
         )
 
     @property
@@ -112,7 +114,7 @@ class VlmProgressReward(RewardModel):
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
         """Estimate progress and success at every observation and reward their change; see `Heads.estimates`."""
-        return self.head.estimates(self.look(batch), batch)
+        return self.head.estimates(self.encode(batch), batch)
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
         """The loss of every head and their weighted sum; see `Heads.loss`.
@@ -120,9 +122,9 @@ class VlmProgressReward(RewardModel):
         Raises:
             ValueError: If the batch holds none of the labels the heads learn from.
         """
-        return self.head.loss(self.look(batch), batch)
+        return self.head.loss(self.encode(batch), batch)
 
-    def look(self, batch: TrajectoryBatch) -> Tokens:
+    def encode(self, batch: TrajectoryBatch) -> EncodedObservations:
         """Read the frames of a batch; a row without any gets no token.
 
         Raises:
@@ -150,7 +152,7 @@ class VlmProgressReward(RewardModel):
             kept = torch.tensor(evaluated, device=device)
             where = (torch.tensor(rows_of, device=device)[kept], torch.tensor(places, device=device)[kept])
             hidden = hidden.index_put(where, self.norm(states[kept]).float())
-        return Tokens(step=step.to(device), hidden=hidden)
+        return EncodedObservations(step=step.to(device), hidden=hidden)
 
     def _opening(self, instruction: str) -> str:
         text = self.vlm.shorten(instruction.strip() or "do the task", self.max_instruction_tokens)

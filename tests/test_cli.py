@@ -23,13 +23,20 @@ from guerdon.rewards.zero_shot.frame_order import ShuffledFrames
 from guerdon.scoring.scores import read_scores
 
 pytestmark = pytest.mark.xdist_group("cli")
+OBSERVER = "--model.init_args.reward.init_args.observer.init_args"
 CONFIG = {
     "model": {
         "class_path": "guerdon.rewards.fit.RewardTraining",
         "init_args": {
             "reward": {
                 "class_path": "guerdon.rewards.progress.ProgressReward",
-                "init_args": {"state_size": 12, "width": 8, "layers": 1, "heads": 2},
+                "init_args": {
+                    "state_size": 12,
+                    "observer": {
+                        "class_path": "guerdon.rewards.observation_encoder.ObservationEncoder",
+                        "init_args": {"width": 8, "layers": 1, "heads": 2},
+                    },
+                },
             }
         },
     },
@@ -93,7 +100,7 @@ def test_a_run_holds_model_configuration_checkpoints_and_logs(place):
     assert {p.name for p in run.iterdir()} == {"model", "config.yaml", "checkpoints", "logs"}
     assert isinstance(load_component(run / "model"), ProgressReward)
     saved = yaml.safe_load((run / "config.yaml").read_text())
-    assert saved["model"]["init_args"]["reward"]["init_args"]["width"] == 8
+    assert saved["model"]["init_args"]["reward"]["init_args"]["observer"]["init_args"]["width"] == 8
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "logs" / "version_0" / "metrics.csv").is_file()
 
@@ -110,11 +117,11 @@ def test_the_default_run_directory_and_the_last_line(here, tmp_path, capsys):
 
 def test_overrides_reach_the_model_and_the_saved_configuration_runs_again(here, tmp_path):
     assert main(
-        ["fit", "--config", str(here / "tiny.yaml"), "--out", "a", "--model.init_args.reward.init_args.width", "4"]
+        ["fit", "--config", str(here / "tiny.yaml"), "--out", "a", f"{OBSERVER}.width", "4"]
     ) == 0  # fmt: skip
-    assert load_component(tmp_path / "a/model").width == 4
+    assert load_component(tmp_path / "a/model").observer.width == 4
     assert main(["fit", "--config", "a/config.yaml", "--out", "b", "--trainer.max_epochs", "1"]) == 0
-    assert load_component(tmp_path / "b/model").width == 4
+    assert load_component(tmp_path / "b/model").observer.width == 4
 
 
 def test_resuming_goes_on_where_it_stopped(here, capsys):
@@ -310,7 +317,7 @@ def test_a_model_of_another_kind_is_refused(here, capsys):
 
 def test_checkpoints_of_another_shape_are_refused(here, capsys):
     checkpoint = str(here / "run/checkpoints/last.ckpt")
-    options = ["--ckpt_path", checkpoint, "--model.init_args.reward.init_args.width", "4", "--out", "other"]
+    options = ["--ckpt_path", checkpoint, f"{OBSERVER}.width", "4", "--out", "other"]
     assert main(["fit", "--config", str(here / "tiny.yaml"), *options]) == 2
     assert "does not fit the configuration" in error_line(capsys)
 

@@ -7,15 +7,17 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ...core.arguments import folds
 from ...core.batch import Labelled, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import RewardModel
 from .detection import gripper_milestones
-from .reward import Mode, Paid
+from .payment import MilestonePayment
 
 METAWORLD_POINTS = {"end_effector": (0, 3), "gripper": (3, 4), "object": (4, 7), "goal": (36, 39)}
 """Where Meta-World's 39 numbers hold what its tracks hold: first column, and the one past the last."""
 
 
-class MilestoneOracle(Paid):
+class MilestoneOracle(RewardModel):
     """Milestones computed online from points of the simulator: no training, and nothing is known of the future.
 
     A stage is either a pair of points that must come within a radius of each other, or ``["gripper"]``, a change of the
@@ -43,15 +45,15 @@ class MilestoneOracle(Paid):
         start_steps: Changes within the first so many steps do not count.
         merge: Changes closer than so many steps to the one before do not count.
         start_rule: Which changes lie within the first steps.
-        mode: What is paid; see `Paid`.
-        bonus: Paid for a labelled step, or for a milestone.
-        beta: Weight of the potential.
-        gamma: Discount of the potential.
+        payment: How the estimates are paid; None pays the change of a potential. Its arguments may also be given here
+            one by one, such as ``mode="additive"``.
 
     Raises:
-        ValueError: If there is no stage, or one is neither a pair with a radius nor the gripper.
+        ValueError: If there is no stage, one is neither a pair with a radius nor the gripper, or the payment counts
+            another number of milestones than there are stages.
     """
 
+    @folds(payment=MilestonePayment)
     def __init__(
         self,
         stages: Sequence[Sequence[str | float]] = (("end_effector", "object", 0.05), ("object", "goal", 0.05)),
@@ -63,15 +65,19 @@ class MilestoneOracle(Paid):
         start_steps: int = 10,
         merge: int = 8,
         start_rule: Literal["begun", "complete"] = "begun",
-        mode: Mode = "potential",
-        bonus: float = 1.0,
-        beta: float = 0.5,
-        gamma: float = 0.99,
+        payment: MilestonePayment | None = None,
     ) -> None:
-        super().__init__(mode, max(len(stages), 1), bonus, beta, gamma)
+        super().__init__()
         self.stages = [_stage(stage) for stage in stages]
         if not self.stages or near < 1:
             raise ValueError(f"{len(stages)} stages, near {near}: expected at least one stage, and at least 1")
+        payment = MilestonePayment() if payment is None else payment
+        if payment.milestones not in (None, len(self.stages)):
+            raise ValueError(
+                f"the payment counts {payment.milestones} milestones, and there are {len(self.stages)} stages: leave "
+                "milestones out"
+            )
+        self.payment = payment.filled(milestones=len(self.stages), slack=0.0)
         self.points = {name: (int(columns[0]), int(columns[1])) for name, columns in (points or {}).items()}
         self.near, self.threshold, self.settle, self.settle_steps = near, threshold, settle, settle_steps
         self.start_steps, self.merge = start_steps, merge
@@ -103,7 +109,7 @@ class MilestoneOracle(Paid):
         device = batch.mask.device
         known = known.to(device)
         labelled = Labelled(values=near[:, 1:].to(device), valid=known[:, 1:] & batch.mask)
-        return self.pay(labelled, Labelled(values=progress.to(device), valid=known), batch)
+        return self.payment.pay(labelled, Labelled(values=progress.to(device), valid=known), batch)
 
     def _point(self, batch: TrajectoryBatch, name: str) -> Labelled:
         """A point at every observation that was made."""

@@ -21,8 +21,9 @@ from ...backbones.model_inputs import ModelInputs
 from ...backbones.vision import VisionEncoder
 from ...core.batch import End, Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ...core.interfaces import RewardModel
+from ..encoded_observations import EncodedObservations
 from ..moments import each_once
-from ..observed import Tokens, encode_frames
+from ..observation_encoder import encode_frames
 
 
 class SimilarityReward(RewardModel):
@@ -102,7 +103,7 @@ class SimilarityReward(RewardModel):
             if features is None or not features.step.shape[1]:
                 continue
             values, known = self.likeness(features.values, place, batch)
-            frame, shown = Tokens(step=features.step, hidden=features.values).held(batch)
+            frame, shown = EncodedObservations(step=features.step, hidden=features.values).last_at_observations(batch)
             shown = shown & known[:, None]
             total = total + torch.where(shown, values.gather(1, frame), 0.0)
             count = count + shown

@@ -79,7 +79,7 @@ def test_training_lowers_the_validation_loss_and_orders_time(data_path, tmp_path
     )
     first = run(trainer(tmp_path, max_epochs=1), module, data).callback_metrics
     before = float(first["val_loss"])
-    assert model.normalised and float(model.state_count) > 100
+    assert model.normalised and float(model.observer.state_count) > 100
     last = run(trainer(tmp_path, max_epochs=6), module, data).callback_metrics
     assert float(last["val_loss"]) < before - 0.3
     assert float(last["val_value_order"]) > 0.9

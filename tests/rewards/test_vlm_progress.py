@@ -107,7 +107,7 @@ def test_a_window_is_a_slow_loop_over_prefixes(folders, architecture):
     """Frame i of a row is read as the last frame of a prompt that ends with it."""
     made = model(folders[architecture], max_frames=4, context_frames=2)
     frames = noise(1, 7)
-    tokens = made.look(rows(frames, instructions=("open the drawer",)))
+    tokens = made.encode(rows(frames, instructions=("open the drawer",)))
     shown = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 3, 4], [0, 3, 4, 5], [0, 5, 6]]
     opening = made.prompt.replace("{instruction}", "open the drawer")
     for place, seen in enumerate(shown):
