@@ -5,16 +5,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
-from torch import nn
-
 F = TypeVar("F", bound=Callable[..., None])
 
 
-def remember_arguments(module: nn.Module, constructor: Callable[..., None], args: Any, kwargs: Any) -> bool:
-    """Record the arguments of a constructor call on a module as ``init_args``, defaults included.
+def remember_arguments(instance: object, constructor: Callable[..., None], args: Any, kwargs: Any) -> bool:
+    """Record the arguments of a constructor call on an object as ``init_args``, defaults included.
 
     Args:
-        module: Object under construction.
+        instance: Object under construction.
         constructor: Its ``__init__``.
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
@@ -24,7 +22,7 @@ def remember_arguments(module: nn.Module, constructor: Callable[..., None], args
     """
     signature = inspect.signature(constructor)
     try:
-        bound = signature.bind(module, *args, **kwargs)
+        bound = signature.bind(instance, *args, **kwargs)
     except TypeError:
         return False
     bound.apply_defaults()
@@ -34,7 +32,7 @@ def remember_arguments(module: nn.Module, constructor: Callable[..., None], args
             given |= given.pop(parameter.name)
         elif parameter.kind is parameter.VAR_POSITIONAL:
             given.pop(parameter.name)
-    module.__dict__["init_args"] = {name: _copied(value) for name, value in given.items()}
+    instance.__dict__["init_args"] = {name: _copied(value) for name, value in given.items()}
     return True
 
 
@@ -65,7 +63,7 @@ def folds(**objects: Callable[..., Any]) -> Callable[[F], F]:
         own = inspect.signature(constructor).parameters
 
         @functools.wraps(constructor)
-        def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        def init(self: object, *args: Any, **kwargs: Any) -> None:
             if not kwargs.keys() <= own.keys():
                 kwargs = fold_arguments(kwargs, own, objects)
                 remember_arguments(self, constructor, args, kwargs)

@@ -48,3 +48,17 @@ def test_copies_are_independent_records():
     eye = Eye(cameras=names)
     names.append("wrist")
     assert eye.init_args["cameras"] == ["front"]
+
+
+class Callback:
+    """A class that is no module."""
+
+    @folds(eye=Eye)
+    def __init__(self, eye: Eye | None = None) -> None:
+        self.eye = eye or Eye()
+
+
+def test_any_class_may_fold_arguments():
+    callback = Callback(width=3)
+    assert callback.eye.width == 3 and Callback().eye.width == 4
+    assert set(Callback.__init__.folded_objects) == {"eye"}
