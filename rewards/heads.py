@@ -18,7 +18,7 @@ from .observed import balanced_bernoulli
 PREDICTS = ("progress", "success", "preference", "remaining")
 
 
-class Predictions(Component):
+class PredictionSettings(Component):
     """What a reward model predicts of every observation, and how the parts weigh in its reward and its loss.
 
     Args:
@@ -72,9 +72,9 @@ class Heads(nn.Module):
         predictions: What is predicted, and with what weights; None predicts progress and success.
     """
 
-    def __init__(self, width: int, predictions: Predictions | None = None) -> None:
+    def __init__(self, width: int, predictions: PredictionSettings | None = None) -> None:
         super().__init__()
-        self.predictions = Predictions() if predictions is None else predictions
+        self.predictions = PredictionSettings() if predictions is None else predictions
         sizes = {"progress": self.predictions.bins, "success": 1, "preference": 1, "remaining": self.predictions.bins}
         names = [name for name in PREDICTS if name in self.predictions.predicts]
         self.of = nn.ModuleDict({name: nn.Linear(width, sizes[name]) for name in names})

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..core.arguments import folds
 from ..core.batch import RewardEstimates, TrajectoryBatch
-from .heads import Heads, Predictions
+from .heads import Heads, PredictionSettings
 from .observation_encoder import ObservationEncoder
 from .observed import ObservedReward
 
@@ -47,7 +47,7 @@ class ProgressReward(ObservedReward):
         longest: int = 1000,
     ) -> None:
         super().__init__(state_size=state_size, observer=observer)
-        predictions = Predictions(
+        predictions = PredictionSettings(
             predicts=predicts,
             bins=bins,
             success_weight=success_weight,

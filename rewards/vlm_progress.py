@@ -9,7 +9,7 @@ from ..backbones.vlm import VLM
 from ..core.batch import RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from .encoded_observations import EncodedObservations
-from .heads import Heads, Predictions
+from .heads import Heads, PredictionSettings
 from .moments import each_once, moments, steps_of, windows
 
 _PROMPT = "A robot was told: {instruction}. After each moment, say how much of it is done."
@@ -94,7 +94,7 @@ class VlmProgressReward(RewardModel):
         self.norm = nn.LayerNorm(vlm.width)  # the states of published models differ in size by orders of magnitude
         self.head = Heads(
             vlm.width,
-            Predictions(
+            PredictionSettings(
                 predicts=predicts,
                 bins=bins,
                 success_weight=success_weight,

@@ -35,7 +35,7 @@ SMALL = {
     "progress_pixels": CLIPS,
     "milestones": [
         *(*REACH, f"{REWARD}.state_size", "12", f"{REWARD}.action_size", "3"),
-        *("--data.init_args.labels.init_args.gripper", ""),
+        *("--data.init_args.labels.init_args.tracks.init_args.gripper", ""),
     ],
     "aloe_critic": [*REACH, *REACHED, f"{PROPOSER}.policy.init_args.path", "{behaviour_cloning}"],
     "aloe_policy": [

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.arguments import folds
 from ...core.batch import Labelled, TrajectoryBatch
 from ...datasets.episodes import BadEpisodeError, Column, Episode
 from ...datasets.labels import KINDS, LabelFactory, with_remaining_targets, with_success_targets
@@ -17,6 +18,62 @@ MILESTONE, MILESTONE_PROGRESS = "milestone", "milestone_progress"
 """Names of the stored labels: y per step (T,), and z per observation (T+1,)."""
 
 _OTHER_TASK = tuple(KINDS.index(name) for name in ("wrong_instruction", "cross_task"))
+
+
+class MilestoneTracks:
+    """Tracks of an episode in which milestones are found.
+
+    Args:
+        gripper: Name of the track of the gripper's openness; None, or an empty name (a command line has no None), for
+            a robot without a gripper, where the path gives the milestones.
+        hand: Name of the track of the end effector's position, in metres.
+        gripper_range: Recorded values (closed, open) of the gripper, such as (0, 0.08) for a width in metres. None
+            where it is an openness in 0 … 1, or where the detector has the range; see
+            `guerdon.rewards.milestones.detection.unit_openness`.
+
+    Raises:
+        ValueError: If the range is not two different finite numbers.
+    """
+
+    def __init__(
+        self,
+        gripper: str | None = "gripper",
+        hand: str = "end_effector",
+        gripper_range: Sequence[float | int] | None = None,
+    ) -> None:
+        self.gripper, self.hand = gripper or None, hand
+        self.gripper_range = None if gripper_range is None else tuple(gripper_range)
+        if self.gripper_range is not None:
+            unit_openness(np.array(self.gripper_range[:1], np.float64), self.gripper_range)
+
+    def read(self, episode: Episode, made: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """Return the openness (N,), None for a robot without a gripper, and the position (N, 3) of the end effector.
+
+        Args:
+            episode: Episode with the tracks.
+            made: N, observations that were really made.
+
+        Raises:
+            ValueError: If a track is missing, has gaps, or holds something that is no number or no openness.
+        """
+        wanted = [self.hand] if self.gripper is None else [self.gripper, self.hand]
+        missing = [name for name in wanted if name not in episode.tracks]
+        if missing:
+            held = ", ".join(sorted(episode.tracks)) or "none"
+            hint = "; for a robot without gripper pass gripper=None" if self.gripper in missing else ""
+            raise ValueError(f"no track {' and none '.join(map(repr, missing))}: its tracks are {held}{hint}")
+        for name in wanted:
+            track = episode.tracks[name]
+            if len(track.values) != episode.steps + 1:
+                raise ValueError(f"track {name!r}: expected one entry per observation, got {len(track.values)}")
+            gap = ~track.valid[:made]
+            if gap.any():
+                raise ValueError(f"track {name!r} is unknown at observation {int(np.argmax(gap))}: repair or remove it")
+            finite_array(f"track {name!r}", track.values[:made], dimensions=1 if name == self.gripper else 2)
+        openness = None if self.gripper is None else episode.tracks[self.gripper].values[:made]
+        if openness is not None and self.gripper_range is not None:
+            openness = unit_openness(openness, self.gripper_range)
+        return openness, episode.tracks[self.hand].values[:made]
 
 
 class MilestoneLabels(LabelFactory):
@@ -34,9 +91,8 @@ class MilestoneLabels(LabelFactory):
 
     Args:
         detector: Finds the milestones; None takes the defaults.
-        gripper: Track of the openness; None, or an empty name (a command line has no None), for a robot without a
-            gripper, where the path gives the milestones.
-        hand: Track of the end effector.
+        tracks: Tracks of gripper and end effector; None takes ``"gripper"`` and ``"end_effector"``. Its arguments may
+            also be given here one by one, such as ``gripper_range=(0, 0.08)``.
         window: Steps labelled 1 before a keyframe; see `step_labels`.
         margin: Steps before those that are neither; 0 is the strict recipe.
         failed_progress: What the progress of a known failure is.
@@ -45,19 +101,16 @@ class MilestoneLabels(LabelFactory):
         cross_task: Share of rows that show what happened in another task.
         other_instructions: Instructions that no recording fulfils, to be drawn as wrong ones too.
         assume_success: Take episodes of unknown outcome for successes.
-        gripper_range: What the track records of a closed and of an open gripper, such as (0, 0.08) for a width in
-            metres; None where it is an openness in 0 … 1, or where the detector has the range. See
-            `guerdon.rewards.milestones.detection.unit_openness`.
 
     Raises:
-        ValueError: If an argument makes no sense, or both this and the detector have a range.
+        ValueError: If an argument is out of its range, or both the tracks and the detector have a gripper range.
     """
 
+    @folds(tracks=MilestoneTracks)
     def __init__(
         self,
         detector: MilestoneDetector | None = None,
-        gripper: str | None = "gripper",
-        hand: str = "end_effector",
+        tracks: MilestoneTracks | None = None,
         window: int = 5,
         margin: int = 5,
         failed_progress: Literal["unknown", "zero"] = "unknown",
@@ -66,7 +119,6 @@ class MilestoneLabels(LabelFactory):
         cross_task: float = 0.0,
         other_instructions: list[str] | tuple[str, ...] = (),
         assume_success: bool = False,
-        gripper_range: Sequence[float | int] | None = None,
     ) -> None:
         super().__init__(
             rewind=rewind,
@@ -80,15 +132,11 @@ class MilestoneLabels(LabelFactory):
         if failed_progress not in ("unknown", "zero"):
             raise ValueError(f"failed_progress is {failed_progress!r}: expected 'unknown' or 'zero'")
         self.detector = MilestoneDetector() if detector is None else detector
-        self.gripper, self.hand, self.window, self.margin = gripper or None, hand, window, margin
-        self.failed_progress = failed_progress
-        if gripper_range is not None and self.detector.gripper_range is not None:
-            raise ValueError(
-                f"gripper_range {tuple(gripper_range)}, and the detector has {self.detector.gripper_range}: give one"
-            )
-        self.gripper_range = None if gripper_range is None else tuple(gripper_range)
-        if self.gripper_range is not None:
-            unit_openness(np.array(self.gripper_range[:1], np.float64), self.gripper_range)
+        self.tracks = MilestoneTracks() if tracks is None else tracks
+        self.window, self.margin, self.failed_progress = window, margin, failed_progress
+        given, detected = self.tracks.gripper_range, self.detector.gripper_range
+        if given is not None and detected is not None:
+            raise ValueError(f"gripper_range {given}, and the detector has {detected}: give one of them")
 
     def label(self, episode: Episode) -> dict[str, Column]:
         """Both labels of one episode.
@@ -100,7 +148,7 @@ class MilestoneLabels(LabelFactory):
         made = episode.steps + int(episode.last_observed)
         success = self._success_at(episode, made)
         try:
-            found = self.detector(*self._tracks(episode, made), success) if success else None
+            found = self.detector(*self.tracks.read(episode, made), success) if success else None
         except ValueError as error:
             raise BadEpisodeError(episode.index, "track", str(error)) from error
         z, z_known = np.zeros(episode.steps + 1, np.float32), np.zeros(episode.steps + 1, bool)
@@ -132,26 +180,6 @@ class MilestoneLabels(LabelFactory):
             if done[:made].any():
                 return int(np.argmax(done))
         return made - 1
-
-    def _tracks(self, episode: Episode, made: int) -> tuple[np.ndarray | None, np.ndarray]:
-        wanted = [self.hand] if self.gripper is None else [self.gripper, self.hand]
-        missing = [name for name in wanted if name not in episode.tracks]
-        if missing:
-            held = ", ".join(sorted(episode.tracks)) or "none"
-            hint = "; for a robot without gripper pass gripper=None" if self.gripper in missing else ""
-            raise ValueError(f"no track {' and none '.join(map(repr, missing))}: its tracks are {held}{hint}")
-        for name in wanted:
-            track = episode.tracks[name]
-            if len(track.values) != episode.steps + 1:
-                raise ValueError(f"track {name!r}: expected one entry per observation, got {len(track.values)}")
-            gap = ~track.valid[:made]
-            if gap.any():
-                raise ValueError(f"track {name!r} is unknown at observation {int(np.argmax(gap))}: repair or remove it")
-            finite_array(f"track {name!r}", track.values[:made], dimensions=1 if name == self.gripper else 2)
-        openness = None if self.gripper is None else episode.tracks[self.gripper].values[:made]
-        if openness is not None and self.gripper_range is not None:
-            openness = unit_openness(openness, self.gripper_range)
-        return openness, episode.tracks[self.hand].values[:made]
 
     def targets(self, batch: TrajectoryBatch) -> TrajectoryBatch:
         """Add the targets only.
@@ -250,4 +278,4 @@ def _host(values: Tensor) -> np.ndarray:
     return values.detach().cpu().numpy()
 
 
-__all__ = ["MILESTONE", "MILESTONE_PROGRESS", "MilestoneLabels", "with_milestones"]
+__all__ = ["MILESTONE", "MILESTONE_PROGRESS", "MilestoneLabels", "MilestoneTracks", "with_milestones"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...core.arguments import folds
 from ...core.batch import Labelled, RewardEstimates, TrajectoryBatch
 from ..encoded_observations import EncodedObservations
-from ..heads import Heads, Predictions
+from ..heads import Heads, PredictionSettings
 from ..observation_encoder import ObservationEncoder
 from ..observed import ObservedReward, balanced_bernoulli, required_label
 from .labels import MILESTONE
@@ -70,7 +70,7 @@ class MilestoneReward(ObservedReward):
         self.payment = payment.filled(milestones=_MILESTONES, slack=_SLACK)
         self.action_size, self.threshold = action_size, threshold
         self.pseudo_reward, self.milestone_loss_weight = pseudo_reward, milestone_loss_weight
-        predictions, width = Predictions(predicts=("progress",), bins=bins), self.observer.width
+        predictions, width = PredictionSettings(predicts=("progress",), bins=bins), self.observer.width
         if self.state_size is not None and action_size is not None:
             self.head = Heads(width, predictions)
             self.step_head = nn.Sequential(nn.Linear(width + action_size, width), nn.GELU(), nn.Linear(width, 1))

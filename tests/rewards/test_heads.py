@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from guerdon.core.batch import End, TrajectoryBatch
 from guerdon.datasets.labels import LabelFactory, preference_pairs
 from guerdon.rewards.encoded_observations import EncodedObservations
-from guerdon.rewards.heads import PREDICTS, Heads, Predictions, pooled
+from guerdon.rewards.heads import PREDICTS, Heads, PredictionSettings, pooled
 from guerdon.rewards.progress import ProgressReward
 from guerdon.testing import check_reward_model, trajectory_batches
 
@@ -60,7 +60,7 @@ def test_any_subset_keeps_every_promise(predicts, weight, batch):
 
 def test_remaining_time_by_hand():
     batch = LabelFactory().targets(rows([3], [End.SUCCESS]))
-    head = fixed(Heads(4, Predictions(["remaining"], bins=2, longest=3)), remaining=[0.0, 0.0])
+    head = fixed(Heads(4, PredictionSettings(["remaining"], bins=2, longest=3)), remaining=[0.0, 0.0])
     seen = tokens(batch)
     # centres 0 and log 4, so 0 and 3 steps, each with probability ½: 1.5 steps to go everywhere, Φ never changes
     estimates = head.estimates(seen, batch)
@@ -80,7 +80,7 @@ def test_remaining_time_by_hand():
 
 def test_preferences_by_hand():
     batch = LabelFactory().targets(rows([3, 2], [End.SUCCESS, End.FAILURE]))
-    head = Heads(1, Predictions(["preference"]))
+    head = Heads(1, PredictionSettings(["preference"]))
     with torch.no_grad():
         head.of["preference"].weight.fill_(1.0)
         head.of["preference"].bias.zero_()
@@ -98,16 +98,16 @@ def test_preferences_by_hand():
 
 def test_what_cannot_work_is_refused():
     with pytest.raises(ValueError, match="the reward would be 0"):
-        Predictions(["success"])
+        PredictionSettings(["success"])
     with pytest.raises(ValueError, match="expected some of progress, success, preference, remaining"):
-        Predictions(["speed"])
+        PredictionSettings(["speed"])
     with pytest.raises(ValueError, match="each once"):
-        Predictions(["progress", "progress"])
+        PredictionSettings(["progress", "progress"])
     with pytest.raises(ValueError, match="bins is 1"):
-        Predictions(bins=1)
+        PredictionSettings(bins=1)
     with pytest.raises(ValueError, match="learn from labels progress and success, this batch holds none"):
         batch = rows([3], [End.SUCCESS])
-        Heads(4, Predictions(["preference"])).loss(tokens(batch), batch)
+        Heads(4, PredictionSettings(["preference"])).loss(tokens(batch), batch)
 
 
 def train(head_names, seed, **more):
