@@ -80,24 +80,6 @@ def _row(cameras: Mapping[str, Sampled], made: Bool[Tensor, " Tp1"], row: int, n
     return found
 
 
-def windows(count: int, size: int, context: int) -> list[tuple[list[int], int]]:
-    """How ``count`` moments are read ``size`` at a time.
-
-    Returns:
-        Of each window the moments it shows, in order, and how many at its end are new. Where a window begins depends
-        on nothing behind it. Shown again are the first moment and the last ``context`` − 1.
-    """
-    found: list[tuple[list[int], int]] = []
-    start = 0
-    while start < count:
-        room = size if start == 0 else size - context
-        new = list(range(start, min(start + room, count)))
-        again = [0, *range(start - context + 1, start)] if start and context else []
-        found.append((again + new, len(new)))
-        start += room
-    return found
-
-
 def steps_of(rows: Sequence[Sequence[Moment]]) -> Int[Tensor, "B K"]:
     """Observation indices of the moments of every row, padded with −1; at least one column."""
     step = torch.full((len(rows), max([1, *(len(row) for row in rows)])), -1, dtype=torch.long)

@@ -50,11 +50,11 @@ SMALL = {
         *("--data.path", "{seen}", "--data.frames_every", "8", "--data.frame_size", "16"),
         *(f"{DECOMPOSER}.frame_size", "16", f"{DECOMPOSER}.max_new_tokens", "8", f"{DECOMPOSER}.attempts", "1"),
         *(f"{DECOMPOSER}.chat.init_args.name", "{vlm}", f"{DECOMPOSER}.chat.init_args.dtype", "float32"),
-        *("--model.max_steps", "2", "--model.accumulate", "1"),
+        *("--model.tuning.max_steps", "2", "--model.tuning.accumulate", "1"),
     ],
     "progress_vlm": [
-        *(*CLIPS, "--data.init_args.frame_size", "32", f"{REWARD}.frame_size", "32"),
-        *(f"{REWARD}.vlm.init_args.name", "{vlm}", f"{REWARD}.max_frames", "6"),
+        *(*CLIPS, "--data.init_args.frame_size", "32", f"{REWARD}.frames.init_args.frame_size", "32"),
+        *(f"{REWARD}.vlm.init_args.name", "{vlm}", f"{REWARD}.frames.init_args.max_frames", "6"),
     ],
     "ppo_learned_reward": [
         *(f"{POLICY}.path", "{behaviour_cloning}"),

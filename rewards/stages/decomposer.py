@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ...backbones.chat import Chat, Prompt, harmless
 from ...backbones.model_inputs import ModelInputs
+from ...core.arguments import folds
 from ...core.batch import Labelled, TrajectoryBatch
 from ...core.interfaces import TaskDecomposer, TaskPlan
 from ..moments import Moment, each_once, likely, moments
 from .plans import MAX_STAGES, parse_plan
-from .segmentation import monotone_completed, online_completed
+from .segmentation import StagePath
 
 LETTERS = string.ascii_uppercase
 """Answers to how far a plan is: A where no stage is complete, B where the first one is, …"""
@@ -49,9 +50,8 @@ class VlmDecomposer(TaskDecomposer):
         max_new_tokens: Longest plan.
         frame_size: Shorter side of the frames, in pixels; None as recorded.
         frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
-        min_length: Observations a stage lasts at least, in whole episodes.
-        threshold: Probability above which a stage is complete, when only the past is known.
-        hold: Evaluated frames in a row for which it must be, when only the past is known.
+        path: How probabilities become one path of stages; None takes the defaults. Its arguments may also be given here
+            one by one, such as ``hold=1``.
         min_mass: Least probability of all letters together, in [0, 1].
         plan_prompt: What asks for a plan; holds ``{instruction}`` once.
 
@@ -59,6 +59,7 @@ class VlmDecomposer(TaskDecomposer):
         ValueError: If an argument makes no sense.
     """
 
+    @folds(path=StagePath)
     def __init__(
         self,
         chat: Chat,
@@ -68,9 +69,7 @@ class VlmDecomposer(TaskDecomposer):
         max_new_tokens: int = 768,
         frame_size: int | None = None,
         frames_every: int = 1,
-        min_length: int = 1,
-        threshold: float = 0.5,
-        hold: int = 2,
+        path: StagePath | None = None,
         min_mass: float = 0.01,
         plan_prompt: str = _PLAN,
     ) -> None:
@@ -78,19 +77,19 @@ class VlmDecomposer(TaskDecomposer):
         self.cameras = each_once("cameras", cameras)
         if not 1 <= max_stages < len(LETTERS):
             raise ValueError(f"max_stages is {max_stages}: expected 1 … {len(LETTERS) - 1}, a letter for each")
-        if min(attempts, max_new_tokens, frames_every, hold) < 1 or min_length < 0:
+        if min(attempts, max_new_tokens, frames_every) < 1:
             raise ValueError(
-                f"attempts {attempts}, max_new_tokens {max_new_tokens}, frames_every {frames_every}, hold {hold}, "
-                f"min_length {min_length}: expected positive numbers"
+                f"attempts {attempts}, max_new_tokens {max_new_tokens}, frames_every {frames_every}: expected positive "
+                "numbers"
             )
-        if not (0 <= threshold < 1 and 0 <= min_mass <= 1):
-            raise ValueError(f"threshold {threshold}, min_mass {min_mass}: expected 0 <= threshold < 1, and 0 … 1")
+        if not 0 <= min_mass <= 1:
+            raise ValueError(f"min_mass is {min_mass}: expected 0 … 1")
         if plan_prompt.count("{instruction}") != 1:
             raise ValueError(f"plan_prompt {plan_prompt!r}: expected {{instruction}} once")
         self.chat, self.max_stages, self.attempts = chat, max_stages, attempts
         self.max_new_tokens, self.frame_size, self.frames_every = max_new_tokens, frame_size, frames_every
-        self.min_length, self.threshold, self.hold, self.min_mass = min_length, threshold, hold, min_mass
-        self.plan_prompt = plan_prompt
+        self.path = StagePath() if path is None else path
+        self.min_mass, self.plan_prompt = min_mass, plan_prompt
         self.abstained: Counter[str] = Counter()
         """Why there was no plan or no stage, and how often, since the decomposer was made."""
 
@@ -190,11 +189,7 @@ class VlmDecomposer(TaskDecomposer):
             # Σ over more complete stages than i, from the right
             done[steps[known]] = shares[known].flip(1).cumsum(1).flip(1)[:, 1:].clamp(0, 1)
             evidence[steps[known]] = True
-            if causal:
-                path = online_completed(done, evidence, self.threshold, self.hold)
-            else:
-                path = monotone_completed(done, evidence, self.min_length)
-            values[number, :length] = path.float()
+            values[number, :length] = self.path.completed(done, evidence, causal).float()
             first = int(steps[known][0]) if bool(known.any()) else length
             valid[number, first:length] = True
         return Labelled(values=torch.where(valid, values, 0.0), valid=valid)

@@ -1,6 +1,5 @@
 """Supervised fine-tuning of a vision-language task decomposer on annotated episodes, by TRL."""
 
-import io
 import json
 import math
 import warnings
@@ -11,27 +10,24 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from trl import SFTConfig, SFTTrainer
 
 import datasets
 
 from ...backbones.chat import Prompt
 from ...backbones.vlm import VLM
+from ...core.arguments import folds
 from ...core.batch import TrajectoryBatch
-from ...core.files import replacing, write_json
+from ...core.files import write_json
 from ...core.interfaces import TaskDecomposer, TaskPlan
 from ...core.metrics import bootstrap_interval
 from ..moments import moments
 from .decomposer import LETTERS, VlmDecomposer
+from .fine_tuning import WEIGHTS, AdapterTrainer, FineTuning, to_dataset
 from .plans import plan_to_json
 from .stage_metrics import stage_accuracy, stage_iou
 
-_CHECKPOINTS, _WEIGHTS, _STATE = "checkpoints", "trained.safetensors", "trainer_state.json"
-_TURN = {"role": datasets.Value("string"), "content": [{k: datasets.Value("string") for k in ("type", "text")}]}
-_COLUMNS = datasets.Features({"prompt": [_TURN], "completion": [_TURN], "images": [datasets.Image()]})
+_CHECKPOINTS, _STATE = "checkpoints", "trainer_state.json"
 
 
 @dataclass
@@ -52,8 +48,7 @@ class Examples:
 
     def dataset(self) -> datasets.Dataset:
         """The examples as TRL's rows of prompt, completion and images."""
-        rows = [_row(prompt, answer) for prompt, answer in zip(self.prompts, self.answers, strict=True)]
-        return datasets.Dataset.from_list(rows, features=_COLUMNS)
+        return to_dataset(self.prompts, self.answers)
 
 
 class DecomposerTraining:
@@ -65,54 +60,37 @@ class DecomposerTraining:
     model reads the very prompts it will be asked.
 
     Args:
-        decomposer: Over a `VLM` with ``lora_rank``; only its low-rank updates are trained.
+        decomposer: Over a `VLM` with ``lora``; only its low-rank updates are trained.
         teacher: Gives plans, and segments whole episodes.
         frames_per_episode: At least 1.
-        learning_rate: Of AdamW, after a linear warm-up, falling linearly to 0.
-        epochs: Passes over the examples.
-        max_steps: Updates in all; −1 leaves it to ``epochs``.
-        batch_size: Examples read at once.
-        accumulate: Batches of one update.
-        warmup_steps: Updates until the full learning rate.
-        save_every: Updates between checkpoints, from which an interrupted training goes on.
-        seed: Of all draws.
+        tuning: Length and step sizes of the run; None takes the defaults. Its arguments may also be given here one by
+            one, such as ``epochs=4``.
+        seed: Random seed of all draws.
 
     Raises:
-        ValueError: If an argument makes no sense, or nothing of the decomposer can be trained.
+        ValueError: If an argument is out of its range, or nothing of the decomposer can be trained.
     """
 
+    @folds(tuning=FineTuning)
     def __init__(
         self,
         decomposer: VlmDecomposer,
         teacher: TaskDecomposer,
         frames_per_episode: int = 12,
-        learning_rate: float | int = 2e-4,
-        epochs: float | int = 2,
-        max_steps: int = -1,
-        batch_size: int = 4,
-        accumulate: int = 1,
-        warmup_steps: int = 20,
-        save_every: int = 200,
+        tuning: FineTuning | None = None,
         seed: int = 0,
     ) -> None:
-        counts = (frames_per_episode, batch_size, accumulate, save_every)
-        if min(counts) < 1 or warmup_steps < 0 or max_steps == 0 or max_steps < -1:
-            raise ValueError(
-                f"frames_per_episode {frames_per_episode}, batch_size {batch_size}, accumulate {accumulate}, save_every"
-                f" {save_every}, warmup_steps {warmup_steps}, max_steps {max_steps}: expected positive numbers"
-            )
-        if not (0 < learning_rate < math.inf and 0 < epochs < math.inf):
-            raise ValueError(f"learning_rate {learning_rate}, epochs {epochs}: expected positive numbers")
+        if frames_per_episode < 1:
+            raise ValueError(f"frames_per_episode is {frames_per_episode}: expected at least 1")
         if not isinstance(decomposer.chat, VLM) or not decomposer.chat.trained:
-            got = "lora_rank 0" if isinstance(decomposer.chat, VLM) else f"a {type(decomposer.chat).__name__}"
+            got = "one without" if isinstance(decomposer.chat, VLM) else f"a {type(decomposer.chat).__name__}"
             raise ValueError(
-                "nothing of this decomposer can be trained: expected chat to be a guerdon.backbones.vlm.VLM with "
-                f"lora_rank above 0, got {got}"
+                "nothing of this decomposer can be trained: expected chat to be a guerdon.backbones.vlm.VLM with lora, "
+                f"got {got}"
             )
         self.decomposer, self.teacher, self.vlm = decomposer, teacher, decomposer.chat
-        self.frames_per_episode, self.learning_rate, self.epochs = frames_per_episode, learning_rate, epochs
-        self.max_steps, self.batch_size, self.accumulate = max_steps, batch_size, accumulate
-        self.warmup_steps, self.save_every, self.seed = warmup_steps, save_every, seed
+        self.frames_per_episode, self.seed = frames_per_episode, seed
+        self.tuning = FineTuning() if tuning is None else tuning
 
     def examples(self, episodes: Iterable[TrajectoryBatch]) -> Examples:
         """Turn annotated episodes, one row each with frames, into questions with answers."""
@@ -178,8 +156,8 @@ class DecomposerTraining:
         with warnings.catch_warnings():
             # newer transformers call it activation checkpointing, older ones know no other name
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated")
-            settings = self._settings(out / _CHECKPOINTS)
-        trainer = _Trainer(self.vlm, settings, examples.dataset())
+            settings = self.tuning.settings(out / _CHECKPOINTS, self.vlm.model.dtype, self.seed)
+        trainer = AdapterTrainer(self.vlm, settings, examples.dataset())
         try:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         except KeyboardInterrupt:
@@ -187,29 +165,6 @@ class DecomposerTraining:
             raise
         self.vlm.eval()
         return cast(list[dict[str, Any]], trainer.state.log_history)
-
-    def _settings(self, folder: Path) -> SFTConfig:
-        return SFTConfig(
-            output_dir=str(folder),
-            learning_rate=self.learning_rate,
-            num_train_epochs=self.epochs,
-            max_steps=self.max_steps,
-            per_device_train_batch_size=self.batch_size,
-            gradient_accumulation_steps=self.accumulate,
-            warmup_steps=self.warmup_steps,
-            save_steps=self.save_every,
-            save_total_limit=2,
-            logging_steps=10,
-            seed=self.seed,
-            bf16=self.vlm.model.dtype == torch.bfloat16,
-            gradient_checkpointing=False,  # the model does it itself where it was asked to
-            max_length=None,
-            remove_unused_columns=False,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            dataloader_pin_memory=torch.cuda.is_available(),
-            use_cpu=not torch.cuda.is_available(),
-            report_to="none",
-        )
 
     @staticmethod
     def last_checkpoint(out: Path) -> Path:
@@ -219,13 +174,13 @@ class DecomposerTraining:
             FileNotFoundError: If there is none.
         """
         folder = out / _CHECKPOINTS
-        whole = [p for p in folder.glob("checkpoint-*") if (p / _STATE).is_file() and (p / _WEIGHTS).is_file()]
+        whole = [p for p in folder.glob("checkpoint-*") if (p / _STATE).is_file() and (p / WEIGHTS).is_file()]
         if not whole:
             raise FileNotFoundError(f"{folder} holds no checkpoint to go on from: start anew in another folder")
         return max(whole, key=lambda p: json.loads((p / _STATE).read_text())["global_step"])
 
     @torch.no_grad()
-    def judge(self, episodes: Iterable[TrajectoryBatch], causal: bool = False) -> dict[str, Any]:
+    def evaluate(self, episodes: Iterable[TrajectoryBatch], causal: bool = False) -> dict[str, Any]:
         """Compare the decomposer's stages and plans with the teacher's, episode by episode.
 
         Returns:
@@ -262,89 +217,6 @@ class DecomposerTraining:
             "plans": made / count if count else None,
             "plans_equal": equal / count if count else None,
         }
-
-
-class _Trainer(SFTTrainer):
-    """TRL's trainer on a model with injected low-rank updates, whose checkpoints hold these alone."""
-
-    def __init__(self, vlm: VLM, settings: SFTConfig, rows: datasets.Dataset) -> None:
-        self.vlm = vlm
-        super().__init__(
-            model=vlm.model,
-            args=settings,
-            train_dataset=rows,
-            processing_class=vlm.processor,
-            data_collator=_Collator(vlm),
-        )
-
-    def keep(self) -> None:
-        """Write a checkpoint of the present state, if there was an update; the next data are those of the last one."""
-        if self.state.global_step:
-            self._save_checkpoint(self.vlm.model, trial=None)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No page about the model: a checkpoint is for going on."""
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or cast(str, self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        held = {n: p.detach().cpu().contiguous() for n, p in self.vlm.model.named_parameters() if p.requires_grad}
-        with replacing(folder / _WEIGHTS) as fresh:
-            save_file(held, fresh)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        held = load_file(Path(resume_from_checkpoint) / _WEIGHTS)
-        wanted = {n for n, p in self.vlm.model.named_parameters() if p.requires_grad}
-        if set(held) != wanted:
-            raise ValueError(f"{resume_from_checkpoint} holds other low-rank updates than this model: same lora_rank?")
-        self.vlm.model.load_state_dict(held, strict=False)
-
-
-class _Collator:
-    """Reads rows exactly as the model will be asked, with the answer behind; only the answer is learned."""
-
-    def __init__(self, vlm: VLM) -> None:
-        self.vlm = vlm
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        reader = self.vlm.reader
-        inputs = reader.read([_prompt(row) for row in rows], answering=True)
-        answers = [
-            reader.answer_tokens(row["completion"][0]["content"][0]["text"]) + reader.end_tokens() for row in rows
-        ]
-        width = max(len(answer) for answer in answers)
-        pad = int(self.vlm.processor.tokenizer.pad_token_id)
-        tokens = torch.tensor([answer + [pad] * (width - len(answer)) for answer in answers])
-        real = torch.arange(width)[None] < torch.tensor([len(answer) for answer in answers])[:, None]
-        before = inputs["input_ids"]
-        inputs["labels"] = torch.cat([torch.full_like(before, -100), torch.where(real, tokens, -100)], 1)
-        inputs["input_ids"] = torch.cat([before, tokens], 1)
-        inputs["attention_mask"] = torch.cat([inputs["attention_mask"], real.to(inputs["attention_mask"].dtype)], 1)
-        if "mm_token_type_ids" in inputs:
-            inputs["mm_token_type_ids"] = torch.cat(
-                [inputs["mm_token_type_ids"], torch.zeros_like(tokens, dtype=inputs["mm_token_type_ids"].dtype)], 1
-            )
-        return inputs
-
-
-def _row(prompt: Prompt, answer: str) -> dict[str, Any]:
-    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "text": None} for p in prompt]
-    pictures: list[dict[str, Any]] = []
-    for part in prompt:
-        if isinstance(part, Tensor):
-            stream = io.BytesIO()
-            Image.fromarray(part.permute(1, 2, 0).numpy()).save(stream, "PNG")
-            pictures.append({"bytes": stream.getvalue(), "path": None})
-    return {
-        "prompt": [{"role": "user", "content": content}],
-        "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}],
-        "images": pictures,
-    }
-
-
-def _prompt(row: dict[str, Any]) -> Prompt:
-    pictures = (torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in row["images"])
-    return [part["text"] if part["type"] == "text" else next(pictures) for part in row["prompt"][0]["content"]]
 
 
 def _evenly(reached: dict[int, int], most: int, generator: np.random.Generator) -> list[int]:

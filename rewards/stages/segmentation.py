@@ -18,9 +18,49 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ...core.interfaces import Component
+
 CERTAIN = 1e-6
 """Probabilities are kept this far from 0 and 1: no single answer outweighs every other."""
 _TIE = 1e-9  # scores are sums of float64; ones that differ by less are equal
+
+
+class StagePath(Component):
+    """How the probabilities of complete stages become one path that never falls.
+
+    Args:
+        min_length: Number of observations a stage lasts at least, in whole episodes; see `monotone_completed`.
+        threshold: Probability above which a stage is complete, in [0, 1), when only the past is known.
+        hold: Number of evaluated observations in a row for which it must be, at least 1, when only the past is known.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(self, min_length: int = 1, threshold: float = 0.5, hold: int = 2) -> None:
+        super().__init__()
+        if min_length < 0 or not 0 <= threshold < 1 or hold < 1:
+            raise ValueError(
+                f"min_length {min_length}, threshold {threshold}, hold {hold}: expected at least 0, 0 <= threshold < 1 "
+                "and at least 1"
+            )
+        self.min_length, self.threshold, self.hold = min_length, threshold, hold
+
+    def completed(self, done: Float[Tensor, "T1 S"], valid: Bool[Tensor, " T1"], causal: bool) -> Int[Tensor, " T1"]:
+        """Count the stages complete at each observation, 0 … S.
+
+        Args:
+            done: Probability that a stage is complete; where ``valid`` is False it may hold anything.
+            valid: Observations that carry evidence.
+            causal: Use what was seen up to each observation only, as `online_completed`; otherwise the whole episode,
+                as `monotone_completed`.
+
+        Raises:
+            ValueError: If a probability that counts is none, or there is no stage.
+        """
+        if causal:
+            return online_completed(done, valid, self.threshold, self.hold)
+        return monotone_completed(done, valid, self.min_length)
 
 
 def monotone_completed(
@@ -139,4 +179,4 @@ def _check(done: Tensor, valid: Tensor) -> None:
         )
 
 
-__all__ = ["CERTAIN", "monotone_completed", "monotone_stages", "online_completed", "online_stages"]
+__all__ = ["CERTAIN", "StagePath", "monotone_completed", "monotone_stages", "online_completed", "online_stages"]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import permutations
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from ...backbones.chat import Chat, Prompt
 from ...backbones.model_inputs import ModelInputs
 from ...backbones.vlm import VLM
+from ...core.arguments import folds
 from ...core.batch import RewardEstimates, TrajectoryBatch
 from ...core.interfaces import RewardModel
-from ..moments import Moment, each_once, held_progress, likely, moments, steps_of, windows
+from ..frame_windows import FrameWindows
+from ..moments import Moment, each_once, held_progress, likely, moments, steps_of
 
 _PROMPT = "A robot was told: {instruction}. This is what it did, in order of time."
 _DONE = "Is the task done by the last of these pictures? Answer True or False."
@@ -21,6 +24,7 @@ _RATING = (
     "How far is the task by the last of these pictures? Answer with one number from 1 (nothing is done) to 5 (all is "
     "done)."
 )
+_WINDOWS = {"max_frames": 32, "context_frames": 8}
 
 
 class AnswerReward(RewardModel):
@@ -31,7 +35,7 @@ class AnswerReward(RewardModel):
     (`VLM.answer_log_probs_along`): F frames cost F, where asking anew costs F (F + 1) / 2, which is what any other
     model is asked for. A subclass says what the answers are worth, in ``worth``.
 
-    A row of more than ``max_frames`` frames is read in windows, as by `VlmProgressReward`. Between evaluated frames an
+    A row of more than ``frames.max_frames`` frames is read in windows; see `FrameWindows`. Between evaluated frames an
     estimate holds its last value. A row that is a window of an episode (``batch.offset`` > 0) is judged by what it
     shows alone: what was done before it, and is not seen in it, does not count.
 
@@ -46,10 +50,8 @@ class AnswerReward(RewardModel):
             none may begin with another: the probability of "1" would hold that of "10".
         question: Asked behind the last frame.
         prompt: What is said first; holds ``{instruction}`` once.
-        frame_size: Shorter side of the frames, in pixels; None as recorded.
-        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
-        max_frames: Moments shown at a time.
-        context_frames: Of these, moments shown again in a later window; less than ``max_frames``.
+        frames: Frames that are read, and how many in one pass; None shows 32 with 8 of them again. Its arguments may
+            also be given here one by one, such as ``max_frames=8``.
         min_mass: Least probability of all answers together, in [0, 1]; not asked of a single answer.
         reuse: Whether a `VLM` keeps what it read; False asks anew for every prefix. Models whose attention is not
             causal need that.
@@ -60,6 +62,7 @@ class AnswerReward(RewardModel):
 
     causal = True
 
+    @folds(frames=partial(FrameWindows, **_WINDOWS))
     def __init__(
         self,
         chat: Chat,
@@ -67,10 +70,7 @@ class AnswerReward(RewardModel):
         answers: tuple[str, ...] | list[str],
         question: str,
         prompt: str = _PROMPT,
-        frame_size: int | None = None,
-        frames_every: int = 1,
-        max_frames: int = 32,
-        context_frames: int = 8,
+        frames: FrameWindows | None = None,
         min_mass: float = 0.01,
         reuse: bool = True,
     ) -> None:
@@ -84,27 +84,20 @@ class AnswerReward(RewardModel):
                     f"answers {list(answers)}: {other!r} begins with {one!r}, so the probability of {one!r} would hold "
                     f"that of {other!r}: choose answers of which none begins with another, such as letters"
                 )
-        if not 0 <= context_frames < max_frames:
-            raise ValueError(
-                f"max_frames {max_frames}, context_frames {context_frames}: expected more frames than context"
-            )
-        if frames_every < 1 or not 0 <= min_mass <= 1:
-            raise ValueError(f"frames_every {frames_every}, min_mass {min_mass}: expected at least 1, and 0 … 1")
+        if not 0 <= min_mass <= 1:
+            raise ValueError(f"min_mass is {min_mass}: expected 0 … 1")
         if prompt.count("{instruction}") != 1 or not question.strip():
             raise ValueError(f"prompt {prompt!r}, question {question!r}: expected {{instruction}} once, and some text")
         self.chat, self.question, self.prompt = chat, question, prompt
-        self.frame_size, self.frames_every = frame_size, frames_every
-        self.max_frames, self.context_frames = max_frames, context_frames
+        self.frames = FrameWindows(**_WINDOWS) if frames is None else frames
         self.min_mass, self.reuse = min_mass, reuse
         self.abstained: Counter[str] = Counter()
         """Why observations got no estimate, and how many, since the model was made."""
 
     @property
     def inputs(self) -> ModelInputs:
-        """What the model reads."""
-        return ModelInputs(
-            cameras=self.cameras, frame_size=self.frame_size, frames_every=self.frames_every, instruction=True
-        )
+        """Inputs that the model reads."""
+        return self.frames.inputs(self.cameras)
 
     def worth(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
         """Progress in [0, 1] of N observations, of the log-probabilities of the K answers there."""
@@ -132,7 +125,7 @@ class AnswerReward(RewardModel):
     def _row(self, row: Sequence[Moment], instruction: str) -> Float[Tensor, "N K"]:
         opening = self.prompt.replace("{instruction}", instruction.strip() or "do the task")
         found: list[Tensor] = []
-        for shown, new in windows(len(row), self.max_frames, self.context_frames):
+        for shown, new in self.frames.split(len(row)):
             parts: list[Prompt] = [row[place].parts for place in shown]
             parts[0] = [opening, *parts[0]]
             if self.reuse and isinstance(self.chat, VLM):
@@ -166,14 +159,12 @@ class CompletionLikelihood(AnswerReward):
         answers: The first one says that the task is done, the others that it is not.
         question: See `AnswerReward`.
         prompt: See `AnswerReward`.
-        frame_size: See `AnswerReward`.
-        frames_every: See `AnswerReward`.
-        max_frames: See `AnswerReward`.
-        context_frames: See `AnswerReward`.
+        frames: See `AnswerReward`.
         min_mass: See `AnswerReward`.
         reuse: See `AnswerReward`.
     """
 
+    @folds(frames=partial(FrameWindows, **_WINDOWS))
     def __init__(
         self,
         chat: Chat,
@@ -181,25 +172,19 @@ class CompletionLikelihood(AnswerReward):
         answers: tuple[str, ...] | list[str] = ("True", "False"),
         question: str = _DONE,
         prompt: str = _PROMPT,
-        frame_size: int | None = None,
-        frames_every: int = 1,
-        max_frames: int = 32,
-        context_frames: int = 8,
+        frames: FrameWindows | None = None,
         min_mass: float = 0.01,
         reuse: bool = True,
     ) -> None:
         super().__init__(
-            chat,
-            cameras,
-            answers,
-            question,
-            prompt,
-            frame_size,
-            frames_every,
-            max_frames,
-            context_frames,
-            min_mass,
-            reuse,
+            chat=chat,
+            cameras=cameras,
+            answers=answers,
+            question=question,
+            prompt=prompt,
+            frames=frames,
+            min_mass=min_mass,
+            reuse=reuse,
         )
 
     def worth(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
@@ -220,10 +205,7 @@ class ExpectedRating(AnswerReward):
             are refused.
         question: See `AnswerReward`.
         prompt: See `AnswerReward`.
-        frame_size: See `AnswerReward`.
-        frames_every: See `AnswerReward`.
-        max_frames: See `AnswerReward`.
-        context_frames: See `AnswerReward`.
+        frames: See `AnswerReward`.
         min_mass: See `AnswerReward`.
         reuse: See `AnswerReward`.
 
@@ -231,6 +213,7 @@ class ExpectedRating(AnswerReward):
         ValueError: If there are fewer than two answers; see also `AnswerReward`.
     """
 
+    @folds(frames=partial(FrameWindows, **_WINDOWS))
     def __init__(
         self,
         chat: Chat,
@@ -238,27 +221,21 @@ class ExpectedRating(AnswerReward):
         answers: tuple[str, ...] | list[str] = ("1", "2", "3", "4", "5"),
         question: str = _RATING,
         prompt: str = _PROMPT,
-        frame_size: int | None = None,
-        frames_every: int = 1,
-        max_frames: int = 32,
-        context_frames: int = 8,
+        frames: FrameWindows | None = None,
         min_mass: float = 0.01,
         reuse: bool = True,
     ) -> None:
         if len(answers) < 2:
             raise ValueError(f"answers {list(answers)}: expected at least two ratings, from worst to best")
         super().__init__(
-            chat,
-            cameras,
-            answers,
-            question,
-            prompt,
-            frame_size,
-            frames_every,
-            max_frames,
-            context_frames,
-            min_mass,
-            reuse,
+            chat=chat,
+            cameras=cameras,
+            answers=answers,
+            question=question,
+            prompt=prompt,
+            frames=frames,
+            min_mass=min_mass,
+            reuse=reuse,
         )
 
     def worth(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
