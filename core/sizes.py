@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 
@@ -19,6 +19,16 @@ class DataSizes:
     """Folder of the data set or name of the environment, for errors."""
     state_size: int
     action_size: int
+
+
+@runtime_checkable
+class HasSizes(Protocol):
+    """A data module that knows the sizes of its data."""
+
+    @property
+    def sizes(self) -> DataSizes:
+        """Widths of the states and actions."""
+        ...
 
 
 def take_sizes(component: nn.Module, sizes: DataSizes) -> bool:
@@ -100,4 +110,4 @@ def require_sizes(component: nn.Module) -> None:
         )
 
 
-__all__ = ["SIZES", "DataSizes", "require_sizes", "take_sizes", "unknown_sizes"]
+__all__ = ["SIZES", "DataSizes", "HasSizes", "require_sizes", "take_sizes", "unknown_sizes"]

@@ -39,7 +39,7 @@ class Scale(Around):
     """
 
     def __init__(self, reward: RewardModel, factor: float) -> None:
-        super().__init__(reward)
+        super().__init__(reward=reward)
         if not math.isfinite(factor):
             raise ValueError(f"factor is {factor}: expected a finite number")
         self.factor = factor
@@ -59,7 +59,7 @@ class Clip(Around):
     """
 
     def __init__(self, reward: RewardModel, low: float = -1.0, high: float = 1.0) -> None:
-        super().__init__(reward)
+        super().__init__(reward=reward)
         if not (math.isfinite(low) and math.isfinite(high) and low <= high):
             raise ValueError(f"expected finite limits low <= high, got {low} and {high}")
         self.low, self.high = low, high
@@ -82,7 +82,7 @@ class Normalise(Around):
     deviation: Tensor
 
     def __init__(self, reward: RewardModel) -> None:
-        super().__init__(reward)
+        super().__init__(reward=reward)
         self.register_buffer("deviation", torch.full((), torch.nan))
 
     @torch.no_grad()

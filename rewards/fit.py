@@ -14,6 +14,7 @@ from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import TrajectoryBatch
 from ..core.interfaces import Normalised, RewardModel
 from ..core.metrics import value_order_correlation
+from ..core.sizes import HasSizes, require_sizes, take_sizes
 from ..datasets.labels import LabelFactory
 
 
@@ -51,16 +52,21 @@ class RewardTraining(lightning.LightningModule):
         self.warmup_steps, self.schedule = warmup_steps, schedule
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work before anything is loaded.
+        """Build a model whose sizes come from the data, and refuse what cannot work before anything is loaded.
 
         Raises:
-            ValueError: If the precision would cut trajectories to half precision.
+            ValueError: If the precision would cut trajectories to half precision, the model was made for data of other
+                sizes or still lacks one, or nothing of it can be trained.
         """
         if str(self.trainer.precision) in ("bf16-true", "16-true"):
             raise ValueError(
                 f"precision {self.trainer.precision} would cut states, rewards and labels to half precision: use "
                 "bf16-mixed or 32-true"
             )
+        data: object = cast(Any, self.trainer).datamodule
+        if isinstance(data, HasSizes):
+            take_sizes(self, data.sizes)
+        require_sizes(self.reward)
         if stage == "fit" and not any(p.requires_grad for p in self.reward.parameters()):
             raise ValueError(f"{type(self.reward).__name__} has nothing to train: use it as it is")
 

@@ -124,7 +124,7 @@ class Sparse(Shaped):
     """
 
     def __init__(self, reward: RewardModel, success_weight: float = 1.0, threshold: float = 1.5) -> None:
-        super().__init__(reward, success_weight)
+        super().__init__(reward=reward, success_weight=success_weight)
         if not math.isfinite(threshold):
             raise ValueError(f"threshold is {threshold}: expected a finite number")
         self.threshold = threshold
@@ -152,7 +152,7 @@ class Potential(Shaped):
     """
 
     def __init__(self, reward: RewardModel, success_weight: float = 0.0, gamma: float = 0.99) -> None:
-        super().__init__(reward, success_weight)
+        super().__init__(reward=reward, success_weight=success_weight)
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma is {gamma}: expected 0 … 1")
         self.gamma = gamma

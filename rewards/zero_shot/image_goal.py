@@ -55,7 +55,7 @@ class ImageGoalDistance(SimilarityReward):
         frame_size: int | None = None,
         frames_every: int = 1,
     ) -> None:
-        super().__init__(encoder, cameras, pays, frame_size, frames_every)
+        super().__init__(encoder=encoder, cameras=cameras, pays=pays, frame_size=frame_size, frames_every=frames_every)
         if distance not in ("l2", "cosine") or len(set(instructions)) < len(instructions):
             raise ValueError(f"distance {distance!r}: expected 'l2' or 'cosine', and each instruction once")
         self.distance = distance

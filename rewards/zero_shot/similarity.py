@@ -83,7 +83,7 @@ class GoalSimilarity(SimilarityReward):
         frame_size: int | None = None,
         frames_every: int = 1,
     ) -> None:
-        super().__init__(encoder, cameras, pays, frame_size, frames_every)
+        super().__init__(encoder=encoder, cameras=cameras, pays=pays, frame_size=frame_size, frames_every=frames_every)
         frozen = isinstance(encoder, ClipEncoder) and isinstance(text, ClipText) and not encoder.trainable
         if encoder.width != text.width or (frozen and encoder.revision != text.revision):
             raise ValueError(
