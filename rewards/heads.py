@@ -1,4 +1,4 @@
-"""What a reward model reads off its hidden states: progress, success, preference and remaining time."""
+"""Prediction heads of a reward model: progress, success, preference and remaining time."""
 
 import math
 from typing import Any
@@ -16,10 +16,11 @@ from .encoded_observations import EncodedObservations
 from .observed import balanced_bernoulli
 
 PREDICTS = ("progress", "success", "preference", "remaining")
+"""Names of the heads, in the order of their weights."""
 
 
 class PredictionSettings(Component):
-    """What a reward model predicts of every observation, and how the parts weigh in its reward and its loss.
+    """Heads of a reward model, and the weights of their parts in its reward and its loss.
 
     Args:
         predicts: Names of the heads, any of `PREDICTS`, at least one.
@@ -87,10 +88,10 @@ class Heads(nn.Module):
 
         Returns:
             ``terms`` holds the change of progress and of success, neither weighted, and at the observation each step
-            leads to the control steps still to go (``"remaining"``) and the score (``"preference"``; that of a
-            trajectory is its mean over evaluated observations). ``std`` is √(σ²_t + σ²_{t+1}) of the predicted
-            distributions of Φ, as if errors at both ends were independent; they are not, so it ranks steps rather than
-            bounds them. A score of preferences alone has none.
+            leads to the remaining control steps (``"remaining"``) and the score (``"preference"``; that of a trajectory
+            is its mean over evaluated observations). ``std`` is √(σ²_t + σ²_{t+1}) of the predicted distributions of Φ,
+            as if errors at both ends were independent. They are not, so it ranks steps rather than bounds their error.
+            A model of preferences alone has none.
         """
         settings, batch = self.predictions, encoded.match_device(batch)
         place, valid = encoded.last_at_observations(batch)
@@ -131,12 +132,12 @@ class Heads(nn.Module):
         return RewardEstimates(rewards=rewards, valid=known, std=std, terms=terms, **found)
 
     def loss(self, encoded: EncodedObservations, batch: TrajectoryBatch) -> dict[str, Tensor]:
-        """Losses at evaluated observations, one by one, and their weighted sum ``"loss"``.
+        """Compute the losses at evaluated observations, and their weighted sum ``"loss"``.
 
         Two-hot cross-entropy of progress and of log(1 + remaining steps); cross-entropy of success, in which positives
         and negatives count the same; Bradley–Terry on the mean score of the rows that `preference_pairs` compares.
         Entries without a valid label are left out, and each counts with the weight of the steps at its observation. A
-        batch without any gives 0 (with a gradient of 0), and the counts say so.
+        batch without any gives 0 (with a gradient of 0), and the counts are 0.
 
         Raises:
             ValueError: If the batch holds none of the labels these heads learn from.
@@ -194,12 +195,17 @@ class Heads(nn.Module):
 
 
 def pooled(score: Float[Tensor, "B K"], used: Bool[Tensor, "B K"]) -> Float[Tensor, " B"]:
-    """Mean score of a row over its evaluated observations; 0 for a row without any."""
+    """Average the score of a row over its evaluated observations; 0 for a row without any.
+
+    Args:
+        score: Score of each evaluated observation.
+        used: True on the observations that count.
+    """
     return torch.where(used, score, 0.0).sum(1) / used.sum(1).clamp(min=1)
 
 
 def _moments(logits: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the distributions over centres."""
+    """Compute mean and variance of distributions over centres."""
     probs, centres = logits.softmax(-1), centres.to(logits.device)
     mean = (probs * centres).sum(-1)
     return mean, (probs * (centres - mean[..., None]).square()).sum(-1)

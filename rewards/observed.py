@@ -85,13 +85,18 @@ class ObservedReward(RewardModel):
 def balanced_bernoulli(
     logit: Float[Tensor, "B K"], target: Labelled, weight: Float[Tensor, "B K"]
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Cross-entropy of success in which positives and negatives count the same, however rare one of them is.
+    """Compute a cross-entropy of success in which positives and negatives weigh the same, however rare one is.
 
     ½ · mean over positives of −log σ(z) + ½ · mean over negatives of −log(1 − σ(z)); means weighted by ``weight`` and
     by the target itself where it lies between 0 and 1. A side without an entry contributes 0.
 
+    Args:
+        logit: z, predicted logit of success.
+        target: Success in [0, 1].
+        weight: Weight of each entry, at least 0.
+
     Returns:
-        The loss, and how many positives and negatives it was made of (by weight).
+        The loss, and the sums of weights of its positives and negatives.
     """
     used = torch.where(target.valid, weight, 0.0)
     positive, negative = used * target.values, used * (1 - target.values)
@@ -105,10 +110,15 @@ def balanced_bernoulli(
 
 
 def required_label(batch: TrajectoryBatch, names: tuple[str, ...], model: str) -> dict[str, Labelled]:
-    """Those of the named labels that the batch holds.
+    """Return those of the named labels that a batch holds.
+
+    Args:
+        batch: Trajectories with labels.
+        names: Names of the labels that a model learns from.
+        model: Name of the model, for the error.
 
     Raises:
-        ValueError: If it holds none of them.
+        ValueError: If the batch holds none of them.
     """
     found = {name: batch.labels[name] for name in names if name in batch.labels}
     if not found:

@@ -10,7 +10,7 @@ from .observed import ObservedReward
 
 
 class ProgressReward(ObservedReward):
-    """Rewards the change of a potential, r_t = Φ_{t+1} − Φ_t with Φ = progress + success_weight · success.
+    """Reward for the change of a potential, r_t = Φ_{t+1} − Φ_t with Φ = progress + success_weight · success.
 
     Progress in [0, 1] is a distribution over bins trained with two-hot targets and read off as its expectation (as in
     ReWiND, Zhang et al. 2025, arXiv:2505.10911, a progress model over features and instruction, but with the two-hot

@@ -1,4 +1,4 @@
-"""A success classifier over observations, paid once when it is convinced."""
+"""A success classifier over observations, whose reward is paid once its probability reaches a threshold."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from .observed import ObservedReward, balanced_bernoulli, required_label
 
 
 class SuccessReward(ObservedReward):
-    """Pays 1 when the probability of success reaches a threshold, once per row or at every such step.
+    """Reward of 1 when the probability of success reaches a threshold, once per row or at every such step.
 
     Args:
         state_size: S, numbers per state; 0 reads no state. None takes that of the observer, or of the training data.
@@ -46,10 +46,11 @@ class SuccessReward(ObservedReward):
             self.head = nn.Linear(self.observer.width, 1)
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Estimate success at every observation and pay where it is reached.
+        """Estimate success at every observation and pay where it reaches the threshold.
 
         Returns:
-            ``terms`` holds the probability at the observation each step leads to, ``std`` the spread of that outcome.
+            ``terms`` holds the probability at the observation that each step leads to, and ``std`` the standard
+            deviation of that outcome.
         """
         encoded = self.observer.encode(batch)
         batch = encoded.match_device(batch)
@@ -68,7 +69,7 @@ class SuccessReward(ObservedReward):
         )
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
-        """Balanced cross-entropy at evaluated observations with a valid label; 0 where there is none.
+        """Compute the balanced cross-entropy at evaluated observations with a valid label; 0 where there is none.
 
         Raises:
             ValueError: If the batch holds no ``labels["success"]``.
@@ -85,7 +86,13 @@ class SuccessReward(ObservedReward):
 
 
 def first_runs(done: Bool[Tensor, "B T"], patience: int, first_only: bool) -> Bool[Tensor, "B T"]:
-    """Steps that complete ``patience`` done steps in a row; of each row only the first such step if asked."""
+    """Mark the steps that complete ``patience`` done steps in a row.
+
+    Args:
+        done: Steps that count as done.
+        patience: Number of consecutive done steps, at least 1.
+        first_only: Mark the first such step of each row only.
+    """
     run = torch.zeros(len(done), dtype=torch.long, device=done.device)
     runs: list[Tensor] = []
     for step in done.unbind(1):

@@ -1,4 +1,4 @@
-"""A process reward model that reads the frames of a window with a vision-language model, all in one pass."""
+"""A process reward model over the hidden states of a vision-language model, one pass for all frames of a window."""
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,14 @@ _PROMPT = "A robot was told: {instruction}. After each moment, say how much of i
 
 
 class VlmProgressReward(RewardModel):
-    """Rewards the change of a potential that heads read off a vision-language model after every frame.
+    """Reward for the change of a potential that heads predict from a vision-language model's state after every frame.
 
     The prompt states the task, then shows frame after frame, each followed by ``marker``. The language model's
-    attention is causal, so its state at the end of the marker behind frame i holds the instruction and frames up to i
-    and no later one (`VLM.check_causal` makes sure, once). One pass over F frames therefore gives F estimates, where a
-    model that is asked anew for every prefix reads F (F + 1) / 2 frames. Heads, reward, spread and losses are those of
-    `ProgressReward` (see `Heads`); between evaluated frames an estimate holds its last value.
+    attention is causal, so its state at the end of the marker behind frame i depends on the instruction and the frames
+    up to i, and on no later one (`VLM.check_causal` tests this once). One pass over F frames therefore gives F
+    estimates, where a model that is asked anew for every prefix reads F (F + 1) / 2 frames. Heads, reward, standard
+    deviation and losses are those of `ProgressReward`; see `Heads`. Between evaluated frames an estimate holds its last
+    value.
 
     A row of more than ``frames.max_frames`` frames is read in windows; see `FrameWindows`.
 
@@ -82,7 +83,7 @@ class VlmProgressReward(RewardModel):
         return self.head.estimates(self.encode(batch), batch)
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
-        """The loss of every head and their weighted sum; see `Heads.loss`.
+        """Compute the loss of every head and their weighted sum; see `Heads.loss`.
 
         Raises:
             ValueError: If the batch holds none of the labels the heads learn from.
@@ -90,11 +91,11 @@ class VlmProgressReward(RewardModel):
         return self.head.loss(self.encode(batch), batch)
 
     def encode(self, batch: TrajectoryBatch) -> EncodedObservations:
-        """Read the frames of a batch; a row without any gets no token.
+        """Encode the frames of a batch; a row without any frame has no evaluated observation.
 
         Raises:
-            ValueError: If no camera of the model is there, or the vision-language model cannot read the prompts; see
-                `VLM.hidden_states`.
+            ValueError: If the batch holds no camera of the model, or the vision-language model cannot read the prompts;
+                see `VLM.hidden_states`.
         """
         self.vlm.check_causal()
         rows = moments(batch, self.cameras)

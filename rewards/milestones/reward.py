@@ -1,4 +1,4 @@
-"""The robotic process reward of VLA-RL as a trained model: which steps lead to a keyframe, and milestones passed."""
+"""The robotic process reward of VLA-RL as a trained model of keyframe steps and of progress over milestones."""
 
 from functools import partial
 from typing import Any
@@ -21,28 +21,32 @@ _MILESTONES, _SLACK = 4, 0.05  # of labels made from the path; of progress that 
 
 
 class MilestoneReward(ObservedReward):
-    """A causal model of the milestone labels: which steps lead to a keyframe, and how many milestones are passed.
+    """Causal model of the milestone labels: which steps lead to a keyframe, and how many milestones are passed.
 
-    A binary head beside the action gives the chance that a step leads to a keyframe (R_φ(o_t, a_t)); a head of 101 bins
-    gives progress z (two-hot, as in `ProgressReward`). Train it on the labels of
+    A binary head over observation and action predicts the probability that a step leads to a keyframe (R_φ(o_t, a_t)).
+    A head of 101 bins predicts progress z (two-hot, as in `ProgressReward`). Train it on the labels of
     `guerdon.rewards.milestones.labels.MilestoneLabels`. The paper generates the word "0" or "1" with a fine-tuned
-    vision-language model and direct sum of rewards; here the head is binary and any encoder will do.
+    vision-language model and sums these rewards; here the head is binary and any observer can be used.
 
     Between evaluated frames both hold their last value, with the action of the step.
 
     Args:
         state_size: S, numbers per state; 0 reads no state. None takes that of the observer, or of the training data.
-        action_size: A, numbers per action; 0 reads no action, and the binary head judges the observation alone. None
-            takes the number from the training data.
+        action_size: A, numbers per action; 0 reads no action, so that the binary head reads the observation alone.
+            None takes the number from the training data.
         observer: Encoder of observations; None encodes each state alone (0 layers). The encoder's arguments may also
             be given here one by one, such as ``width=128``.
         payment: How the estimates are paid; None pays the change of a potential. Its arguments may also be given here
             one by one, such as ``mode="additive"``. Episodes whose milestones come from the path have 4 of them, others
             as many as the gripper gave and 1.
         bins: Number of centres of progress on [0, 1], at least 2.
-        threshold: Chance from which on `additive` pays the whole bonus, as the paper's 0 or 1; None pays the chance.
-        pseudo_reward: Weight of positives against negatives in the loss; 1 balances them.
-        milestone_loss_weight: Weight of the binary head's loss beside progress.
+        threshold: Probability from which on `additive` pays the whole bonus, in (0, 1), as the paper's 0 or 1; None
+            pays the bonus times the probability.
+        pseudo_reward: Weight of positives against negatives in the loss, above 0; 1 balances them.
+        milestone_loss_weight: Weight of the binary head's loss next to that of progress, at least 0.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the observer was made for another state size.
     """
 
     @folds(observer=partial(ObservationEncoder, layers=0), payment=MilestonePayment)
@@ -60,7 +64,7 @@ class MilestoneReward(ObservedReward):
         observer = ObservationEncoder(layers=0) if observer is None else observer
         super().__init__(state_size=state_size, observer=observer)
         if threshold is not None and not 0 < threshold < 1:
-            raise ValueError(f"threshold is {threshold}: expected one in (0, 1), or None to pay the chance itself")
+            raise ValueError(f"threshold is {threshold}: expected one in (0, 1), or None to pay the probability itself")
         if (action_size or 0) < 0 or pseudo_reward <= 0 or milestone_loss_weight < 0:
             raise ValueError(
                 f"action_size {action_size}, pseudo_reward {pseudo_reward}, milestone_loss_weight "
@@ -76,7 +80,7 @@ class MilestoneReward(ObservedReward):
             self.step_head = nn.Sequential(nn.Linear(width + action_size, width), nn.GELU(), nn.Linear(width, 1))
 
     def _step_logits(self, encoded: EncodedObservations, batch: TrajectoryBatch) -> Float[Tensor, "B T"]:
-        """Logit of each step from the token held at its observation and its action."""
+        """Predict the logit of each step from its action and the last evaluated observation."""
         if batch.actions.shape[2] != self.action_size and self.action_size:
             raise ValueError(
                 f"{type(self).__name__} reads actions of {self.action_size} numbers, these trajectories have "
@@ -92,7 +96,7 @@ class MilestoneReward(ObservedReward):
         return self.step_head(hidden).squeeze(-1).float()
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Estimate both and pay.
+        """Estimate keyframe steps and progress, and pay.
 
         Raises:
             ValueError: If states or actions have another width, or a real number is NaN.
@@ -107,7 +111,7 @@ class MilestoneReward(ObservedReward):
         return self.payment.pay(Labelled(values=torch.where(known, labelled, 0.0), valid=known), progress, batch)
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
-        """Cross-entropy of the labelled steps, positives and negatives counted alike, plus that of progress.
+        """Compute the cross-entropy of the labelled steps, positives and negatives balanced, plus that of progress.
 
         ½ · pseudo_reward · mean over positives of −log σ(z) + ½ · mean over negatives of −log(1 − σ(z)), on steps whose
         label is known; a side without any gives 0.
@@ -152,10 +156,10 @@ class MilestoneReward(ObservedReward):
 def in_mode(
     model: MilestoneReward, mode: Mode, beta: float | None = None, bonus: float | None = None
 ) -> MilestoneReward:
-    """The same trained model, paid in another way; its own weights are copied, an encoder is shared.
+    """Return the same trained model with another payment; its weights are copied, vision and text encoders are shared.
 
     Args:
-        model: A trained model.
+        model: Trained model.
         mode: Rule of payment; see `MilestonePayment`.
         beta: Weight of the potential; None keeps the model's.
         bonus: Reward of a labelled step, or of a milestone; None keeps the model's.

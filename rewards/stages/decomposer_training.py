@@ -32,37 +32,44 @@ _CHECKPOINTS, _STATE = "checkpoints", "trainer_state.json"
 
 @dataclass
 class Examples:
-    """What there is to learn from, and what could not be used."""
+    """Examples to learn from, and episodes that gave none."""
 
     prompts: list[Prompt] = field(default_factory=list[Prompt])
+    """Prompt of each example."""
     answers: list[str] = field(default_factory=list[str])
+    """Answer to each prompt."""
     plans: int = 0
-    """How many of them ask for a plan; the others ask how far one is."""
+    """Number of examples that ask for a plan; the others ask how many stages are complete."""
     left_out: dict[int, str] = field(default_factory=dict[int, str])
-    """Number of an episode → why it taught nothing."""
+    """Index of an episode → reason why it gave no example."""
 
     def add(self, prompt: Prompt, answer: str) -> None:
-        """Add one."""
+        """Add an example.
+
+        Args:
+            prompt: Prompt of the model.
+            answer: Answer to learn.
+        """
         self.prompts.append(prompt)
         self.answers.append(answer)
 
     def dataset(self) -> datasets.Dataset:
-        """The examples as TRL's rows of prompt, completion and images."""
+        """Convert the examples into TRL's rows of prompt, completion and images."""
         return to_dataset(self.prompts, self.answers)
 
 
 class DecomposerTraining:
-    """Teaches a `VlmDecomposer` the plans and stages of another decomposer: a rule in simulation, or annotations.
+    """Supervised training of a `VlmDecomposer` on the plans and stages of a teacher: a rule, or annotations.
 
-    From every episode comes one example that asks for the teacher's plan, and up to ``frames_per_episode`` that ask how
-    many stages are complete, drawn evenly over the numbers of complete stages that the episode has, so that short
-    stages are met as often as long ones. The loss is the mean negative log-likelihood of the answer's tokens alone; the
-    model reads the very prompts it will be asked.
+    Every episode gives one example that asks for the teacher's plan, and up to ``frames_per_episode`` that ask how many
+    stages are complete. These are drawn evenly over the numbers of complete stages in the episode, so that short stages
+    occur as often as long ones. The loss is the mean negative log-likelihood of the answer's tokens alone. The prompts
+    are those of the decomposer in use.
 
     Args:
-        decomposer: Over a `VLM` with ``lora``; only its low-rank updates are trained.
-        teacher: Gives plans, and segments whole episodes.
-        frames_per_episode: At least 1.
+        decomposer: Decomposer over a `VLM` with ``lora``; only its low-rank updates are trained.
+        teacher: Decomposer that gives plans and segments whole episodes.
+        frames_per_episode: Largest number of stage questions per episode, at least 1.
         tuning: Length and step sizes of the run; None takes the defaults. Its arguments may also be given here one by
             one, such as ``epochs=4``.
         seed: Random seed of all draws.
@@ -93,7 +100,11 @@ class DecomposerTraining:
         self.tuning = FineTuning() if tuning is None else tuning
 
     def examples(self, episodes: Iterable[TrajectoryBatch]) -> Examples:
-        """Turn annotated episodes, one row each with frames, into questions with answers."""
+        """Convert annotated episodes into prompts with answers.
+
+        Args:
+            episodes: Batches of whole episodes with frames.
+        """
         found = Examples()
         for batch in episodes:
             for row in range(len(batch)):
@@ -108,7 +119,7 @@ class DecomposerTraining:
             return "no frame"
         try:
             plan = self._plan(batch)
-        except ValueError as error:  # one instruction that the teacher does not know is no reason to stop
+        except ValueError as error:  # one instruction without a plan must not stop the others
             return str(error)
         if not plan.stages:
             return "the teacher has no plan"
@@ -131,28 +142,28 @@ class DecomposerTraining:
         return self.teacher.plan(batch.instructions, None)[0]
 
     def fit(self, examples: Examples, out: Path, resume: bool = False) -> list[dict[str, Any]]:
-        """Train, with checkpoints in ``out``.
+        """Train on examples, with checkpoints in ``out``.
 
         Args:
-            examples: What to learn from.
+            examples: Prompts with answers.
             out: Run directory.
-            resume: Go on from its last whole checkpoint.
+            resume: Resume from its last complete checkpoint.
 
         Returns:
-            What was logged, update by update.
+            Logged metrics, one dictionary per entry.
 
         Raises:
             ValueError: If there is no example.
-            FileNotFoundError: If there is nothing to go on from.
+            FileNotFoundError: If there is no checkpoint to resume from.
         """
         if not examples.prompts:
-            told = "; ".join(f"episode {n}: {why}" for n, why in list(examples.left_out.items())[:5])
+            reasons = "; ".join(f"episode {n}: {why}" for n, why in list(examples.left_out.items())[:5])
             raise ValueError(
-                f"nothing to learn from: expected episodes with frames and stages ({told or 'no episode'})"
+                f"nothing to learn from: expected episodes with frames and stages ({reasons or 'no episode'})"
             )
         last = self.last_checkpoint(out) if resume else None
         for name, parameter in self.vlm.model.named_parameters():
-            parameter.requires_grad_(name in self.vlm.trained)  # whatever a reward around the decomposer froze
+            parameter.requires_grad_(name in self.vlm.trained)  # a reward around the decomposer may have frozen it
         with warnings.catch_warnings():
             # newer transformers call it activation checkpointing, older ones know no other name
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated")
@@ -168,7 +179,10 @@ class DecomposerTraining:
 
     @staticmethod
     def last_checkpoint(out: Path) -> Path:
-        """The last checkpoint of a run that was written whole: its state is written last.
+        """Find the last complete checkpoint of a run; its state file is written last.
+
+        Args:
+            out: Run directory.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -176,17 +190,22 @@ class DecomposerTraining:
         folder = out / _CHECKPOINTS
         whole = [p for p in folder.glob("checkpoint-*") if (p / _STATE).is_file() and (p / WEIGHTS).is_file()]
         if not whole:
-            raise FileNotFoundError(f"{folder} holds no checkpoint to go on from: start anew in another folder")
+            raise FileNotFoundError(f"{folder} holds no checkpoint to resume from: start again in another folder")
         return max(whole, key=lambda p: json.loads((p / _STATE).read_text())["global_step"])
 
     @torch.no_grad()
     def evaluate(self, episodes: Iterable[TrajectoryBatch], causal: bool = False) -> dict[str, Any]:
-        """Compare the decomposer's stages and plans with the teacher's, episode by episode.
+        """Evaluate the decomposer's stages and plans against the teacher's, episode by episode.
+
+        Args:
+            episodes: Batches of one whole episode with frames each.
+            causal: Segment from the past alone.
 
         Returns:
             ``stage_accuracy`` and ``stage_iou`` (mean over episodes, with a bootstrap interval over them), ``plans``
-            (share of the answers that were a plan) and ``plans_equal`` (share with the names of the teacher's stages),
-            ``episodes``, how many there were, and ``left_out``, how many more have no frame or no stage of the teacher.
+            (share of the answers that were a plan), ``plans_equal`` (share with the names of the teacher's stages),
+            ``episodes``, their number, and ``left_out``, the number of episodes without a frame or a stage of the
+            teacher.
         """
         accuracy: list[float] = []
         overlap: list[float] = []
@@ -212,15 +231,15 @@ class DecomposerTraining:
         return {
             "episodes": count,
             "left_out": left_out,
-            "stage_accuracy": _figure(accuracy),
-            "stage_iou": _figure(overlap),
+            "stage_accuracy": _with_interval(accuracy),
+            "stage_iou": _with_interval(overlap),
             "plans": made / count if count else None,
             "plans_equal": equal / count if count else None,
         }
 
 
 def _evenly(reached: dict[int, int], most: int, generator: np.random.Generator) -> list[int]:
-    """At most so many observations, as many from each number of complete stages as there are and fit, in order."""
+    """Draw at most ``most`` observations, evenly over the numbers of complete stages, in order of time."""
     counts = sorted(set(reached.values()))
     groups = {n: generator.permutation([s for s, k in reached.items() if k == n]).tolist() for n in counts}
     taken: list[int] = []
@@ -231,7 +250,7 @@ def _evenly(reached: dict[int, int], most: int, generator: np.random.Generator) 
     return sorted(taken)
 
 
-def _figure(values: Sequence[float]) -> dict[str, float | None]:
+def _with_interval(values: Sequence[float]) -> dict[str, float | None]:
     if not values:
         return {"mean": None, "low": None, "high": None}
     low, high = bootstrap_interval(torch.tensor(values), torch.arange(len(values)))
@@ -240,7 +259,13 @@ def _figure(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def write_examples(examples: Examples, path: Path, count: int = 20) -> None:
-    """Write texts and answers of the first examples as JSON, to look at what is taught; pictures as ``"<picture>"``."""
+    """Write texts and answers of the first examples as JSON, to review the training data.
+
+    Args:
+        examples: Prompts with answers; pictures are written as ``"<picture>"``.
+        path: File to write.
+        count: Number of examples.
+    """
     shown = [
         {"prompt": [p if isinstance(p, str) else "<picture>" for p in prompt], "answer": answer}
         for prompt, answer in zip(examples.prompts[:count], examples.answers[:count], strict=True)

@@ -95,7 +95,13 @@ class FineTuning:
 
 
 class AdapterTrainer(SFTTrainer):
-    """TRL's trainer on a model with injected low-rank updates, whose checkpoints hold these alone."""
+    """TRL's trainer for a model with injected low-rank updates, whose checkpoints hold only these.
+
+    Args:
+        vlm: Vision-language model with low-rank updates.
+        settings: Settings of TRL's trainer.
+        rows: Rows of prompt, completion and images.
+    """
 
     def __init__(self, vlm: VLM, settings: SFTConfig, rows: datasets.Dataset) -> None:
         self.vlm = vlm
@@ -108,12 +114,12 @@ class AdapterTrainer(SFTTrainer):
         )
 
     def keep(self) -> None:
-        """Write a checkpoint of the present state, if there was an update; the next data are those of the last one."""
+        """Write a checkpoint of the present state, if there was an update."""
         if self.state.global_step:
             self._save_checkpoint(self.vlm.model, trial=None)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No page about the model: a checkpoint is for going on."""
+        """Write no model card: a checkpoint is for resuming."""
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or cast(str, self.args.output_dir))
@@ -133,7 +139,11 @@ class AdapterTrainer(SFTTrainer):
 
 
 class AnswerCollator:
-    """Reads rows exactly as the model will be asked, with the answer behind; only the answer is learned."""
+    """Collator of rows into the prompts of the model in use, followed by their answers; only answers have labels.
+
+    Args:
+        vlm: Vision-language model that reads the prompts.
+    """
 
     def __init__(self, vlm: VLM) -> None:
         self.vlm = vlm
@@ -161,7 +171,7 @@ class AnswerCollator:
 
 
 def to_dataset(prompts: Sequence[Prompt], answers: Sequence[str]) -> datasets.Dataset:
-    """Write prompts and their answers as TRL's rows of prompt, completion and images."""
+    """Convert prompts and their answers into TRL's rows of prompt, completion and images."""
     rows = [_row(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     return datasets.Dataset.from_list(rows, features=_COLUMNS)
 

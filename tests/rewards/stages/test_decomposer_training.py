@@ -175,7 +175,7 @@ def test_a_reward_around_the_decomposer_does_not_keep_it_from_learning(folders, 
 
 def test_nothing_to_go_on_from_is_an_error(folders, tmp_path):
     made = training(folders["smolvlm"])
-    with pytest.raises(FileNotFoundError, match="no checkpoint to go on from"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
         made.fit(made.examples([episode()]), tmp_path, resume=True)
 
 
