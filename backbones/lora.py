@@ -12,7 +12,7 @@ class LoRA(Component):
     """Low-rank updates of linear layers, W + (α/r) B A with B = 0 at the start (Hu et al. 2021, Eq. 3).
 
     Args:
-        rank: r, rank of the updates, at least 1.
+        rank: r, rank of the updates, at least 0; 0 trains nothing.
         alpha: α, scale of the updates, above 0; None takes 2 r.
         dropout: Probability with which an input of an update is left out in training, in [0, 1).
         targets: ``"all-linear"``, every linear layer of the language model; or last parts of their names, such as
@@ -30,10 +30,10 @@ class LoRA(Component):
         targets: str | list[str] = "all-linear",
     ) -> None:
         super().__init__()
-        if rank < 1 or not 0 <= dropout < 1 or (alpha is not None and alpha <= 0):
+        if rank < 0 or not 0 <= dropout < 1 or (alpha is not None and alpha <= 0):
             raise ValueError(
-                f"rank {rank}, alpha {alpha}, dropout {dropout}: expected a rank of at least 1 (leave lora out "
-                "to train no update), a positive alpha and a dropout in [0, 1)"
+                f"rank {rank}, alpha {alpha}, dropout {dropout}: expected a rank of at least 0, a positive alpha and a "
+                "dropout in [0, 1)"
             )
         self.rank, self.alpha, self.dropout, self.targets = rank, alpha, dropout, targets
 
@@ -46,6 +46,8 @@ class LoRA(Component):
         Raises:
             ValueError: If a target names no layer.
         """
+        if not self.rank:
+            return
         linear = [n for n, m in decoder.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")]
         kinds = {n.rpartition(".")[2] for n in linear}
         targets = self.targets
@@ -66,11 +68,11 @@ def lora_of(
     lora_alpha: int | None = None,
     lora_dropout: float | int = 0.0,
     lora_targets: str | list[str] = "all-linear",
-) -> LoRA | None:
+) -> LoRA:
     """Make low-rank updates of the arguments that `VLM` took before version 0.2.
 
     Args:
-        lora_rank: r; 0 makes none.
+        lora_rank: See `LoRA`.
         lora_alpha: See `LoRA`.
         lora_dropout: See `LoRA`.
         lora_targets: See `LoRA`.
@@ -78,8 +80,6 @@ def lora_of(
     Raises:
         ValueError: If an argument is out of its range.
     """
-    if lora_rank == 0:
-        return None
     return LoRA(rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout, targets=lora_targets)
 
 

@@ -36,11 +36,8 @@ class ObservedReward(RewardModel):
         if state_size is not None:
             observer.fill_state_size(state_size)
         self.observer = observer
-
-    @property
-    def state_size(self) -> int | None:
+        self.state_size = observer.state_size
         """S, numbers per state; 0 reads no state, None is not known yet."""
-        return self.observer.state_size
 
     @property
     def inputs(self) -> ModelInputs:

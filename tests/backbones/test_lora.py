@@ -45,14 +45,18 @@ def test_the_update_is_scaled_by_alpha_over_rank(alpha, scale):
 
 
 def test_bad_settings_are_named():
-    for wrong in ({"rank": 0}, {"alpha": 0}, {"dropout": 1.0}):
-        with pytest.raises(ValueError, match=r"expected a rank of at least 1 .*, a positive alpha and a dropout in"):
+    for wrong in ({"rank": -1}, {"alpha": 0}, {"dropout": 1.0}):
+        with pytest.raises(ValueError, match="expected a rank of at least 0, a positive alpha and a dropout in"):
             LoRA(**wrong)
     with pytest.raises(ValueError, match=r"targets \['query'\]: expected 'all-linear' or some of .*'q_proj'"):
         LoRA(targets=["query"]).add_to(Decoder())
 
 
-def test_arguments_of_before_make_the_object_or_none():
-    assert lora_of() is None and lora_of(lora_rank=0, lora_dropout=0.1) is None
+def test_a_rank_of_zero_trains_nothing():
+    assert updated(rank=0)[1] == set()
+
+
+def test_arguments_of_before_make_the_object():
+    assert lora_of().rank == 0
     made = lora_of(lora_rank=4, lora_alpha=2, lora_dropout=0.1, lora_targets=["q_proj"])
-    assert made is not None and made.init_args == {"rank": 4, "alpha": 2, "dropout": 0.1, "targets": ["q_proj"]}
+    assert made.init_args == {"rank": 4, "alpha": 2, "dropout": 0.1, "targets": ["q_proj"]}

@@ -10,6 +10,7 @@ from guerdon.backbones.language import HashedText
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import Labelled, TrajectoryBatch
 from guerdon.core.sizes import DataSizes, require_sizes, take_sizes
+from guerdon.rewards.combine import Sum
 from guerdon.rewards.ensemble import EnsembleReward
 from guerdon.rewards.milestones.reward import MilestoneReward
 from guerdon.rewards.observation_encoder import ObservationEncoder
@@ -41,7 +42,7 @@ def test_the_data_name_the_size_of_a_model_and_of_its_observer(model):
             require_sizes(made)
         assert made.state_size is None and take_sizes(made, DATA)
         require_sizes(made)
-        assert made.state_size == made.observer.init_args["state_size"] == 3
+        assert made.state_size == made.init_args["state_size"] == made.observer.init_args["state_size"] == 3
         assert made.eval()(rows()).rewards.shape == (2, 4)
 
 
@@ -70,6 +71,14 @@ def test_members_of_an_ensemble_take_their_size_from_the_data_too():
     assert [member.state_size for member in model.members] == [3, 3]
     assert model.members[0].observer is not model.members[1].observer
     assert model.eval()(rows()).rewards.shape == (2, 4)
+
+
+def test_models_that_share_an_observer_are_both_built():
+    observer = ObservationEncoder(width=8, layers=0)
+    both = Sum([ProgressReward(observer=observer), SuccessReward(observer=observer)])
+    assert take_sizes(both, DATA)
+    require_sizes(both)
+    assert both.eval()(rows()).rewards.shape == (2, 4)
 
 
 def test_another_size_than_that_of_the_data_is_refused_naming_both():
