@@ -56,31 +56,40 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "datasets.module": ("EpisodeData",),
         "datasets.labels": ("LabelFactory",),
         "rewards.stages.subgoals": ("StageLabels", "SubgoalLabels"),
-        "rewards.milestones.labels": ("MilestoneLabels",),
+        "rewards.milestones.labels": ("MilestoneLabels", "MilestoneTracks"),
         "rewards.milestones.detection": ("MilestoneDetector",),
         "rewards.fit": ("RewardTraining",),
         "critics.fit": ("CriticTraining",),
         "rewards.stages.decomposer_training": ("DecomposerTraining",),
+        "rewards.stages.fine_tuning": ("FineTuning",),
     },
     "Score and evaluate data sets": {
         "scoring.dataset": ("score_dataset", "ScoringReport"),
         "scoring.scores": ("read_scores",),
         "evaluation.dataset": ("evaluate_dataset",),
+        "evaluation.metric": ("Metric",),
+        "evaluation.metrics": ("METRICS",),
+        "evaluation.evaluate": ("evaluate",),
+        "core.intervals": ("Estimate",),
         "evaluation.calibration.fit": ("calibrate",),
         "pages.report": ("write_report",),
     },
     "Reward models": {
+        "rewards.observation_encoder": ("ObservationEncoder",),
         "rewards.observed": ("ObservedReward",),
         "rewards.progress": ("ProgressReward",),
         "rewards.success": ("SuccessReward",),
         "rewards.vlm_progress": ("VlmProgressReward",),
+        "rewards.frame_windows": ("FrameWindows",),
+        "rewards.heads": ("PredictionSettings",),
         "rewards.recorded": ("RecordedReward", "RecordedSuccess"),
         "rewards.step_cost": ("StepCost",),
         "rewards.ensemble": ("EnsembleReward",),
         "rewards.calibration": ("Calibrated",),
         "rewards.combine": ("Around", "Scale", "Clip", "Normalise", "Sum"),
         "rewards.shaping": ("Shaped", "Level", "Delta", "FirstHit", "Sparse", "Potential"),
-        "rewards.milestones.reward": ("MilestoneReward", "Paid"),
+        "rewards.milestones.reward": ("MilestoneReward",),
+        "rewards.milestones.payment": ("MilestonePayment",),
         "rewards.milestones.oracle": ("MilestoneOracle",),
         "rewards.grape.trajectory": ("GrapeScore",),
         "rewards.costs": ("Constraint", "external_reward"),
@@ -95,6 +104,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "rewards.stages.rule_decomposer": ("RuleDecomposer",),
         "rewards.stages.recorded_plans": ("RecordedDecomposer",),
         "rewards.stages.decomposer": ("VlmDecomposer",),
+        "rewards.stages.segmentation": ("StagePath",),
     },
     "Critics": {
         "critics.value": ("StateCritic", "ValueCritic"),
@@ -146,7 +156,8 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "backbones.temporal": ("CausalTransformer",),
         "backbones.chat": ("Chat", "Reply"),
         "backbones.vlm": ("VLM",),
-        "backbones.remote": ("RemoteChat",),
+        "backbones.lora": ("LoRA",),
+        "backbones.remote": ("RemoteChat", "RequestSettings"),
         "backbones.recorded_chat": ("RecordedChat", "RecordingChat"),
     },
 }
@@ -176,11 +187,13 @@ if TYPE_CHECKING:
     from .backbones.huggingface_text import HuggingFaceText as HuggingFaceText
     from .backbones.language import HashedText as HashedText
     from .backbones.language import TextEncoder as TextEncoder
+    from .backbones.lora import LoRA as LoRA
     from .backbones.openai_clip import ClipEncoder as ClipEncoder
     from .backbones.openai_clip import ClipText as ClipText
     from .backbones.recorded_chat import RecordedChat as RecordedChat
     from .backbones.recorded_chat import RecordingChat as RecordingChat
     from .backbones.remote import RemoteChat as RemoteChat
+    from .backbones.remote import RequestSettings as RequestSettings
     from .backbones.temporal import CausalTransformer as CausalTransformer
     from .backbones.vision import ConvEncoder as ConvEncoder
     from .backbones.vision import VisionEncoder as VisionEncoder
@@ -206,6 +219,7 @@ if TYPE_CHECKING:
     from .core.interfaces import TaskDecomposer as TaskDecomposer
     from .core.interfaces import TaskPlan as TaskPlan
     from .core.interfaces import TaskStage as TaskStage
+    from .core.intervals import Estimate as Estimate
     from .core.pretrained import pretrained_critic as pretrained_critic
     from .core.pretrained import pretrained_policy as pretrained_policy
     from .core.pretrained import pretrained_reward as pretrained_reward
@@ -255,6 +269,9 @@ if TYPE_CHECKING:
     from .envs.vector import task_names as task_names
     from .evaluation.calibration.fit import calibrate as calibrate
     from .evaluation.dataset import evaluate_dataset as evaluate_dataset
+    from .evaluation.evaluate import evaluate as evaluate
+    from .evaluation.metric import Metric as Metric
+    from .evaluation.metrics import METRICS as METRICS
     from .evaluation.watch.callback import HackingWarning as HackingWarning
     from .evaluation.watch.callback import HackingWatch as HackingWatch
     from .evaluation.watch.claim import SuccessClaim as SuccessClaim
@@ -301,12 +318,16 @@ if TYPE_CHECKING:
     from .rewards.costs import external_reward as external_reward
     from .rewards.ensemble import EnsembleReward as EnsembleReward
     from .rewards.fit import RewardTraining as RewardTraining
+    from .rewards.frame_windows import FrameWindows as FrameWindows
     from .rewards.grape.trajectory import GrapeScore as GrapeScore
+    from .rewards.heads import PredictionSettings as PredictionSettings
     from .rewards.milestones.detection import MilestoneDetector as MilestoneDetector
     from .rewards.milestones.labels import MilestoneLabels as MilestoneLabels
+    from .rewards.milestones.labels import MilestoneTracks as MilestoneTracks
     from .rewards.milestones.oracle import MilestoneOracle as MilestoneOracle
+    from .rewards.milestones.payment import MilestonePayment as MilestonePayment
     from .rewards.milestones.reward import MilestoneReward as MilestoneReward
-    from .rewards.milestones.reward import Paid as Paid
+    from .rewards.observation_encoder import ObservationEncoder as ObservationEncoder
     from .rewards.observed import ObservedReward as ObservedReward
     from .rewards.progress import ProgressReward as ProgressReward
     from .rewards.recorded import RecordedReward as RecordedReward
@@ -319,8 +340,10 @@ if TYPE_CHECKING:
     from .rewards.shaping import Sparse as Sparse
     from .rewards.stages.decomposer import VlmDecomposer as VlmDecomposer
     from .rewards.stages.decomposer_training import DecomposerTraining as DecomposerTraining
+    from .rewards.stages.fine_tuning import FineTuning as FineTuning
     from .rewards.stages.recorded_plans import RecordedDecomposer as RecordedDecomposer
     from .rewards.stages.rule_decomposer import RuleDecomposer as RuleDecomposer
+    from .rewards.stages.segmentation import StagePath as StagePath
     from .rewards.stages.subgoals import StageLabels as StageLabels
     from .rewards.stages.subgoals import SubgoalLabels as SubgoalLabels
     from .rewards.stages.subgoals import SubgoalReward as SubgoalReward

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..core.arguments import folds
+from ..core.interfaces import Component
 from .chat import Chat, Prompt, Reply
 from .chat_completions import Failure, check_prompt, choice_of, content_of, places_of, score, short, text_of
 
@@ -24,6 +26,31 @@ _HEADERS = {"host", "accept", "accept-encoding", "connection", "content-length",
 _OWN_FIELDS = {"model", "messages", "temperature", "logprobs", "top_logprobs", "stream", "n"}
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _LONGEST_WAIT = 60.0  # seconds; an endpoint that asks for an hour gets a minute, then the retries run out
+
+
+class RequestSettings(Component):
+    """How requests to an endpoint are sent, and tried again where they fail.
+
+    Args:
+        timeout: Seconds of silence, above 0, after which an attempt has failed: to connect, to send, and to answer.
+        retries: Number of attempts after the first.
+        backoff: Seconds before the first retry; twice as many before each later one, up to 60, shortened at random by
+            up to a half. A longer ``Retry-After`` of the endpoint is kept to, up to 60 s.
+        concurrency: Number of prompts in flight at a time, at least 1.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self, timeout: float | int = 60.0, retries: int = 3, backoff: float | int = 1.0, concurrency: int = 4
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(timeout) and timeout > 0 and math.isfinite(backoff) and backoff >= 0):
+            raise ValueError(f"timeout {timeout}, backoff {backoff}: expected seconds, the first above 0")
+        if retries < 0 or concurrency < 1:
+            raise ValueError(f"retries {retries}, concurrency {concurrency}: expected at least 0, and at least 1")
+        self.timeout, self.retries, self.backoff, self.concurrency = timeout, retries, backoff, concurrency
 
 
 class RemoteChat(Chat):
@@ -47,11 +74,8 @@ class RemoteChat(Chat):
         model: Name of the model there.
         api_key_env: Name of the environment variable that holds the key, in capitals, read when something is asked;
             None sends no key.
-        timeout: Seconds of silence, in each attempt, after which it has failed: to connect, to send, and to answer.
-        retries: Attempts after the first.
-        backoff: Seconds before the first retry; twice as many before each later one, up to 60, shortened at random by
-            up to a half. A longer ``Retry-After`` of the endpoint is kept to, up to 60 s.
-        concurrency: Prompts in flight at a time.
+        requests: How requests are sent, and tried again where they fail; None takes the defaults. Its arguments may
+            also be given here one by one, such as ``timeout=10.0``.
         temperature: Of replies; 0 is the most likely answer. None sends none, as some models take no other than theirs.
         top_logprobs: Likely tokens to ask for at each place; many endpoints give 20 at most, some 5.
         answer_tokens: Tokens to generate when answers are scored, see above.
@@ -65,15 +89,13 @@ class RemoteChat(Chat):
 
     frozen_reference = True
 
+    @folds(requests=RequestSettings)
     def __init__(
         self,
         base_url: str,
         model: str,
         api_key_env: str | None = None,
-        timeout: float | int = 60.0,
-        retries: int = 3,
-        backoff: float | int = 1.0,
-        concurrency: int = 4,
+        requests: RequestSettings | None = None,
         temperature: float | int | None = 0.0,
         top_logprobs: int = 20,
         answer_tokens: int = 1,
@@ -87,19 +109,14 @@ class RemoteChat(Chat):
         if api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", api_key_env):
             # not printed: this may be the key itself
             raise ValueError("api_key_env: expected the NAME of an environment variable, in capitals, not the key")
-        if not (math.isfinite(timeout) and timeout > 0 and math.isfinite(backoff) and backoff >= 0):
-            raise ValueError(f"timeout {timeout}, backoff {backoff}: expected seconds, the first above 0")
-        if retries < 0 or concurrency < 1 or top_logprobs < 1 or answer_tokens < 1:
-            raise ValueError(
-                f"retries {retries}, concurrency {concurrency}, top_logprobs {top_logprobs}, answer_tokens "
-                f"{answer_tokens}: expected at least 0, 1, 1 and 1"
-            )
+        if top_logprobs < 1 or answer_tokens < 1:
+            raise ValueError(f"top_logprobs {top_logprobs}, answer_tokens {answer_tokens}: expected at least 1 each")
         if temperature is not None and not (math.isfinite(temperature) and temperature >= 0):
             raise ValueError(f"temperature is {temperature}: expected at least 0, or None to send none")
         if taken := sorted(set(extra_body or {}) & (_OWN_FIELDS | set(_LIMITS))):
             raise ValueError(f"extra_body holds {taken[0]!r}, which is set otherwise: leave it out")
         self.base_url, self.name, self.api_key_env = base_url, model, api_key_env
-        self.timeout, self.retries, self.backoff, self.concurrency = timeout, retries, backoff, concurrency
+        self.requests = RequestSettings() if requests is None else requests
         self.temperature, self.top_logprobs, self.answer_tokens = temperature, top_logprobs, answer_tokens
         self.token_limit, self.extra_body = token_limit, dict(extra_body or {})
         self.failures: Counter[str] = Counter()
@@ -182,14 +199,14 @@ class RemoteChat(Chat):
                 base_url=self.base_url,
                 api_key="set for each request",
                 http_client=http,
-                timeout=float(self.timeout),
+                timeout=float(self.requests.timeout),
                 max_retries=0,
             )
 
             def ask(prompt: Prompt) -> dict[str, Any] | Failure:
                 return self._ask(openai, client, prompt, settings, key or "\0")
 
-            with ThreadPoolExecutor(min(self.concurrency, len(prompts))) as pool:
+            with ThreadPoolExecutor(min(self.requests.concurrency, len(prompts))) as pool:
                 return list(pool.map(ask, prompts))
 
     def _key(self) -> str | None:
@@ -204,10 +221,10 @@ class RemoteChat(Chat):
         self, openai: Any, client: Any, prompt: Prompt, settings: dict[str, Any], hidden: str
     ) -> "dict[str, Any] | Failure":
         # what is hidden is the key: an endpoint may print what it was sent
-        body = self.extra_body | settings
+        body, sending = self.extra_body | settings, self.requests
         messages = [{"role": "user", "content": content_of(prompt)}]
         failure = Failure("connection", "")
-        for attempt in range(self.retries + 1):
+        for attempt in range(sending.retries + 1):
             asked = 0.0  # seconds the endpoint asked to wait
             try:
                 answer = client.chat.completions.with_raw_response.create(
@@ -215,7 +232,7 @@ class RemoteChat(Chat):
                 )
                 return choice_of(answer.http_response.content.replace(hidden.encode(), b"..."))
             except openai.APITimeoutError:
-                failure = Failure("timeout", f"no answer within {self.timeout:g} s")
+                failure = Failure("timeout", f"no answer within {sending.timeout:g} s")
             except openai.APIConnectionError as error:
                 failure = Failure("connection", f"no connection: {short(error.__cause__ or error)}")
             except openai.APIStatusError as error:
@@ -225,10 +242,10 @@ class RemoteChat(Chat):
                 if status not in (408, 429) and status < 500:
                     return failure
                 asked = _retry_after(error.response.headers)
-            if attempt < self.retries:
-                wait = self.backoff * 2**attempt * _jitter.uniform(0.5, 1.0)
+            if attempt < sending.retries:
+                wait = sending.backoff * 2**attempt * _jitter.uniform(0.5, 1.0)
                 time.sleep(min(max(wait, asked), _LONGEST_WAIT))
-        tries = f" ({self.retries + 1} attempts)" if self.retries else ""
+        tries = f" ({sending.retries + 1} attempts)" if sending.retries else ""
         return Failure(failure.kind, failure.problem + tries)
 
 
@@ -260,4 +277,4 @@ def _openai() -> Any:
     return openai
 
 
-__all__ = ["RemoteChat"]
+__all__ = ["RemoteChat", "RequestSettings"]

@@ -7,15 +7,16 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from ..core.arguments import folds
 from .chat import Chat, Prompt, Reply
+from .lora import LoRA, lora_of
 from .revision import weights_revision
 from .vlm_answers import answers_after, answers_along, read_prompts
-from .vlm_loading import add_lora, freeze, open_vlm
+from .vlm_loading import freeze, open_vlm
 from .vlm_prompts import PromptReader
 
 V = TypeVar("V", bound="VLM")
@@ -37,8 +38,7 @@ class VLM(Chat):
     """A model that reads texts and pictures in turn: any that transformers opens for image-text-to-text.
 
     The published weights are frozen, run without dropout and stay out of saved files, which hold name, revision and a
-    hash of them. With ``lora_rank`` low-rank updates of the language model are trained (Hu et al. 2021,
-    arXiv:2106.09685, Eq. 3: W + (α/r) B A with B = 0 at the start), and only these are saved.
+    hash of them. With ``lora`` low-rank updates of the language model are trained, and only these are saved.
 
     Only safetensors are opened, and no code that comes with a checkpoint is run. Nothing is downloaded unless asked.
 
@@ -49,11 +49,8 @@ class VLM(Chat):
         download: Fetch a repository that is not in the local cache yet. Not saved: whoever opens a saved model is not
             made to download.
         dtype: Of the frozen weights; what is trained is float32 always.
-        lora_rank: r; 0 trains nothing.
-        lora_alpha: α; None takes 2 r.
-        lora_dropout: Probability with which an input of a low-rank update is left out in training.
-        lora_targets: ``"all-linear"``, every linear layer of the language model; or last parts of their names, such as
-            ``["q_proj", "v_proj"]``.
+        lora: Low-rank updates of the language model; None trains nothing. Their arguments may also be given here one by
+            one with ``lora_`` in front, such as ``lora_rank=16``.
         image_options: Settings of the checkpoint's image processor to change, such as ``{"size": {"shortest_edge":
             3136, "longest_edge": 50176}}``. Cutting pictures into tiles is off unless asked for here.
         max_tokens: Longest prompt; None takes what the model was made for.
@@ -67,6 +64,7 @@ class VLM(Chat):
             ``fingerprint``, or an argument makes no sense.
     """
 
+    @folds(lora=lora_of)
     def __init__(
         self,
         name: str,
@@ -74,21 +72,13 @@ class VLM(Chat):
         fingerprint: str | None = None,
         download: bool = False,
         dtype: Literal["float32", "bfloat16"] = "float32",
-        lora_rank: int = 0,
-        lora_alpha: int | None = None,
-        lora_dropout: float | int = 0.0,
-        lora_targets: str | list[str] = "all-linear",
+        lora: LoRA | None = None,
         image_options: dict[str, Any] | None = None,
         max_tokens: int | None = None,
         gradient_checkpointing: bool = False,
         batch_size: int = 8,
     ) -> None:
         super().__init__()
-        if lora_rank < 0 or not 0 <= lora_dropout < 1 or (lora_alpha is not None and lora_alpha <= 0):
-            raise ValueError(
-                f"lora_rank {lora_rank}, lora_alpha {lora_alpha}, lora_dropout {lora_dropout}: expected a rank of at "
-                "least 0, a positive alpha and a dropout in [0, 1)"
-            )
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected at least 1")
         self.batch_size = batch_size
@@ -110,10 +100,8 @@ class VLM(Chat):
             # the second name is that of transformers before 5.20
             enable = getattr(decoder, "activation_checkpointing_enable", None) or decoder.gradient_checkpointing_enable
             enable({"use_reentrant": False})
-        if lora_rank:
-            alpha = 2 * lora_rank if lora_alpha is None else lora_alpha
-            config = LoraConfig(r=lora_rank, lora_alpha=alpha, lora_dropout=lora_dropout)
-            add_lora(self._decoder(), config, lora_targets)
+        if lora is not None:
+            lora.add_to(self._decoder())
         self.trained = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
         """Names of the weights of the low-rank updates."""
         self.register_state_dict_post_hook(_leave_out_frozen)

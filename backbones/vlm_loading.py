@@ -1,10 +1,9 @@
-"""Opens published vision-language models without running their code, and puts low-rank updates into them."""
+"""Opens published vision-language models without running their code."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -64,21 +63,3 @@ def freeze(model: Any) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             setattr(module, "attention_dropout", 0.0)  # noqa: B010 - to pyright modules hold tensors only
-
-
-def add_lora(decoder: Any, config: LoraConfig, targets: str | list[str]) -> None:
-    """Put trainable float32 updates into the linear layers of a language model that are targeted.
-
-    Raises:
-        ValueError: If a target names no layer.
-    """
-    linear = [n for n, m in decoder.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")]
-    kinds = {n.rpartition(".")[2] for n in linear}
-    wanted = kinds if targets == "all-linear" else {targets} if isinstance(targets, str) else set(targets)
-    if not wanted or not wanted <= kinds:
-        raise ValueError(f"lora_targets {targets!r}: expected 'all-linear' or some of {sorted(kinds)}")
-    config.target_modules = [n for n in linear if n.rpartition(".")[2] in wanted]
-    inject_adapter_in_model(config, decoder)
-    for parameter in decoder.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # small updates vanish in bfloat16

@@ -150,7 +150,7 @@ def main() -> None:
                 for causal, name in ((False, "whole episode"), (True, "online")):
                     rows = judged(by_model(training, causal), teacher, held_out)
                     found.setdefault(f"model {when}, {name}", []).extend(rows)
-                plans[when].append(float(training.judge(held_out[:: options.held_out])["plans_equal"]))
+                plans[when].append(float(training.evaluate(held_out[:: options.held_out])["plans_equal"]))
                 last = found[f"model {when}, whole episode"][-len(held_out) :]
                 mean = sum(row["stage_accuracy"] for row in last) / len(last)
                 print(f"seed {seed} {when}: stage accuracy {mean:.2f}, plans equal {plans[when][-1]:.2f}", flush=True)

@@ -14,13 +14,13 @@ from rich.text import Text
 from ..core.files import write_json
 from ..core.hub import component_hash
 from ..core.intervals import Estimate
+from ..core.opening import open_reward_model
 from ..datasets.episodes import BadEpisodeError
 from ..datasets.opening import open_dataset
 from ..datasets.splits import VAL_FRACTION
 from ..evaluation.calibration.data import collect
 from ..evaluation.calibration.fit import calibrate_on
 from ..evaluation.calibration.report import CalibrationReport
-from ..rewards.opening import open_reward_model
 from .output import require_writable, table_console
 
 

@@ -36,6 +36,7 @@ from ..policies.optimizer import PolicyAdam, PolicyOptimizer
 from ..policies.rollouts.data import RolloutData
 from ..policies.rollouts.pool import TaskSetting, play_episodes
 from ..rewards.fit import RewardTraining
+from ..rewards.observation_encoder import ObservationEncoder
 from ..rewards.progress import ProgressReward
 from ..rewards.recorded import RecordedSuccess
 from ..rewards.shaping import FirstHit
@@ -196,7 +197,7 @@ class _Demo:
         def make() -> RewardModel:
             width = open_dataset(self.out / "logs").state_size
             module = RewardTraining(
-                ProgressReward(state_size=width, layers=0, success_weight=SUCCESS_WEIGHT),
+                ProgressReward(state_size=width, observer=ObservationEncoder(layers=0), success_weight=SUCCESS_WEIGHT),
                 weight_decay=1e-2,
                 schedule="cosine",
             )

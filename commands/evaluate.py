@@ -10,13 +10,12 @@ from typing import Any
 
 from ..core.files import write_json
 from ..core.interfaces import Critic, RewardModel
-from ..core.opening import open_component
+from ..core.opening import open_component, open_reward_model
 from ..datasets.episodes import EpisodeDataset
 from ..datasets.joined import JoinedDatasets
 from ..datasets.opening import open_dataset
 from ..evaluation.dataset import OpenedModel, evaluate_dataset
 from ..evaluation.table import print_evaluation
-from ..rewards.opening import open_reward_model
 from .arguments import names_in
 from .output import require_writable, table_console
 

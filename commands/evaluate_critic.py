@@ -15,7 +15,7 @@ from .. import __version__
 from ..core.batch import End, named_ends
 from ..core.files import write_json
 from ..core.interfaces import Critic, Policy, RewardModel
-from ..core.opening import open_component
+from ..core.opening import open_component, open_reward_model
 from ..datasets.collate import Window
 from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
@@ -26,7 +26,6 @@ from ..evaluation.critics.logs import LoggedValues, LogReader
 from ..evaluation.critics.reroll import Tail, step_cost
 from ..evaluation.critics.rollouts import RolledOut, Rollouts, roll_out
 from ..policies.proposer import PolicyProposer
-from ..rewards.opening import open_reward_model
 from ..rewards.step_cost import StepCost
 from ..scoring.ends import reward_beside
 from .arguments import names_in

@@ -1,6 +1,6 @@
 """What a component promises: reward models, critics, advantage sources, policies and objectives."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -82,6 +82,20 @@ class RewardModel(Component):
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
         """Training loss under the key ``"loss"``, its parts under their own names."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to train: it has no loss(batch)")
+
+
+@runtime_checkable
+class Normalised(Protocol):
+    """A model with statistics of its inputs; training calls ``fit_normaliser`` once, before the first update."""
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the statistics are known, or there are none."""
+        ...
+
+    def fit_normaliser(self, batches: Iterable[TrajectoryBatch]) -> None:
+        """Fit the statistics on the training data; they are kept in buffers whose names start with ``state_``."""
+        ...
 
 
 @runtime_checkable  # the tests' shape checks ask isinstance

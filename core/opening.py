@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 
 from .hub import SPEC, class_path, component_hash, load_component, read_spec
-from .interfaces import Component
+from .interfaces import Component, RewardModel
 
 C = TypeVar("C", bound=Component)
 
@@ -47,4 +47,16 @@ def open_component(
     return model.eval(), said
 
 
-__all__ = ["open_component"]
+def open_reward_model(
+    path: str | Path, device: str = "auto", trust: bool = False
+) -> tuple[RewardModel, dict[str, Any]]:
+    """Open a saved reward model for use; see `open_component`.
+
+    Raises:
+        ValueError: If the folder holds another component, or there is no such device.
+        FileNotFoundError: If there is nothing at the path.
+    """
+    return open_component(path, RewardModel, "a reward model", device, trust)
+
+
+__all__ = ["open_component", "open_reward_model"]

@@ -51,7 +51,7 @@ class Calibrated(Around):
     def __init__(
         self, reward: RewardModel, method: Method = "isotonic", knots: int = 0, progress_knots: int = 0
     ) -> None:
-        super().__init__(reward)
+        super().__init__(reward=reward)
         if method not in METHODS:
             raise ValueError(f"method is {method!r}: expected one of {', '.join(METHODS)}")
         if progress_knots < 0 or (knots < 1 if method == "isotonic" else knots != 0):

@@ -1,4 +1,4 @@
-"""Rewards made of rewards: sums, scales, limits, and a scale taken from data."""
+"""Rewards composed of other rewards: sum, scale, clip, and normalisation by data."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,10 @@ from ..core.interfaces import RewardModel
 
 
 class Around(RewardModel):
-    """Base of a reward that changes another step by step; what the other says of progress and success is passed on.
+    """Base of rewards that change another reward step by step and pass on its progress and success.
 
     Args:
-        reward: The reward to change; it is not trained here.
+        reward: Reward model to change; its parameters are frozen.
     """
 
     def __init__(self, reward: RewardModel) -> None:
@@ -26,68 +26,74 @@ class Around(RewardModel):
 
     @property
     def inputs(self) -> ModelInputs:
-        """What the model inside reads."""
+        """Inputs that the inner reward reads."""
         return inputs_of(self.reward)
 
 
 class Scale(Around):
-    """Multiplies a reward, its spread and its terms by a factor.
+    """Reward multiplied by a factor, with its standard deviation and its terms.
 
     Args:
-        reward: The reward.
-        factor: Finite; a negative one makes it a cost.
+        reward: Reward model to scale; its parameters are frozen.
+        factor: Finite factor; a negative one makes a cost of the reward.
+
+    Raises:
+        ValueError: If the factor is not finite.
     """
 
     def __init__(self, reward: RewardModel, factor: float) -> None:
-        super().__init__(reward)
+        super().__init__(reward=reward)
         if not math.isfinite(factor):
             raise ValueError(f"factor is {factor}: expected a finite number")
         self.factor = factor
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Score and multiply."""
+        """Compute the inner reward and multiply it."""
         return _scaled(self.reward(batch), self.factor)
 
 
 class Clip(Around):
-    """Limits every step's reward to [low, high]. The terms stay those of the reward that was limited.
+    """Reward clipped to [low, high] at every step; its terms stay those of the inner reward.
 
     Args:
-        reward: The reward.
-        low: Smallest reward.
-        high: Largest reward, at least ``low``.
+        reward: Reward model to clip; its parameters are frozen.
+        low: Smallest reward of a step.
+        high: Largest reward of a step, at least ``low``.
+
+    Raises:
+        ValueError: If the limits are not finite or not in order.
     """
 
     def __init__(self, reward: RewardModel, low: float = -1.0, high: float = 1.0) -> None:
-        super().__init__(reward)
+        super().__init__(reward=reward)
         if not (math.isfinite(low) and math.isfinite(high) and low <= high):
             raise ValueError(f"expected finite limits low <= high, got {low} and {high}")
         self.low, self.high = low, high
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Score and limit; what is invalid stays 0."""
+        """Compute the inner reward and clip it; invalid entries stay 0."""
         inner = self.reward(batch)
         return replace(inner, rewards=torch.where(inner.valid, inner.rewards.clamp(self.low, self.high), 0.0), std=None)
 
 
 class Normalise(Around):
-    """Divides a reward by its standard deviation over the valid steps of a data set, taken once by ``fit`` and saved.
+    """Reward divided by its standard deviation over a data set, which ``fit`` measures once and which is saved.
 
-    The mean is not taken out: in episodes of different lengths a constant on every step changes which policy is best.
+    The mean is not subtracted: in episodes of different lengths a constant on every step changes which policy is best.
 
     Args:
-        reward: The reward.
+        reward: Reward model to normalise; its parameters are frozen.
     """
 
     deviation: Tensor
 
     def __init__(self, reward: RewardModel) -> None:
-        super().__init__(reward)
+        super().__init__(reward=reward)
         self.register_buffer("deviation", torch.full((), torch.nan))
 
     @torch.no_grad()
     def fit(self, batches: Iterable[TrajectoryBatch]) -> "Normalise":
-        """Measure the deviation (ddof = 0) over all valid steps of all batches, in float64.
+        """Measure the standard deviation (ddof = 0) over all valid steps of all batches, in float64.
 
         Raises:
             ValueError: If no step is valid, or all rewards are equal.
@@ -99,15 +105,15 @@ class Normalise(Around):
         rewards = torch.cat(found) if found else torch.zeros(0)
         if not len(rewards) or float(rewards.min()) == float(rewards.max()):
             what = "no step has a valid reward" if not len(rewards) else f"every reward is {float(rewards[0])}"
-            raise ValueError(f"Normalise cannot take a scale from this data: {what}")
+            raise ValueError(f"Normalise cannot measure a scale on these data: {what}")
         self.deviation.copy_(rewards.std(correction=0))
         return self
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Score and divide.
+        """Compute the inner reward and divide it.
 
         Raises:
-            RuntimeError: If nothing was fitted.
+            RuntimeError: If ``fit`` has not been called.
         """
         if bool(self.deviation.isnan()):
             raise RuntimeError("Normalise has no scale yet: call fit(batches) on the data it will be used with")
@@ -115,14 +121,17 @@ class Normalise(Around):
 
 
 class Sum(RewardModel):
-    """Adds rewards with weights; a step is valid where every part is, and each weighted part is reported as a term.
+    """Weighted sum of rewards; a step is valid where every part is, and each weighted part is reported as a term.
 
-    Progress and success are those of the first part that estimates them. Parts that need different inputs are asked for
-    what each of them reads only if the batch holds all of it: score such a sum on batches collated for all.
+    Progress and success are those of the first part that estimates them. Where parts read different inputs, the batch
+    has to hold all of them: evaluate such a sum on batches collated for all parts.
 
     Args:
-        rewards: At least one; they are not trained here.
-        weights: One each; None weighs all with 1.
+        rewards: Reward models, at least one; their parameters are frozen.
+        weights: Finite weight of each reward; None weighs all with 1.
+
+    Raises:
+        ValueError: If there is no reward, or the weights are not one finite number each.
     """
 
     def __init__(self, rewards: Sequence[RewardModel], weights: Sequence[float] | None = None) -> None:
@@ -138,21 +147,21 @@ class Sum(RewardModel):
 
     @property
     def inputs(self) -> ModelInputs:
-        """What the parts read, where at most one of them reads anything.
+        """Inputs that the parts read.
 
         Raises:
-            ValueError: If several parts say what they read.
+            ValueError: If parts read different inputs.
         """
         read = [inputs for inputs in map(inputs_of, self._parts()) if inputs != ModelInputs()]
         if any(inputs != read[0] for inputs in read[1:]):
-            raise ValueError("the parts of a Sum read different inputs: score them one by one and add the columns")
+            raise ValueError("the parts of a Sum read different inputs: score each alone and add the columns")
         return read[0] if read else ModelInputs()
 
     def _parts(self) -> list[RewardModel]:
         return [part for part in self.rewards if isinstance(part, RewardModel)]
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Score with every part and add."""
+        """Compute every part and add them."""
         scored = [part(batch) for part in self._parts()]
         valid = torch.stack([part.valid for part in scored]).all(0)
         terms: dict[str, Tensor] = {}

@@ -1,9 +1,9 @@
-"""Declarative stage costs: what each stage of a task should keep to, and what it costs a trajectory where it does not.
+"""Declarative stage costs: constraints on the stages of a task, and what their violation costs a trajectory.
 
 A constraint is data, not code: one of six operations over named points and flags of a track, with a threshold up to
-which it is free. It is evaluated here and nowhere else, so a language model can propose constraints without anything it
-wrote ever being run. The reward of a trajectory is the product over its stages of exp(−cost of the stage) (GRAPE,
-arXiv:2411.19309, Eq. 8), with thresholds as in the authors' released code:
+which it costs nothing. It is evaluated here and nowhere else, so nothing that a language model proposes is ever run.
+The reward of a trajectory is the product over its stages of exp(−cost of the stage) (GRAPE, arXiv:2411.19309, Eq. 8),
+with thresholds as in the authors' released code:
 
     cost of a constraint = weight · max(0, aggregate over the stage's steps of its per-step cost − threshold)
 
@@ -32,13 +32,13 @@ Op = Literal["dist", "dist_xy", "above", "clearance", "flag", "steps"]
 Aggregate = Literal["sum", "mean", "last", "min", "max"]
 
 PAIRED: tuple[Op, ...] = ("dist", "dist_xy", "above", "clearance")
-"""Operations between two points."""
+"""Operations on two points."""
 
 UNREACHED = 5.0
-"""Cost of a constraint whose stage was never entered, unless told otherwise."""
+"""Default cost of a constraint whose stage was never reached."""
 
 SMALLEST = sys.float_info.min
-"""No trajectory is rewarded less: the smallest positive float of full precision."""
+"""Smallest reward of a trajectory: the smallest positive float of full precision."""
 
 
 def _whole(value: object) -> object:
@@ -61,7 +61,7 @@ Text = Annotated[str, Field(strict=True, min_length=1, max_length=100)]
 
 
 class Constraint(BaseModel):
-    """One thing a stage should keep to. Numbers are finite; unknown words and further fields are refused.
+    """One constraint on a stage. Numbers are finite; unknown words and further fields are refused.
 
     Raises:
         pydantic.ValidationError: A `ValueError` that names the field.
@@ -72,68 +72,69 @@ class Constraint(BaseModel):
     stage: Annotated[int, BeforeValidator(_whole), Field(ge=0)]
     """Index of the stage it belongs to."""
     name: Text
-    """What to call it in reports."""
+    """Name of the constraint in reports."""
     kind: Kind
-    """Which group it belongs to; `rewards.cost_files` re-weights groups. It changes no number here."""
+    """Group of the constraint; `rewards.grape.cost_files` re-weights groups. It changes no number here."""
     op: Op
     a: Text
     """Name of a point, or of a flag for ``flag``. ``steps`` reads neither."""
     b: Text | None = None
-    """Name of the other point, for the operations between two; the others do not read it."""
+    """Name of the other point, for operations on two points; the others do not read it."""
     margin: Number = 0.0
-    """Metres, for ``above`` and ``clearance``."""
+    """Distance in metres, for ``above`` and ``clearance``."""
     aggregate: Aggregate = "sum"
-    """How the per-step costs of the stage become one number."""
+    """Aggregate of the per-step costs of the stage."""
     threshold: Number = 0.0
-    """Up to here it is free, in units of the aggregate. Below 0 it would cost something at its very best."""
+    """Value of the aggregate up to which the constraint costs nothing; below 0 it always costs something."""
     weight: Annotated[Number, Field(ge=0)] = 1.0
+    """Factor of what lies above the threshold, at least 0."""
 
     @model_validator(mode="after")
     def _two_points(self) -> "Constraint":
         if self.op in PAIRED and self.b is None:
-            raise ValueError(f"{self.op} is between two points: name the second one in b")
+            raise ValueError(f"{self.op} reads two points: name the second one in b")
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConstraintCost:
-    """What one constraint cost one trajectory."""
+    """Cost of one constraint for one trajectory."""
 
     constraint: Constraint
     per_step: Float64[np.ndarray, " K"]
     """Cost of each of the K steps of its stage."""
     aggregate: float | None
-    """None where the stage has no step."""
+    """Aggregate of the per-step costs; None where the stage has no step."""
     excess: float
-    """max(0, aggregate − threshold); 0 where the stage has no step. May be infinite, where finite inputs overflow."""
+    """max(0, aggregate − threshold); 0 where the stage has no step, infinite where finite inputs overflow."""
     cost: float
-    """weight · excess, or the cost of a stage never reached."""
+    """weight · excess, or the cost of a stage that was never reached."""
 
     @property
     def reached(self) -> bool:
-        """Whether its stage has a step."""
+        """Whether the stage has a step."""
         return self.aggregate is not None
 
 
 def external_reward(
     constraints: Sequence[Constraint | Mapping[str, Any]], track: Mapping[str, Any], unreached: float | int = UNREACHED
 ) -> float:
-    """Reward of one trajectory, exp(−Σ costs) in (0, 1]; 1 without constraints.
+    """Compute the reward of one trajectory, exp(−Σ costs) in (0, 1]; 1 without constraints.
 
     Args:
-        constraints: In any order; a dictionary is validated first.
+        constraints: Constraints in any order; a dictionary is validated first.
         track: Name → numpy array, all of one length T: ``"stage"`` (T,) whole numbers, −1 where a step belongs to no
-            stage; points (T, 3) in metres; flags (T,) bool. Arrays no constraint names may be of any kind.
-        unreached: Cost of a constraint whose stage has no step: not weighted, once per constraint. Without it a
-            trajectory that fails early would be rewarded for what it never tried.
+            stage; points (T, 3) in metres; flags (T,) bool. Arrays that no constraint names may be of any kind.
+        unreached: Cost of a constraint whose stage has no step, at least 0: not weighted, once per constraint. Without
+            it a trajectory that fails early would be rewarded for stages it never tried.
 
     Returns:
-        At least the smallest positive float, also where costs overflow.
+        The reward, at least the smallest positive float, also where costs overflow.
 
     Raises:
-        ValueError: A name that the track does not hold, an array of another shape or kind, a value that is not finite
-            (at whatever step of an array that a constraint reads), a stage below −1, or a constraint that is none; the
-            message names it.
+        ValueError: If the track does not hold a name, an array has another shape or kind, a value of an array that a
+            constraint reads is not finite at any step, a stage is below −1, or a constraint is invalid; the message
+            names it.
     """
     return reward_of(sum(row.cost for row in cost_table(constraints, track, unreached)))
 
@@ -141,7 +142,7 @@ def external_reward(
 def cost_table(
     constraints: Sequence[Constraint | Mapping[str, Any]], track: Mapping[str, Any], unreached: float | int = UNREACHED
 ) -> list[ConstraintCost]:
-    """What every constraint cost, in the order given: for reports, and for whatever weighs them anew.
+    """Compute the cost of every constraint, in the order given, for reports and for other weights.
 
     Args:
         constraints: See `external_reward`.
@@ -157,7 +158,7 @@ def cost_table(
     rows: list[ConstraintCost] = []
     for given in constraints:
         constraint = given if isinstance(given, Constraint) else Constraint.model_validate(given)
-        with np.errstate(over="ignore"):  # an infinite cost is the smallest reward, no error
+        with np.errstate(over="ignore"):  # an infinite cost gives the smallest reward, and is no error
             per_step = _per_step(constraint, reader)[reader.stage == constraint.stage]
             aggregate = _aggregate(constraint.aggregate, per_step) if len(per_step) else None
         excess = 0.0 if aggregate is None else max(0.0, aggregate - constraint.threshold)
@@ -170,12 +171,23 @@ def cost_table(
 
 
 def reward_of(cost: float | int) -> float:
-    """Reward exp(−cost) in (0, 1] of a total cost of at least 0, never below the smallest positive float."""
+    """Compute the reward exp(−cost) in (0, 1], never below the smallest positive float.
+
+    Args:
+        cost: Total cost, at least 0.
+    """
     return max(math.exp(-cost), SMALLEST)
 
 
 def stage_costs(table: Sequence[ConstraintCost]) -> dict[int, float]:
-    """Cost of every stage that has a constraint, by its index: the exponents of the product over stages."""
+    """Sum the costs of every stage that has a constraint: the exponents of the product over stages.
+
+    Args:
+        table: Costs of the constraints, as `cost_table` gives them.
+
+    Returns:
+        Index of the stage → cost.
+    """
     total: dict[int, float] = {}
     for row in sorted(table, key=lambda row: row.constraint.stage):
         total[row.constraint.stage] = total.get(row.constraint.stage, 0.0) + row.cost
@@ -183,7 +195,7 @@ def stage_costs(table: Sequence[ConstraintCost]) -> dict[int, float]:
 
 
 def _per_step(constraint: Constraint, track: "_Track") -> Float64[np.ndarray, " T"]:
-    """Cost of every step, as if all belonged to the stage."""
+    """Compute the cost of every step, as if all belonged to the stage."""
     if constraint.op == "steps":
         return np.ones(len(track.stage))
     if constraint.op == "flag":
@@ -207,7 +219,7 @@ def _aggregate(how: Aggregate, per_step: Float64[np.ndarray, " K"]) -> float:
 
 
 class _Track:
-    """Arrays of a track, checked when they are first read."""
+    """Arrays of a track, each checked when it is first read."""
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
         self._arrays = arrays

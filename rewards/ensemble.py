@@ -1,4 +1,4 @@
-"""An ensemble of reward models on one feature cache: a mean or a lower bound of their rewards, and how they differ."""
+"""Ensemble of reward models: mean or lower bound of their rewards, and their disagreement."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,49 +13,49 @@ from torch import Tensor, nn
 from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ..core.hub import is_component
-from ..core.interfaces import RewardModel
-from .normaliser import Normalised
-from .observed import encode_frames
+from ..core.interfaces import Normalised, RewardModel
+from ..core.sizes import unknown_sizes
+from .observation_encoder import encode_frames
 
 Aggregate = Literal["mean", "lower", "worst"]
 Bound = Literal["total", "step"]
 Spread = Literal["predictive", "members", "levels"]
 
-# P(X ≤ k) of a Poisson variable of mean 1, up to where a double cannot tell it from 1
+# P(X ≤ k) of a Poisson variable of mean 1, up to where float64 rounds it to 1
 _POISSON = np.cumsum([math.exp(-1.0) / math.factorial(k) for k in range(19)])
 
 
 class EnsembleReward(RewardModel):
-    """K models of one kind with weights of their own, which see the same episodes with different weights.
+    """Ensemble of K reward models of one class, trained on the same episodes with different weights.
 
-    Progress, success and terms are means over the members, and whatever one member does not know the ensemble does not
-    know. The reward is ``aggregate`` of the members' rewards; see `aggregate_rewards` for ``bound``. The spread is
-    that of the members taken together, see `mixture_std`.
+    Progress, success and terms are means over the members. An entry that one member leaves invalid is invalid. The
+    reward is ``aggregate`` of the members' rewards; see `aggregate_rewards` for ``bound``. The standard deviation is
+    that of the mixture of all members; see `mixture_std`.
 
     Members differ by their initial weights and, with ``bootstrap``, by the data: in training, member m counts episode e
     with a weight drawn from a Poisson distribution of mean 1 (the online bootstrap of Oza and Russell 2001). The draw
-    is a hash of (seed, m, e), so it is the same in every epoch, process and resumed run. A member's loss must count
-    ``TrajectoryBatch.weight``, as those here do. In evaluation the loss counts all episodes alike.
+    is a hash of (seed, m, e), so it is the same in every epoch, process and resumed run. A member's loss must use
+    ``TrajectoryBatch.weight``, as all losses here do. In evaluation the loss weighs all episodes alike.
 
-    A frozen encoder (of frames or text) is shared: it is there once, frames are encoded once for all members, and
-    cached features are read as by a single model. A trainable one is part of what differs, so each member has its own.
+    A frozen encoder (of frames or text) exists once and is shared. Frames are encoded once for all members, and cached
+    features are read as by a single model. A trainable encoder is built afresh for each member.
 
     Args:
-        member: One member; the others are built from its class and arguments. It is the first of the K.
-        size: K.
+        member: First of the K members; the others are built from its class and arguments.
+        size: K, number of members, at least 1.
         aggregate: Mean, lower confidence bound (mean − ``coefficient`` · deviation over members), or the worst member.
-        coefficient: Of the lower bound, at least 0.
+        coefficient: Factor of the deviation in the lower bound, at least 0.
         bootstrap: Give every member its own weights of the episodes.
         bound: Whether a lower bound or the worst member is taken of the reward summed so far, or of each step's.
-        spread: What ``std`` is. ``"predictive"`` is the deviation of all that the members expect of the step's reward:
-            their disagreement, and what each says of its own doubt. ``"members"`` is the disagreement alone, which is
-            what falls with more data. ``"levels"`` is √(v_t + v_{t+1}), with v the members' variance of progress (of
-            success, without progress) at both ends: members often agree that nothing changes while they do not agree
-            on where the row is, so far from the data this one rises most.
-        seed: Of the bootstrap; initial weights come from torch's generator, as for any module.
+        spread: Definition of ``std``. ``"predictive"`` is the deviation of the mixture of the members' predictions:
+            their disagreement, and the spread that each predicts. ``"members"`` is the disagreement alone, which falls
+            with more data. ``"levels"`` is √(v_t + v_{t+1}), with v the members' variance of progress (of success,
+            without progress) at both ends. Members often agree that nothing changes while they disagree on where the
+            row is, so this one rises most far from the data.
+        seed: Random seed of the bootstrap, at least 0; initial weights come from torch's generator, as for any module.
 
     Raises:
-        ValueError: If an argument makes no sense, or the member has nothing to train.
+        ValueError: If an argument is out of its range, or the member has nothing to train.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class EnsembleReward(RewardModel):
         ):
             if value not in known:
                 raise ValueError(f"{name} is {value!r}: expected one of {', '.join(known)}")
-        if not any(p.requires_grad for p in member.parameters()):
+        if not unknown_sizes(member) and not any(p.requires_grad for p in member.parameters()):
             raise ValueError(
-                f"{type(member).__name__} has nothing to train, so all members would say the same: give an ensemble "
-                "a model that learns"
+                f"{type(member).__name__} has nothing to train, so all members would predict the same: give the "
+                "ensemble a model that learns"
             )
         self.members = nn.ModuleList([member, *(cast(RewardModel, build_afresh(member)) for _ in range(size - 1))])
         self.aggregate: Aggregate = aggregate
@@ -99,17 +99,17 @@ class EnsembleReward(RewardModel):
 
     @property
     def inputs(self) -> ModelInputs:
-        """What every member reads."""
+        """Inputs that every member reads."""
         return inputs_of(self._models()[0])
 
     @property
     def normalised(self) -> bool:
-        """Whether no member waits for a mean and a deviation."""
+        """Whether the statistics of every member are known."""
         return all(member.normalised for member in self.members if isinstance(member, Normalised))
 
     @torch.no_grad()
     def fit_normaliser(self, batches: Iterable[TrajectoryBatch]) -> None:
-        """Fit the first member's mean and deviation, which hold for all: read the data once, not K times.
+        """Fit the statistics of the first member and copy them to the others, so that the data are read once.
 
         Raises:
             ValueError: If the batches hold no observation.
@@ -122,19 +122,22 @@ class EnsembleReward(RewardModel):
             for name, buffer in first.named_buffers():
                 other.get_buffer(name).copy_(buffer)
 
-    def _shown(self, batch: TrajectoryBatch) -> TrajectoryBatch:
-        """The batch on the members' device, with the features of a shared encoder, so that none encodes again."""
+    def _prepared(self, batch: TrajectoryBatch) -> TrajectoryBatch:
+        """Move a batch to the members' device and add the features of a shared encoder, so that none encodes again."""
         device = next(self.parameters()).device
         batch = batch if batch.mask.device == device else batch.to(device)
         return with_features(batch, self.inputs)
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Ask every member.
+        """Estimate with every member and aggregate.
 
         Returns:
-            ``std`` is the spread of the step's reward, whatever ``aggregate`` and ``bound`` are.
+            ``std`` is the deviation of the step's reward, whatever ``aggregate`` and ``bound`` are.
+
+        Raises:
+            ValueError: If ``spread`` is ``"levels"`` and the members estimate neither progress nor success.
         """
-        batch = self._shown(batch)
+        batch = self._prepared(batch)
         scored = [member(batch) for member in self._models()]
         valid = torch.stack([s.valid for s in scored]).all(0)
         rewards = torch.where(valid, torch.stack([s.rewards for s in scored]), 0.0)
@@ -164,12 +167,12 @@ class EnsembleReward(RewardModel):
         return mixture_std(rewards, within)
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
-        """Mean of the members' losses, and of the parts of the same name.
+        """Compute the mean of the members' losses, and of the parts of the same name.
 
-        Members share no weight that learns, so with an optimizer that does not care for the scale of a gradient, such
-        as Adam, each learns as it would alone.
+        Members share no trained weight. With an optimizer that is invariant to the scale of gradients, such as Adam,
+        each member therefore learns as it would alone.
         """
-        batch = self._shown(batch)
+        batch = self._prepared(batch)
         parts = [member.loss(self._resampled(batch, place)) for place, member in enumerate(self._models())]
         return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
 
@@ -177,7 +180,7 @@ class EnsembleReward(RewardModel):
         if not (self.bootstrap and self.training):
             return batch
         times = bootstrap_weights(batch.episode, place, self.seed).to(batch.weight)
-        if bool((times > 0).any()):  # what compares rows, such as a preference head, must not meet those left out
+        if bool((times > 0).any()):  # heads that compare rows, such as a preference head, must not meet rows left out
             batch, times = batch[times > 0], times[times > 0]
         return replace(batch, weight=batch.weight * times[:, None])
 
@@ -185,20 +188,27 @@ class EnsembleReward(RewardModel):
 def aggregate_rewards(
     rewards: Float[Tensor, "K B T"], aggregate: Aggregate = "mean", coefficient: float = 1.0, bound: Bound = "total"
 ) -> Float[Tensor, "B T"]:
-    """One reward per step of the members' K; unknown steps hold 0.
+    """Aggregate the rewards of K members into one reward per step.
 
     With ``bound="step"`` it is f(r_1t, …, r_Kt): the mean, mean − c · deviation (over the K members, ddof = 0), or the
     smallest. With ``bound="total"`` it is the change of f(G_1t, …, G_Kt), where G_kt sums member k's rewards up to step
-    t. Both are the same for the mean. For the others they are not, and a bound on the total is the one to learn from:
+    t. For the mean both are the same. For the others they differ, and a bound on the total is the one to learn from:
 
-    * Where rewards are changes of a potential, G_kt = Φ_k,t+1 − Φ_k,0, so this bounds the potential and pays its
-      change: a place that members disagree on is worth less while one is there, once. Bounds on single changes add up
-      instead: Σ_t (mean − c · deviation) falls by c · deviation at *every* step, and standing still pays best.
-    * Where members pay a success once, but not on the same step, no single step has a smallest reward above 0. The
-      total has, from the step on at which the last member has paid.
+    * Where rewards are changes of a potential, G_kt = Φ_k,t+1 − Φ_k,0. The bound on the total bounds the potential and
+      pays its change, so a state that members disagree on is penalised once, while the policy is there. Bounds on
+      single changes add up instead: Σ_t (mean − c · deviation) falls by c · deviation at *every* step, and standing
+      still pays best.
+    * Where members pay a success once, but not on the same step, the smallest reward of every single step is 0. The
+      smallest total rises at the step at which the last member has paid.
 
-    A row is never paid less in all with ``"total"`` than with ``"step"``: the deviation of a sum is at most the sum
-    of the deviations, and the smallest sum at least the sum of the smallest.
+    The sum over a row is never smaller with ``"total"`` than with ``"step"``: the deviation of a sum is at most the sum
+    of the deviations, and the smallest sum is at least the sum of the smallest.
+
+    Args:
+        rewards: Rewards of the members; unknown steps hold 0.
+        aggregate: See `EnsembleReward`.
+        coefficient: c, factor of the deviation, at least 0.
+        bound: See `EnsembleReward`.
     """
     held = rewards.double()
     if aggregate == "mean":
@@ -211,14 +221,14 @@ def aggregate_rewards(
 
 
 def mixture_std(means: Float[Tensor, "K B T"], stds: Float[Tensor, "K B T"] | None = None) -> Float[Tensor, "B T"]:
-    """Deviation of an evenly weighted mixture of K predictions, by the law of total variance.
+    """Compute the standard deviation of an evenly weighted mixture of K predictions, by the law of total variance.
 
     σ² = mean_k(σ_k²) + var_k(μ_k), the variance of the means with ddof = 0, because the K members are the whole mixture
     and no sample of one (Lakshminarayanan et al. 2017, arXiv:1612.01474, §2.4). Equal members give their own deviation.
 
     Args:
-        means: What each member says.
-        stds: How sure each member is of it; None leaves the first part out.
+        means: Prediction of each member.
+        stds: Standard deviation that each member predicts; None leaves the first part out.
     """
     variance = means.double().var(0, correction=0)
     if stds is not None:
@@ -227,10 +237,15 @@ def mixture_std(means: Float[Tensor, "K B T"], stds: Float[Tensor, "K B T"] | No
 
 
 def bootstrap_weights(episode: Int[Tensor, " B"], member: int, seed: int = 0) -> Float[Tensor, " B"]:
-    """How often a member counts each episode: Poisson of mean 1, a function of (seed, member, episode) alone.
+    """Draw how often a member counts each episode: Poisson of mean 1, a function of (seed, member, episode) alone.
+
+    Args:
+        episode: Index of each episode.
+        member: Index of the member.
+        seed: Random seed, at least 0.
 
     Returns:
-        Whole numbers from 0 on, on the host; about 37 % are 0.
+        Whole numbers of at least 0, on the host; about 37 % are 0.
     """
     state = np.full(len(episode), seed, np.uint64)
     for part in (np.full(len(episode), member, np.uint64), episode.cpu().numpy().astype(np.uint64)):
@@ -240,7 +255,7 @@ def bootstrap_weights(episode: Int[Tensor, " B"], member: int, seed: int = 0) ->
 
 
 def _scrambled(state: np.ndarray) -> np.ndarray:
-    """SplitMix64 (Steele et al. 2014): neighbouring numbers become unrelated ones; arithmetic modulo 2^64."""
+    """Hash numbers with SplitMix64 (Steele et al. 2014), modulo 2^64: neighbouring numbers become unrelated."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -248,7 +263,12 @@ def _scrambled(state: np.ndarray) -> np.ndarray:
 
 
 def with_features(batch: TrajectoryBatch, inputs: ModelInputs) -> TrajectoryBatch:
-    """Encode frames a frozen encoder has no features of yet, and put them where the models look for them."""
+    """Add to a batch the features of a frozen encoder that it does not hold yet.
+
+    Args:
+        batch: Trajectories with frames or features.
+        inputs: Inputs of the models; without a frozen encoder the batch is returned as it is.
+    """
     if inputs.encoder is None:
         return batch
     found: dict[str, Sampled] = {}
@@ -260,10 +280,10 @@ def with_features(batch: TrajectoryBatch, inputs: ModelInputs) -> TrajectoryBatc
 
 
 def build_afresh(component: nn.Module, _built: dict[int, nn.Module] | None = None) -> nn.Module:
-    """Another component of the same class and arguments, with initial weights of its own.
+    """Build another component of the same class and arguments, with initial weights of its own.
 
-    Frozen encoders among the arguments are passed on as they are; other components are built afresh too, one that is
-    used twice once.
+    Frozen encoders among the arguments are passed on as they are. Other components are built afresh too; one that is
+    used twice is built once.
     """
     built: dict[int, nn.Module] = {} if _built is None else _built
     if id(component) not in built:
@@ -286,7 +306,7 @@ def _argument(value: Any, built: dict[int, nn.Module]) -> Any:
 
 
 def _mean(values: Tensor) -> Tensor:
-    """Over the members, in float64: the mean of K equal numbers is that number."""
+    """Average over the members in float64, so that the mean of K equal numbers is that number."""
     return values.double().mean(0).to(values.dtype)
 
 

@@ -12,25 +12,28 @@ from torch import Tensor
 
 from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import TrajectoryBatch
-from ..core.interfaces import RewardModel
+from ..core.interfaces import Normalised, RewardModel
 from ..core.metrics import value_order_correlation
+from ..core.sizes import HasSizes, require_sizes, take_sizes
 from ..datasets.labels import LabelFactory
-from .normaliser import Normalised
 
 
 class RewardTraining(lightning.LightningModule):
-    """Minimises ``reward.loss`` with AdamW and logs all its parts.
+    """Training of a reward model: minimises ``reward.loss`` with AdamW and logs all its parts.
 
-    At the start the state's mean and deviation are fitted on the training data, once: a resumed run keeps them. In
-    validation the value-order correlation of rows that are neither negatives nor known failures is logged as
-    ``val_value_order``.
+    At the start, mean and standard deviation of the state are fitted on the training data, once; a resumed run keeps
+    them. Sizes that the model lacks come from the data. In validation the value-order correlation of rows that are
+    neither negatives nor known failures is logged as ``val_value_order``.
 
     Args:
-        reward: The model; what is shared at the end.
-        learning_rate: Largest learning rate.
-        weight_decay: Of AdamW, on weights with two dimensions or more.
-        warmup_steps: Updates over which the learning rate rises from 0.
-        schedule: Afterwards constant, or falling to 0 as half a cosine until the last update.
+        reward: Reward model to train, which is saved at the end.
+        learning_rate: Largest learning rate, above 0.
+        weight_decay: Weight decay of AdamW on weights with two dimensions or more, at least 0.
+        warmup_steps: Number of updates over which the learning rate rises from 0.
+        schedule: Learning rate after the warm-up: constant, or falling to 0 as half a cosine until the last update.
+
+    Raises:
+        ValueError: If a number is out of its range.
     """
 
     def __init__(
@@ -52,21 +55,26 @@ class RewardTraining(lightning.LightningModule):
         self.warmup_steps, self.schedule = warmup_steps, schedule
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work before anything is loaded.
+        """Build a model whose sizes come from the data, and refuse what cannot work before anything is loaded.
 
         Raises:
-            ValueError: If the precision would cut trajectories to half precision.
+            ValueError: If the precision would cut trajectories to half precision, the model was made for data of other
+                sizes or still lacks one, or nothing of it can be trained.
         """
         if str(self.trainer.precision) in ("bf16-true", "16-true"):
             raise ValueError(
                 f"precision {self.trainer.precision} would cut states, rewards and labels to half precision: use "
                 "bf16-mixed or 32-true"
             )
+        data: object = cast(Any, self.trainer).datamodule
+        if isinstance(data, HasSizes):
+            take_sizes(self, data.sizes)
+        require_sizes(self.reward)
         if stage == "fit" and not any(p.requires_grad for p in self.reward.parameters()):
             raise ValueError(f"{type(self.reward).__name__} has nothing to train: use it as it is")
 
     def on_fit_start(self) -> None:
-        """Check that there is something to learn; fit the normaliser, where every process takes the first one's."""
+        """Check that the data have targets, and fit the normaliser; every process takes that of the first."""
         data = cast(Any, self.trainer).datamodule
         if hasattr(data, "outcomes") and isinstance(getattr(data, "labels", None), LabelFactory):
             check_outcomes(data.outcomes, data.labels)
@@ -84,14 +92,14 @@ class RewardTraining(lightning.LightningModule):
                 buffer.copy_(self.trainer.strategy.broadcast(buffer))
 
     def training_step(self, batch: TrajectoryBatch, batch_idx: int) -> Tensor:
-        """One update."""
+        """Compute the loss of a batch."""
         parts = self.reward.loss(batch)
         self.log_dict({f"train_{name}": value.detach() for name, value in parts.items()}, batch_size=len(batch))
         self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch))
         return parts["loss"]
 
     def validation_step(self, batch: TrajectoryBatch, batch_idx: int) -> None:
-        """Log the loss, and how well progress follows time."""
+        """Log the loss and the value-order correlation of progress."""
         parts = self.reward.loss(batch)
         rows = len(batch)
         self.log("val_loss", parts.pop("loss"), prog_bar=True, batch_size=rows, sync_dist=True)
@@ -108,7 +116,7 @@ class RewardTraining(lightning.LightningModule):
             self.log("val_value_order", order.mean(), prog_bar=True, batch_size=len(order), sync_dist=False)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW without decay on biases and norms; a schedule by update."""
+        """Return AdamW without decay on biases and norms, and a schedule by update."""
         trained = [p for p in self.reward.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             [
@@ -134,11 +142,11 @@ class RewardTraining(lightning.LightningModule):
 
 
 def check_frames(inputs: ModelInputs, data: object) -> None:
-    """Refuse features that the model itself would not make of the same frames, as it does when it scores.
+    """Refuse cached features that the model itself would not compute from the same frames when it scores.
 
     Args:
-        inputs: What the model reads.
-        data: Where its training data come from; only an `EpisodeData` with an encoder is looked at.
+        inputs: Inputs that the model reads.
+        data: Data module of its training data; only an `EpisodeData` with an encoder is checked.
 
     Raises:
         ValueError: If the encoder of the data has the model's encoder's name and other weights, or is shown frames of
@@ -161,27 +169,27 @@ def check_frames(inputs: ModelInputs, data: object) -> None:
 
 
 def check_outcomes(outcomes: Mapping[str, int], labels: LabelFactory) -> None:
-    """Refuse training episodes that have no target at all, and say what successes alone cannot teach.
+    """Refuse training episodes without any target, and warn where all are successes.
 
     Args:
-        outcomes: Training episodes by outcome, as `EpisodeData` counts them.
-        labels: What makes targets of them.
+        outcomes: Number of training episodes by outcome, as `EpisodeData` counts them.
+        labels: Factory of the targets.
 
     Raises:
-        ValueError: If no episode is a success, and no target can be had without one.
+        ValueError: If no episode is a success, and no target can be computed without one.
     """
-    told = ", ".join(f"{count} {name}" for name, count in outcomes.items())
+    counts = ", ".join(f"{count} {name}" for name, count in outcomes.items())
     succeeded = outcomes.get("success", 0) + (outcomes.get("unknown", 0) if labels.assume_success else 0)
     targets = succeeded + outcomes.get("labelled", 0) + (outcomes.get("partial", 0) if labels.partial_success else 0)
     if not targets and labels.progress == "linear":
         raise ValueError(
-            f"no training episode is a success ({told or 'there is none'}): progress has no target and success never "
+            f"no training episode is a success ({counts or 'there is none'}): progress has no target and success never "
             "comes; add successes, record progress or success per observation, set partial_success to learn from "
             "partial ones, or, if the unlabelled ones are demonstrations, set assume_success"
         )
     if succeeded and not labels.assume_success and set(outcomes) <= {"success"}:
         warnings.warn(
-            f"all {succeeded} training episodes are successes: a success head sees no failed ending, so what it says "
-            "of failures is a guess; add failures, or leave success out of the heads (predicts)",
+            f"all {succeeded} training episodes are successes: a success head sees no failed ending, so its "
+            "prediction on failures is a guess; add failures, or leave success out of the heads (predicts)",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""The moments of an episode at which a vision-language model looks at it, and what holds between them."""
+"""Moments of an episode that a vision-language model is shown, and progress that holds between them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.batch import Labelled, RewardEstimates, Sampled, TrajectoryBatch
-from .observed import Tokens
+from .encoded_observations import EncodedObservations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,18 +19,18 @@ class Moment:
     step: int
     """Index of the observation."""
     parts: tuple[str | Tensor, ...]
-    """What a prompt shows of it: pictures, each behind its camera's name where there are several cameras."""
+    """Parts of a prompt: pictures, each behind its camera's name where there are several cameras."""
 
 
 def each_once(name: str, given: Sequence[str]) -> tuple[str, ...]:
-    """Names that were given as a list.
+    """Return names that were given as a list, each once.
 
     Args:
-        name: Of the argument, for errors.
-        given: At least one name, each once. A lone text would be taken for its letters.
+        name: Name of the argument, for errors.
+        given: List of at least one name. A lone text would be taken for its letters.
 
     Raises:
-        ValueError: If it is a lone text, empty, or names one twice.
+        ValueError: If it is a lone text, empty, or holds a name twice.
     """
     if isinstance(given, str):
         raise ValueError(f"{name} {given!r}: expected a list, got one text: write [{given!r}]")
@@ -40,17 +40,24 @@ def each_once(name: str, given: Sequence[str]) -> tuple[str, ...]:
 
 
 def likely(log_probs: Float[Tensor, "... K"], min_mass: float) -> Bool[Tensor, "..."]:
-    """Where all K answers were weighed and are, together, at least as likely as ``min_mass``.
+    """Find where all K answers have a log-probability and are, together, at least as likely as ``min_mass``.
 
-    Less likely ones say that the model would answer something else, and which of them it finds least unlikely means
-    nothing.
+    Where they are less likely, the model would answer something else, and their ranking is not informative.
+
+    Args:
+        log_probs: Log-probability of each answer; NaN where it is unknown.
+        min_mass: Smallest probability of all answers together, in [0, 1].
     """
     least = math.log(min_mass) if min_mass else -math.inf
     return log_probs.isfinite().all(-1) & (log_probs.logsumexp(-1) >= least)
 
 
 def moments(batch: TrajectoryBatch, cameras: Sequence[str]) -> list[list[Moment]]:
-    """When a camera has a frame, with the last frame of each: for every row in order of time.
+    """List for every row the moments at which a camera has a frame, each with the last frame of every camera.
+
+    Args:
+        batch: Trajectories with frames.
+        cameras: Names of the cameras to read.
 
     Raises:
         ValueError: If the batch holds no frame of any of the cameras.
@@ -80,26 +87,8 @@ def _row(cameras: Mapping[str, Sampled], made: Bool[Tensor, " Tp1"], row: int, n
     return found
 
 
-def windows(count: int, size: int, context: int) -> list[tuple[list[int], int]]:
-    """How ``count`` moments are read ``size`` at a time.
-
-    Returns:
-        Of each window the moments it shows, in order, and how many at its end are new. Where a window begins depends
-        on nothing behind it. Shown again are the first moment and the last ``context`` − 1.
-    """
-    found: list[tuple[list[int], int]] = []
-    start = 0
-    while start < count:
-        room = size if start == 0 else size - context
-        new = list(range(start, min(start + room, count)))
-        again = [0, *range(start - context + 1, start)] if start and context else []
-        found.append((again + new, len(new)))
-        start += room
-    return found
-
-
 def steps_of(rows: Sequence[Sequence[Moment]]) -> Int[Tensor, "B K"]:
-    """Observation indices of the moments of every row, padded with −1; at least one column."""
+    """Return the observation indices of the moments of every row, padded with −1; at least one column."""
     step = torch.full((len(rows), max([1, *(len(row) for row in rows)])), -1, dtype=torch.long)
     for number, row in enumerate(rows):
         step[number, : len(row)] = torch.tensor([moment.step for moment in row], dtype=torch.long)
@@ -113,22 +102,22 @@ def held_progress(
     batch: TrajectoryBatch,
     terms: Mapping[str, Float[Tensor, "B K"]] | None = None,
 ) -> RewardEstimates:
-    """Progress that holds its value from one evaluated observation to the next, and its change as the reward.
+    """Estimate progress that holds its value between evaluated observations, and reward its change.
 
     Args:
         step: Observation index of each value; −1 pads.
         values: Progress in [0, 1].
-        known: False where there was no answer: unknown until the next evaluated observation, never the value before.
-        batch: What was looked at.
-        terms: More numbers per evaluated observation, reported at the step that leads to it.
+        known: False where there was no answer. Progress is then unknown until the next evaluated observation.
+        batch: The trajectories.
+        terms: More numbers per evaluated observation, by name, reported at the step that leads to it.
     """
-    tokens = Tokens(step=step, hidden=values[..., None])
-    batch = tokens.beside(batch)
-    place, there = tokens.held(batch)
+    encoded = EncodedObservations(step=step, hidden=values[..., None])
+    batch = encoded.match_device(batch)
+    place, there = encoded.last_at_observations(batch)
     valid = there & known.gather(1, place)
     progress = torch.where(valid, values.gather(1, place), 0.0)
     paid = batch.mask & valid[:, 1:] & valid[:, :-1]
-    told = {
+    reported = {
         name: torch.where(batch.mask & valid[:, 1:], of.gather(1, place)[:, 1:], 0.0)
         for name, of in (terms or {}).items()
     }
@@ -136,5 +125,5 @@ def held_progress(
         rewards=torch.where(paid, progress[:, 1:] - progress[:, :-1], 0.0),
         valid=paid,
         progress=Labelled(values=progress, valid=valid),
-        terms=told,
+        terms=reported,
     )

@@ -1,4 +1,4 @@
-"""Rewards that were recorded with the trajectories: nothing is learned, what is unknown stays unknown."""
+"""Rewards recorded with the trajectories: nothing is learned, and unknown entries stay invalid."""
 
 import torch
 
@@ -7,7 +7,7 @@ from ..core.interfaces import RewardModel
 
 
 class RecordedReward(RewardModel):
-    """Passes a recorded reward on.
+    """Reward that was recorded with the trajectories.
 
     Args:
         key: Name of the column in ``batch.recorded``.
@@ -20,7 +20,7 @@ class RecordedReward(RewardModel):
         self.key = key
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Look the rewards up.
+        """Return the recorded rewards.
 
         Raises:
             ValueError: If the batch has no such column, or it is not one number per step.
@@ -49,9 +49,9 @@ class RecordedReward(RewardModel):
 class RecordedSuccess(RewardModel):
     """Sparse success: 1 on the last step of a row that ends in success, 0 elsewhere.
 
-    A row that reaches its episode's end with an unknown outcome is invalid, so that its sum is no fake failure, except
-    at steps whose next observation carries a recorded success flag (as in fragments of rollouts). A piece that was cut
-    before the episode's end paid nothing, which is known.
+    A row that reaches the end of its episode with an unknown outcome is invalid, so that its sum is not taken for a
+    failure. Valid in such a row are only steps whose next observation carries a recorded success flag, as in fragments
+    of rollouts. A piece that was cut before the end of its episode has a known reward of 0.
     """
 
     causal = True
@@ -60,7 +60,7 @@ class RecordedSuccess(RewardModel):
         super().__init__()
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Pay the successes."""
+        """Compute the sparse reward."""
         succeeded = batch.end == End.SUCCESS
         finished = batch.offset + batch.steps >= batch.length
         known = (batch.success_known | succeeded | ~finished)[:, None]

@@ -1,4 +1,4 @@
-"""A cost for every step until success, and one for failing: the reward of RECAP and ALOE."""
+"""Cost of every step until success, and of failure: the reward of RECAP and ALOE."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,35 +11,35 @@ from ..core.interfaces import RewardModel
 
 
 class StepCost(RewardModel):
-    """−1 on every step, 0 on the step with which a row succeeds, −C on the last step of a failure, all over a scale.
+    """Reward −1 on every step, 0 on the step of success, −C on the last step of a failure, all divided by a scale.
 
     ALOE (arXiv 2602.12691, section 1.1 of its set-up) takes it from RECAP (arXiv 2511.14759, equation 5), with C the
-    mean length of an episode. Values then say how many steps are left, and a failure is worse than a slow success. Tell
-    the data which ends terminate (``terminating`` of `EpisodeData`): an end that costs C should be one of them.
+    mean length of an episode. Values then estimate how many steps are left, and a failure is worse than a slow success.
+    Name the ends that terminate in ``terminating`` of `EpisodeData`: an end that costs C should be one of them.
 
-    What is not said by the papers, and done here:
+    The papers leave these cases open:
 
-    * A row that is cut pays −1 on its last step, as on any other, and is continued by its value. So does an episode
-      that simply stops, without an end and with an unknown outcome.
+    * A row that is cut has −1 on its last step, as on any other, and its value continues it. The same holds for an
+      episode that simply stops, without an end and with an unknown outcome.
     * A time limit whose outcome is unknown may have been a success: the reward of its last step is unknown.
     * An episode that is known to have succeeded earlier and ran on into its time limit has not failed: −1. It is
       better to stop it at its success.
 
-    Returns reach from −1 to 0 with ``scale`` taken from data: it is then the largest magnitude that the discounted
-    return of an episode no longer than the longest one, of N steps, can have,
+    With a ``scale`` taken from data the returns of its episodes lie in [−1, 0]. The scale is then the largest magnitude
+    of the discounted return of an episode that is no longer than the longest one, of N steps,
 
         max(C, Σ_{k<N−1} γ^k + γ^{N−1} · max(C, 1)).
 
     An episode that takes longer than any in the data may fall a little below −1.
 
     Args:
-        failure_cost: C, 0 or more; None takes the mean length of the episodes that ``fit`` sees.
+        failure_cost: C, cost of a failure in steps, at least 0; None takes the mean episode length in ``fit``.
         failures: Names of the ends that are failures.
-        scale: What rewards are divided by, positive; None takes it in ``fit``.
-        gamma: Discount of the returns that the scale is for, in [0, 1]; the critic's.
+        scale: Divisor of the rewards, above 0; None takes it in ``fit``.
+        gamma: Discount factor of the returns per control step, in [0, 1]; that of the critic.
 
     Raises:
-        ValueError: If an argument makes no sense.
+        ValueError: If an argument is out of its range.
     """
 
     causal = True
@@ -70,14 +70,14 @@ class StepCost(RewardModel):
         self.register_buffer("fitted", torch.tensor(failure_cost is not None and scale is not None))
 
     def extra_repr(self) -> str:
-        """The numbers in use, in the words of the constructor."""
+        """Describe the numbers in use by the names of the constructor's arguments."""
         if not bool(self.fitted):
-            return "failure cost or scale not taken from data yet"
+            return "failure cost or scale not fitted yet"
         return f"failure_cost={float(self.cost):.7g}, scale={float(self.divisor):.7g}, gamma={self.gamma}"
 
     @torch.no_grad()
     def fit(self, batches: Iterable[TrajectoryBatch]) -> "StepCost":
-        """Take what was left open from the lengths of episodes; windows of one episode count once.
+        """Fit failure cost and scale, where they are None, to episode lengths; windows of one episode count once.
 
         Raises:
             ValueError: If there is no episode.
@@ -87,7 +87,7 @@ class StepCost(RewardModel):
             real = batch.steps > 0
             length |= dict(zip(batch.episode[real].tolist(), batch.length[real].tolist(), strict=True))
         if not length:
-            raise ValueError("StepCost cannot take a failure cost or a scale from data without an episode")
+            raise ValueError("StepCost cannot fit a failure cost or a scale to data without an episode")
         cost = sum(length.values()) / len(length) if self.failure_cost is None else self.failure_cost
         steps = max(length.values()) - 1
         slow = steps if self.gamma == 1 else (1 - self.gamma**steps) / (1 - self.gamma)
@@ -98,14 +98,14 @@ class StepCost(RewardModel):
         return self
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Price every real step; unknown is only the last one of a time limit with an unknown outcome.
+        """Compute the reward of every real step; only the last step of a time limit with an unknown outcome is invalid.
 
         Raises:
-            ValueError: If the failure cost or the scale is still to be taken from data.
+            ValueError: If the failure cost or the scale has not been fitted yet.
         """
         if not bool(self.fitted):
             raise ValueError(
-                "StepCost does not know its failure cost or its scale yet, which training takes from its data: name "
+                "StepCost has no failure cost or no scale yet, which training fits to its data: name "
                 "the checkpoint (--ckpt_path) or the reward that a run left (RUN/reward), give failure_cost and scale, "
                 "or call fit(batches)"
             )

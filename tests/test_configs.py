@@ -34,7 +34,7 @@ SMALL = {
     "progress_pixels": CLIPS,
     "milestones": [
         *(*REACH, f"{REWARD}.state_size", "12", f"{REWARD}.action_size", "3"),
-        *("--data.init_args.labels.init_args.gripper", ""),
+        *("--data.init_args.labels.init_args.tracks.init_args.gripper", ""),
     ],
     "aloe_critic": [*REACH, f"{PROPOSER}.policy.init_args.path", "{behaviour_cloning}"],
     "aloe_policy": [
@@ -49,11 +49,11 @@ SMALL = {
         *("--data.path", "{seen}", "--data.frames_every", "8", "--data.frame_size", "16"),
         *(f"{DECOMPOSER}.frame_size", "16", f"{DECOMPOSER}.max_new_tokens", "8", f"{DECOMPOSER}.attempts", "1"),
         *(f"{DECOMPOSER}.chat.init_args.name", "{vlm}", f"{DECOMPOSER}.chat.init_args.dtype", "float32"),
-        *("--model.max_steps", "2", "--model.accumulate", "1"),
+        *("--model.tuning.max_steps", "2", "--model.tuning.accumulate", "1"),
     ],
     "progress_vlm": [
-        *(*CLIPS, "--data.init_args.frame_size", "32", f"{REWARD}.frame_size", "32"),
-        *(f"{REWARD}.vlm.init_args.name", "{vlm}", f"{REWARD}.max_frames", "6"),
+        *(*CLIPS, "--data.init_args.frame_size", "32", f"{REWARD}.frames.init_args.frame_size", "32"),
+        *(f"{REWARD}.vlm.init_args.name", "{vlm}", f"{REWARD}.frames.init_args.max_frames", "6"),
     ],
     "ppo_learned_reward": [
         *(f"{POLICY}.path", "{behaviour_cloning}"),

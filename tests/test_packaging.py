@@ -258,6 +258,29 @@ def test_no_module_has_a_foreign_name():
     assert (own & foreign) - {"__init__", "guerdon", "datasets"} == set()
 
 
+# Tests lie where their module lies, under its name
+
+TESTED = ("rewards",)
+"""Rooms in which every module has a test file of its name."""
+ELSEWHERE = {"rewards/calibration.py", "rewards/calibration_curves.py"}  # in tests/evaluation/calibration
+
+
+def test_every_component_has_a_test_of_its_name():
+    missing: list[str] = []
+    for path in MODULES:
+        place = path.relative_to(ROOT)
+        definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        public = [
+            node
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, definitions) and not node.name.startswith("_")
+        ]
+        test = ROOT / "tests" / place.with_name(f"test_{place.name}")
+        if room(path) in TESTED and public and place.as_posix() not in ELSEWHERE and not test.is_file():
+            missing.append(test.relative_to(ROOT).as_posix())
+    assert not missing
+
+
 # Rule 4: cost of importing core, and of the command
 
 

@@ -158,7 +158,8 @@ def fingerprint(model: RewardModel) -> str:
     if part is None:
         return ""
     digest = hashlib.sha256()
-    for name, value in sorted(part.state_dict().items()):
+    named = {name.removeprefix("observer."): value for name, value in part.state_dict().items()}  # as before 0.2
+    for name, value in sorted(named.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -191,9 +192,9 @@ def observation_features(
     part = observed_part(model)
     if part is None:
         raise ValueError(f'{type(model).__name__} holds no model with hidden features: ask for kind="state"')
-    tokens = part.look(batch)
-    used = tokens.weight(batch.to(tokens.step.device)) > 0
-    return tokens.hidden[used].float().cpu(), used.nonzero()[:, 0].cpu()
+    encoded = part.observer.encode(batch)
+    used = encoded.weights(encoded.match_device(batch)) > 0
+    return encoded.hidden[used].float().cpu(), used.nonzero()[:, 0].cpu()
 
 
 def fit_training_features(

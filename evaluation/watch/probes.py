@@ -14,7 +14,7 @@ from ...core.edit import reindex, truncate, without_outcome
 from ...core.interfaces import RewardModel
 from ...core.intervals import wilson_interval
 from ...datasets.negatives import reverse_map, stall_map
-from ...rewards.observed import ObservedReward
+from ...rewards.observation_encoder import ObservationEncoder
 from .metrics import Score, best_and_last, score_kind, score_track
 
 PROBES = ("frozen", "reversed", "other_task", "blank")
@@ -166,7 +166,7 @@ def _altered(reward: RewardModel, clips: TrajectoryBatch, instructions: Sequence
 
 def _blank(reward: RewardModel, clips: TrajectoryBatch) -> TrajectoryBatch:
     """Black frames and the mean state: that of the reward's training data where it knows it, else of the clips."""
-    model = next((m for m in reward.modules() if isinstance(m, ObservedReward) and m.state_size), None)
+    model = next((m for m in reward.modules() if isinstance(m, ObservationEncoder) and m.state_size), None)
     if model is not None and model.normalised and model.state_size == clips.state.shape[2]:
         state = model.state_mean.to(clips.state)
     else:

@@ -1,4 +1,4 @@
-"""Files of stage costs: one per task, with the names of its stages, and the objectives they can be turned to."""
+"""Files of stage costs, one per task, and objectives that re-weight them."""
 
 import json
 import re
@@ -15,27 +15,29 @@ from ..stages.plans import Name as StageName
 from ..stages.plans import unique_keys
 
 LIBRARY = Path(__file__).parents[2] / "configs" / "costs"
-"""Where the files of the simulated tasks lie, as ``<suite>/<task>.json``."""
+"""Folder of the files of the simulated tasks, as ``<suite>/<task>.json``."""
 
 MAX_STAGES, MAX_CONSTRAINTS, MAX_NUMBER = 12, 48, 1e6
-"""What a file may hold at most; the last bounds every number in it."""
+"""Largest number of stages, of constraints, and largest magnitude of any number in a file."""
 
 _NAME = r"[A-Za-z][A-Za-z0-9_\- ]{0,38}[A-Za-z0-9]|[A-Za-z]"
 _TRACK = r"[A-Za-z][A-Za-z0-9_\-./ ]{0,38}[A-Za-z0-9_]|[A-Za-z]"
 Name = Annotated[str, Field(strict=True, pattern=rf"^(?:{_TRACK})$")]
-"""Of a point, a flag or a number: letters, digits, spaces, ``_``, ``-``, ``.`` and ``/``, 40 at most, beginning with a
-letter and ending with a letter, a digit or ``_``."""
+"""Name of a point, a flag or a number: at most 40 letters, digits, spaces, ``_``, ``-``, ``.`` and ``/``, which begins
+with a letter and ends with a letter, a digit or ``_``."""
 
 
 class FlagRule(BaseModel):
-    """A flag made of a recorded number: True where it is below, or above, a value."""
+    """Flag computed from a recorded number: True where it is below, or above, a value."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     track: Name
-    """Name of a recorded number, such as the opening of the gripper."""
+    """Name of the recorded number, such as the opening of the gripper."""
     below: Number | None = None
+    """Value below which the flag is True."""
     above: Number | None = None
+    """Value above which the flag is True."""
 
     @model_validator(mode="after")
     def _one_bound(self) -> "FlagRule":
@@ -45,7 +47,7 @@ class FlagRule(BaseModel):
 
 
 class TaskCosts(BaseModel):
-    """The stage costs of one task, as they stand in a JSON file.
+    """Stage costs of one task, as in a JSON file.
 
     Raises:
         pydantic.ValidationError: A `ValueError` that names what is wrong: unknown words and fields, a stage that is not
@@ -55,16 +57,17 @@ class TaskCosts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     task: Annotated[str, Field(strict=True, min_length=1, max_length=100)]
-    """What it is for, such as ``metaworld/push-v3``."""
+    """Name of the task, such as ``metaworld/push-v3``."""
     instructions: tuple[Annotated[str, Field(strict=True, min_length=1)], ...] = ()
-    """Instructions it is for, word by word; none = for every one."""
+    """Instructions the costs apply to, word by word; empty for all."""
     stages: Annotated[tuple[StageName, ...], Field(min_length=1, max_length=MAX_STAGES)]
-    """Names of the stages in their order; a constraint names one by its index."""
+    """Names of the stages in their order; a constraint refers to one by its index."""
     constraints: Annotated[tuple[Constraint, ...], Field(max_length=MAX_CONSTRAINTS)]
+    """Constraints of the stages."""
     points: dict[Name, tuple[Number, Number, Number]] = {}
-    """Points that stand still, in metres, such as an obstacle nobody tracks."""
+    """Fixed points, in metres, such as an obstacle that is not tracked."""
     flags: dict[Name, FlagRule] = {}
-    """Flags made of recorded numbers."""
+    """Flags computed from recorded numbers."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TaskCosts":
@@ -109,20 +112,20 @@ class TaskCosts(BaseModel):
 
     @property
     def read_flags(self) -> frozenset[str]:
-        """Recorded flags that the constraints read; those made of numbers are not among them."""
+        """Recorded flags that the constraints read; flags computed from numbers are not among them."""
         return frozenset(c.a for c in self.constraints if c.op == "flag" and c.a not in self.flags)
 
     @property
     def read_numbers(self) -> frozenset[str]:
-        """Recorded numbers that flags are made of."""
+        """Recorded numbers that flags are computed from."""
         used = {c.a for c in self.constraints if c.op == "flag"}
         return frozenset(rule.track for name, rule in self.flags.items() if name in used)
 
     def complete(self, track: Mapping[str, Any]) -> dict[str, Any]:
-        """Add the fixed points and the made flags to a track.
+        """Add the fixed points and the computed flags to a track.
 
         Args:
-            track: See `guerdon.rewards.costs.external_reward`; numbers (T,) that flags are made of come along.
+            track: Arrays as in `guerdon.rewards.costs.external_reward`, and the numbers (T,) behind the flags.
 
         Raises:
             ValueError: If the track already holds such a name, lacks a number, or holds one that is not finite.
@@ -137,14 +140,17 @@ class TaskCosts(BaseModel):
                 made[name] = _flag(name, rule, track)
         for name in made:
             if name in track:
-                raise ValueError(f"{self.task}: {name!r} is made by the cost file and recorded too: rename one of them")
+                raise ValueError(f"{self.task}: {name!r} is in the cost file and recorded too: rename one of them")
         return {**track, **made}
 
     def check_plan(self, plan: TaskPlan) -> None:
-        """Refuse a plan whose stages are not these: an index would then mean something else.
+        """Refuse a plan with other stages, under which an index would mean another stage.
+
+        Args:
+            plan: Plan of a decomposer.
 
         Raises:
-            ValueError: Naming both.
+            ValueError: If the stages differ, naming both.
         """
         names = tuple(stage.name for stage in plan.stages)
         if names != self.stages:
@@ -156,7 +162,7 @@ class TaskCosts(BaseModel):
 
 def _flag(name: str, rule: FlagRule, track: Mapping[str, Any]) -> np.ndarray:
     if rule.track not in track:
-        raise ValueError(f"flag {name!r} is made of {rule.track!r}, which the track does not hold")
+        raise ValueError(f"flag {name!r} is computed from {rule.track!r}, which the track does not hold")
     values = np.asarray(track[rule.track])
     if values.ndim != 1 or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
         raise ValueError(f"{rule.track!r}: expected finite numbers (T,), got {values.dtype} {values.shape}")
@@ -164,14 +170,14 @@ def _flag(name: str, rule: FlagRule, track: Mapping[str, Any]) -> np.ndarray:
 
 
 def check_name(name: str, what: str) -> None:
-    """Refuse the name of a track that no cost file may hold.
+    """Refuse a name that no cost file may hold.
 
     Args:
-        name: Of a point, a flag or a number.
-        what: Where it stands, for the error.
+        name: Name of a point, a flag or a number.
+        what: Place of the name, for the error.
 
     Raises:
-        ValueError: Naming it.
+        ValueError: If the name is not allowed; the message names it.
     """
     if not re.fullmatch(_TRACK, name):
         raise ValueError(
@@ -181,7 +187,7 @@ def check_name(name: str, what: str) -> None:
 
 
 def library() -> list[str]:
-    """Names of the tasks whose costs come with guerdon, such as ``metaworld/push-v3``."""
+    """List the tasks whose costs come with guerdon, such as ``metaworld/push-v3``."""
     return sorted(path.relative_to(LIBRARY).with_suffix("").as_posix() for path in LIBRARY.rglob("*.json"))
 
 
@@ -189,10 +195,10 @@ def load_costs(source: str | Path | Mapping[str, Any]) -> TaskCosts:
     """Open the costs of a task.
 
     Args:
-        source: Name of a task in the library, path of a ``.json`` file, or what such a file holds.
+        source: Name of a task in the library, path of a ``.json`` file, or the contents of such a file.
 
     Raises:
-        ValueError: If the library has no such task, or the file holds something else, or a key twice.
+        ValueError: If the library has no such task, or the file is invalid or holds a key twice.
         FileNotFoundError: If there is no such file.
     """
     if isinstance(source, Mapping):
@@ -209,11 +215,11 @@ def load_costs(source: str | Path | Mapping[str, Any]) -> TaskCosts:
 
 
 def grape_repo() -> list[Constraint]:
-    """The costs of GRAPE's released code, for putting a carrot on a plate in three stages: grasp, move, place.
+    """Return the costs of GRAPE's released code for putting a carrot on a plate in three stages: grasp, move, place.
 
     Sums over the steps of a stage, weight 0.01 each, and the thresholds of its ``maniskill2_evaluator.py``. A track
-    needs the points ``end_effector``, ``object`` and ``target`` and the flag ``grasped``. There a stage never entered
-    costs nothing; `external_reward` with ``unreached=0`` says the same.
+    needs the points ``end_effector``, ``object`` and ``target`` and the flag ``grasped``. In that code a stage that was
+    never reached costs nothing, as in `external_reward` with ``unreached=0``.
     """
 
     def one(stage: int, kind: Kind, op: str, a: str, b: str | None, threshold: float) -> Constraint:
@@ -232,9 +238,12 @@ def grape_repo() -> list[Constraint]:
 
 
 def task_completion(constraints: Sequence[Constraint]) -> list[Constraint]:
-    """Only what it takes to do the task: path and grasp, without the time taken; collisions weigh nothing.
+    """Keep the constraints of doing the task, path and grasp without the time taken; collisions get weight 0.
 
-    Weights are set to 0 rather than constraints removed, so that a stage never reached costs what it did.
+    Weights are set to 0 rather than constraints removed, so that a stage never reached costs the same as before.
+
+    Args:
+        constraints: Constraints of a task.
     """
     return [
         c.model_copy(update={"weight": 0.0}) if c.kind == "collision" or c.op == "steps" else c for c in constraints
@@ -242,12 +251,12 @@ def task_completion(constraints: Sequence[Constraint]) -> list[Constraint]:
 
 
 def safety(constraints: Sequence[Constraint], factor: float | int = 1.0) -> list[Constraint]:
-    """Collisions first: their threshold falls to 0 (GRAPE §3.6), and their weight may be multiplied.
+    """Put collisions first: set their threshold to 0 (GRAPE §3.6) and multiply their weight.
 
     Args:
-        constraints: Of a task.
-        factor: On the weight, at least 0. A large one outweighs the task itself: with 10 the best of eight rollouts
-            succeeded less often than with 1, and violated no less (benchmarks/grape_ranking.py).
+        constraints: Constraints of a task.
+        factor: Factor of the weight, at least 0. A large one outweighs the task itself: with 10 the best of eight
+            rollouts succeeded less often than with 1, and violated no less (benchmarks/grape_ranking.py).
 
     Raises:
         ValueError: If the factor is negative or not finite, or no constraint is of a collision.
@@ -255,21 +264,21 @@ def safety(constraints: Sequence[Constraint], factor: float | int = 1.0) -> list
     if not any(c.kind == "collision" for c in constraints):
         raise ValueError(
             'safety has nothing to change: expected at least one constraint of kind "collision", got '
-            f"{_kinds(constraints)}; add what must not be touched"
+            f"{_kinds(constraints)}; add one on what must not be touched"
         )
     return [_stricter(c, factor) if c.kind == "collision" else c for c in constraints]
 
 
 def efficiency(constraints: Sequence[Constraint], factor: float | int = 1.0) -> list[Constraint]:
-    """Short ways first: no step of a stage is free, and its weight may be multiplied.
+    """Put short executions first: make every step of a stage cost something, and multiply its weight.
 
-    GRAPE lowers the threshold of the path for it (§3.6); its own example counts the centimetres left, ours the steps
-    taken, because a distance held for long is not distinguished from one covered fast. Costs that count no steps, such
-    as those of `grape_repo`, have the thresholds of their path constraints lowered to 0 instead.
+    GRAPE lowers the threshold of the path for this (§3.6). Its example counts the centimetres left. Here the steps are
+    counted, because a distance held for long is not distinguished from one covered fast. Costs that count no steps,
+    such as those of `grape_repo`, have the thresholds of their path constraints lowered to 0 instead.
 
     Args:
-        constraints: Of a task.
-        factor: On the weight, at least 0.
+        constraints: Constraints of a task.
+        factor: Factor of the weight, at least 0.
 
     Raises:
         ValueError: If the factor is negative or not finite, or there is neither a count of steps nor a path.
@@ -287,12 +296,12 @@ def efficiency(constraints: Sequence[Constraint], factor: float | int = 1.0) -> 
 def with_thresholds(
     constraints: Sequence[Constraint], factor: float | int, kind: Kind | None = None
 ) -> list[Constraint]:
-    """Multiply the thresholds of one kind, or of all: below 1 less is free, above 1 more.
+    """Multiply the thresholds of one kind, or of all.
 
     Args:
-        constraints: Of a task.
-        factor: At least 0.
-        kind: None takes all.
+        constraints: Constraints of a task.
+        factor: Factor of the thresholds, at least 0; below 1 is stricter.
+        kind: Kind of the constraints to change; None changes all.
 
     Raises:
         ValueError: If the factor is negative or not finite.

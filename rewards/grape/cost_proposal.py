@@ -1,4 +1,4 @@
-"""Asks a vision-language model for the stage costs of a task, as JSON that is checked and never run."""
+"""Stage costs proposed by a vision-language model, as JSON that is validated and never run."""
 
 import json
 from collections.abc import Sequence
@@ -49,39 +49,39 @@ At most {max_stages} stages and {max_constraints} constraints.\
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What came of asking."""
+    """Result of asking a model for costs."""
 
     costs: TaskCosts | None
-    """None where no answer could be used."""
+    """Proposed costs; None where no answer could be used."""
     problems: tuple[str, ...] = ()
-    """Why each refused answer was refused, in order."""
+    """Reason why each refused answer was refused, in order."""
     answers: tuple[str | None, ...] = ()
-    """Every answer as it came; None where nothing came."""
+    """Every answer as it was received; None where none was."""
 
 
 def proposal_prompt(
     instruction: str, points: Sequence[str], flags: Sequence[str] = (), stages: Sequence[str] = (), pictures: int = 0
 ) -> str:
-    """The words that ask for costs: the recorded names, every word that may be used, and the form of the answer.
+    """Write the prompt that asks for costs: the recorded names, the words that may be used, the form of the answer.
 
     Args:
-        instruction: What the robot should do.
+        instruction: Instruction of the task.
         points: Names of the recorded points.
         flags: Names of the recorded flags.
-        stages: Names of the stages, where they are fixed; else the model chooses.
-        pictures: How many pictures come with it.
+        stages: Names of the stages, where they are fixed; otherwise the model chooses them.
+        pictures: Number of pictures in the prompt.
 
     Raises:
         ValueError: If there is no point, or a name is one that no cost file may hold.
     """
     if not points:
-        raise ValueError("no point to write costs about: name at least one recorded point")
+        raise ValueError("points is empty: name at least one recorded point")
     for what, names in (("points", points), ("flags", flags)):
         for name in names:
             check_name(name, what)
             if name == "stage":
                 raise ValueError(f"{what}: 'stage' holds the stages; give what is recorded under it another name")
-    told = f"The stages are: {json.dumps(list(stages))}; use these." if stages else "You choose the stages, in order."
+    wanted = f"The stages are: {json.dumps(list(stages))}; use these." if stages else "You choose the stages, in order."
     return PROMPT.format(
         instruction=instruction,
         pictures={0: "", 1: "The picture shows the scene at the start.\n"}.get(
@@ -89,7 +89,7 @@ def proposal_prompt(
         ),
         points=", ".join(points),
         flags=", ".join(flags) or "none",
-        stages=told,
+        stages=wanted,
         max_stages=MAX_STAGES,
         max_constraints=MAX_CONSTRAINTS,
     )
@@ -98,17 +98,17 @@ def proposal_prompt(
 def parse_proposal(
     text: str, instruction: str, points: Sequence[str], flags: Sequence[str] = (), stages: Sequence[str] = ()
 ) -> TaskCosts:
-    """Turn an answer into costs, or refuse it; nothing is guessed, repaired or run.
+    """Parse an answer into costs, or refuse it; nothing is guessed, repaired or run.
 
     Args:
-        text: One JSON object, alone or in one ```json fence, and nothing else.
-        instruction: What the costs are for.
+        text: Answer: one JSON object, alone or in one ```json fence, and nothing else.
+        instruction: Instruction of the task.
         points: Names of the recorded points.
         flags: Names of the recorded flags.
         stages: Names the stages must have; empty leaves them to the answer.
 
     Raises:
-        ValueError: In one line that says what was wrong, fit to be shown to whoever answered.
+        ValueError: If the answer is refused; the message is one line that can be shown to the model.
     """
     value = read_object(text, '{"stages": […], "constraints": […]}')
     unknown = sorted(set(value) - {"stages", "constraints"})
@@ -143,21 +143,21 @@ def propose_costs(
     retries: int = 2,
     max_new_tokens: int = 2048,
 ) -> Proposal:
-    """Ask a model for the costs of a task; an answer that cannot be used is asked for again, with the reason.
+    """Ask a model for the costs of a task; after an answer that cannot be used it is asked again, with the reason.
 
     Args:
-        chat: Who answers.
-        instruction: What the robot should do.
+        chat: Vision-language model.
+        instruction: Instruction of the task.
         points: Names of the recorded points.
         flags: Names of the recorded flags.
         stages: Names of the stages, such as those of a decomposer's plan; empty leaves them to the model.
-        pictures: Of the scene at the start, uint8 (3, H, W).
-        retries: Further questions after a first answer that cannot be used.
-        max_new_tokens: Length of an answer.
+        pictures: Pictures of the scene at the start, uint8 (3, H, W).
+        retries: Number of further attempts after a first answer that cannot be used, at least 0.
+        max_new_tokens: Longest answer, in tokens.
 
     Returns:
-        The costs, or None and what was wrong with each answer. Look at them before use: they are well formed, which
-        does not make them right.
+        The costs, or None and the problem of each answer. Review them before use: they are well formed, which does not
+        make them right.
 
     Raises:
         ValueError: If there is no point, a recorded name is one that no cost file may hold, the instruction is empty,
@@ -185,16 +185,16 @@ def propose_costs(
 
 
 def _again(question: str, pictures: Sequence[Tensor], problem: str) -> Prompt:
-    """The question, and after a refused answer what was wrong with it."""
+    """Return the question, and after a refused answer the reason for the refusal."""
     if not problem:
         return [*pictures, question]
-    # what is quoted of an answer must not read like one of the model's own tokens
+    # a quotation of an answer must not read like one of the model's own tokens
     reason = harmless(problem)
     return [*pictures, f"{question}\n\nAn earlier answer was refused: {reason}\nAnswer with the JSON object only."]
 
 
 def _first_line(error: ValidationError) -> str:
-    """The first thing wrong, with its place."""
+    """Return the first error, with its place."""
     first = error.errors(include_url=False)[0]
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
     message = first["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""Stage costs of the rows of a batch: which costs, which stages, which steps of which tracks."""
+"""Stage costs of the rows of a batch: matches costs, stages and tracks, and evaluates the constraints."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,14 +20,16 @@ from .cost_files import TaskCosts
 
 @dataclass(frozen=True, kw_only=True)
 class RowCosts:
-    """What the constraints of its task cost one row, not weighted."""
+    """Costs of the constraints of its task for one row, not weighted."""
 
     problem: str = ""
-    """Why nothing is known; empty otherwise."""
+    """Reason why the costs are unknown; empty where they are known."""
     file: TaskCosts | None = None
+    """Cost file of the row."""
     first: int = 0
-    """Where the constraints of its file begin among those of all files."""
+    """Index of the first constraint of its file among those of all files."""
     table: tuple[ConstraintCost, ...] = ()
+    """Cost of each constraint of its file."""
 
     @property
     def excess(self) -> list[float]:
@@ -36,21 +38,21 @@ class RowCosts:
 
     @property
     def missed(self) -> int:
-        """Constraints whose stage was never reached."""
+        """Number of constraints whose stage was never reached."""
         return sum(not row.reached for row in self.table)
 
 
 class StageCosts:
-    """Evaluates cost files on batches.
+    """Evaluation of cost files on batches.
 
-    Step t is judged at the observation it leads to, t + 1: the first observation was not the policy's doing, and the
+    Step t is evaluated at the observation it leads to, t + 1: the policy did not cause the first observation, and the
     last one shows how the episode ended. A final observation that was never made is left out.
 
-    Of a decomposer's plans each is held against the stages of its row's file. A plan with other stages makes that row
-    unknown and no other; where no plan of a batch fits, a warning says so, once.
+    Each plan of a decomposer is compared with the stages of its row's file. A plan with other stages makes that row
+    unknown and no other. Where no plan of a batch fits, a warning is given once.
 
     Args:
-        files: One per task; constraints are numbered through all of them.
+        files: Cost files, one per task; constraints are numbered through all of them.
     """
 
     def __init__(self, files: Sequence[TaskCosts]) -> None:
@@ -63,7 +65,12 @@ class StageCosts:
     def measure(
         self, batch: TrajectoryBatch, decomposer: TaskDecomposer | None, wanted: Bool[Tensor, " B"]
     ) -> list[RowCosts]:
-        """Costs of every wanted row, or why they are not known.
+        """Compute the costs of every wanted row, or the reason why they are unknown.
+
+        Args:
+            batch: The trajectories.
+            decomposer: Source of the stages; None takes ``labels["stage"]``.
+            wanted: True on the rows to evaluate.
 
         Raises:
             ValueError: If a track has the wrong shape or kind, a known value is not finite, or a stage is none of the
@@ -90,10 +97,16 @@ class StageCosts:
         return rows
 
     def find(self, instruction: str) -> int | None:
-        """Place of the file for an instruction: one that lists it, else one that lists none.
+        """Find the index of the file for an instruction: one that lists it, else one that lists none.
+
+        Args:
+            instruction: Instruction of a row.
+
+        Returns:
+            The index, or None where no file applies.
 
         Raises:
-            ValueError: If there are several.
+            ValueError: If several files apply.
         """
         listed = [i for i, file in enumerate(self.files) if instruction in file.instructions]
         found = listed or [i for i, file in enumerate(self.files) if not file.instructions]
@@ -128,7 +141,7 @@ class StageCosts:
             if not valid[used].all():
                 return RowCosts(problem=f"track {name!r} is unknown at some steps")
             kept = valid.reshape(-1, *(1,) * (values.ndim - 1))
-            track[name] = np.where(kept, values, np.zeros_like(values))  # at steps that no constraint looks at
+            track[name] = np.where(kept, values, np.zeros_like(values))  # at steps that no constraint reads
         try:
             table = cost_table(file.constraints, file.complete(track))
         except ValueError as error:
@@ -142,7 +155,7 @@ class StageCosts:
         rows: Sequence[int],
         places: Sequence[int | None],
     ) -> tuple[dict[int, tuple[np.ndarray, np.ndarray]], dict[int, str]]:
-        """Stage after each step of the given rows and where it is known, and rows for which nobody says."""
+        """Return the stage after each step of the given rows, where it is known, and the rows without stages."""
         if not rows:
             return {}, {}
         width = batch.mask.shape[1]
@@ -164,27 +177,27 @@ class StageCosts:
         rows: Sequence[int],
         places: Sequence[int | None],
     ) -> tuple[dict[int, TaskPlan], dict[int, str]]:
-        """Plans that fit the costs of their rows, and why the other rows have none.
+        """Return plans that fit the costs of their rows, and the reason why other rows have none.
 
-        A decomposer that names its cameras gets a frame of them, and is not asked about rows that have none.
+        A decomposer that names its cameras gets a frame of them, and is not asked about rows without one.
         """
         cameras = inputs_of(decomposer).cameras
         frames = {row: _first_frame(batch, row, cameras or tuple(batch.frames)) for row in rows}
         problems: dict[int, str] = {}
         if cameras:
-            looked = ", ".join(cameras)
-            problems = {row: f"no first frame of {looked} to plan from" for row in rows if frames[row] is None}
+            names = ", ".join(cameras)
+            problems = {row: f"no first frame of {names} to plan from" for row in rows if frames[row] is None}
         asked = [row for row in rows if row not in problems]
         if not asked:
             return {}, problems
         pictures = [frame for row in asked if (frame := frames[row]) is not None]
-        told = tuple(batch.instructions[row] for row in asked)
-        made = decomposer.plan(told, pictures if len(pictures) == len(asked) else None)
+        texts = tuple(batch.instructions[row] for row in asked)
+        made = decomposer.plan(texts, pictures if len(pictures) == len(asked) else None)
         plans: dict[int, TaskPlan] = {}
         refused = ""
         for row, plan in zip(asked, made, strict=True):
             place = places[row]
-            assert place is not None  # only rows with costs are asked about
+            assert place is not None  # only rows with costs are passed on
             if not plan.stages:
                 problems[row] = "the decomposer gave no plan"
                 continue
@@ -204,7 +217,7 @@ def _take(batch: TrajectoryBatch, rows: Sequence[int]) -> TrajectoryBatch:
 
 
 def _row(column: Labelled, row: int, steps: int) -> tuple[Shaped[np.ndarray, "T ..."], Bool[np.ndarray, " T"]]:
-    """Values and validity after each step: of an observation column (T+1) the first entry is left out."""
+    """Return values and validity after each step; of a column per observation (T+1) the first entry is dropped."""
     first = column.valid.shape[1] - steps
     return column.values[row].cpu().numpy()[first:], column.valid[row].cpu().numpy()[first:]
 
@@ -223,7 +236,7 @@ def _indices(file: TaskCosts, values: np.ndarray) -> np.ndarray:
 
 
 def _first_frame(batch: TrajectoryBatch, row: int, cameras: Sequence[str]) -> Tensor | None:
-    """A row's picture at its first observation, of the first of the cameras that has one there."""
+    """Return a row's frame at its first observation, of the first camera that has one there."""
     for camera in cameras:
         sampled = batch.frames.get(camera)
         if sampled is not None and bool((sampled.step[row] == 0).any()):

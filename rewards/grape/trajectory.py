@@ -1,4 +1,4 @@
-"""GRAPE's trajectory score: how likely the policy found it, how well its stages went, and whether it succeeded."""
+"""GRAPE's trajectory score: log-likelihood under the policy, stage costs and success."""
 
 import math
 import warnings
@@ -17,21 +17,23 @@ from .cost_files import TaskCosts, load_costs
 from .stage_tracks import RowCosts, StageCosts
 
 TERMS = ("self", "external", "success")
+"""Names of the terms of the score."""
 WEIGHTS: dict[str, tuple[float, float, float]] = {"paper": (0.01, 0.01, 2.0), "repository": (0.01, 1.0, 5.0)}
 """Weights (self, external, success) of the paper's appendix A, and of the released code."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreInputs(Record):
-    """All that a score is made of, before anything is weighed."""
+    """Inputs of the score of every row, before they are weighed."""
 
     self_log_prob: Float64[Tensor, " B"]
-    """Sum or mean of the behaviour's log-probabilities; 0 where unknown."""
+    """Sum or mean of the log-probabilities of the acting policy; 0 where unknown."""
     excess: Float64[Tensor, "B J"]
     """max(0, aggregate − threshold) of each constraint of each cost file; 0 for the files of other tasks."""
     missed: Float64[Tensor, " B"]
-    """Constraints whose stage was never reached."""
+    """Number of constraints whose stage was never reached."""
     success: Float64[Tensor, " B"]
+    """Success of the episode in [0, 1]; 0 where unknown."""
     known: Bool[Tensor, "B 3"]
     """Whether the terms self, external, success are known."""
     finished: Bool[Tensor, " B"]
@@ -39,33 +41,37 @@ class ScoreInputs(Record):
 
 
 class GrapeScore(RewardModel):
-    """R = λ₁ R_self + λ₂ R_ext + λ₃ I_success on the last step (Zhang et al. 2024, arXiv:2411.19309, Eq. 9 to 11).
+    """Trajectory score R = λ₁ R_self + λ₂ R_ext + λ₃ I_success (Zhang et al. 2024, arXiv:2411.19309, Eq. 9 to 11).
 
-    R_self = Σ log-probabilities of the decisions under the policy that took them; R_ext = exp(−Σ stage costs); the
-    success is that of the episode. Each weighted term stands in ``terms`` on the last step, and a term of weight 0 is
-    left out. Where a term of another weight is unknown (no recorded log-probability, no costs for the instruction, a
-    missing track or stage, an unknown outcome), and in pieces of episodes, the whole row is invalid: `why` says why.
-    Every other step of a valid row is worth 0, which is known.
+    R_self is the sum of the log-probabilities of the decisions under the policy that took them, R_ext =
+    exp(−Σ stage costs), and I_success the success of the episode. The score is the reward of the last step. Each
+    weighted term is in ``terms`` on the last step, and a term of weight 0 is left out. The whole row is invalid where a
+    term of another weight is unknown (no recorded log-probability, no costs for the instruction, a missing track or
+    stage, an unknown outcome), and in pieces of episodes; `why` gives the reason. Every other step of a valid row has a
+    known reward of 0.
 
-    Weights and the scale of every constraint can be trained from preferences; both are multiplied by exp of a parameter
-    that starts at 0, so that they stay positive and nothing changes before training. A weight of 0 stays 0. What a
-    stage never reached costs is not trained.
+    Weights and the scale of every constraint can be trained from preferences. Both are multiplied by exp of a parameter
+    that starts at 0, so that they stay positive and nothing changes before training. A weight of 0 stays 0. The cost of
+    a stage that was never reached is not trained.
 
     Args:
-        costs: One per task: a name of the library, the path of a ``.json`` file, or what it holds. They are saved with
-            the model, whatever becomes of the file. A row takes the one that lists its instruction, or one that lists
-            none. One with a single stage covers whole episodes and needs no stages.
+        costs: Costs of each task: a name of the library, the path of a ``.json`` file, or its contents, which are saved
+            with the model. A row takes the costs that list its instruction, or those that list none. Costs with a
+            single stage cover whole episodes and need no stages.
         weights: λ₁, λ₂, λ₃, at least 0: ``"paper"`` (0.01, 0.01, 2), ``"repository"`` (0.01, 1, 5) or three numbers.
-        self_reduce: ``"sum"`` as published, which is lower for longer episodes of a token policy; ``"mean"`` over the
-            decisions is not.
+        self_reduce: Reduction over the decisions: ``"sum"`` as published, which is lower for longer episodes of a token
+            policy, or ``"mean"``, which is not.
         log_prob_floor: Smallest log-probability of a decision, at most 0; the released code has ln 0.05, about −3.0.
-            None = no floor.
-        unreached: Cost of a constraint whose stage was never reached.
-        decomposer: Where stages come from; None takes ``batch.labels["stage"]``, indices in the order of the file's.
-        compare: Which rows `loss` compares: of one initial state (``"group"``) or of one task and instruction.
-        prior: How strongly training holds weights and scales near where they started.
-        open_ends: Also score whole episodes whose end nobody recorded, as logged ones without a label are. Leave it off
-            for rollouts: there it would score pieces that were broken off.
+            None sets no floor.
+        unreached: Cost of a constraint whose stage was never reached, at least 0.
+        decomposer: Source of the stages; None takes ``batch.labels["stage"]``, indices in the order of the file's.
+        compare: Rows that `loss` compares: those of one initial state (``"group"``) or of one task and instruction.
+        prior: Strength with which training keeps weights and scales near their start, at least 0.
+        open_ends: Also score whole episodes whose end was not recorded, such as logged ones without a label. Leave it
+            off for rollouts, where it would score pieces that were cut.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the external term has a weight and there are no costs.
     """
 
     causal = False
@@ -108,19 +114,19 @@ class GrapeScore(RewardModel):
 
     @property
     def term_weights(self) -> Float64[Tensor, "3"]:
-        """λ₁, λ₂, λ₃ as they are now."""
+        """Present weights λ₁, λ₂, λ₃."""
         start = torch.tensor(self.weights, dtype=torch.float64, device=self.log_weights.device)
         return start * self.log_weights.double().exp()
 
     @property
     def constraint_weights(self) -> Float64[Tensor, " J"]:
-        """Weight of every constraint as it is now, file by file."""
+        """Present weight of every constraint, file by file."""
         start = self._stage_costs.weights.to(self.log_scales.device)
         return start * self.log_scales.double().exp()
 
     @torch.no_grad()
     def read(self, batch: TrajectoryBatch) -> ScoreInputs:
-        """Take what the score is made of out of a batch; nothing in it depends on what is trained.
+        """Compute the inputs of the score of every row; none of them depends on trained parameters.
 
         Raises:
             ValueError: If a track has the wrong shape or a known value that is not finite, or stages do not fit the
@@ -129,7 +135,7 @@ class GrapeScore(RewardModel):
         return self._read(batch)[0]
 
     def why(self, batch: TrajectoryBatch) -> list[str]:
-        """Why each row cannot be scored; empty text where it can.
+        """Explain why each row cannot be scored; an empty text where it can.
 
         Raises:
             ValueError: See `read`.
@@ -140,7 +146,7 @@ class GrapeScore(RewardModel):
             reasons = {
                 "self": "the acting policy recorded no finite log-probability for every decision",
                 "external": external[row].problem,
-                "success": "nobody said whether it succeeded",
+                "success": "it is not known whether it succeeded",
             }
             missing = [
                 reasons[name]
@@ -152,7 +158,11 @@ class GrapeScore(RewardModel):
         return problems
 
     def terms_of(self, inputs: ScoreInputs) -> dict[str, Float64[Tensor, " B"]]:
-        """The three terms, not weighted; what is unknown holds a number without a meaning. Carries gradients."""
+        """Compute the three terms, not weighted, with gradients; unknown entries hold a number without a meaning.
+
+        Args:
+            inputs: Inputs of the score, as `read` gives them.
+        """
         cost = inputs.excess @ self.constraint_weights + self.unreached * inputs.missed
         # past this the reward stays the smallest positive float, and has no gradient
         cost = cost.clamp(max=-math.log(torch.finfo(torch.float64).tiny))
@@ -160,7 +170,7 @@ class GrapeScore(RewardModel):
 
     @torch.no_grad()
     def raw_terms(self, batch: TrajectoryBatch) -> dict[str, Float64[Tensor, " B"]]:
-        """The three terms of every row before they are weighed, NaN where unknown: for reports and metrics."""
+        """Compute the three terms of every row, not weighted and NaN where unknown, for reports and metrics."""
         inputs = self.read(batch)
         known = inputs.known & inputs.finished[:, None]
         return {
@@ -169,7 +179,7 @@ class GrapeScore(RewardModel):
         }
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Score every row on its last step."""
+        """Compute the score of every row, as the reward of its last step."""
         inputs = self.read(batch)
         terms, dtype = self.terms_of(inputs), batch.weight.dtype
         scored = self._scorable(inputs, TERMS)
@@ -187,16 +197,16 @@ class GrapeScore(RewardModel):
         return RewardEstimates(rewards=torch.where(last, total, 0.0), valid=valid, terms=placed)
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
-        """Bradley–Terry loss of successes over failures, the success term left out: it would know the answer.
+        """Compute a Bradley–Terry loss of successes over failures without the success term, which is the label itself.
 
-        Compared are rows of one group, or of one task and instruction, of which one is known to have succeeded and the
-        other to have failed. Warns once where that leaves nothing because no group holds both.
+        Rows of one group, or of one task and instruction, are compared where one is known to have succeeded and the
+        other to have failed. A warning is given once where no group holds both.
         """
         success = batch.success_known & (batch.success >= 1)
         failure = batch.success_known & (batch.success <= 0)
         text = {t: i for i, t in enumerate(dict.fromkeys(batch.instructions))}
-        told = torch.tensor([text[t] for t in batch.instructions], device=batch.task.device)
-        same = (batch.task[:, None] == batch.task) & (told[:, None] == told)
+        same_text = torch.tensor([text[t] for t in batch.instructions], device=batch.task.device)
+        same = (batch.task[:, None] == batch.task) & (same_text[:, None] == same_text)
         pairs = same & success[:, None] & failure
         if self.compare == "group":
             grouped = pairs & (batch.group[:, None] == batch.group)
@@ -210,19 +220,19 @@ class GrapeScore(RewardModel):
             pairs = grouped
         chosen, rejected = pairs.nonzero(as_tuple=True)
         ones = torch.ones(len(chosen), device=batch.task.device)
-        judged = PreferencePairs(batch=batch, chosen=chosen, rejected=rejected, label=ones, weight=ones)
-        return self.preference_loss(judged, terms=("self", "external"))
+        compared = PreferencePairs(batch=batch, chosen=chosen, rejected=rejected, label=ones, weight=ones)
+        return self.preference_loss(compared, terms=("self", "external"))
 
     def preference_loss(self, pairs: PreferencePairs, terms: Sequence[str] = TERMS) -> dict[str, Tensor]:
-        """Loss of any preferences between rows; pairs with a row that cannot be scored are left out.
+        """Compute the loss of any preferences between rows; pairs with a row that cannot be scored are left out.
 
         Args:
-            pairs: Rows of a batch and which of two is better.
-            terms: Which terms the score is made of here.
+            pairs: Pairs of rows of a batch, with the preferred one named.
+            terms: Terms of the score that are compared.
 
         Returns:
-            ``loss``; ``preference_loss`` without what the prior adds; ``preference_accuracy`` over pairs that are no
-            tie, 0.5 where there is none; ``pairs`` that were used.
+            ``loss``; ``preference_loss`` without the prior; ``preference_accuracy`` over pairs that are no tie, 0.5
+            where there is none; ``pairs``, the number that was used.
         """
         return self._loss(self.read(pairs.batch), pairs, terms)
 
@@ -232,13 +242,13 @@ class GrapeScore(RewardModel):
         """Train weights and scales on preferences with Adam, all pairs at once; the batch is read only once.
 
         Args:
-            pairs: Rows of a batch and which of two is better.
-            terms: Which terms the score is made of here.
-            steps: Updates.
-            learning_rate: Of the logarithms of weights and scales.
+            pairs: Pairs of rows of a batch, with the preferred one named.
+            terms: Terms of the score that are compared.
+            steps: Number of updates.
+            learning_rate: Learning rate of the logarithms of weights and scales.
 
         Returns:
-            Loss and accuracy ``before`` and ``after``, and how many pairs were used.
+            Loss and accuracy ``before`` and ``after``, and the number of ``pairs`` used.
 
         Raises:
             ValueError: If no pair can be used, or the score is frozen.
@@ -258,10 +268,10 @@ class GrapeScore(RewardModel):
         optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             after = self._loss(inputs, pairs, terms)
-        figures = {"pairs": float(before["pairs"])}
+        metrics = {"pairs": float(before["pairs"])}
         for name in ("preference_loss", "preference_accuracy"):
-            figures |= {f"{name}_before": float(before[name].detach()), f"{name}_after": float(after[name])}
-        return figures
+            metrics |= {f"{name}_before": float(before[name].detach()), f"{name}_after": float(after[name])}
+        return metrics
 
     def _loss(self, inputs: ScoreInputs, pairs: PreferencePairs, terms: Sequence[str]) -> dict[str, Tensor]:
         unknown = sorted(set(terms) - set(TERMS))
@@ -296,7 +306,7 @@ class GrapeScore(RewardModel):
 
     def _read(self, batch: TrajectoryBatch) -> tuple[ScoreInputs, list[RowCosts]]:
         device = batch.mask.device
-        spoken, spoken_known = self._self(batch)
+        log_prob, log_prob_known = self._self(batch)
         finished = batch.whole
         if not self.open_ends:
             finished = finished & (batch.end != End.CUT)
@@ -308,10 +318,10 @@ class GrapeScore(RewardModel):
             if not row.problem:
                 excess[place, row.first : row.first + len(row.table)] = torch.tensor(row.excess, dtype=torch.float64)
         known = torch.stack(
-            [spoken_known, torch.tensor([not r.problem for r in rows], device=device), batch.success_known], 1
+            [log_prob_known, torch.tensor([not r.problem for r in rows], device=device), batch.success_known], 1
         )
         inputs = ScoreInputs(
-            self_log_prob=spoken,
+            self_log_prob=log_prob,
             excess=excess.clamp(max=1e30).to(device),  # an infinite one would have no gradient at all
             missed=torch.tensor([float(r.missed) for r in rows], dtype=torch.float64, device=device),
             success=torch.where(batch.success_known, batch.success, 0.0).double(),
@@ -321,7 +331,7 @@ class GrapeScore(RewardModel):
         return inputs, rows
 
     def _self(self, batch: TrajectoryBatch) -> tuple[Float64[Tensor, " B"], Bool[Tensor, " B"]]:
-        """Log-probability of each row's decisions, and whether all of them are known."""
+        """Reduce the log-probabilities of each row's decisions, and find where all of them are known."""
         log_prob, decided = batch.behaviour.get("log_prob"), batch.decision_mask
         if log_prob is None:
             return torch.zeros_like(batch.steps, dtype=torch.float64), torch.zeros_like(batch.success_known)
@@ -336,11 +346,15 @@ class GrapeScore(RewardModel):
 
 
 def carried_units(batch: TrajectoryBatch, units: int) -> Bool[Tensor, "B N U"]:
-    """Units of recorded log-probabilities that are real and belong to steps that were carried out.
+    """Find the units of recorded log-probabilities that are real and belong to steps that were executed.
 
     Units that ``behaviour["unit_mask"]`` marks as padding never count. Chunks of H steps with one unit per step (H of
     them) or per action dimension (H · A) are cut where the next decision came or the row ended. Any other units belong
     to the decision as a whole: tokens in another number than H · A, and denoising steps (a recorded chain).
+
+    Args:
+        batch: Trajectories with the recorded behaviour.
+        units: U, number of units per decision.
 
     Raises:
         ValueError: If the unit mask is not bool, or has another number of units.
@@ -359,7 +373,7 @@ def carried_units(batch: TrajectoryBatch, units: int) -> Bool[Tensor, "B N U"]:
     if sample is None or sample.ndim != 4 or "chain" in batch.behaviour:
         return carried
     horizon, size = sample.shape[2:]
-    a_step = units == horizon and "tokens" not in batch.behaviour  # as many tokens as steps would be chance
+    a_step = units == horizon and "tokens" not in batch.behaviour  # as many tokens as steps is a coincidence
     if not a_step and units != horizon * size:
         return carried
     later = torch.nn.functional.pad(step[:, 1:], (0, 1), value=-1)

@@ -1,8 +1,8 @@
-"""Milestones of a manipulation: where the gripper changes for good, where the hand comes to rest, what they label.
+"""Detection of milestones: lasting changes of the gripper, stops of the hand, and the labels they give.
 
 The labels are those of VLA-RL's robotic process reward (Lu et al. 2025, arXiv:2505.18719, §3.3). The paper cuts a
-successful trajectory where the openness of the gripper changes and labels the actions that lead to a stop of the hand;
-it gives no thresholds, windows or negatives. Every number here is therefore an argument.
+successful trajectory where the openness of the gripper changes and labels the actions that lead to a stop of the hand.
+It gives no thresholds, windows or negatives, so every number here is an argument.
 
 Indices: a milestone is an **observation** 1 … T, a keyframe is a **step** 0 … T − 1; step t leads from observation t to
 t + 1, so the last step of a segment that ends at milestone m is m − 1.
@@ -16,35 +16,35 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
-_OVERSHOOT = 0.05  # of a given range: fingers that press on something close or open a little further than when free
-_NOISE = 1e-4  # of an openness that is said to be in 0 … 1: rounding, no other unit
+_OVERSHOOT = 0.05  # of a given range: fingers that press on an object close or open a little further than when free
+_NOISE = 1e-4  # of an openness in 0 … 1: more than rounding is another unit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Milestones:
-    """What a detector found in one trajectory."""
+    """Milestones and keyframes of one trajectory."""
 
     observations: Int64[np.ndarray, " M"]
-    """Milestones, ascending; the last of a success is the observation of its success."""
+    """Observations of the milestones, ascending; the last one is the observation of the success."""
     keyframes: Int64[np.ndarray, " K"]
     """Steps that lead to a stop of the hand, ascending; at least one in every segment."""
     gripper: int
-    """How many of the milestones the gripper gave."""
+    """Number of the milestones that the gripper gave."""
     fallback: bool
-    """True where the gripper gave none and shares of the hand's path took their place."""
+    """Whether the gripper gave none, so that shares of the hand's path were taken instead."""
 
 
 def unit_openness(gripper: np.ndarray, gripper_range: Sequence[float | int] | None = None) -> Float[np.ndarray, " N"]:
-    """Openness from 0, closed, to 1, open, of a gripper recorded in any unit.
+    """Convert a gripper recorded in any unit into an openness from 0, closed, to 1, open.
 
     Args:
-        gripper: (N,) as recorded.
-        gripper_range: What is recorded of a closed and of an open gripper, such as (0, 0.08) for a width in metres, or
-            (255, 0) where 255 is closed. Values up to 5 % of the range outside are taken for its ends. None for an
-            openness that is recorded in 0 … 1.
+        gripper: (N,) recorded values.
+        gripper_range: Recorded values (closed, open) of the gripper, such as (0, 0.08) for a width in metres, or
+            (255, 0) where 255 is closed. Values outside by up to 5 % of the range are clipped. None for an openness
+            that is recorded in 0 … 1.
 
     Raises:
-        ValueError: If a value is no number or lies outside, or the range is not two different numbers.
+        ValueError: If a value is not finite or outside, or the range is not two different finite numbers.
     """
     ends = (0.0, 1.0) if gripper_range is None else tuple(float(end) for end in gripper_range)
     if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] == ends[1]:
@@ -72,27 +72,27 @@ def gripper_milestones(
     merge: int = 8,
     start_rule: Literal["begun", "complete"] = "begun",
 ) -> Int64[np.ndarray, " M"]:
-    """Observations at which a change of the gripper is complete, ascending.
+    """Find the observations at which a change of the gripper is complete, ascending.
 
     A change begins where the openness is more than ``threshold`` away from its reference, and is complete when the
     last ``settle_steps`` changes from one observation to the next were all below ``settle``; then the openness becomes
-    the new reference. It counts unless it falls into the first ``start_steps`` steps (scripted experts close an empty
-    gripper at the start), comes less than ``merge`` steps after the one before that counts, or went back to within
-    ``threshold`` of the old reference. What is found up to an observation depends on nothing after it.
+    the new reference. A change does not count if it falls into the first ``start_steps`` steps (scripted experts close
+    an empty gripper at the start), comes less than ``merge`` steps after the last one that counts, or returned to
+    within ``threshold`` of the old reference. The result up to an observation depends on nothing after it.
 
     Args:
-        gripper: (N,) openness at every observation. Only its changes count; the defaults are meant for 0 closed to 1
-            open (`unit_openness`), in another unit thresholds are in that unit.
-        threshold: On the openness, above 0.
-        settle: On its change in one step, above 0.
-        settle_steps: At least 1.
-        start_steps: At least 0.
-        merge: At least 0.
+        gripper: (N,) openness at every observation. Only its changes count. The defaults are for 0 closed to 1 open
+            (`unit_openness`); in another unit the thresholds are in that unit.
+        threshold: Difference of the openness from its reference at which a change begins, above 0.
+        settle: Change of the openness in one step below which it is at rest, above 0.
+        settle_steps: Number of steps at rest that complete a change, at least 1.
+        start_steps: Number of first steps in which changes do not count, at least 0.
+        merge: Smallest number of steps between two changes that count, at least 0.
         start_rule: Whether a change that has begun, or only one that is complete, within the first steps is left out.
             In Meta-World closing an empty gripper takes 18 steps, so the second rule leaves none of these out.
 
     Raises:
-        ValueError: If the openness is no series of numbers, or an argument makes no sense.
+        ValueError: If the openness is not a finite series, or an argument is out of its range.
     """
     if not (threshold > 0 and settle > 0 and settle_steps >= 1 and start_steps >= 0 and merge >= 0):
         raise ValueError(
@@ -120,14 +120,14 @@ def gripper_milestones(
 
 
 def smoothed_speed(position: np.ndarray, smooth: int = 5) -> Float[np.ndarray, " T"]:
-    """Distance moved in each step, averaged over the ``smooth`` steps around it (fewer at both ends).
+    """Compute the distance moved in each step, averaged over the ``smooth`` steps around it (fewer at both ends).
 
     Args:
-        position: (T+1, D) in metres.
-        smooth: Steps, at least 1.
+        position: (T+1, D) positions in metres.
+        smooth: Number of steps in the average, at least 1.
 
     Raises:
-        ValueError: If a position is no number, or ``smooth`` is below 1.
+        ValueError: If a position is not finite, or ``smooth`` is below 1.
     """
     if smooth < 1:
         raise ValueError(f"smooth is {smooth}: expected at least one step")
@@ -139,16 +139,16 @@ def smoothed_speed(position: np.ndarray, smooth: int = 5) -> Float[np.ndarray, "
 
 
 def keyframe_steps(speed: np.ndarray, milestones: np.ndarray, ratio: float = 0.1) -> Int64[np.ndarray, " K"]:
-    """Steps at which the hand nearly stops: the slowest of every slow stretch, or the last step of a segment.
+    """Find the steps at which the hand nearly stops: the slowest of every slow stretch, or the last of a segment.
 
-    Slow is below ``ratio`` · the largest speed before the last milestone. A slow stretch counts once, in the segment
-    that its slowest step (the first of equals) lies in. One that begins with the episode is the hand before it moved,
-    and counts nowhere. A segment without any takes its last step.
+    A step is slow below ``ratio`` · the largest speed before the last milestone. A slow stretch counts once, in the
+    segment of its slowest step (the first of equals). A slow stretch at the start of the episode is the hand before it
+    moved, and does not count. A segment without any takes its last step.
 
     Args:
-        speed: (T,) of each step, at least 0.
-        milestones: (M,) observations, ascending, in 1 … T.
-        ratio: In [0, 1].
+        speed: (T,) speed of each step, at least 0.
+        milestones: (M,) observations of the milestones, ascending, in 1 … T.
+        ratio: Share of the largest speed below which a step is slow, in [0, 1].
 
     Raises:
         ValueError: If the milestones are not ascending observations after the first, or the ratio is outside [0, 1].
@@ -177,18 +177,18 @@ def keyframe_steps(speed: np.ndarray, milestones: np.ndarray, ratio: float = 0.1
 def arc_length_milestones(
     position: np.ndarray, end: int, shares: Sequence[float] = (0.25, 0.5, 0.75)
 ) -> Int64[np.ndarray, " M"]:
-    """First observations by which the hand has covered given shares of its path to observation ``end``.
+    """Find the first observations by which the hand has covered given shares of its path to observation ``end``.
 
     Args:
-        position: (N, D) in metres.
-        end: Observation 1 … N − 1; what comes after it is left out.
-        shares: Of the path's length, each in (0, 1).
+        position: (N, D) positions in metres.
+        end: Last observation of the path, in 1 … N − 1.
+        shares: Shares of the path's length, each in (0, 1).
 
     Returns:
         Observations in 1 … ``end`` − 1, ascending, each once; none where the hand never moved.
 
     Raises:
-        ValueError: If a position is no number, ``end`` lies outside, or a share is none.
+        ValueError: If a position is not finite, ``end`` lies outside, or a share is not in (0, 1).
     """
     points = finite_array("end effector", position, dimensions=2)
     if not 1 <= end < len(points):
@@ -203,9 +203,13 @@ def arc_length_milestones(
 
 
 def milestone_progress(observations: int, milestones: np.ndarray) -> Float[np.ndarray, " N"]:
-    """Z of each of N observations: (milestones passed + share of the segment's steps done) / number of milestones.
+    """Compute progress z of N observations: (milestones passed + share of the segment's steps) / M.
 
-    0 at the first observation, k/M at the k-th of M milestones, 1 from the last one on.
+    It is 0 at the first observation, k/M at the k-th of M milestones, and 1 from the last one on.
+
+    Args:
+        observations: N, number of observations.
+        milestones: (M,) observations of the milestones, ascending, in 1 … N − 1.
 
     Raises:
         ValueError: If there is no milestone, or they are not ascending observations after the first.
@@ -220,14 +224,18 @@ def milestone_progress(observations: int, milestones: np.ndarray) -> Float[np.nd
 def step_labels(
     steps: int, keyframes: np.ndarray, success: int | None = None, window: int = 5, margin: int = 0
 ) -> tuple[Float[np.ndarray, " T"], Bool[np.ndarray, " T"]]:
-    """Y of each step, and where it is known: 1 on the ``window`` steps that end at a keyframe, and after success.
+    """Compute label y of each step, 1 on the ``window`` steps that end at a keyframe and after success, else 0.
 
     Args:
-        steps: T.
-        keyframes: (K,) steps.
+        steps: T, number of steps.
+        keyframes: (K,) steps of the keyframes.
         success: Observation of the success; the steps that leave it and all later ones are labelled 1.
-        window: At least 1.
-        margin: So many steps before a window are unknown rather than 0: they are hard to tell from those inside.
+        window: Number of steps labelled 1 up to a keyframe, at least 1.
+        margin: Number of steps before a window that are unknown rather than 0, because they are hard to tell from
+            those inside; at least 0.
+
+    Returns:
+        The labels, and where they are known.
 
     Raises:
         ValueError: If the window is below 1 or the margin negative.
@@ -244,21 +252,26 @@ def step_labels(
 
 
 class MilestoneDetector:
-    """Finds the milestones and keyframes of one trajectory; the arguments are all its thresholds.
+    """Detector of the milestones and keyframes of one trajectory.
 
     Args:
-        threshold: Of the gripper's openness; see `gripper_milestones`, as the next four.
-        settle: Change of the openness in one step below which it is at rest.
-        settle_steps: Steps at rest that complete a change.
-        start_steps: Changes within the first so many steps do not count.
-        merge: Changes closer than so many steps to the one before, or to the success, do not count.
-        shares: Of the hand's path, which stand in for the gripper where it gave no milestone; empty turns this off.
-        ratio: Of the largest speed, below which the hand is at rest; see `keyframe_steps`.
-        smooth: Steps over which the speed is averaged.
+        threshold: Difference of the openness at which a change begins, above 0; see `gripper_milestones`, as the next
+            four.
+        settle: Change of the openness in one step below which it is at rest, above 0.
+        settle_steps: Number of steps at rest that complete a change, at least 1.
+        start_steps: Number of first steps in which changes do not count, at least 0.
+        merge: Smallest number of steps from a change to the next one, or to the success, at least 0.
+        shares: Shares of the hand's path, each in (0, 1), that are milestones where the gripper gave none; empty turns
+            this off.
+        ratio: Share of the largest speed below which the hand is at rest, in [0, 1]; see `keyframe_steps`.
+        smooth: Number of steps over which the speed is averaged, at least 1.
         start_rule: Which changes lie within the first steps; see `gripper_milestones`.
-        gripper_range: Recorded closed and open, in the unit of the track; see `unit_openness`. None where it is an
-            openness in 0 … 1. A width in metres lies in 0 … 1 too, changes by less than the threshold and would look
-            like a gripper that never moves: it needs (0, 0.08), or whatever the width of the open gripper is.
+        gripper_range: Recorded values (closed, open) of the gripper; see `unit_openness`. None where the track is an
+            openness in 0 … 1. A width in metres lies in 0 … 1 too, but changes by less than the threshold and looks
+            like a gripper that never moves: give (0, 0.08), or the width of the open gripper.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(
@@ -279,12 +292,16 @@ class MilestoneDetector:
         self.ratio, self.smooth = ratio, smooth
         self.start_rule: Literal["begun", "complete"] = start_rule
         self.gripper_range = None if gripper_range is None else tuple(gripper_range)
-        # what makes no sense is named now, not at the first episode
+        # bad settings are refused here, not at the first episode
         self.gripper(np.zeros(1) if self.gripper_range is None else np.array(self.gripper_range[:1], np.float64))
         self(None, np.zeros((2, 3)), 1)
 
     def gripper(self, openness: np.ndarray) -> Int64[np.ndarray, " M"]:
-        """Milestones of the gripper alone; see `unit_openness` and `gripper_milestones`."""
+        """Find the milestones of the gripper alone; see `unit_openness` and `gripper_milestones`.
+
+        Args:
+            openness: (N,) recorded values of the gripper.
+        """
         return gripper_milestones(
             unit_openness(openness, self.gripper_range),
             threshold=self.threshold,
@@ -299,19 +316,20 @@ class MilestoneDetector:
         """Find the milestones of a success.
 
         Args:
-            openness: (N,) of the gripper, in 0 … 1 or in ``gripper_range``; None for a robot without one.
-            position: (N, 3) of the end effector, in metres.
-            success: Observation 1 … N − 1 of the success; always the last milestone. What comes after is left out.
+            openness: (N,) recorded values of the gripper, in 0 … 1 or in ``gripper_range``; None for a robot without
+                one.
+            position: (N, 3) positions of the end effector, in metres.
+            success: Observation of the success, in 1 … N − 1. It is the last milestone, and later ones are left out.
 
         Raises:
-            ValueError: If a track holds something that is no number, the openness lies outside its range (at any
-                observation), their lengths differ, or the success lies outside.
+            ValueError: If a value is not finite, the openness lies outside its range (at any observation), the lengths
+                differ, or the success lies outside.
         """
         if openness is not None and len(openness) != len(position):
             raise ValueError(f"gripper has {len(openness)} observations, the end effector {len(position)}")
         if not 1 <= success < len(position):
             raise ValueError(f"success at observation {success}: expected one in 1 … {len(position) - 1}")
-        # nothing found up to an observation depends on what comes later, so all of it is read, and checked
+        # the milestones up to an observation depend on nothing later, so the whole track is read and checked
         found = np.zeros(0, np.int64) if openness is None else self.gripper(openness)
         found = found[found <= success - max(self.merge, 1)]
         count = len(found)
@@ -331,7 +349,16 @@ def _checked_milestones(milestones: np.ndarray, steps: int) -> Int64[np.ndarray,
 
 
 def finite_array(what: str, values: Any, dimensions: int) -> np.ndarray:
-    """A finite array with the given number of dimensions and at least one observation, in float64."""
+    """Convert values to a finite float64 array with at least one observation.
+
+    Args:
+        what: Name of the values, for errors.
+        values: Array of N observations.
+        dimensions: Number of dimensions the array must have.
+
+    Raises:
+        ValueError: If the array has another number of dimensions, no observation, or a value that is not finite.
+    """
     array = np.asarray(values, np.float64)
     if array.ndim != dimensions or not len(array):
         shape = "(N,)" if dimensions == 1 else "(N, 3)"

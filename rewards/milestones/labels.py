@@ -1,4 +1,4 @@
-"""Milestone labels of episodes and batches: which steps lead to a keyframe, and how many milestones are passed."""
+"""Milestone labels of episodes and batches: steps that lead to a keyframe, and progress over the milestones."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,132 +8,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.arguments import folds
 from ...core.batch import Labelled, TrajectoryBatch
 from ...datasets.episodes import BadEpisodeError, Column, Episode
 from ...datasets.labels import KINDS, LabelFactory, with_remaining_targets, with_success_targets
 from .detection import MilestoneDetector, finite_array, milestone_progress, step_labels, unit_openness
 
 MILESTONE, MILESTONE_PROGRESS = "milestone", "milestone_progress"
-"""Names of the stored labels: y per step (T,), and z per observation (T+1,)."""
+"""Names of the stored labels: y of each step (T,), and z of each observation (T+1,)."""
 
 _OTHER_TASK = tuple(KINDS.index(name) for name in ("wrong_instruction", "cross_task"))
 
 
-class MilestoneLabels(LabelFactory):
-    """Adds the milestone labels of whole episodes as targets, and draws negatives.
-
-    ``labels["milestone"]`` (B, T) is y, ``labels["progress"]`` (B, T+1) is z; success and remaining-time targets are
-    those of `LabelFactory`. A known failure (success 0) is 0 at every step, and its progress is unknown unless
-    ``failed_progress`` says otherwise. Of an unknown outcome, and of a partial one (between 0 and 1), nothing is known.
-    With another task's instruction a row is 0 all along. Where success is recorded as a flag, the first that is set is
-    the success; a flag per step says what holds after the step. An episode that begins in success is 1 all along, y
-    and z.
-
-    Labels stored by `with_milestones` are used where they are; windows need them, because half an episode does not
-    show its milestones.
+class MilestoneTracks:
+    """Tracks of an episode in which milestones are found.
 
     Args:
-        detector: Finds the milestones; None takes the defaults.
-        gripper: Track of the openness; None, or an empty name (a command line has no None), for a robot without a
-            gripper, where the path gives the milestones.
-        hand: Track of the end effector.
-        window: Steps labelled 1 before a keyframe; see `step_labels`.
-        margin: Steps before those that are neither; 0 is the strict recipe.
-        failed_progress: What the progress of a known failure is.
-        rewind: Share of rows played forward to a random point and then backwards.
-        wrong_instruction: Share of rows that get another instruction.
-        cross_task: Share of rows that show what happened in another task.
-        other_instructions: Instructions that no recording fulfils, to be drawn as wrong ones too.
-        assume_success: Take episodes of unknown outcome for successes.
-        gripper_range: What the track records of a closed and of an open gripper, such as (0, 0.08) for a width in
-            metres; None where it is an openness in 0 … 1, or where the detector has the range. See
+        gripper: Name of the track of the gripper's openness; None, or an empty name (a command line has no None), for
+            a robot without a gripper, where the path gives the milestones.
+        hand: Name of the track of the end effector's position, in metres.
+        gripper_range: Recorded values (closed, open) of the gripper, such as (0, 0.08) for a width in metres. None
+            where it is an openness in 0 … 1, or where the detector has the range; see
             `guerdon.rewards.milestones.detection.unit_openness`.
 
     Raises:
-        ValueError: If an argument makes no sense, or both this and the detector have a range.
+        ValueError: If the range is not two different finite numbers.
     """
 
     def __init__(
         self,
-        detector: MilestoneDetector | None = None,
         gripper: str | None = "gripper",
         hand: str = "end_effector",
-        window: int = 5,
-        margin: int = 5,
-        failed_progress: Literal["unknown", "zero"] = "unknown",
-        rewind: float = 0.0,
-        wrong_instruction: float = 0.0,
-        cross_task: float = 0.0,
-        other_instructions: list[str] | tuple[str, ...] = (),
-        assume_success: bool = False,
         gripper_range: Sequence[float | int] | None = None,
     ) -> None:
-        super().__init__(
-            rewind=rewind,
-            reverse=0.0,
-            wrong_instruction=wrong_instruction,
-            cross_task=cross_task,
-            other_instructions=other_instructions,
-            assume_success=assume_success,
-        )
-        step_labels(1, np.zeros(0), window=window, margin=margin)
-        if failed_progress not in ("unknown", "zero"):
-            raise ValueError(f"failed_progress is {failed_progress!r}: expected 'unknown' or 'zero'")
-        self.detector = MilestoneDetector() if detector is None else detector
-        self.gripper, self.hand, self.window, self.margin = gripper or None, hand, window, margin
-        self.failed_progress = failed_progress
-        if gripper_range is not None and self.detector.gripper_range is not None:
-            raise ValueError(
-                f"gripper_range {tuple(gripper_range)}, and the detector has {self.detector.gripper_range}: give one"
-            )
+        self.gripper, self.hand = gripper or None, hand
         self.gripper_range = None if gripper_range is None else tuple(gripper_range)
         if self.gripper_range is not None:
             unit_openness(np.array(self.gripper_range[:1], np.float64), self.gripper_range)
 
-    def label(self, episode: Episode) -> dict[str, Column]:
-        """Both labels of one episode.
+    def read(self, episode: Episode, made: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """Return the openness (N,), None for a robot without a gripper, and the position (N, 3) of the end effector.
+
+        Args:
+            episode: Episode with the tracks.
+            made: N, observations that were really made.
 
         Raises:
-            BadEpisodeError: If a track of a success is missing, has gaps, or holds something that is no number or no
-                openness, or recorded success is not one number per step or observation.
+            ValueError: If a track is missing, has gaps, or holds a value that is not finite or no openness.
         """
-        made = episode.steps + int(episode.last_observed)
-        success = self._success_at(episode, made)
-        try:
-            found = self.detector(*self._tracks(episode, made), success) if success else None
-        except ValueError as error:
-            raise BadEpisodeError(episode.index, "track", str(error)) from error
-        z, z_known = np.zeros(episode.steps + 1, np.float32), np.zeros(episode.steps + 1, bool)
-        y, y_known = np.zeros(episode.steps, np.float32), np.zeros(episode.steps, bool)
-        if found is not None:
-            z[:made], z_known[:made] = milestone_progress(made, found.observations), True
-            y, y_known = step_labels(episode.steps, found.keyframes, success, self.window, self.margin)
-        elif success is not None:  # it begins in success: every step leaves it, and no path leads there
-            z[:made], z_known[:made], y[:], y_known[:] = 1, True, 1, True
-        elif episode.success is not None and episode.success <= 0:
-            y_known[:] = True
-            z_known[:made] = self.failed_progress == "zero"
-        return {MILESTONE: Column(values=y, valid=y_known), MILESTONE_PROGRESS: Column(values=z, valid=z_known)}
-
-    def _success_at(self, episode: Episode, made: int) -> int | None:
-        """Observation of a success: the first flagged one, else the last one made; None where it is no success."""
-        if not (self.assume_success if episode.success is None else episode.success >= 1):
-            return None
-        flags = episode.labels.get("success")
-        if flags is not None:
-            if flags.values.ndim != 1:
-                shape = tuple(flags.values.shape)
-                raise BadEpisodeError(
-                    episode.index, "label", f"recorded success: expected one number each, got {shape}"
-                )
-            done = flags.valid & (flags.values >= 1)
-            if len(done) == episode.steps:  # a flag per step: step t shows at observation t + 1
-                done = np.append(False, done)
-            if done[:made].any():
-                return int(np.argmax(done))
-        return made - 1
-
-    def _tracks(self, episode: Episode, made: int) -> tuple[np.ndarray | None, np.ndarray]:
         wanted = [self.hand] if self.gripper is None else [self.gripper, self.hand]
         missing = [name for name in wanted if name not in episode.tracks]
         if missing:
@@ -153,11 +75,120 @@ class MilestoneLabels(LabelFactory):
             openness = unit_openness(openness, self.gripper_range)
         return openness, episode.tracks[self.hand].values[:made]
 
-    def targets(self, batch: TrajectoryBatch) -> TrajectoryBatch:
-        """Add the targets only.
+
+class MilestoneLabels(LabelFactory):
+    """Label factory that adds the milestone labels of whole episodes as targets, and draws negatives.
+
+    ``labels["milestone"]`` (B, T) is y, ``labels["progress"]`` (B, T+1) is z. Success and remaining-time targets are
+    those of `LabelFactory`. A known failure (success 0) has label 0 at every step, and unknown progress unless
+    ``failed_progress`` is ``"zero"``. Rows of an unknown or partial outcome (between 0 and 1) have no labels. With
+    another task's instruction a row is 0 at every step. Where success is recorded as a flag, the first flag that is set
+    is the success; a flag per step describes the observation after the step. An episode that begins in success has
+    y = z = 1 throughout.
+
+    Labels stored by `with_milestones` are used where a batch holds them. Windows need them, because a part of an
+    episode does not show its milestones.
+
+    Args:
+        detector: Detector of the milestones; None takes the defaults.
+        tracks: Tracks of gripper and end effector; None takes ``"gripper"`` and ``"end_effector"``. Its arguments may
+            also be given here one by one, such as ``gripper_range=(0, 0.08)``.
+        window: Number of steps labelled 1 up to a keyframe, at least 1; see `step_labels`.
+        margin: Number of steps before those that stay unknown, at least 0; the paper has none.
+        failed_progress: Progress of a known failure: unknown, or zero.
+        rewind: Share of rows played forward to a random point and then backwards.
+        wrong_instruction: Share of rows that get another instruction.
+        cross_task: Share of rows that show the video of another task.
+        other_instructions: Instructions that no recording fulfils, which are drawn as wrong ones too.
+        assume_success: Treat episodes of unknown outcome as successes.
+
+    Raises:
+        ValueError: If an argument is out of its range, or both the tracks and the detector have a gripper range.
+    """
+
+    @folds(tracks=MilestoneTracks)
+    def __init__(
+        self,
+        detector: MilestoneDetector | None = None,
+        tracks: MilestoneTracks | None = None,
+        window: int = 5,
+        margin: int = 5,
+        failed_progress: Literal["unknown", "zero"] = "unknown",
+        rewind: float = 0.0,
+        wrong_instruction: float = 0.0,
+        cross_task: float = 0.0,
+        other_instructions: list[str] | tuple[str, ...] = (),
+        assume_success: bool = False,
+    ) -> None:
+        super().__init__(
+            rewind=rewind,
+            reverse=0.0,
+            wrong_instruction=wrong_instruction,
+            cross_task=cross_task,
+            other_instructions=other_instructions,
+            assume_success=assume_success,
+        )
+        step_labels(1, np.zeros(0), window=window, margin=margin)
+        if failed_progress not in ("unknown", "zero"):
+            raise ValueError(f"failed_progress is {failed_progress!r}: expected 'unknown' or 'zero'")
+        self.detector = MilestoneDetector() if detector is None else detector
+        self.tracks = MilestoneTracks() if tracks is None else tracks
+        self.window, self.margin, self.failed_progress = window, margin, failed_progress
+        given, detected = self.tracks.gripper_range, self.detector.gripper_range
+        if given is not None and detected is not None:
+            raise ValueError(f"gripper_range {given}, and the detector has {detected}: give one of them")
+
+    def label(self, episode: Episode) -> dict[str, Column]:
+        """Compute both labels of one episode.
+
+        Args:
+            episode: Whole episode with the tracks.
 
         Raises:
-            ValueError: If a row is a window without stored labels, or its tracks do not serve.
+            BadEpisodeError: If a track of a success is missing, has gaps, or holds a value that is not finite or no
+                openness, or recorded success is not one number per step or observation.
+        """
+        made = episode.steps + int(episode.last_observed)
+        success = self._success_at(episode, made)
+        try:
+            found = self.detector(*self.tracks.read(episode, made), success) if success else None
+        except ValueError as error:
+            raise BadEpisodeError(episode.index, "track", str(error)) from error
+        z, z_known = np.zeros(episode.steps + 1, np.float32), np.zeros(episode.steps + 1, bool)
+        y, y_known = np.zeros(episode.steps, np.float32), np.zeros(episode.steps, bool)
+        if found is not None:
+            z[:made], z_known[:made] = milestone_progress(made, found.observations), True
+            y, y_known = step_labels(episode.steps, found.keyframes, success, self.window, self.margin)
+        elif success is not None:  # it begins in success: every step leaves it, and no path leads to it
+            z[:made], z_known[:made], y[:], y_known[:] = 1, True, 1, True
+        elif episode.success is not None and episode.success <= 0:
+            y_known[:] = True
+            z_known[:made] = self.failed_progress == "zero"
+        return {MILESTONE: Column(values=y, valid=y_known), MILESTONE_PROGRESS: Column(values=z, valid=z_known)}
+
+    def _success_at(self, episode: Episode, made: int) -> int | None:
+        """Return the observation of a success: the first flagged one, else the last one made; None without success."""
+        if not (self.assume_success if episode.success is None else episode.success >= 1):
+            return None
+        flags = episode.labels.get("success")
+        if flags is not None:
+            if flags.values.ndim != 1:
+                shape = tuple(flags.values.shape)
+                raise BadEpisodeError(
+                    episode.index, "label", f"recorded success: expected one number each, got {shape}"
+                )
+            done = flags.valid & (flags.values >= 1)
+            if len(done) == episode.steps:  # a flag per step: step t shows at observation t + 1
+                done = np.append(False, done)
+            if done[:made].any():
+                return int(np.argmax(done))
+        return made - 1
+
+    def targets(self, batch: TrajectoryBatch) -> TrajectoryBatch:
+        """Add the targets without drawing negatives.
+
+        Raises:
+            ValueError: If a row is a window without stored labels, or its tracks cannot be used.
         """
         batch = with_success_targets(batch, self.success_tail, self.assume_success)
         batch = with_remaining_targets(batch, self.assume_success)
@@ -199,7 +230,7 @@ class MilestoneLabels(LabelFactory):
         return [Labelled(values=values[name].to(device), valid=known[name].to(device)) for name in columns]
 
     def draw(self, batch: TrajectoryBatch, generator: torch.Generator) -> tuple[TrajectoryBatch, dict[str, int]]:
-        """Add targets and draw negatives; no step of a row with another task's instruction or video is promising."""
+        """Add targets and draw negatives; every step of a row with another task's instruction or video has label 0."""
         batch, counts = super().draw(batch, generator)
         kind = batch.labels["negative"].values[:, 0]
         other = torch.isin(kind, torch.tensor(_OTHER_TASK, device=kind.device))[:, None]
@@ -211,21 +242,21 @@ class MilestoneLabels(LabelFactory):
 
 
 def with_milestones(episode: Episode, labels: MilestoneLabels | None = None) -> Episode:
-    """The episode with its milestone labels stored, so that windows of it keep them.
+    """Store the milestone labels in an episode, so that windows of it keep them.
 
     Args:
-        episode: With tracks of the gripper and the end effector.
-        labels: How they are made; None takes the defaults.
+        episode: Whole episode with tracks of the gripper and the end effector.
+        labels: Factory of the labels; None takes the defaults.
 
     Raises:
-        BadEpisodeError: If a track is missing, has gaps, or holds something that is no number or no openness.
+        BadEpisodeError: If a track is missing, has gaps, or holds a value that is not finite or no openness.
     """
     found = (MilestoneLabels() if labels is None else labels).label(episode)
     return replace(episode, labels={**episode.labels, **found})
 
 
 def _episode_of(batch: TrajectoryBatch, row: int) -> Episode:
-    """One whole row as an episode, without its frames."""
+    """Convert a whole row into an episode, without its frames."""
     steps = int(batch.steps[row])
 
     def columns(stored: Mapping[str, Labelled]) -> dict[str, Column]:
@@ -250,4 +281,4 @@ def _host(values: Tensor) -> np.ndarray:
     return values.detach().cpu().numpy()
 
 
-__all__ = ["MILESTONE", "MILESTONE_PROGRESS", "MilestoneLabels", "with_milestones"]
+__all__ = ["MILESTONE", "MILESTONE_PROGRESS", "MilestoneLabels", "MilestoneTracks", "with_milestones"]

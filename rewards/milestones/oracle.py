@@ -1,4 +1,4 @@
-"""Milestones computed online from points of a simulator, with nothing to train and nothing known of the future."""
+"""Milestones computed online from points of a simulator: no training, and causal."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,51 +7,52 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ...core.arguments import folds
 from ...core.batch import Labelled, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import RewardModel
 from .detection import gripper_milestones
-from .reward import Mode, Paid
+from .payment import MilestonePayment
 
 METAWORLD_POINTS = {"end_effector": (0, 3), "gripper": (3, 4), "object": (4, 7), "goal": (36, 39)}
-"""Where Meta-World's 39 numbers hold what its tracks hold: first column, and the one past the last."""
+"""Columns of Meta-World's state of 39 numbers that hold its tracks: the first one, and the one past the last."""
 
 
-class MilestoneOracle(Paid):
-    """Milestones computed online from points of the simulator: no training, and nothing is known of the future.
+class MilestoneOracle(RewardModel):
+    """Reward for milestones that are computed online from points of a simulator, without training.
 
     A stage is either a pair of points that must come within a radius of each other, or ``["gripper"]``, a change of the
-    gripper (see `gripper_milestones`) that is complete after its stage began: one made
-    before its turn does not count. Stages are passed in order and stay passed. Progress
-    is (stages passed + share of the present one) / stages; the share of a pair is how much of its distance, beyond the
-    radius and from where the stage began, is gone, and that of a gripper is 0 until it is done.
+    gripper (see `gripper_milestones`) that is complete after its stage began; an earlier change does not count. Stages
+    are passed in order and stay passed. Progress is (stages passed + share of the present one) / stages. The share of a
+    pair is how much of its distance at the beginning of the stage, beyond the radius, is covered. That of a gripper is
+    0 until the change is complete.
 
-    Which steps lead to a keyframe is only known afterwards, so `additive` labels the states that the offline labels
-    have in common: within ``near`` · radius of the end of a stage, passed or not, and a completed change of the
-    gripper. The first can be held, like the states that a model of the offline labels pays for.
+    Which steps lead to a keyframe is only known afterwards. `additive` therefore labels the states that the offline
+    labels have in common: within ``near`` · radius of the end of a stage, passed or not, and a completed change of the
+    gripper. A policy can stay in the first kind of state, as in those that a model of the offline labels pays for.
 
-    What a row passed before its first observation nobody can tell from a window, so a row with an offset is invalid
-    all along.
+    A window does not show which stages were passed before it, so a row with an offset is invalid at every step.
 
     Args:
-        stages: Each ``[point, point, radius]`` in metres, or ``["gripper"]``.
-        points: Columns of the state, first and one past the last, where a batch has no such track.
+        stages: Stages in their order: each ``[point, point, radius]`` with the radius in metres, or ``["gripper"]``.
+        points: Columns of the state that hold a point, first and one past the last, for batches without such a track.
             `METAWORLD_POINTS` for Meta-World.
-        near: At least 1.
-        threshold: Of the gripper, in the unit of its point (a width in metres needs a smaller one, and a smaller
-            ``settle``); see `gripper_milestones`, as the next five.
-        settle: Change of the openness below which it is at rest.
-        settle_steps: Steps at rest that complete a change.
-        start_steps: Changes within the first so many steps do not count.
-        merge: Changes closer than so many steps to the one before do not count.
+        near: Factor of the radius within which a step is labelled, at least 1.
+        threshold: Difference of the openness at which a change of the gripper begins, in the unit of its point (a width
+            in metres needs a smaller one, and a smaller ``settle``); see `gripper_milestones`, as the next five.
+        settle: Change of the openness in one step below which it is at rest, above 0.
+        settle_steps: Number of steps at rest that complete a change, at least 1.
+        start_steps: Number of first steps in which changes do not count, at least 0.
+        merge: Smallest number of steps between two changes that count, at least 0.
         start_rule: Which changes lie within the first steps.
-        mode: What is paid; see `Paid`.
-        bonus: Paid for a labelled step, or for a milestone.
-        beta: Weight of the potential.
-        gamma: Discount of the potential.
+        payment: How the estimates are paid; None pays the change of a potential. Its arguments may also be given here
+            one by one, such as ``mode="additive"``.
 
     Raises:
-        ValueError: If there is no stage, or one is neither a pair with a radius nor the gripper.
+        ValueError: If there is no stage, one is neither a pair with a radius nor the gripper, or the payment counts
+            another number of milestones than there are stages.
     """
 
+    @folds(payment=MilestonePayment)
     def __init__(
         self,
         stages: Sequence[Sequence[str | float]] = (("end_effector", "object", 0.05), ("object", "goal", 0.05)),
@@ -63,15 +64,19 @@ class MilestoneOracle(Paid):
         start_steps: int = 10,
         merge: int = 8,
         start_rule: Literal["begun", "complete"] = "begun",
-        mode: Mode = "potential",
-        bonus: float = 1.0,
-        beta: float = 0.5,
-        gamma: float = 0.99,
+        payment: MilestonePayment | None = None,
     ) -> None:
-        super().__init__(mode, max(len(stages), 1), bonus, beta, gamma)
+        super().__init__()
         self.stages = [_stage(stage) for stage in stages]
         if not self.stages or near < 1:
             raise ValueError(f"{len(stages)} stages, near {near}: expected at least one stage, and at least 1")
+        payment = MilestonePayment() if payment is None else payment
+        if payment.milestones not in (None, len(self.stages)):
+            raise ValueError(
+                f"the payment counts {payment.milestones} milestones, and there are {len(self.stages)} stages: leave "
+                "milestones out"
+            )
+        self.payment = payment.filled(milestones=len(self.stages), slack=0.0)
         self.points = {name: (int(columns[0]), int(columns[1])) for name, columns in (points or {}).items()}
         self.near, self.threshold, self.settle, self.settle_steps = near, threshold, settle, settle_steps
         self.start_steps, self.merge = start_steps, merge
@@ -83,7 +88,8 @@ class MilestoneOracle(Paid):
         """Follow the stages of every row and pay; rows that do not begin with their episode are invalid.
 
         Raises:
-            ValueError: If a point is neither a track of the batch nor named in ``points``, or is no number where known.
+            ValueError: If a point is neither a track of the batch nor named in ``points``, or is not finite where it is
+                known.
         """
         host = batch.to("cpu")
         names = list(dict.fromkeys(name for a, b, _ in self.stages for name in (a, b) if name))
@@ -103,10 +109,10 @@ class MilestoneOracle(Paid):
         device = batch.mask.device
         known = known.to(device)
         labelled = Labelled(values=near[:, 1:].to(device), valid=known[:, 1:] & batch.mask)
-        return self.pay(labelled, Labelled(values=progress.to(device), valid=known), batch)
+        return self.payment.pay(labelled, Labelled(values=progress.to(device), valid=known), batch)
 
     def _point(self, batch: TrajectoryBatch, name: str) -> Labelled:
-        """A point at every observation that was made."""
+        """Return a point at every observation that was made."""
         track = batch.tracks.get(name)
         if track is not None and track.valid.shape == batch.made.shape:
             values, valid = track.values.double(), track.valid & batch.made
@@ -142,7 +148,7 @@ class MilestoneOracle(Paid):
         )
 
     def _follow(self, tracks: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Progress and label of every observation of one row, (N,) each."""
+        """Compute progress and label of every observation of one row, (N,) each."""
         count = len(next(iter(tracks.values())))
         changes = self._changes(tracks["gripper"][:, 0]) if "gripper" in tracks else np.zeros(0, np.int64)
         gaps = [None if not b else np.linalg.norm(tracks[a] - tracks[b], axis=1) for a, b, _ in self.stages]
@@ -170,7 +176,7 @@ class MilestoneOracle(Paid):
 
 
 def _stage(stage: Sequence[str | float]) -> tuple[str, str, float]:
-    """(point, point, radius), or ("gripper", "", 0) for a change of the gripper."""
+    """Check a stage and return (point, point, radius), or ("gripper", "", 0) for a change of the gripper."""
     match list(stage):
         case ["gripper"]:
             return "gripper", "", 0.0

@@ -1,4 +1,4 @@
-"""Plans as strict JSON: what comes from a language model or a file is checked before it becomes a `TaskPlan`."""
+"""Plans as strict JSON: answers of a language model and files are validated before they become a `TaskPlan`."""
 
 import json
 import re
@@ -12,9 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ...core.interfaces import TaskPlan, TaskStage
 
 MAX_STAGES = 12
-"""Stages of a plan, at most, unless a caller says otherwise."""
+"""Default of the largest number of stages in a plan."""
 MAX_NAME, MAX_SENTENCE, MAX_KEYPOINTS, MAX_TEXT = 40, 300, 16, 20_000
-"""Characters of a name, characters of a sentence, keypoints of a stage, characters of a whole answer."""
+"""Largest length of a name and of a sentence in characters, number of keypoints, and length of an answer."""
 _NAME = re.compile(r"[^\W_](?:[\w \-]*[^\W_])?")
 _FENCED = re.compile(r"```(?:json|JSON)?[ \t\r]*\n(.*)\n[ \t]*```", re.S)
 _SHAPE = '{"stages": [{"name": …, "description": …, "completion": …, "keypoints": […]}, …]}'
@@ -47,7 +47,7 @@ Sentence = Annotated[str, AfterValidator(_sentence)]
 
 
 class StageSchema(BaseModel):
-    """One stage as it stands in JSON."""
+    """JSON form of a stage."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -62,7 +62,7 @@ class StageSchema(BaseModel):
 
 
 class PlanSchema(BaseModel):
-    """A plan as it stands in JSON."""
+    """JSON form of a plan."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -70,33 +70,33 @@ class PlanSchema(BaseModel):
 
 
 PLAN_SCHEMA: dict[str, Any] = PlanSchema.model_json_schema()
-"""JSON schema of a plan, for prompts and for endpoints that constrain their answers; names are checked further."""
+"""JSON schema of a plan, for prompts and for endpoints that constrain answers; names are checked in addition."""
 
 
 def parse_plan(text: str, instruction: str, max_stages: int = MAX_STAGES) -> TaskPlan:
-    """Read a plan from an answer: one JSON object, alone or in one ```json fence, and nothing else.
+    """Parse a plan from an answer: one JSON object, alone or in one ```json fence, and nothing else.
 
     Args:
-        text: The answer.
-        instruction: What the plan is for.
-        max_stages: Most stages allowed, at least 1.
+        text: Answer of a language model.
+        instruction: Instruction of the task.
+        max_stages: Largest number of stages, at least 1.
 
     Raises:
-        ValueError: In one line that says what was expected and what came, fit to be shown to whoever answered.
+        ValueError: If the answer is refused; the message is one line that can be shown to the model.
     """
     return check_plan(read_object(text, _SHAPE), instruction, max_stages)
 
 
 def read_object(text: str, shape: str) -> dict[str, Any]:
-    """Read one JSON object, alone or in one ```json fence, and nothing else.
+    """Parse one JSON object, alone or in one ```json fence, and nothing else.
 
     Args:
-        text: An answer of a language model.
-        shape: What the object should look like, for errors.
+        text: Answer of a language model.
+        shape: Expected form of the object, for errors.
 
     Raises:
-        ValueError: In one line that says what was expected and what came: prose around it, half an object, a key given
-            twice, NaN, something nested far too deeply, more than `MAX_TEXT` characters.
+        ValueError: If there is prose around the object, it is incomplete, a key occurs twice, it holds NaN, is nested
+            too deeply, or has more than `MAX_TEXT` characters; the message is one line.
     """
     stripped = text.strip()
     if len(stripped) > MAX_TEXT:
@@ -119,16 +119,16 @@ def read_object(text: str, shape: str) -> dict[str, Any]:
 
 
 def check_plan(value: Any, instruction: str, max_stages: int = MAX_STAGES) -> TaskPlan:
-    """Turn parsed JSON into a plan.
+    """Validate parsed JSON and convert it into a plan.
 
     Args:
-        value: ``{"stages": [{"name", "description", "completion", "keypoints"}, …]}``; of a stage only the name must be
-            there.
-        instruction: What the plan is for.
-        max_stages: Most stages allowed, at least 1.
+        value: ``{"stages": [{"name", "description", "completion", "keypoints"}, …]}``; of a stage only the name is
+            required.
+        instruction: Instruction of the task.
+        max_stages: Largest number of stages, at least 1.
 
     Raises:
-        ValueError: In one line that says what was expected and what came.
+        ValueError: If the plan is invalid; the message is one line.
     """
     if max_stages < 1:
         raise ValueError(f"max_stages is {max_stages}: expected at least 1")
@@ -154,15 +154,15 @@ def check_plan(value: Any, instruction: str, max_stages: int = MAX_STAGES) -> Ta
 
 
 def read_plans(plans: Mapping[str, Any] | str | Path, max_stages: int = MAX_STAGES) -> dict[str, TaskPlan]:
-    """Plans by instruction, from a mapping or a JSON file of the form ``{instruction: {"stages": […]}, …}``.
+    """Read plans by instruction, from a mapping or a JSON file of the form ``{instruction: {"stages": […]}, …}``.
 
     Args:
-        plans: Such a mapping, or the path of such a file.
-        max_stages: Most stages allowed in a plan.
+        plans: Mapping of this form, or the path of such a file.
+        max_stages: Largest number of stages in a plan.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not of that form, naming the instruction whose plan is wrong.
+        ValueError: If it is not of that form, naming the instruction whose plan is invalid.
     """
     where, value = "plans", cast(Any, plans)
     if isinstance(plans, str | Path):
@@ -186,10 +186,13 @@ def read_plans(plans: Mapping[str, Any] | str | Path, max_stages: int = MAX_STAG
 
 
 def plan_to_json(plan: TaskPlan) -> str:
-    """Write a plan's stages as JSON that `parse_plan` reads back, on one line.
+    """Write a plan's stages as JSON on one line that `parse_plan` reads back.
+
+    Args:
+        plan: Plan with at least one stage.
 
     Raises:
-        ValueError: If the plan is not one that could be read back (a name in other than plain words, no stage).
+        ValueError: If the plan could not be read back, such as one without a stage or with a name of other characters.
     """
     value = plan_to_value(plan)
     check_plan(value, plan.instruction, max(1, len(plan.stages)))
@@ -197,7 +200,7 @@ def plan_to_json(plan: TaskPlan) -> str:
 
 
 def plan_to_value(plan: TaskPlan) -> dict[str, Any]:
-    """A plan's stages as the value that `check_plan` takes."""
+    """Convert a plan's stages into the value that `check_plan` takes."""
     return {
         "stages": [
             {
@@ -212,7 +215,14 @@ def plan_to_value(plan: TaskPlan) -> dict[str, Any]:
 
 
 def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """What `json.loads` makes objects with (``object_pairs_hook``): one with a key given twice is refused."""
+    """Make a JSON object for `json.loads` (``object_pairs_hook``) and refuse one with a key given twice.
+
+    Args:
+        pairs: Keys and values of the object.
+
+    Raises:
+        ValueError: If a key occurs twice.
+    """
     value: dict[str, Any] = {}
     for key, entry in pairs:
         if key in value:
@@ -222,7 +232,7 @@ def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _whole(digits: str) -> Any:
-    return int(digits) if len(digits) < 20 else float(digits)  # thousands of digits are an error of another kind
+    return int(digits) if len(digits) < 20 else float(digits)  # thousands of digits would be an error of another type
 
 
 def _no_constant(name: str) -> Any:
@@ -230,7 +240,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _first_line(error: ValidationError) -> str:
-    """The first thing wrong, as ``place: expected …, got …``."""
+    """Return the first error, as ``place: expected …, got …``."""
     first = error.errors(include_url=False)[0]
     place = ""
     for part in first["loc"]:
@@ -246,7 +256,7 @@ def _first_line(error: ValidationError) -> str:
 
 
 def _short(value: Any, length: int = 80) -> str:
-    """A value on one line, cut to a length."""
+    """Format a value on one line, cut to a length."""
     text = repr(value) if not isinstance(value, str) else repr(value[: length + 1])
     return text if len(text) <= length else f"{text[:length]}…"
 

@@ -1,4 +1,4 @@
-"""Plans and stages that were stored with the data: nothing is decided here, what is unknown stays unknown."""
+"""Plans and stages recorded with the data: nothing is inferred, and unknown stages stay invalid."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,21 +13,21 @@ from .plans import plan_to_value, read_plans
 
 
 class RecordedDecomposer(TaskDecomposer):
-    """Gives the plans it was given, and the stages that a data set recorded at every observation.
+    """Task decomposer that returns given plans, and the stages that a data set recorded at every observation.
 
-    A recorded stage usually comes from somebody who saw the whole episode, so asking for a causal segmentation is
-    refused unless ``causal_labels`` says that the labels were made from the past alone.
+    A recorded stage usually comes from an annotator who saw the whole episode. A causal segmentation is therefore
+    refused, unless ``causal_labels`` states that the labels were made from the past alone.
 
     Args:
         plans: Instruction → ``{"stages": [{"name", "description", "completion", "keypoints"}, …]}``, or the path of a
-            JSON file that holds this. A saved decomposer holds the plans, not the path.
+            JSON file of this form. A saved decomposer holds the plans, not the path.
         column: Name of the label with the stage index 0 … S − 1 of every observation.
-        causal_labels: The labels at an observation use nothing after it.
-        max_stages: Most stages allowed in a plan.
+        causal_labels: Whether the label at an observation uses nothing after it.
+        max_stages: Largest number of stages in a plan.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a plan is none, naming its instruction.
+        ValueError: If a plan is invalid, naming its instruction.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RecordedDecomposer(TaskDecomposer):
         self.init_args["plans"] = {text: plan_to_value(plan) for text, plan in self._plans.items()}
 
     def plan(self, instructions: Sequence[str], first_frames: Sequence[Tensor] | None = None) -> list[TaskPlan]:
-        """Look the plans up; pictures are not looked at.
+        """Return the plans of instructions; pictures are not used.
 
         Raises:
             ValueError: If an instruction has no plan.
@@ -56,11 +56,11 @@ class RecordedDecomposer(TaskDecomposer):
         return [self._plans[text] for text in instructions]
 
     def segment(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
-        """Recorded stage of every observation (B, T+1), int64; invalid where none is recorded.
+        """Return the recorded stage of every observation (B, T+1), int64; invalid where none is recorded.
 
         Raises:
-            ValueError: If causal stages are asked for and the labels are not, the label is missing, or a stage is no
-                whole number 0 … S − 1 or smaller than an earlier one.
+            ValueError: If causal stages are asked for and the labels are not causal, the label is missing, or a stage
+                is no whole number 0 … S − 1 or is smaller than an earlier one.
         """
         if causal and not self.causal_labels:
             raise ValueError(

@@ -15,36 +15,36 @@ from .segmentation import monotone_completed, online_completed
 
 HAND, OBJECT, GOAL = "end_effector", "object", "goal"
 METAWORLD_COLUMNS: dict[str, list[int]] = {HAND: [0, 1, 2], OBJECT: [4, 5, 6], GOAL: [36, 37, 38]}
-"""Where Meta-World's 39-number state holds what the tracks hold, for data without tracks."""
-_PUSHED = 0.02  # an object this far from where the hand met it was reached: it may slide or roll ahead of the hand
-_ALMOST = 0.99  # a fraction never reads as a whole stage
+"""Places in Meta-World's state of 39 numbers that hold the tracks, for data without tracks."""
+_PUSHED = 0.02  # metres; an object that moved this far since the hand met it was reached, even if it rolls ahead
+_ALMOST = 0.99  # a fraction never counts as a whole stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRule:
-    """Which stages a task has and from which distances, in metres, they count as complete."""
+    """Stages of a task, and the distances in metres at which they count as complete."""
 
     near: float
-    """Hand to object, or to the goal where there is no object: the first stage is complete below it."""
+    """Distance from hand to object, or to the goal without an object, below which the first stage is complete."""
     lift: float | None = None
-    """How far the object is above where it lay when the hand came near: the second stage, where there is one."""
+    """Height of the object above its place when the hand came near, above which the second stage is complete."""
     goal: float | None = None
-    """Object to goal: the last stage is complete below it."""
+    """Distance from object to goal below which the last stage is complete."""
     moved: float | None = None
-    """Object from where it was at first: the last stage of tasks whose goal no track holds."""
+    """Distance of the object from its first place above which the last stage is complete, without a goal track."""
     object: bool = True
-    """False: the hand alone has to get somewhere, in one stage."""
+    """Whether there is an object; without one the hand has to reach the goal, in one stage."""
 
     @property
     def tracks(self) -> tuple[str, ...]:
-        """Names of the tracks it reads."""
+        """Names of the tracks that the rule reads."""
         if not self.object:
             return HAND, GOAL
         return (HAND, OBJECT, GOAL) if self.goal is not None else (HAND, OBJECT)
 
     @property
     def needs_success(self) -> bool:
-        """Whether no distance tells the end of the task, so that only the success flag does."""
+        """Whether only the success flag shows the end of the task, because no distance does."""
         return self.object and self.goal is None and self.moved is None
 
 
@@ -142,26 +142,26 @@ _GRASPING = TaskStage(
 
 
 class RuleDecomposer(TaskDecomposer):
-    """Plans and stages of Meta-World's 50 tasks, seven sub-tasks of the Franka kitchen and the small reach task.
+    """Rule-based decomposer of Meta-World's 50 tasks, seven sub-tasks of the Franka kitchen and the small reach task.
 
-    A task where an object is carried has the stages reach, grasp and place; one where something is pushed, pulled,
-    turned or slid has reach and move; one where only the hand has to get somewhere has reach. A stage is complete where
-    the distance that `RULES` names is small enough, or where a later stage's is; the last one also where the success
-    flag says so. There is no contact sensor: "grasp" says that the object is off its place with the hand at it, which a
-    scoop does as well.
+    A task where an object is carried has the stages reach, grasp and place. One where an object is pushed, pulled,
+    turned or slid has reach and move. One where only the hand moves has reach. A stage is complete where the distance
+    that `RULES` names is small enough, or a later stage is complete; the last stage also where the success flag is set.
+    There is no contact sensor: "grasp" means that the object is off its place with the hand at it, which a scoop
+    achieves as well.
 
-    Some tasks end in a state no distance between the tracks tells from others (`TaskRule.needs_success`): they are
+    Some tasks end in a state that no distance between the tracks distinguishes (`TaskRule.needs_success`). They are
     segmented only with success flags.
 
-    Online a stage is complete from the first observation on where its condition held (``hold`` in a row). In hindsight
-    the most likely assignment is taken, so a hand that merely passes by does not end its stage.
+    Online, a stage is complete from the first observation at which its condition has held (``hold`` in a row). In
+    hindsight the most likely assignment is taken, so a hand that merely passes the object does not end its stage.
 
     Args:
-        use_success: Take ``labels["success"]``, and a row's end in success, for the completion of the last stage.
-        hold: Known observations in a row in which a condition holds before it counts online.
-        min_length: Observations a stage lasts in hindsight; see `monotone_completed`.
+        use_success: Whether ``labels["success"]``, and a row's end in success, complete the last stage.
+        hold: Number of known observations in a row at which a condition must hold online, at least 1.
+        min_length: Number of observations a stage lasts at least in hindsight; see `monotone_completed`.
         state_columns: Track → its three places in the state, used where a batch has no such track.
-            `METAWORLD_COLUMNS` are Meta-World's.
+            `METAWORLD_COLUMNS` for Meta-World.
         aliases: Other wordings of an instruction → the one in `guerdon.envs.instructions`.
 
     Raises:
@@ -192,7 +192,7 @@ class RuleDecomposer(TaskDecomposer):
             task_of(known)
 
     def plan(self, instructions: Sequence[str], first_frames: Sequence[Tensor] | None = None) -> list[TaskPlan]:
-        """Look the stages up; pictures are not looked at.
+        """Return the stages of instructions; pictures are not used.
 
         Raises:
             ValueError: If an instruction is not one of a simulated task, naming the nearest.
@@ -200,10 +200,10 @@ class RuleDecomposer(TaskDecomposer):
         return [_plan(text, RULES[self._task(text)]) for text in instructions]
 
     def segment(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
-        """Stage of every observation (B, T+1), int64: the first that is not complete, the last one once all are.
+        """Return the stage of every observation (B, T+1), int64: the first incomplete one, the last after all.
 
         Raises:
-            ValueError: If a track is missing, or a plan is not one of ours; see `completed`.
+            ValueError: If a track is missing, or a plan is of another decomposer; see `completed`.
         """
         done = self.completed(batch, plans, causal)
         last = torch.tensor([len(plan.stages) - 1 for plan in plans], device=done.values.device)
@@ -211,15 +211,15 @@ class RuleDecomposer(TaskDecomposer):
         return Labelled(values=torch.where(done.valid, stage, 0), valid=done.valid)
 
     def completed(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
-        """Stages complete at every observation (B, T+1), and how far the next one is as the fraction.
+        """Count the complete stages at every observation (B, T+1), plus the completed fraction of the next one.
 
-        The fraction is how much of the distance that was left when the stage began has been covered, below 1; of a
-        grasp it is 0. It is invalid where a track is unknown, at observations that were not made, and in windows that
-        begin inside an episode: they do not show what was done before.
+        The fraction is the share of the distance at the beginning of the stage that is covered, below 1; for a grasp it
+        is 0. Invalid are observations with an unknown track, those that were not made, and windows that begin inside an
+        episode, because they do not show which stages were done before.
 
         Raises:
-            ValueError: If a track is missing or holds no numbers, a task needs success flags that are not there, or a
-                plan is not one of ours.
+            ValueError: If a track is missing or not finite, a task needs success flags that are not there, or a plan is
+                of another decomposer.
         """
         if len(plans) != len(batch):
             raise ValueError(f"expected a plan for each of {len(batch)} rows, got {len(plans)}")
@@ -241,23 +241,23 @@ class RuleDecomposer(TaskDecomposer):
     def _count(
         self, batch: TrajectoryBatch, whole: Bool[Tensor, "B Tp1"], rule: TaskRule, task: str, causal: bool
     ) -> tuple[Float[Tensor, "B Tp1"], Bool[Tensor, "B Tp1"]]:
-        """Stages complete plus a fraction, and where that is known, for rows of one task."""
+        """Count complete stages plus a fraction, and where that is known, for rows of one task."""
         points: dict[str, Tensor] = {}
         known = whole
         for name in rule.tracks:
             points[name], seen = self._track(batch, name, task)
             known = known & seen
-        succeeded, told = self._succeeded(batch)
+        succeeded, success_known = self._succeeded(batch)
         if rule.needs_success:
             if not self.use_success or "success" not in batch.labels:
                 raise ValueError(
-                    f'{task}: no distance tells when it is done, so labels["success"] and use_success are needed'
+                    f'{task}: no distance shows when it is done, so labels["success"] and use_success are needed'
                 )
             first = torch.arange(known.shape[1], device=known.device) == 0  # by definition nothing is complete there
-            known = known & (told | first)
+            known = known & (success_known | first)
         met, left = _conditions(rule, points, known)
         met = torch.cat([met[..., :-1], met[..., -1:] | (succeeded & known)[..., None]], -1)
-        met = met.flip(-1).cummax(-1).values.flip(-1)  # what a later stage shows has been passed
+        met = met.flip(-1).cummax(-1).values.flip(-1)  # a complete later stage completes those before it
         values = torch.zeros_like(left[..., 0])
         for row in range(len(batch)):
             done, valid = met[row].to(values.dtype), known[row]
@@ -270,7 +270,7 @@ class RuleDecomposer(TaskDecomposer):
         return values, known
 
     def _track(self, batch: TrajectoryBatch, name: str, task: str) -> tuple[Float[Tensor, "B Tp1 3"], Tensor]:
-        """A track, or the places in the state that stand for it, and where it is known."""
+        """Return a track, or the places in the state that hold it, and where it is known."""
         track = batch.tracks.get(name)
         if track is None and name in self.state_columns:
             places = self.state_columns[name]
@@ -282,8 +282,8 @@ class RuleDecomposer(TaskDecomposer):
         if track is None:
             held = ", ".join(sorted(batch.tracks)) or "none"
             raise ValueError(
-                f"{task} needs the track {name!r}, this batch holds {held}: record it, or say with state_columns where "
-                "the state holds it"
+                f"{task} needs the track {name!r}, this batch holds {held}: record it, or give its places "
+                "in the state as state_columns"
             )
         if track.values.shape != (*batch.observed.shape, 3):
             raise ValueError(
@@ -301,28 +301,31 @@ class RuleDecomposer(TaskDecomposer):
         return torch.where(valid[..., None], track.values.float(), 0.0), valid
 
     def _succeeded(self, batch: TrajectoryBatch) -> tuple[Bool[Tensor, "B Tp1"], Bool[Tensor, "B Tp1"]]:
-        """Where the task is known to be done, and where anybody says."""
+        """Find where the task is done, and where that is known."""
         succeeded = torch.zeros_like(batch.observed)
         if not self.use_success:
             return succeeded, succeeded
         place = torch.arange(succeeded.shape[1], device=succeeded.device)
         at_end = ((batch.end == End.SUCCESS)[:, None] & (place == batch.steps[:, None])) & batch.made
         flags = batch.labels.get("success")
-        told = at_end
+        known = at_end
         if flags is not None and flags.valid.shape == succeeded.shape:
-            told = at_end | (flags.valid & batch.made)
+            known = at_end | (flags.valid & batch.made)
             succeeded = flags.valid & (torch.where(flags.valid, flags.values.float(), 0.0) >= 0.5)
-        return succeeded | at_end, told
+        return succeeded | at_end, known
 
     def _task(self, instruction: str) -> str:
         return task_of(self.aliases.get(_plain(instruction), instruction))
 
 
 def task_of(instruction: str) -> str:
-    """Full name of the simulated task an instruction belongs to; capitals and outer blanks do not matter.
+    """Find the full name of the simulated task of an instruction; capitals and outer blanks do not matter.
+
+    Args:
+        instruction: Instruction of `guerdon.envs.instructions`.
 
     Raises:
-        ValueError: If it belongs to none, naming those that read most alike.
+        ValueError: If it is none of them, naming the most similar ones.
     """
     text = _plain(instruction)
     if text not in _TASKS:
@@ -357,7 +360,7 @@ def _plan(instruction: str, rule: TaskRule) -> TaskPlan:
 def _conditions(
     rule: TaskRule, points: Mapping[str, Tensor], known: Bool[Tensor, "B Tp1"]
 ) -> tuple[Bool[Tensor, "B Tp1 S"], Float[Tensor, "B Tp1 S"]]:
-    """Whether each stage's condition holds at each observation, and how far it is from that (inf: nobody can say)."""
+    """Find where each stage's condition holds, and its remaining distance (infinite where it has none)."""
     hand = points[HAND]
     if not rule.object:
         distance = (hand - points[GOAL]).norm(dim=-1)
@@ -366,7 +369,7 @@ def _conditions(
     distance = (hand - item).norm(dim=-1)
     at = known & (distance < rule.near)
     reached = at.int().cummax(1).values.bool()
-    lay = item.gather(1, at.int().argmax(1)[:, None, None].expand(-1, -1, 3))  # where, when the hand first came near
+    lay = item.gather(1, at.int().argmax(1)[:, None, None].expand(-1, -1, 3))  # its place when the hand first came near
     pushed = known & reached & ((item - lay).norm(dim=-1) > _PUSHED)
     met, left = [at | pushed], [(distance - rule.near).clamp(min=0)]
     if rule.lift is not None:
@@ -376,7 +379,7 @@ def _conditions(
     if rule.goal is not None:
         rest = ((item - points[GOAL]).norm(dim=-1) - rule.goal).clamp(min=0)
     elif rule.moved is not None:
-        start = item.gather(1, known.int().argmax(1)[:, None, None].expand(-1, -1, 3))  # where it was first seen
+        start = item.gather(1, known.int().argmax(1)[:, None, None].expand(-1, -1, 3))  # its first known place
         rest = (rule.moved - (item - start).norm(dim=-1)).clamp(min=0)
     met.append(known & (rest <= 0))
     left.append(rest)
@@ -386,7 +389,7 @@ def _conditions(
 def _fraction(
     count: Int[Tensor, " Tp1"], left: Float[Tensor, "Tp1 S"], known: Bool[Tensor, " Tp1"]
 ) -> Float[Tensor, " Tp1"]:
-    """Share of the distance that was left where the stage began, at its first known observation, that is covered."""
+    """Compute the covered share of the distance at the first known observation of the stage."""
     stage = count.clamp(max=left.shape[1] - 1)
     now = left.gather(1, stage[:, None])[:, 0]
     start = torch.zeros_like(now)

@@ -1,4 +1,4 @@
-"""How well one segmentation of an episode into stages agrees with another."""
+"""Agreement of two segmentations of an episode into stages."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -8,16 +8,16 @@ from torch import Tensor
 def stage_accuracy(
     predicted: Int[Tensor, " T1"], true: Int[Tensor, " T1"], valid: Bool[Tensor, " T1"], known: Bool[Tensor, " T1"]
 ) -> float:
-    """Share of observations that are given the right stage.
+    """Compute the share of observations with the right predicted stage.
 
     Args:
-        predicted: Stage of each observation; where ``known`` is False none was given, which is wrong.
-        true: The right one.
-        valid: Where it is known.
-        known: Where there is a prediction.
+        predicted: Predicted stage of each observation; a missing prediction (``known`` False) is wrong.
+        true: True stage of each observation.
+        valid: True where the true stage is known.
+        known: True where there is a prediction.
 
     Returns:
-        In [0, 1]; NaN where no observation has a right stage.
+        Accuracy in [0, 1]; NaN where no true stage is known.
     """
     return float(((predicted == true) & known)[valid].double().mean()) if bool(valid.any()) else float("nan")
 
@@ -25,13 +25,19 @@ def stage_accuracy(
 def stage_iou(
     predicted: Int[Tensor, " T1"], true: Int[Tensor, " T1"], valid: Bool[Tensor, " T1"], known: Bool[Tensor, " T1"]
 ) -> float:
-    """Intersection over union of the observations of a stage, mean over the stages that either of the two has.
+    """Compute the intersection over union of the observations of a stage, averaged over the stages of either one.
 
-    A stage that was made up, or missed altogether, counts 0, however short it is. Only observations whose right stage
-    is known are looked at.
+    A stage that is predicted and not there, or missed altogether, counts 0, however short it is. Only observations
+    whose true stage is known count.
+
+    Args:
+        predicted: Predicted stage of each observation.
+        true: True stage of each observation.
+        valid: True where the true stage is known.
+        known: True where there is a prediction.
 
     Returns:
-        In [0, 1]; NaN where no observation has a right stage.
+        IoU in [0, 1]; NaN where no true stage is known.
     """
     one, other = torch.where(known, predicted, -1)[valid], true[valid]
     stages = torch.cat([one, other]).unique()

@@ -1,4 +1,4 @@
-"""Pays for the stages of a task as they are completed, and writes them down as targets for progress models."""
+"""Reward for completed stages of a task, and stages as targets of progress models."""
 
 import hashlib
 import math
@@ -21,40 +21,40 @@ from ...datasets.stages import FRACTION, STAGE, stage_fraction
 from ..moments import moments
 from ..shaping import potential_difference
 
-_WHOLE = 1e-5  # counts are float32: this little below a whole number is that number
+_WHOLE = 1e-5  # counts are float32: one this close below a whole number is that number
 
 PlanKey = tuple[str, str]
-"""What a plan is kept under: the instruction, and a hash of the picture it was made from; empty where none was."""
+"""Key of a stored plan: the instruction, and a hash of the picture it was made from, empty without one."""
 
 
 class SubgoalReward(RewardModel):
-    """Rewards completed stages of a decomposer's plan: a bonus for each, once, or a potential that counts them.
+    """Reward for completed stages of a decomposer's plan: a bonus for each, once, or a potential that counts them.
 
-    With c_t in [0, S] the stages complete at observation t plus how far the next one is, as `TaskDecomposer.completed`
-    says, the potential is Φ_t = c_t / S, which is also the progress it estimates.
+    Let c_t in [0, S] be the number of stages complete at observation t plus the fraction of the next one, as
+    `TaskDecomposer.completed` gives it. The potential is Φ_t = c_t / S, which is also the estimated progress.
 
     * ``"bonus"``: r_t = bonus · (stages completed for the first time at observation t + 1). Going back and forth earns
-      nothing, and what is complete at the first known observation is not paid. A row that completes its plan is paid
-      bonus · S, whatever happens afterwards.
-    * ``"potential"``: r_t = γ Φ_{t+1} − Φ_t, with Φ = 0 after a terminated end (Ng, Harada and Russell 1999, Eq. 2), so
-      the discounted sum over a row telescopes to −Φ_0, plus γ^L Φ_L where it was cut. Added to a task's reward it
-      leaves the optimal policy as it is; alone, where success ends an episode, it teaches nothing. A policy that
-      decides every few steps takes `RewardToGo(potential=SubgoalReward(…))` instead.
+      nothing, and stages that are complete at the first known observation are not paid. A row that completes its plan
+      is paid bonus · S, whatever happens afterwards.
+    * ``"potential"``: r_t = γ Φ_{t+1} − Φ_t, with Φ = 0 after a terminated end (Ng, Harada and Russell 1999, Eq. 2).
+      The discounted sum over a row telescopes to −Φ_0, plus γ^L Φ_L where it was cut. Added to a task's reward it does
+      not change the optimal policy; alone, where success ends an episode, it teaches nothing. A policy that decides
+      every few steps takes `RewardToGo(potential=SubgoalReward(…))` instead.
 
-    A decomposer with cameras plans for every row from that row's own first picture, so that a score depends on nothing
-    that was scored before; others plan once per instruction. Plans are kept, and the same instruction with the same
-    picture is not asked about again. A plan without stages is an abstention: its rows are invalid, and it is asked for
-    again next time. Where the decomposer looks, so are rows without a frame, and windows that begin inside an episode,
-    which do not show how it began.
+    A decomposer with cameras plans every row from its own first picture, so that a score does not depend on rows that
+    were scored before. Others plan once per instruction. Plans are stored by instruction and picture. A plan without
+    stages is an abstention: its rows are invalid, and the decomposer is asked again next time. With a decomposer that
+    has cameras, rows without a frame are invalid too, and so are windows that begin inside an episode, which do not
+    show its beginning.
 
     Args:
-        decomposer: Plans and segments. Its parameters are frozen for good (``requires_grad`` is off from here on):
-            train the decomposer before it goes in here.
-        mode: Which of the two.
-        bonus: Paid for each stage, finite.
-        gamma: Discount of the returns that will be taken, in [0, 1]; for the potential.
-        causal: Segment from what was seen so far, as online use needs. False looks at whole episodes, which is for
-            scoring finished ones.
+        decomposer: Task decomposer. Its parameters are frozen (``requires_grad`` is off from here on), so train it
+            before.
+        mode: Rule of payment: ``"bonus"`` or ``"potential"``.
+        bonus: Finite reward of each completed stage.
+        gamma: Discount factor of the potential, in [0, 1]: that of the returns that will be taken.
+        causal: Segment from the past alone, as online use needs. False segments whole episodes, for scoring finished
+            ones.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -81,22 +81,23 @@ class SubgoalReward(RewardModel):
 
     @property
     def inputs(self) -> ModelInputs:
-        """What the decomposer reads, where it says."""
+        """Inputs that the decomposer reads."""
         return inputs_of(self.decomposer)
 
     def plans(self, batch: TrajectoryBatch) -> list[TaskPlan]:
-        """A plan for every row, as `plans_for` makes it; plans that were made before are not asked for again.
+        """Return a plan for every row; stored plans are not asked for again. See `plans_for`.
 
         Raises:
             ValueError: If the decomposer refuses an instruction, gives another number of plans than was asked for, or
-                looks through cameras none of which is there.
+                reads cameras none of which the batch holds.
         """
         return plans_for(self.decomposer, batch, self._plans)
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Count stages and pay; a step is valid where the count after it is known, and some count before it.
+        """Count the complete stages and pay.
 
-        Of the potential both observations of a step have to be known, the second one unless the row ended there.
+        A bonus is valid where the count after the step and some count before it are known. A potential is valid where
+        both observations of a step are known, or the row terminated at the second one.
         """
         counted = completed_stages(self.decomposer, batch, self.plans(batch), self.causal)
         count, phi, known = counted
@@ -110,20 +111,25 @@ class SubgoalReward(RewardModel):
         self, count: Float[Tensor, "B Tp1"], known: Bool[Tensor, "B Tp1"]
     ) -> tuple[Float[Tensor, "B T"], Bool[Tensor, "B T"]]:
         whole = torch.where(known, (count + _WHOLE).floor(), -1.0)
-        best = whole.cummax(1).values  # an unknown observation keeps the best so far; −1: none was known yet
+        best = whole.cummax(1).values  # an unknown observation keeps the best so far; −1 where none is known yet
         gained = best[:, 1:] - best[:, :-1]
         return self.bonus * gained, known[:, 1:] & (best[:, :-1] >= 0)
 
 
 def plans_for(decomposer: TaskDecomposer, batch: TrajectoryBatch, known: dict[PlanKey, TaskPlan]) -> list[TaskPlan]:
-    """A plan for every row of a batch, all new ones in one call; those with stages are added to ``known``.
+    """Return a plan for every row of a batch; new ones are asked for in one call, and added to ``known``.
 
-    A decomposer with cameras gets each row's own first picture through them. Rows without one, and windows that begin
-    inside an episode, get a plan without stages there, and nobody is asked.
+    A decomposer with cameras gets each row's own first picture. Rows without one, and windows that begin inside an
+    episode, then get a plan without stages without being asked about. Plans without stages are not added.
+
+    Args:
+        decomposer: Task decomposer.
+        batch: Trajectories with instructions.
+        known: Stored plans, which are extended in place.
 
     Raises:
-        ValueError: If the decomposer refuses an instruction, gives another number of plans than was asked for, or looks
-            through cameras none of which is there.
+        ValueError: If the decomposer refuses an instruction, gives another number of plans than was asked for, or reads
+            cameras none of which the batch holds.
     """
     cameras = inputs_of(decomposer).cameras
     pictures = _first_pictures(batch, cameras) if cameras else {}
@@ -143,7 +149,7 @@ def plans_for(decomposer: TaskDecomposer, batch: TrajectoryBatch, known: dict[Pl
         if len(made) != len(new):
             raise ValueError(f"{type(decomposer).__name__} gave {len(made)} plans for {len(new)} instructions")
         plans = {**known, **dict(zip(new, made, strict=True))}
-        # an abstention is not kept: it may be a passing failure, such as an endpoint that timed out
+        # an abstention is not stored: it may be temporary, such as an endpoint that timed out
         known.update({key: plans[key] for key in new if plans[key].stages})
     return [
         TaskPlan(instruction=text, stages=()) if key is None else plans[key]
@@ -152,7 +158,7 @@ def plans_for(decomposer: TaskDecomposer, batch: TrajectoryBatch, known: dict[Pl
 
 
 def _first_pictures(batch: TrajectoryBatch, cameras: Sequence[str]) -> dict[int, Tensor]:
-    """First picture (3, H, W) through the cameras of each row that shows how its episode began."""
+    """Return the first picture (3, H, W) of each row that shows the beginning of its episode."""
     found: dict[int, Tensor] = {}
     for row, (seen, offset) in enumerate(zip(moments(batch, cameras), batch.offset.tolist(), strict=True)):
         if seen and offset == 0:
@@ -168,11 +174,19 @@ def _digest(picture: Tensor) -> str:
 def completed_stages(
     decomposer: TaskDecomposer, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool
 ) -> tuple[Float[Tensor, "B Tp1"], Float[Tensor, "B Tp1"], Bool[Tensor, "B Tp1"]]:
-    """Stages complete, their share of the plan, and where that is known; rows whose plan has no stages are unknown.
+    """Count the complete stages of every observation; rows whose plan has no stages are unknown.
+
+    Args:
+        decomposer: Task decomposer.
+        batch: Trajectories.
+        plans: Plan of each row.
+        causal: Segment from the past alone.
+
+    Returns:
+        The count in [0, S], its share of the plan in [0, 1], and where both are known.
 
     Raises:
-        ValueError: If the decomposer counts fewer than no stages or more than there are, or gives something that is no
-            number.
+        ValueError: If the decomposer gives a count outside [0, S], or another number of counts.
     """
     sizes = torch.tensor([len(plan.stages) for plan in plans])
     rows = sizes.nonzero().flatten()
@@ -203,16 +217,16 @@ def completed_stages(
 
 
 class StageLabels:
-    """Adds a decomposer's stages to stored episodes as ``labels["stage"]``, from which targets of progress are made.
+    """Transform that adds a decomposer's stages to episodes as ``labels["stage"]``, for targets of progress.
 
-    `LabelFactory(progress="stages")` and `stage_proportions` read them. The fraction of a stage is left to
-    `stage_fraction`, linear in time within completed stages; with ``fraction`` the decomposer's own becomes
-    ``labels["stage_fraction"]``, which is known in a stage that was broken off too.
+    `LabelFactory(progress="stages")` and `stage_proportions` read them. The fraction of a stage is computed by
+    `stage_fraction`, linear in time within completed stages. With ``fraction`` the decomposer's own fraction is stored
+    in ``labels["stage_fraction"]``, which is known in an unfinished stage too.
 
     Args:
-        decomposer: Plans and segments.
-        causal: Segment from what was seen up to each observation only.
-        fraction: Also write the decomposer's fractions.
+        decomposer: Task decomposer.
+        causal: Segment from the past alone.
+        fraction: Whether to store the decomposer's fractions.
     """
 
     def __init__(self, decomposer: TaskDecomposer, causal: bool = False, fraction: bool = False) -> None:
@@ -221,7 +235,10 @@ class StageLabels:
 
     @torch.no_grad()
     def __call__(self, episode: Episode) -> Episode:
-        """The episode with its stages; where a stage is unknown it is marked so, and stages it held are replaced.
+        """Return an episode with its stages, invalid where they are unknown; stages it held are replaced.
+
+        Args:
+            episode: Whole episode.
 
         Raises:
             ValueError: If the decomposer refuses the instruction or lacks a track.
@@ -241,16 +258,16 @@ class StageLabels:
 
 
 class SubgoalLabels(LabelFactory):
-    """Targets of progress from a decomposer's stages in hindsight, made when a batch is loaded, and negatives.
+    """Label factory with targets of progress from a decomposer's stages in hindsight, made when a batch is loaded.
 
-    Progress is what the stages before are worth plus the share of the present one that has passed, linear in time
-    within a completed stage (`stage_fraction`); a stage that was broken off, and one that is unknown, have no target.
-    Success and remaining-time targets are those of `LabelFactory`. It needs whole episodes (``window: null``): windows
-    from the middle have no targets.
+    Progress is the sum of the shares of the stages before plus the passed part of the present one, linear in time
+    within a completed stage (`stage_fraction`). An unfinished stage and an unknown one have no target. Success and
+    remaining-time targets are those of `LabelFactory`. It needs whole episodes (``window: null``): windows from the
+    middle have no targets.
 
     Args:
-        decomposer: Plans and segments from states and tracks; one that looks through cameras labels a data set
-            beforehand instead (`StageLabels`).
+        decomposer: Task decomposer that reads states and tracks. One with cameras labels a data set beforehand instead;
+            see `StageLabels`.
         shares: Share of progress of each stage, 1 in all (`stage_proportions`); None gives all stages of a plan the
             same.
         rewind: Share of rows played forward to a random point and then backwards.
@@ -258,7 +275,7 @@ class SubgoalLabels(LabelFactory):
         wrong_instruction: Share of rows that get another instruction.
 
     Raises:
-        ValueError: If the decomposer looks through cameras, or a share is none.
+        ValueError: If the decomposer has cameras, or a share is out of its range.
     """
 
     def __init__(
@@ -280,7 +297,7 @@ class SubgoalLabels(LabelFactory):
 
     @torch.no_grad()
     def targets(self, batch: TrajectoryBatch) -> TrajectoryBatch:
-        """Add stages, progress, success and remaining steps.
+        """Add targets of stage, progress, success and remaining steps.
 
         Raises:
             ValueError: If the decomposer refuses an instruction, lacks a track, or a plan has more stages than shares.

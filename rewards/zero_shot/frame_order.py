@@ -1,4 +1,4 @@
-"""Generative value learning: a model puts values on the frames of an episode without being told their order."""
+"""Generative value learning: a model estimates progress of shuffled frames of an episode."""
 
 import math
 import re
@@ -27,32 +27,32 @@ _SAYS = re.compile(r"[\s*]*:[\s*]*([0-9]+(?:\.[0-9]+)?)\s*%[\s*]*(?:\.[\s*]*)?")
 
 
 class ShuffledFrames(RewardModel):
-    """Progress that a model reads off shuffled frames (GVL: Ma et al. 2024, arXiv:2411.04549).
+    """Reward for progress that a model estimates from shuffled frames (GVL: Ma et al. 2024, arXiv:2411.04549).
 
-    Shown in order, frames invite a model to count up from 0 to 100; shuffled, they must be looked at. The prompt shows
-    the first frame, said to be the beginning, and then ``max_frames`` frames spread evenly over the episode, first and
-    last included, in an order that depends on the seed and their number alone. It is not causal: all frames are seen
-    before any is valued.
+    With frames in order, a model may just count up from 0 to 100; shuffled frames must be looked at. The prompt shows
+    the first frame, named as the beginning, and then ``max_frames`` frames spread evenly over the episode, first and
+    last included, in an order that depends on the seed and their number alone. It is not causal, because all frames
+    are seen before any estimate.
 
-    A frame whose line is missing, unclear (see `frame_values`), given twice with different numbers or outside 0 … 100
-    has no estimate and is counted in ``abstained``, as is a whole answer that did not come. Of an answer that was cut
-    the last line does not count. Between frames an estimate holds its last value, but nothing holds across a frame
-    without one.
+    A frame has no estimate where its line is missing, unclear (see `frame_values`), given twice with different numbers,
+    or outside 0 … 100, and where the whole answer is missing. Such frames are counted in ``abstained``. The last line
+    of an answer that was cut does not count. Between frames an estimate holds its last value, but not across a frame
+    without an estimate.
 
-    A row that is a window from the middle of an episode (``batch.offset`` > 0) does not show the beginning. It is not
-    asked about: none of it is valid, and its frames are counted in ``abstained``.
+    A row that is a window from the middle of an episode (``batch.offset`` > 0) does not show the beginning. It is
+    invalid without being asked about, and its frames are counted in ``abstained``.
 
     Args:
         chat: A `guerdon.backbones.vlm.VLM`, or another model behind the same protocol.
-        cameras: Cameras to look through; at a moment when one of them has a frame each shows its last one.
-        max_frames: Most frames that are valued in one prompt, at least 2.
-        prompt: What is said first; holds ``{instruction}`` once.
-        frame_size: Shorter side of the frames, in pixels; None as recorded.
-        max_new_tokens: Longest answer; None takes 16 tokens for every frame, and 64.
-        seed: Of the order.
+        cameras: Names of the cameras to read; at a moment when one of them has a frame each shows its last one.
+        max_frames: Largest number of frames in one prompt, at least 2.
+        prompt: Text in front of the frames; holds ``{instruction}`` once.
+        frame_size: Shorter side of the frames, in pixels; None keeps the recorded size.
+        max_new_tokens: Longest answer, in tokens; None takes 64 and 16 for every frame.
+        seed: Random seed of the order.
 
     Raises:
-        ValueError: If an argument makes no sense.
+        ValueError: If an argument is out of its range.
     """
 
     causal = False
@@ -78,19 +78,19 @@ class ShuffledFrames(RewardModel):
         self.chat, self.max_frames = chat, max_frames
         self.prompt, self.frame_size, self.max_new_tokens, self.seed = prompt, frame_size, max_new_tokens, seed
         self.abstained: Counter[str] = Counter()
-        """Why frames got no estimate, and how many, since the model was made."""
+        """Reason why frames have no estimate → number of frames, since construction."""
 
     @property
     def inputs(self) -> ModelInputs:
-        """What the model reads."""
+        """Inputs that the model reads."""
         return ModelInputs(cameras=self.cameras, frame_size=self.frame_size, instruction=True)
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Progress at every observation, and its change as the reward.
+        """Estimate progress at every observation, and reward its change.
 
         Raises:
-            ValueError: If no camera of the model is there, or the model cannot read the prompts.
+            ValueError: If the batch holds no camera of the model, or the model cannot read the prompts.
         """
         rows = [_spread(row, self.max_frames) for row in moments(batch, self.cameras)]
         orders = [self.order(len(row)) for row in rows]
@@ -115,7 +115,11 @@ class ShuffledFrames(RewardModel):
         return held_progress(step, torch.where(known, values, 0.0), known, batch.to("cpu"))
 
     def order(self, count: int) -> list[int]:
-        """Which of ``count`` frames stands at each place of the prompt."""
+        """Return which of ``count`` frames stands at each place of the prompt.
+
+        Args:
+            count: Number of frames.
+        """
         generator = torch.Generator().manual_seed(self.seed * 100_003 + count)
         return torch.randperm(count, generator=generator).tolist()
 
@@ -126,17 +130,17 @@ class ShuffledFrames(RewardModel):
 
 
 def frame_values(text: str, count: int, cut: bool = False) -> Float[Tensor, " count"]:
-    """Values in [0, 1] of frames 1 … ``count`` in an answer; NaN where a frame has no single clear one.
+    """Parse the values in [0, 1] of frames 1 … ``count`` in an answer; NaN where a frame has no single clear one.
 
-    The only line that counts is ``Frame N: <number> %``, with stars, list dashes, blanks and a full stop around it. Any
-    other line that begins with ``Frame N`` leaves that frame without a value: words, signs, spans, a second number, a
-    number without its percent sign (is 0.35 a share or a percentage?), thousands set apart.
+    Only a line ``Frame N: <number> %`` counts, with stars, list dashes, blanks and a full stop around it. Any other
+    line that begins with ``Frame N`` leaves that frame without a value: words, signs, ranges, a second number, a number
+    without its percent sign (0.35 may be a share or a percentage), separated thousands.
 
     Args:
-        text: The answer.
-        count: How many frames were asked about.
-        cut: Whether the answer may be incomplete: a last line without an end is dropped then, as "10%" may have become
-            "10%0", and "Frame 5: 10" "Frame 5: 100%".
+        text: Answer of the model.
+        count: Number of frames in the prompt.
+        cut: Whether the answer may be incomplete. Its last line is dropped then, because "Frame 5: 10" may be the
+            beginning of "Frame 5: 100%".
     """
     lines = text.split("\n")
     if cut:
@@ -153,7 +157,7 @@ def frame_values(text: str, count: int, cut: bool = False) -> Float[Tensor, " co
 
 
 def _spread(row: Sequence[Moment], most: int) -> list[Moment]:
-    """At most so many moments, evenly spread, first and last included."""
+    """Select at most ``most`` moments, evenly spread, first and last included."""
     if len(row) <= most:
         return list(row)
     return [row[int(i)] for i in torch.linspace(0, len(row) - 1, most).round().tolist()]

@@ -1,4 +1,4 @@
-"""Zero-shot reward by a picture of the goal: how near to it is what a camera shows, in the space of any encoder."""
+"""Zero-shot reward by a picture of the goal: distance to it in the feature space of any encoder."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,33 +15,33 @@ from ...core.batch import TrajectoryBatch
 from .likeness import SimilarityReward, last_observation, succeeded
 
 Picture = Tensor | str | Path
-"""uint8 (3, H, W), RGB; or a file that Pillow reads."""
+"""Picture as uint8 (3, H, W), RGB, or as a file that Pillow reads."""
 
 
 class ImageGoalDistance(SimilarityReward):
-    """Nearness of what is seen to a picture of the goal, in the space of any image encoder.
+    """Reward for nearness of frames to a picture of the goal, in the feature space of any image encoder.
 
     ``"l2"`` is V(o; g) = −‖φ(o) − φ(g)‖, the value of VIP (Ma et al. 2022, arXiv:2210.00030), in (−∞, 0]; ``"cosine"``
     is that of LIV (Ma et al. 2023, arXiv:2306.00958) up to a factor, in [−1, 1]. Both pay V(o_{t+1}; g) − V(o_t; g).
-    With an encoder that was not trained so it is a distance of features, no more: check it on episodes that failed.
+    With an encoder that was not trained this way it is only a distance of features: check it on failed episodes.
 
-    Goals belong to instructions; that of ``""`` is for every instruction without one of its own. A row without a goal
-    is invalid. Goals are kept as features and saved with the model, so pictures are not needed again.
+    Goals belong to instructions; that of ``""`` is for every instruction without its own. A row without a goal is
+    invalid. Goals are stored as features and saved with the model, so pictures are not needed again.
 
     Args:
-        encoder: φ.
-        cameras: Cameras to look through; each has goal pictures of its own.
+        encoder: φ, vision encoder of frames and goals.
+        cameras: Names of the cameras to read; each has its own goal pictures.
         pictures: Instruction → file of the goal picture, or camera → file where there are several cameras. Read once
             and not saved by name.
         instructions: Instructions that have a goal already; filled in by `set_goal`, for saved models.
-        distance: ``"l2"`` or ``"cosine"``.
-        pays: ``"change"``, as in the papers, or ``"level"``.
-        frame_size: Shorter side of the frames, in pixels; None as recorded.
-        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
+        distance: Distance of features: ``"l2"`` or ``"cosine"``.
+        pays: Reward: ``"change"`` of V, as in the papers, or its ``"level"``.
+        frame_size: Shorter side of the frames, in pixels; None keeps the recorded size.
+        frames_every: Stride over recorded frames when scoring, at least 1; the last frame is always evaluated.
 
     Raises:
-        FileNotFoundError: If a picture is not there.
-        ValueError: If a file is no picture, a camera is unknown, or an argument makes no sense.
+        FileNotFoundError: If there is no such picture.
+        ValueError: If a file is no picture, a camera is unknown, or an argument is out of its range.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ImageGoalDistance(SimilarityReward):
         frame_size: int | None = None,
         frames_every: int = 1,
     ) -> None:
-        super().__init__(encoder, cameras, pays, frame_size, frames_every)
+        super().__init__(encoder=encoder, cameras=cameras, pays=pays, frame_size=frame_size, frames_every=frames_every)
         if distance not in ("l2", "cosine") or len(set(instructions)) < len(instructions):
             raise ValueError(f"distance {distance!r}: expected 'l2' or 'cosine', and each instruction once")
         self.distance = distance
@@ -63,7 +63,7 @@ class ImageGoalDistance(SimilarityReward):
         self.register_buffer("goals", torch.zeros(len(instructions), len(self.cameras), encoder.width))
         self.register_buffer("known", torch.zeros(len(instructions), len(self.cameras), dtype=torch.bool))
         self.goals: Tensor
-        """φ(g) by instruction and camera."""
+        """Features φ(g) by instruction and camera."""
         self.known: Tensor
         for instruction, given in (pictures or {}).items():
             self.set_goal(instruction, given)
@@ -73,11 +73,12 @@ class ImageGoalDistance(SimilarityReward):
         """Set or replace the goal of an instruction.
 
         Args:
-            instruction: As in the batches; ``""`` for all that have none of their own.
-            pictures: The goal picture; by camera where there are several. A camera left out does not count for it.
+            instruction: Instruction as in the batches; ``""`` for all without their own goal.
+            pictures: Goal picture, or goal pictures by camera where there are several cameras. A camera left out does
+                not count for this goal.
 
         Raises:
-            FileNotFoundError: If a picture is not there.
+            FileNotFoundError: If there is no such picture.
             TypeError: If a picture is not uint8.
             ValueError: If a file is no picture, or a camera is unknown or missing.
         """
@@ -93,14 +94,14 @@ class ImageGoalDistance(SimilarityReward):
 
     @torch.no_grad()
     def fit_goals(self, batches: Iterable[TrajectoryBatch], any_instruction: bool = False) -> dict[str, int]:
-        """Take as goals what successes end with: the mean of φ over the last observations of each instruction.
+        """Fit goals to the ends of successes: the mean of φ over their last observations, by instruction.
 
         Args:
-            batches: Whole episodes, with frames or cached features; those that did not succeed are passed over.
-            any_instruction: Make one goal of all, for every instruction.
+            batches: Batches of whole episodes with frames or cached features; only successes are used.
+            any_instruction: Fit one goal to all episodes, for every instruction.
 
         Returns:
-            How many episodes each goal was made of.
+            Instruction → number of episodes its goal was fitted to.
 
         Raises:
             ValueError: If no episode succeeded, or none shows its end.
@@ -148,10 +149,10 @@ class ImageGoalDistance(SimilarityReward):
     def likeness(
         self, features: Float[Tensor, "B F D"], camera: int, batch: TrajectoryBatch
     ) -> tuple[Float[Tensor, "B F"], Bool[Tensor, " B"]]:
-        """V(o; g) of every frame for its row's goal.
+        """Compute V(o; g) of every frame for its row's goal.
 
         Raises:
-            ValueError: If the model has no goal at all.
+            ValueError: If the model has no goal.
         """
         if not self.instructions:
             raise ValueError("ImageGoalDistance has no goal yet: call set_goal or fit_goals, or give pictures")

@@ -1,4 +1,4 @@
-"""What zero-shot rewards by likeness share: S of every frame to a goal, held between frames, and what it pays.
+"""Base of zero-shot rewards by similarity S of frames to a goal, which holds between frames.
 
 | class | S of observation o | range |
 |---|---|---|
@@ -6,8 +6,8 @@
 | `image_goal.ImageGoalDistance`, ``"l2"`` | −‖φ(o) − φ(g)‖ (VIP) | (−∞, 0] |
 | `image_goal.ImageGoalDistance`, ``"cosine"`` | cos(φ(o), φ(g)) (LIV) | [−1, 1] |
 
-``pays="level"`` rewards step t with S_{t+1}, ``pays="change"`` with S_{t+1} − S_t. S is no progress: it has no scale
-that tells how much is done, until `SimilarityReward.fit_scale` gives it one.
+``pays="level"`` rewards step t with S_{t+1}, ``pays="change"`` with S_{t+1} − S_t. S is no progress, because it has no
+scale of how much is done, until `SimilarityReward.fit_scale` fits one.
 """
 
 from collections.abc import Iterable
@@ -21,27 +21,29 @@ from ...backbones.model_inputs import ModelInputs
 from ...backbones.vision import VisionEncoder
 from ...core.batch import End, Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ...core.interfaces import RewardModel
+from ..encoded_observations import EncodedObservations
 from ..moments import each_once
-from ..observed import Tokens, encode_frames
+from ..observation_encoder import encode_frames
 
 
 class SimilarityReward(RewardModel):
-    """Base of rewards that are a likeness S of frames to a goal; a subclass writes ``likeness``.
+    """Base of rewards that are a similarity S of frames to a goal; a subclass writes ``likeness``.
 
-    S is computed at every frame and held until the next one; with several cameras it is the mean over those that have
-    shown something. Steps whose observations have no S (no frame yet, no goal) are invalid. The estimates carry S of
-    the observation after each step as the term ``"similarity"``.
+    S is computed at every frame and holds until the next one. With several cameras it is the mean over those that have
+    shown a frame. Steps whose observations have no S (no frame yet, no goal) are invalid. The term ``"similarity"``
+    holds S of the observation after each step.
 
     Args:
-        encoder: Turns frames into features. A frozen one reads ``batch.features["<encoder.name>/<camera>"]`` where that
-            is there, and frames otherwise.
-        cameras: Cameras to look through.
-        pays: ``"level"``: S_{t+1}; ``"change"``: S_{t+1} − S_t, which sums over a row to the last S minus the first.
-        frame_size: Shorter side of the frames, in pixels; None as recorded.
-        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
+        encoder: Vision encoder of the frames. A frozen one reads ``batch.features["<encoder.name>/<camera>"]`` where
+            the batch holds them, and frames otherwise.
+        cameras: Names of the cameras to read, each once.
+        pays: Reward: ``"level"`` S_{t+1}, or ``"change"`` S_{t+1} − S_t, which sums over a row to the last S minus the
+            first.
+        frame_size: Shorter side of the frames, in pixels; None keeps the recorded size.
+        frames_every: Stride over recorded frames when scoring, at least 1; the last frame is always evaluated.
 
     Raises:
-        ValueError: If there is no camera, or one twice, or an argument makes no sense.
+        ValueError: If there is no camera, or one twice, or an argument is out of its range.
     """
 
     causal = True
@@ -62,11 +64,11 @@ class SimilarityReward(RewardModel):
         self.frame_size, self.frames_every = frame_size, frames_every
         self.register_buffer("scale", torch.zeros(2))
         self.scale: Tensor
-        """S that counts as progress 0 and as progress 1; equal while nobody has said."""
+        """S at progress 0 and at progress 1; equal until `fit_scale` is called."""
 
     @property
     def inputs(self) -> ModelInputs:
-        """What the model reads."""
+        """Inputs that the model reads."""
         return ModelInputs(
             cameras=self.cameras,
             frame_size=self.frame_size,
@@ -78,12 +80,18 @@ class SimilarityReward(RewardModel):
     def likeness(
         self, features: Float[Tensor, "B F D"], camera: int, batch: TrajectoryBatch
     ) -> tuple[Float[Tensor, "B F"], Bool[Tensor, " B"]]:
-        """S of the frames of one camera (by its place in ``cameras``), and which rows have a goal for it."""
-        raise NotImplementedError(f"{type(self).__name__} has no goal: write likeness(features, camera, batch)")
+        """Compute S of the frames of one camera, and which rows have a goal for it.
+
+        Args:
+            features: Features of the frames; 0 in the padding.
+            camera: Place of the camera in ``cameras``.
+            batch: The trajectories, on the same device.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no similarity: write likeness(features, camera, batch)")
 
     @torch.no_grad()
     def similarity(self, batch: TrajectoryBatch) -> Labelled:
-        """S at every observation (B, T+1), on the model's device; 0 and invalid where it is unknown.
+        """Compute S at every observation (B, T+1), on the model's device; 0 and invalid where it is unknown.
 
         Raises:
             ValueError: If the batch has no frame or feature of any of the cameras, or a feature is not a number.
@@ -102,14 +110,14 @@ class SimilarityReward(RewardModel):
             if features is None or not features.step.shape[1]:
                 continue
             values, known = self.likeness(features.values, place, batch)
-            frame, shown = Tokens(step=features.step, hidden=features.values).held(batch)
+            frame, shown = EncodedObservations(step=features.step, hidden=features.values).last_at_observations(batch)
             shown = shown & known[:, None]
             total = total + torch.where(shown, values.gather(1, frame), 0.0)
             count = count + shown
         return Labelled(values=total / count.clamp(min=1), valid=count > 0)
 
     def _features(self, batch: TrajectoryBatch, camera: str) -> Sampled | None:
-        """Features (B, F, D) of a camera where the batch has it, 0 in the padding."""
+        """Return the features (B, F, D) of a camera, 0 in the padding; None where the batch does not hold it."""
         stored = None if self.encoder.trainable else batch.features.get(f"{self.encoder.name}/{camera}")
         if stored is None:
             frames = batch.frames.get(camera)
@@ -124,7 +132,7 @@ class SimilarityReward(RewardModel):
         return Sampled(values=values, step=step)
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Pay the likeness or its change; progress only once `fit_scale` has been called.
+        """Pay the similarity or its change; progress is estimated once `fit_scale` has been called.
 
         Raises:
             ValueError: See `similarity`.
@@ -152,10 +160,13 @@ class SimilarityReward(RewardModel):
         return Labelled(values=torch.where(found.valid, values, 0.0), valid=found.valid)
 
     def fit_scale(self, batches: Iterable[TrajectoryBatch]) -> tuple[float, float]:
-        """Give S a scale, the same for all goals: progress (S − low) / (high − low), kept in [0, 1].
+        """Fit the scale of progress, the same for all goals: (S − low) / (high − low), clipped to [0, 1].
 
-        Low is the mean S at the beginnings of episodes, high the mean at the ends of those that succeeded. It says
-        where S lies, not whether it rises in between: measure that with ``guerdon evaluate`` on other episodes.
+        Low is the mean S at the beginnings of episodes, high the mean at the ends of successes. Whether S rises in
+        between has to be measured with ``guerdon evaluate`` on other episodes.
+
+        Args:
+            batches: Batches of episodes with frames or cached features.
 
         Returns:
             Low and high.
@@ -178,20 +189,20 @@ class SimilarityReward(RewardModel):
         if high <= low:
             raise ValueError(
                 f"S is {high:.4g} at the ends of successes and {low:.4g} at beginnings: it does not tell how much is "
-                "done here; take other prompts, a baseline, another encoder or another camera"
+                "done here; try other prompts, a baseline, another encoder or another camera"
             )
         self.scale.copy_(torch.tensor([low, high]))
         return low, high
 
 
 def succeeded(batch: TrajectoryBatch) -> Bool[Tensor, " B"]:
-    """Rows that reach the end of their episode, which is known to be a success."""
+    """Find the rows that reach the end of their episode, which is known to be a success."""
     finished = (batch.offset + batch.steps >= batch.length) & (batch.steps > 0)
     return (batch.end == End.SUCCESS) | (finished & batch.success_known & (batch.success >= 1))
 
 
 def last_observation(batch: TrajectoryBatch) -> Int[Tensor, " B"]:
-    """Index (B,) of the last observation that was made; 0 in rows without a step."""
+    """Return the index (B,) of the last observation that was made; 0 in rows without a step."""
     index = torch.arange(batch.made.shape[1], device=batch.made.device)
     return torch.where(batch.made, index, 0).amax(1)
 

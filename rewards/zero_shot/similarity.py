@@ -1,4 +1,4 @@
-"""Zero-shot reward by CLIP: how like the words of the goal is what a camera shows."""
+"""Zero-shot reward by CLIP: similarity of frames to a goal in words."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -20,16 +20,16 @@ _SAME = 1e-4  # distance of two unit vectors below which float32 gives no direct
 def goal_baseline_similarity(
     state: Float[Tensor, "*#N D"], goal: Float[Tensor, "*#N D"], baseline: Float[Tensor, "*#N D"] | None, alpha: float
 ) -> Float[Tensor, "..."]:
-    """Goal-baseline regularised likeness (Rocamonde et al. 2023, arXiv:2310.12921, §3, goal-baseline regularisation).
+    """Compute the goal-baseline regularised similarity (Rocamonde et al. 2023, arXiv:2310.12921, §3).
 
     1 − ½ ‖α proj_L(s) + (1 − α) s − g‖², with s, g and b of unit length and L the line through b and g. With α = 0 it
     is the cosine s · g; with α = 1 only what lies along g − b counts. It is in [−1, 1] and never below the cosine.
 
     Args:
-        state: s; the three broadcast against each other.
-        goal: g.
-        baseline: b, at another place than the goal; None only with α = 0.
-        alpha: α in [0, 1].
+        state: s, features of frames; state, goal and baseline broadcast against each other.
+        goal: g, features of the goal.
+        baseline: b, features of the baseline, different from the goal; None only with α = 0.
+        alpha: α, strength of the regularisation, in [0, 1].
     """
     goal = functional.normalize(goal, dim=-1)
     gap = functional.normalize(state, dim=-1) - goal
@@ -43,31 +43,31 @@ def goal_baseline_similarity(
 
 
 class GoalSimilarity(SimilarityReward):
-    """Likeness of what is seen to a goal in words, by CLIP (VLM-RM, Rocamonde et al. 2023, arXiv:2310.12921).
+    """Reward for similarity of frames to a goal in words, by CLIP (VLM-RM, Rocamonde et al. 2023, arXiv:2310.12921).
 
-    With α = 0 it is the cosine of picture and text. A baseline, a text that says what the scene looks like anyway, and
-    α > 0 take away what tells nothing about the goal: see `goal_baseline_similarity`. The values are in [−1, 1],
-    of which CLIP uses a narrow band. With ``pays="change"`` and α = 0 it is the language reward of LIV (Ma et al. 2023,
+    With α = 0 it is the cosine of picture and text. A baseline, a text that describes the scene in any state, and α > 0
+    remove directions that do not matter for the goal; see `goal_baseline_similarity`. The values are in [−1, 1], of
+    which CLIP uses a narrow band. With ``pays="change"`` and α = 0 it is the language reward of LIV (Ma et al. 2023,
     arXiv:2306.00958), up to a factor, on another encoder.
 
-    The goal of a row is its instruction, put into ``template``, or what ``prompts`` says instead. Rows without an
+    The goal of a row is its instruction put into ``template``, or its entry in ``prompts``. Rows without an
     instruction, or without a baseline where one is needed, have no goal and are invalid. Texts over 77 tokens are cut,
     with a warning.
 
     Args:
-        encoder: Image tower.
+        encoder: Image tower of the model.
         text: Text tower of the same model.
-        cameras: Cameras to look through.
-        alpha: α in [0, 1].
-        baseline: Text of the scene as it is, for all instructions or by instruction; needed with α > 0.
+        cameras: Names of the cameras to read, each once.
+        alpha: α, strength of the regularisation, in [0, 1].
+        baseline: Text of the scene in any state, for all instructions or by instruction; required with α > 0.
         prompts: Instruction → text of its goal, instead of the template.
-        template: Holds ``{instruction}`` once.
-        pays: ``"level"``, as in the paper, or ``"change"``.
-        frame_size: Shorter side of the frames, in pixels; None as recorded.
-        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
+        template: Text of the goal; holds ``{instruction}`` once.
+        pays: Reward: ``"level"``, as in the paper, or ``"change"``.
+        frame_size: Shorter side of the frames, in pixels; None keeps the recorded size.
+        frames_every: Stride over recorded frames when scoring, at least 1; the last frame is always evaluated.
 
     Raises:
-        ValueError: If the towers do not belong together, or an argument makes no sense.
+        ValueError: If the towers are not of one model, or an argument is out of its range.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class GoalSimilarity(SimilarityReward):
         frame_size: int | None = None,
         frames_every: int = 1,
     ) -> None:
-        super().__init__(encoder, cameras, pays, frame_size, frames_every)
+        super().__init__(encoder=encoder, cameras=cameras, pays=pays, frame_size=frame_size, frames_every=frames_every)
         frozen = isinstance(encoder, ClipEncoder) and isinstance(text, ClipText) and not encoder.trainable
         if encoder.width != text.width or (frozen and encoder.revision != text.revision):
             raise ValueError(
@@ -101,10 +101,10 @@ class GoalSimilarity(SimilarityReward):
     def likeness(
         self, features: Float[Tensor, "B F D"], camera: int, batch: TrajectoryBatch
     ) -> tuple[Float[Tensor, "B F"], Bool[Tensor, " B"]]:
-        """`goal_baseline_similarity` of every frame to its row's goal; the cameras share it.
+        """Compute `goal_baseline_similarity` of every frame to its row's goal; all cameras share the goal.
 
         Raises:
-            ValueError: If a goal and its baseline mean the same to the text tower.
+            ValueError: If the text tower gives a goal and its baseline the same features.
         """
         goals, baselines = self._texts(batch.instructions)
         known = torch.tensor([bool(goal) for goal in goals], device=features.device)
@@ -117,18 +117,18 @@ class GoalSimilarity(SimilarityReward):
             row = int(same.nonzero()[0, 0])
             raise ValueError(
                 f"goal {goals[row]!r} and baseline {baselines[row]!r} mean the same to {self.text.name}: there is no "
-                "direction from one to the other; word one of them differently"
+                "direction from one to the other; rephrase one of them"
             )
         found = goal_baseline_similarity(features, goal[:, None], baseline[:, None], self.alpha)
         return found.clamp(-1, 1), known
 
     def _texts(self, instructions: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Goal and baseline of every row; "" is none."""
+        """Return goal and baseline of every row, "" where it has none."""
         goals: list[str] = []
         baselines: list[str] = []
         for instruction in instructions:
-            said = self.template.replace("{instruction}", instruction) if instruction.strip() else ""
-            goal = self.prompts.get(instruction, said)
+            default = self.template.replace("{instruction}", instruction) if instruction.strip() else ""
+            goal = self.prompts.get(instruction, default)
             baseline = self.baseline.get(instruction, "") if isinstance(self.baseline, dict) else self.baseline or ""
             goals.append(goal if self.alpha == 0 or baseline else "")
             baselines.append(baseline)

@@ -1,7 +1,8 @@
-"""Zero-shot rewards from a vision-language model: how likely it finds the task done, or a rating, after every frame."""
+"""Zero-shot rewards from a vision-language model: probability of completion, or a rating, after every frame."""
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import permutations
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from ...backbones.chat import Chat, Prompt
 from ...backbones.model_inputs import ModelInputs
 from ...backbones.vlm import VLM
+from ...core.arguments import folds
 from ...core.batch import RewardEstimates, TrajectoryBatch
 from ...core.interfaces import RewardModel
-from ..moments import Moment, each_once, held_progress, likely, moments, steps_of, windows
+from ..frame_windows import FrameWindows
+from ..moments import Moment, each_once, held_progress, likely, moments, steps_of
 
 _PROMPT = "A robot was told: {instruction}. This is what it did, in order of time."
 _DONE = "Is the task done by the last of these pictures? Answer True or False."
@@ -21,45 +24,45 @@ _RATING = (
     "How far is the task by the last of these pictures? Answer with one number from 1 (nothing is done) to 5 (all is "
     "done)."
 )
+_WINDOWS = {"max_frames": 32, "context_frames": 8}
 
 
 class AnswerReward(RewardModel):
-    """Base of rewards that ask the same question after every frame and read how likely each answer is.
+    """Base of rewards that ask the same question after every frame and use the probability of each answer.
 
-    The prompt states the task, then shows the frames so far, then asks. Nothing after a frame is shown, so the reward
-    is causal. A `VLM` reads the frames of a row once and answers at each of them with what it kept
-    (`VLM.answer_log_probs_along`): F frames cost F, where asking anew costs F (F + 1) / 2, which is what any other
-    model is asked for. A subclass says what the answers are worth, in ``worth``.
+    The prompt states the task, then shows the frames so far, then asks. No later frame is shown, so the reward is
+    causal. A `VLM` reads the frames of a row once and keeps their keys and values (`VLM.answer_log_probs_along`), so F
+    frames cost F. Any other model is asked anew for every prefix, which costs F (F + 1) / 2. A subclass computes
+    progress from the answers in ``worth``.
 
-    A row of more than ``max_frames`` frames is read in windows, as by `VlmProgressReward`. Between evaluated frames an
-    estimate holds its last value. A row that is a window of an episode (``batch.offset`` > 0) is judged by what it
-    shows alone: what was done before it, and is not seen in it, does not count.
+    A row of more than ``frames.max_frames`` frames is read in windows; see `FrameWindows`. Between evaluated frames an
+    estimate holds its last value. A row that is a window of an episode (``batch.offset`` > 0) is evaluated by its own
+    frames alone.
 
-    An observation is left without an estimate, and counted in ``abstained``, where the model gave no answer (an
-    endpoint failed) or where all answers together are less likely than ``min_mass``: then the model says something
-    else, and which answer it finds least unlikely means nothing.
+    An observation has no estimate, and is counted in ``abstained``, where the model gave no answer (an endpoint failed)
+    or where all answers together are less likely than ``min_mass``. In the second case the model would answer something
+    else, and the ranking of these answers is not informative.
 
     Args:
         chat: A `VLM`, or another model behind the same protocol.
-        cameras: Cameras to look through; at a moment when one of them has a frame each shows its last one.
-        answers: Texts whose probabilities are read, each once. What is read is how likely the answer begins so, hence
-            none may begin with another: the probability of "1" would hold that of "10".
-        question: Asked behind the last frame.
-        prompt: What is said first; holds ``{instruction}`` once.
-        frame_size: Shorter side of the frames, in pixels; None as recorded.
-        frames_every: Every how many recorded frames one is evaluated when scoring; the last one always is.
-        max_frames: Moments shown at a time.
-        context_frames: Of these, moments shown again in a later window; less than ``max_frames``.
-        min_mass: Least probability of all answers together, in [0, 1]; not asked of a single answer.
-        reuse: Whether a `VLM` keeps what it read; False asks anew for every prefix. Models whose attention is not
-            causal need that.
+        cameras: Names of the cameras to read; at a moment when one of them has a frame each shows its last one.
+        answers: Texts whose probabilities are read, each once. A probability is that of an answer that begins with the
+            text, so none may begin with another: the probability of "1" would include that of "10".
+        question: Question behind the last frame.
+        prompt: Text in front of the frames; holds ``{instruction}`` once.
+        frames: Frames that are read, and how many in one pass; None shows 32 with 8 of them again. Its arguments may
+            also be given here one by one, such as ``max_frames=8``.
+        min_mass: Smallest probability of all answers together, in [0, 1]; it does not apply to a single answer.
+        reuse: Whether a `VLM` keeps keys and values between frames. False asks anew for every prefix, as models whose
+            attention is not causal need.
 
     Raises:
-        ValueError: If an argument makes no sense.
+        ValueError: If an argument is out of its range.
     """
 
     causal = True
 
+    @folds(frames=partial(FrameWindows, **_WINDOWS))
     def __init__(
         self,
         chat: Chat,
@@ -67,10 +70,7 @@ class AnswerReward(RewardModel):
         answers: tuple[str, ...] | list[str],
         question: str,
         prompt: str = _PROMPT,
-        frame_size: int | None = None,
-        frames_every: int = 1,
-        max_frames: int = 32,
-        context_frames: int = 8,
+        frames: FrameWindows | None = None,
         min_mass: float = 0.01,
         reuse: bool = True,
     ) -> None:
@@ -84,38 +84,35 @@ class AnswerReward(RewardModel):
                     f"answers {list(answers)}: {other!r} begins with {one!r}, so the probability of {one!r} would hold "
                     f"that of {other!r}: choose answers of which none begins with another, such as letters"
                 )
-        if not 0 <= context_frames < max_frames:
-            raise ValueError(
-                f"max_frames {max_frames}, context_frames {context_frames}: expected more frames than context"
-            )
-        if frames_every < 1 or not 0 <= min_mass <= 1:
-            raise ValueError(f"frames_every {frames_every}, min_mass {min_mass}: expected at least 1, and 0 … 1")
+        if not 0 <= min_mass <= 1:
+            raise ValueError(f"min_mass is {min_mass}: expected 0 … 1")
         if prompt.count("{instruction}") != 1 or not question.strip():
             raise ValueError(f"prompt {prompt!r}, question {question!r}: expected {{instruction}} once, and some text")
         self.chat, self.question, self.prompt = chat, question, prompt
-        self.frame_size, self.frames_every = frame_size, frames_every
-        self.max_frames, self.context_frames = max_frames, context_frames
+        self.frames = FrameWindows(**_WINDOWS) if frames is None else frames
         self.min_mass, self.reuse = min_mass, reuse
         self.abstained: Counter[str] = Counter()
-        """Why observations got no estimate, and how many, since the model was made."""
+        """Reason why observations have no estimate → number of observations, since construction."""
 
     @property
     def inputs(self) -> ModelInputs:
-        """What the model reads."""
-        return ModelInputs(
-            cameras=self.cameras, frame_size=self.frame_size, frames_every=self.frames_every, instruction=True
-        )
+        """Inputs that the model reads."""
+        return self.frames.inputs(self.cameras)
 
     def worth(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
-        """Progress in [0, 1] of N observations, of the log-probabilities of the K answers there."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what answers are worth: write worth(log_probs)")
+        """Compute progress in [0, 1] of N observations from the log-probabilities of the K answers.
+
+        Args:
+            log_probs: Log-probability of each answer at each observation.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no progress: write worth(log_probs)")
 
     @torch.no_grad()
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
-        """Progress at every observation, and its change as the reward; ``terms`` holds each answer's log-probability.
+        """Estimate progress at every observation and reward its change; ``terms`` holds the answers' log-probabilities.
 
         Raises:
-            ValueError: If no camera of the model is there, or the model cannot read the prompts.
+            ValueError: If the batch holds no camera of the model, or the model cannot read the prompts.
         """
         rows = moments(batch, self.cameras)
         step = steps_of(rows)
@@ -132,7 +129,7 @@ class AnswerReward(RewardModel):
     def _row(self, row: Sequence[Moment], instruction: str) -> Float[Tensor, "N K"]:
         opening = self.prompt.replace("{instruction}", instruction.strip() or "do the task")
         found: list[Tensor] = []
-        for shown, new in windows(len(row), self.max_frames, self.context_frames):
+        for shown, new in self.frames.split(len(row)):
             parts: list[Prompt] = [row[place].parts for place in shown]
             parts[0] = [opening, *parts[0]]
             if self.reuse and isinstance(self.chat, VLM):
@@ -153,27 +150,24 @@ class AnswerReward(RewardModel):
 
 
 class CompletionLikelihood(AnswerReward):
-    """How likely the model finds it that the task is done, after every frame.
+    """Reward for the probability that the task is done, after every frame.
 
-    Token probabilities as a reward, as in TOPReward (Chen et al. 2026): the progress is P(yes) among the answers, p_1 /
-    Σ_k p_k; with a single answer it is the probability of that answer itself. Values are compared as they are:
-    stretching each episode's to [0, 1], as is done elsewhere, makes the best moment of a failure a success and needs
-    the future.
+    Token probabilities are the reward, as in TOPReward (Chen et al. 2026): progress is P(yes) among the answers, p_1 /
+    Σ_k p_k; with a single answer it is the probability of that answer itself. Values are not rescaled to [0, 1] within
+    each episode, as is done elsewhere: that would make the best moment of a failure a success, and needs the future.
 
     Args:
         chat: See `AnswerReward`.
         cameras: See `AnswerReward`.
-        answers: The first one says that the task is done, the others that it is not.
+        answers: Texts of which the first means that the task is done, the others that it is not.
         question: See `AnswerReward`.
         prompt: See `AnswerReward`.
-        frame_size: See `AnswerReward`.
-        frames_every: See `AnswerReward`.
-        max_frames: See `AnswerReward`.
-        context_frames: See `AnswerReward`.
+        frames: See `AnswerReward`.
         min_mass: See `AnswerReward`.
         reuse: See `AnswerReward`.
     """
 
+    @folds(frames=partial(FrameWindows, **_WINDOWS))
     def __init__(
         self,
         chat: Chat,
@@ -181,49 +175,40 @@ class CompletionLikelihood(AnswerReward):
         answers: tuple[str, ...] | list[str] = ("True", "False"),
         question: str = _DONE,
         prompt: str = _PROMPT,
-        frame_size: int | None = None,
-        frames_every: int = 1,
-        max_frames: int = 32,
-        context_frames: int = 8,
+        frames: FrameWindows | None = None,
         min_mass: float = 0.01,
         reuse: bool = True,
     ) -> None:
         super().__init__(
-            chat,
-            cameras,
-            answers,
-            question,
-            prompt,
-            frame_size,
-            frames_every,
-            max_frames,
-            context_frames,
-            min_mass,
-            reuse,
+            chat=chat,
+            cameras=cameras,
+            answers=answers,
+            question=question,
+            prompt=prompt,
+            frames=frames,
+            min_mass=min_mass,
+            reuse=reuse,
         )
 
     def worth(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
-        """Probability of the first answer among all."""
+        """Compute the probability of the first answer among all."""
         return (log_probs.softmax(-1) if log_probs.shape[1] > 1 else log_probs.exp())[:, 0]
 
 
 class ExpectedRating(AnswerReward):
-    """The rating the model would give after every frame, by expectation over the tokens of all ratings.
+    """Reward for the expected rating after every frame, over the probabilities of all ratings.
 
-    Ratings are those of RoboReward (Lee et al. 2026), 1 to 5; the expectation Σ_k k p_k / Σ_k p_k tells apart what a
-    single written number would tie, and is put on [0, 1] as (E − 1) / (K − 1).
+    Ratings are those of RoboReward (Lee et al. 2026), 1 to 5. The expectation E = Σ_k k p_k / Σ_k p_k distinguishes
+    observations that a single written number would tie, and is mapped to [0, 1] as (E − 1) / (K − 1).
 
     Args:
         chat: See `AnswerReward`.
         cameras: See `AnswerReward`.
-        answers: The ratings from worst to best, evenly spaced, at least two, of which none begins with another: 1 … 10
-            are refused.
+        answers: Ratings from worst to best, evenly spaced, at least two, of which none begins with another: 1 … 10 are
+            refused.
         question: See `AnswerReward`.
         prompt: See `AnswerReward`.
-        frame_size: See `AnswerReward`.
-        frames_every: See `AnswerReward`.
-        max_frames: See `AnswerReward`.
-        context_frames: See `AnswerReward`.
+        frames: See `AnswerReward`.
         min_mass: See `AnswerReward`.
         reuse: See `AnswerReward`.
 
@@ -231,6 +216,7 @@ class ExpectedRating(AnswerReward):
         ValueError: If there are fewer than two answers; see also `AnswerReward`.
     """
 
+    @folds(frames=partial(FrameWindows, **_WINDOWS))
     def __init__(
         self,
         chat: Chat,
@@ -238,31 +224,25 @@ class ExpectedRating(AnswerReward):
         answers: tuple[str, ...] | list[str] = ("1", "2", "3", "4", "5"),
         question: str = _RATING,
         prompt: str = _PROMPT,
-        frame_size: int | None = None,
-        frames_every: int = 1,
-        max_frames: int = 32,
-        context_frames: int = 8,
+        frames: FrameWindows | None = None,
         min_mass: float = 0.01,
         reuse: bool = True,
     ) -> None:
         if len(answers) < 2:
             raise ValueError(f"answers {list(answers)}: expected at least two ratings, from worst to best")
         super().__init__(
-            chat,
-            cameras,
-            answers,
-            question,
-            prompt,
-            frame_size,
-            frames_every,
-            max_frames,
-            context_frames,
-            min_mass,
-            reuse,
+            chat=chat,
+            cameras=cameras,
+            answers=answers,
+            question=question,
+            prompt=prompt,
+            frames=frames,
+            min_mass=min_mass,
+            reuse=reuse,
         )
 
     def worth(self, log_probs: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
-        """Expected rating on [0, 1]."""
+        """Compute the expected rating on [0, 1]."""
         return log_probs.softmax(-1) @ torch.linspace(0, 1, log_probs.shape[1])
 
 

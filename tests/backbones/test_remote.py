@@ -18,8 +18,8 @@ from PIL import Image
 
 from guerdon.backbones.chat import Chat, Reply
 from guerdon.backbones.chat_completions import Place, picture_url, score
-from guerdon.backbones.remote import RemoteChat
-from guerdon.core.hub import load_component
+from guerdon.backbones.remote import RemoteChat, RequestSettings
+from guerdon.core.hub import describe, load_component
 from guerdon.testing import reopen
 
 KEY = "sk-very-secret-0123456789"
@@ -415,7 +415,7 @@ def test_saved_and_opened_without_a_word_to_anyone(endpoint, monkeypatch, tmp_pa
     made.save_pretrained(tmp_path / "saved")
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection"))
     opened = load_component(tmp_path / "saved")
-    assert isinstance(opened, RemoteChat) and opened.init_args == made.init_args
+    assert isinstance(opened, RemoteChat) and describe(opened) == describe(made)
     assert not list(opened.parameters()) and opened.state_dict() == {}
     assert not endpoint.bodies
 
@@ -477,3 +477,12 @@ def test_wrong_input_raises_before_anything_is_sent(endpoint):
     with pytest.raises(ValueError, match="at least 1"):
         made.reply([["x"]], 0)
     assert not endpoint.bodies
+
+
+def test_requests_are_an_object_or_given_flat():
+    flat = RemoteChat("http://127.0.0.1:9/v1", "tiny", timeout=5.0, retries=0, temperature=None)
+    whole = RemoteChat(
+        "http://127.0.0.1:9/v1", "tiny", requests=RequestSettings(timeout=5.0, retries=0), temperature=None
+    )
+    assert describe(flat) == describe(whole)
+    assert (flat.requests.timeout, flat.requests.retries, flat.requests.concurrency) == (5.0, 0, 4)

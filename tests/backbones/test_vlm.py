@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from guerdon.backbones.lora import LoRA
 from guerdon.backbones.vlm import VLM
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
@@ -164,7 +165,9 @@ def test_lora_targets(folder):
     vlm = lora(folder, lora_targets=["q_proj", "v_proj"])
     assert {n.split(".lora_")[0].rpartition(".")[2] for n in vlm.trained} == {"q_proj", "v_proj"}
     assert len(vlm.trained) == 2 * 2 * 2  # two layers, two targets, A and B
-    with pytest.raises(ValueError, match=r"lora_targets \['query'\]: expected 'all-linear' or some of .*'q_proj'"):
+    assert VLM(str(folder), lora=LoRA(rank=2, targets=["q_proj", "v_proj"])).trained == vlm.trained
+    assert vlm.init_args["lora"].init_args["rank"] == 2 and "lora_rank" not in vlm.init_args
+    with pytest.raises(ValueError, match=r"targets \['query'\]: expected 'all-linear' or some of .*'q_proj'"):
         lora(folder, lora_targets=["query"])
 
 
@@ -270,7 +273,7 @@ def test_incomplete_checkpoints_are_named(copied):
 
 
 def test_bad_arguments_are_named(folder):
-    with pytest.raises(ValueError, match="lora_rank -1"):
+    with pytest.raises(ValueError, match="rank -1"):
         VLM(str(folder), lora_rank=-1)
     with pytest.raises(ValueError, match="is a folder, which has no revision main"):
         VLM(str(folder), revision="main")

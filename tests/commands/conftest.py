@@ -13,7 +13,12 @@ CONFIG = {
         "init_args": {
             "reward": {
                 "class_path": "guerdon.rewards.progress.ProgressReward",
-                "init_args": {"state_size": 12, "width": 8, "layers": 1, "heads": 2},
+                "init_args": {
+                    "observer": {
+                        "class_path": "guerdon.ObservationEncoder",
+                        "init_args": {"width": 8, "layers": 1, "heads": 2},
+                    },
+                },
             }
         },
     },

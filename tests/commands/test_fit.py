@@ -17,6 +17,7 @@ from guerdon.core.hub import load_component
 from guerdon.rewards.progress import ProgressReward
 
 pytestmark = pytest.mark.xdist_group("cli")
+OBSERVER = "--model.init_args.reward.init_args.observer.init_args"
 
 
 def test_a_run_holds_model_configuration_checkpoints_and_logs(place):
@@ -24,7 +25,7 @@ def test_a_run_holds_model_configuration_checkpoints_and_logs(place):
     assert {p.name for p in run.iterdir()} == {"model", "config.yaml", "checkpoints", "logs"}
     assert isinstance(load_component(run / "model"), ProgressReward)
     saved = yaml.safe_load((run / "config.yaml").read_text())
-    assert saved["model"]["init_args"]["reward"]["init_args"]["width"] == 8
+    assert saved["model"]["init_args"]["reward"]["init_args"]["observer"]["init_args"]["width"] == 8
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert (run / "logs" / "version_0" / "metrics.csv").is_file()
 
@@ -41,11 +42,11 @@ def test_the_default_run_directory_and_the_last_line(here, tmp_path, capsys):
 
 def test_overrides_reach_the_model_and_the_saved_configuration_runs_again(here, tmp_path):
     assert main(
-        ["fit", "--config", str(here / "tiny.yaml"), "--out", "a", "--model.init_args.reward.init_args.width", "4"]
+        ["fit", "--config", str(here / "tiny.yaml"), "--out", "a", f"{OBSERVER}.width", "4"]
     ) == 0  # fmt: skip
-    assert load_component(tmp_path / "a/model").width == 4
+    assert load_component(tmp_path / "a/model").observer.width == 4
     assert main(["fit", "--config", "a/config.yaml", "--out", "b", "--trainer.max_epochs", "1"]) == 0
-    assert load_component(tmp_path / "b/model").width == 4
+    assert load_component(tmp_path / "b/model").observer.width == 4
 
 
 def test_resuming_goes_on_where_it_stopped(here, error_line, capsys):
@@ -78,7 +79,7 @@ def test_the_configuration_can_be_printed_and_help_asked_for_without_a_run(here,
 
 def test_checkpoints_of_another_shape_are_refused(here, error_line):
     checkpoint = str(here / "run/checkpoints/last.ckpt")
-    options = ["--ckpt_path", checkpoint, "--model.init_args.reward.init_args.width", "4", "--out", "other"]
+    options = ["--ckpt_path", checkpoint, f"{OBSERVER}.width", "4", "--out", "other"]
     assert main(["fit", "--config", str(here / "tiny.yaml"), *options]) == 2
     assert "does not fit the configuration" in error_line()
 
@@ -93,7 +94,10 @@ def test_checkpoints_of_another_shape_are_refused(here, error_line):
         ("fit --config {place}/tiny.yaml --trainer.max_epochs many", "many"),
         ("fit --config {place}/tiny.yaml --data.init_args.path nowhere", "there is no data set at nowhere"),
         ("fit --config {place}/tiny.yaml --ckpt_path nowhere.ckpt", "nowhere.ckpt"),
-        ("fit --config {place}/tiny.yaml --model.init_args.reward.init_args.state_size 5", "5 numbers"),
+        (
+            "fit --config {place}/tiny.yaml --model.init_args.reward.init_args.state_size 5",
+            "state_size 5, and the states of",
+        ),
         ("validate --config {place}/tiny.yaml --ckpt_path {place}/tiny.yaml", "tiny.yaml"),
         ("validate", "nothing to validate: expected --config"),
     ],

@@ -35,7 +35,8 @@ def place(tmp_path_factory):
             pictures = np.random.default_rng(0).integers(0, 255, (episode.steps + 1, 3, 16, 16), np.uint8)
             shown = ArrayFrames(values=pictures, step=np.arange(episode.steps + 1), identity=str(episode.index))
             writer.add(replace(episode, frames={"corner2": shown}))
-    chat = {"name": str(vlm), "dtype": "float32", "lora_rank": 2}
+    lora = {"class_path": "guerdon.backbones.lora.LoRA", "init_args": {"rank": 2}}
+    chat = {"name": str(vlm), "dtype": "float32", "lora": lora}
     decomposer = {"cameras": ["corner2"], "frame_size": 16, "frames_every": 8, "max_new_tokens": 4, "attempts": 1}
     config = {
         "model": {
@@ -47,7 +48,10 @@ def place(tmp_path_factory):
                 },
                 "teacher": {"class_path": "guerdon.rewards.stages.rule_decomposer.RuleDecomposer"},
                 "frames_per_episode": 3,
-                "max_steps": 4,
+                "tuning": {
+                    "class_path": "guerdon.rewards.stages.fine_tuning.FineTuning",
+                    "init_args": {"max_steps": 4},
+                },
             },
         },
         "data": {
@@ -61,6 +65,8 @@ def place(tmp_path_factory):
         },
     }
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    del chat["lora"]  # which the configuration holds
+    (folder / "frozen.yaml").write_text(yaml.safe_dump(config))
     del config["data"]["init_args"]["path"]
     (folder / "no_path.yaml").write_text(yaml.safe_dump(config))
     del config["data"]
@@ -133,7 +139,7 @@ def test_ctrl_c_in_training_says_how_to_go_on_and_that_works(command, tmp_path, 
 
 
 def test_ctrl_c_before_the_first_update_leaves_nothing(command, tmp_path, monkeypatch, capsys):
-    before = interrupt_in(monkeypatch, DecomposerTraining, "judge", 1)
+    before = interrupt_in(monkeypatch, DecomposerTraining, "evaluate", 1)
     try:
         assert main(command) == 130
     finally:
@@ -160,7 +166,7 @@ def test_a_run_that_failed_early_is_taken_back_and_the_corrected_command_runs(co
         assert main(command) == 2
     assert "No space left" in error_line(capsys)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
-    assert main([*command, "--model.max_steps", "1"]) == 0
+    assert main([*command, "--model.tuning.max_steps", "1"]) == 0
 
 
 def test_resuming_without_a_checkpoint_fails_before_anything_is_read(command, tmp_path, monkeypatch, capsys):
@@ -177,10 +183,10 @@ def test_resuming_without_a_checkpoint_fails_before_anything_is_read(command, tm
 def test_resuming_keeps_to_the_settings_of_the_run(here, tmp_path, capsys):
     shutil.copytree(here / "run", tmp_path / "run")
     saved = (tmp_path / "run/config.yaml").read_text()
-    other = ["--model.seed", "5", "--model.max_steps", "6"]
+    other = ["--model.seed", "5", "--model.tuning.max_steps", "6"]
     assert main(["sft", "--config", str(here / "tiny.yaml"), "--out", "run", "--resume", *other]) == 2
     line = error_line(capsys)
-    assert "model.init_args.max_steps is 6, but was 4; model.init_args.seed is 5, but was 0" in line
+    assert "model.init_args.tuning.init_args.max_steps is 6, but was 4" in line
     assert (tmp_path / "run/config.yaml").read_text() == saved
     # what is edited there is meant: without --config the run's own settings are read
     (tmp_path / "run/config.yaml").write_text(saved.replace("max_steps: 4", "max_steps: 5"))
@@ -207,13 +213,13 @@ def test_help_names_every_argument(capsys):
         (["--config", "{place}/tiny.yaml", "--data.path", "nowhere"], "there is no data set at nowhere"),
         (["--config", "{place}/tiny.yaml", "--nonsense", "3"], "--nonsense"),
         (["--config", "{place}/tiny.yaml", "--model.nonsense", "3"], "'nonsense' is not accepted"),
-        (["--config", "{place}/tiny.yaml", "--model.max_steps", "many"], "Expected a int. Got value: many"),
+        (["--config", "{place}/tiny.yaml", "--model.tuning.max_steps", "many"], "Expected a int. Got value: many"),
         (
-            ["--config", "{place}/tiny.yaml", "--model.learning_rate", "-1"],
+            ["--config", "{place}/tiny.yaml", "--model.tuning.learning_rate", "-1"],
             "error: learning_rate -1",
         ),
         (
-            ["--config", "{place}/tiny.yaml", f"{DECOMPOSER}.chat.init_args.lora_rank", "0"],
+            ["--config", "{place}/frozen.yaml"],
             "error: nothing of this decomposer can be trained",
         ),
         (

@@ -20,7 +20,7 @@ FOLDER = Path(__file__).with_name("layout_0_1")
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 OLD_NAMES = [f"guerdon.{module}.{name}" for module, names in MOVED.items() for name in names]
 RESTRUCTURED = {
-    *("progress", "progress_pixels", "success", "milestones", "ensemble", "sum", "reward_to_go"),
+    *("progress", "progress_pixels", "success", "milestones", "oracle", "ensemble", "sum", "reward_to_go"),
     *("action_critic", "transformer_critic", "iql", "best_of", "monte_carlo", "action_advantage"),
 }
 """Components whose constructors take objects now, so that saving them again writes other arguments."""

@@ -80,14 +80,15 @@ def test_dense_scoring_costs_an_encode_a_frame_and_one_causal_pass(tmp_path):
     for steps in (9, 99):
         reward, data = model("front"), Stored([recorded(1, steps, "front")])
         passes = []
-        reward.temporal.register_forward_hook(lambda module, given, gave, passes=passes: passes.append(given[0].shape))
+        temporal = reward.observer.temporal
+        temporal.register_forward_hook(lambda module, given, gave, passes=passes: passes.append(given[0].shape))
 
         def costs(name, reward=reward, data=data, passes=passes, steps=steps, **more):
-            reward.encoder.frames = 0
+            reward.observer.encoder.frames = 0
             passes.clear()
             scores = read_scores(score(reward, data, tmp_path / f"{name}-{steps}", **more).path)
             assert passes == [(1, steps + 1, 8)]
-            return reward.encoder.frames, scores.episodes[0].progress
+            return reward.observer.encoder.frames, scores.episodes[0].progress
 
         cache = tmp_path / f"cache-{steps}"
         (plain, direct), (first, kept), (second, again) = (

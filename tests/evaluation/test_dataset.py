@@ -13,6 +13,7 @@ from guerdon.cli import main
 from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.hub import save_component
 from guerdon.core.interfaces import RewardModel
+from guerdon.core.opening import open_reward_model
 from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Episode, EpisodeSummary, FrameSource
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.joined import JoinedDatasets
@@ -20,7 +21,6 @@ from guerdon.datasets.opening import open_dataset
 from guerdon.evaluation.calibration.data import collect
 from guerdon.evaluation.dataset import OpenedModel, evaluate_dataset
 from guerdon.evaluation.evaluate import MODEL
-from guerdon.rewards.opening import open_reward_model
 from guerdon.rewards.progress import ProgressReward
 
 TASKS = ("open the drawer", "close the drawer", "push the block")

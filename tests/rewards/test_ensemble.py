@@ -227,7 +227,7 @@ def shown(rows=2, cameras=("a", "b"), size=None, seed=0):
 
 def test_members_share_a_frozen_encoder_and_see_each_frame_once():
     model, eyes, words = seeing()
-    assert all(member.encoder is eyes and member.text is words for member in model.members)
+    assert all(member.observer.encoder is eyes and member.observer.text is words for member in model.members)
     assert len({float(weight(m).detach().sum()) for m in model.members}) == 4, "each starts with weights of its own"
     batch = shown()
     frames = sum(int(s.mask.sum()) for s in batch.frames.values())
@@ -266,7 +266,7 @@ def test_a_frozen_encoder_is_saved_by_name_alone_and_shared_again(tmp_path):
     kept = load_file(tmp_path / "model" / "model.safetensors")
     assert not [name for name in kept if ".encoder." in name], "weights of a published encoder stay out, under any name"
     loaded = load_component(tmp_path / "model", trust=True, known=(FrozenEyes, FrozenWords))
-    assert len({id(member.encoder) for member in loaded.members}) == 1
+    assert len({id(member.observer.encoder) for member in loaded.members}) == 1
     batch = shown()
     assert torch.equal(loaded(batch).rewards, model.eval()(batch).rewards)
 
@@ -275,7 +275,8 @@ def test_a_trainable_encoder_belongs_to_each_member():
     encoder = ConvEncoder(width=4, channels=(4, 4), size=8)
     member = ProgressReward(cameras=["a"], encoder=encoder, text=HashedText(4, 16), width=8, layers=0)
     model = EnsembleReward(member, size=3)
-    assert len({id(m.encoder) for m in model.members}) == len({id(m.text) for m in model.members}) == 3
+    observers = [m.observer for m in model.members]
+    assert len({id(o.encoder) for o in observers}) == len({id(o.text) for o in observers}) == 3
     assert model.members[0] is member, "the one given is the first"
     assert model.inputs.encoder is None and model.inputs.cameras == ("a",)
 
@@ -421,7 +422,7 @@ def test_guerdon_fit_trains_every_member_and_a_resumed_run_agrees(tmp_path):
     assert whole.normalised and {"val_loss", "val_value_order"} <= set(trainer.callback_metrics)
     mean = torch.cat([b.state[b.observed] for b in data.state_batches()]).mean(0)
     for member, old in zip(whole.members, before, strict=True):
-        assert torch.allclose(member.state_mean, mean, atol=1e-4) and float(member.state_count) > 100
+        assert torch.allclose(member.observer.state_mean, mean, atol=1e-4) and float(member.observer.state_count) > 100
         assert not torch.equal(weight(member), old)
     half, data = fresh()
     fit(half, data, tmp_path, 1).save_checkpoint(tmp_path / "half.ckpt")

@@ -4,16 +4,22 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from guerdon.backbones.language import HashedText
 from guerdon.backbones.model_inputs import ModelInputs
 from guerdon.backbones.vision import ConvEncoder
-from guerdon.core.batch import End
+from guerdon.core.batch import End, Labelled, TrajectoryBatch
+from guerdon.core.hub import load_component
+from guerdon.core.sizes import DataSizes
 from guerdon.datasets.episodes import ArrayFrames, Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
+from guerdon.rewards.ensemble import EnsembleReward
 from guerdon.rewards.fit import RewardTraining, check_frames, check_outcomes
+from guerdon.rewards.milestones.reward import MilestoneReward
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.rewards.success import SuccessReward
@@ -79,7 +85,7 @@ def test_training_lowers_the_validation_loss_and_orders_time(data_path, tmp_path
     )
     first = run(trainer(tmp_path, max_epochs=1), module, data).callback_metrics
     before = float(first["val_loss"])
-    assert model.normalised and float(model.state_count) > 100
+    assert model.normalised and float(model.observer.state_count) > 100
     last = run(trainer(tmp_path, max_epochs=6), module, data).callback_metrics
     assert float(last["val_loss"]) < before - 0.3
     assert float(last["val_value_order"]) > 0.9
@@ -127,8 +133,55 @@ def test_what_cannot_be_trained_is_refused(data_path, tmp_path):
         RewardTraining(SuccessReward(state_size=4), learning_rate=0.0)
 
 
+class SizedData(lightning.LightningDataModule):
+    """A few labelled rows, and how wide their states and actions are."""
+
+    def __init__(self, states=4, actions=2):
+        super().__init__()
+        self.sizes = DataSizes(name="data/sized", state_size=states, action_size=actions)
+
+    def val_dataloader(self):
+        return self.train_dataloader()
+
+    def train_dataloader(self):
+        rows = TrajectoryBatch(
+            state=torch.randn(3, 6, self.sizes.state_size),
+            actions=torch.randn(3, 5, self.sizes.action_size),
+            mask=torch.ones(3, 5, dtype=torch.bool),
+            labels={"progress": Labelled(values=torch.rand(3, 6), valid=torch.ones(3, 6, dtype=torch.bool))},
+        )
+        return DataLoader([rows], batch_size=None)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_sizes_that_a_model_lacks_come_from_the_data(tmp_path, wrapped):
+    member = ProgressReward(observer=ObservationEncoder(width=8, layers=1, heads=2))
+    module = RewardTraining(EnsembleReward(member, size=2) if wrapped else member)
+    run(trainer(tmp_path, max_steps=1), module, SizedData())
+    assert member.state_size == 4 and module.reward.normalised
+    module.reward.save_pretrained(tmp_path / "model")
+    assert load_component(tmp_path / "model").inputs.state_size == 4
+
+
+def test_actions_that_a_model_reads_are_as_wide_as_those_of_the_data(tmp_path):
+    model = MilestoneReward()
+    run(trainer(tmp_path, max_steps=1), RewardTraining(model), SizedData(actions=3))
+    assert (model.state_size, model.action_size) == (4, 3)
+
+
+def test_another_size_than_that_of_the_data_is_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"ProgressReward has state_size 7, and the states of data/sized are 4 wide"):
+        run(trainer(tmp_path, max_steps=1), RewardTraining(ProgressReward(state_size=7)), SizedData())
+
+
+def test_a_model_that_lacks_a_size_nobody_names_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"SuccessReward is not built yet, SuccessReward\.state_size"):
+        loader = SizedData().train_dataloader()
+        trainer(tmp_path, max_steps=1).fit(RewardTraining(SuccessReward()), loader, loader)
+
+
 def test_a_model_for_another_robot_is_refused(data_path, tmp_path):
-    with pytest.raises(ValueError, match="reads a state of 7 numbers, these trajectories have 4"):
+    with pytest.raises(ValueError, match="ProgressReward has state_size 7, and the states of .* are 4 wide"):
         run(trainer(tmp_path, max_steps=1), RewardTraining(ProgressReward(state_size=7)), EpisodeData(data_path))
 
 

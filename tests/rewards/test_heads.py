@@ -6,8 +6,8 @@ from hypothesis import given, settings
 
 from guerdon.core.batch import End, TrajectoryBatch
 from guerdon.datasets.labels import LabelFactory, preference_pairs
-from guerdon.rewards.heads import PREDICTS, Heads, pooled
-from guerdon.rewards.observed import Tokens
+from guerdon.rewards.encoded_observations import EncodedObservations
+from guerdon.rewards.heads import PREDICTS, Heads, PredictionSettings, pooled
 from guerdon.rewards.progress import ProgressReward
 from guerdon.testing import check_reward_model, trajectory_batches
 
@@ -38,7 +38,7 @@ def fixed(head, **constants):
 def tokens(batch, width=4):
     index = torch.arange(batch.mask.shape[1] + 1).expand(len(batch), -1)
     made = batch.observed & (batch.steps > 0)[:, None]
-    return Tokens(step=torch.where(made, index, -1), hidden=torch.randn(*index.shape, width))
+    return EncodedObservations(step=torch.where(made, index, -1), hidden=torch.randn(*index.shape, width))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_any_subset_keeps_every_promise(predicts, weight, batch):
 
 def test_remaining_time_by_hand():
     batch = LabelFactory().targets(rows([3], [End.SUCCESS]))
-    head = fixed(Heads(4, ("remaining",), bins=2, longest=3), remaining=[0.0, 0.0])
+    head = fixed(Heads(4, PredictionSettings(["remaining"], bins=2, longest=3)), remaining=[0.0, 0.0])
     seen = tokens(batch)
     # centres 0 and log 4, so 0 and 3 steps, each with probability ½: 1.5 steps to go everywhere, Φ never changes
     estimates = head.estimates(seen, batch)
@@ -80,12 +80,12 @@ def test_remaining_time_by_hand():
 
 def test_preferences_by_hand():
     batch = LabelFactory().targets(rows([3, 2], [End.SUCCESS, End.FAILURE]))
-    head = Heads(1, ("preference",))
+    head = Heads(1, PredictionSettings(["preference"]))
     with torch.no_grad():
         head.of["preference"].weight.fill_(1.0)
         head.of["preference"].bias.zero_()
     seen = tokens(batch, 1)
-    seen = Tokens(step=seen.step, hidden=torch.tensor([[[1.0], [2], [3], [6]], [[1], [1], [4], [9]]]))
+    seen = EncodedObservations(step=seen.step, hidden=torch.tensor([[[1.0], [2], [3], [6]], [[1], [1], [4], [9]]]))
     parts = head.loss(seen, batch)
     # means 12 / 4 = 3 and 6 / 3 = 2 (the padding's 9 does not count): −log σ(1)
     assert float(parts["preference_loss"].detach()) == pytest.approx(math.log1p(math.exp(-1)))
@@ -98,16 +98,16 @@ def test_preferences_by_hand():
 
 def test_what_cannot_work_is_refused():
     with pytest.raises(ValueError, match="the reward would be 0"):
-        Heads(4, ("success",))
+        PredictionSettings(["success"])
     with pytest.raises(ValueError, match="expected some of progress, success, preference, remaining"):
-        Heads(4, ("speed",))
+        PredictionSettings(["speed"])
     with pytest.raises(ValueError, match="each once"):
-        Heads(4, ("progress", "progress"))
+        PredictionSettings(["progress", "progress"])
     with pytest.raises(ValueError, match="bins is 1"):
-        Heads(4, bins=1)
+        PredictionSettings(bins=1)
     with pytest.raises(ValueError, match="learn from labels progress and success, this batch holds none"):
         batch = rows([3], [End.SUCCESS])
-        Heads(4, ("preference",)).loss(tokens(batch), batch)
+        Heads(4, PredictionSettings(["preference"])).loss(tokens(batch), batch)
 
 
 def train(head_names, seed, **more):

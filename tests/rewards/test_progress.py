@@ -107,46 +107,23 @@ def test_a_row_without_any_frame_gets_no_estimate():
 
 def test_frozen_features_replace_frames():
     model = pixels(state_size=0).eval()
-    model.encoder.trainable = False
+    model.observer.encoder.trainable = False
     frames = Sampled(
         values=torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8), step=torch.tensor([[0, 1, 3], [0, 2, -1]])
     )
     batch = rows(torch.zeros(2, 4, 0), frames={"wrist": frames})
-    encoded = torch.stack([model.encoder.encode(f) for f in frames.values])
-    stored = {f"{model.encoder.name}/wrist": Sampled(values=encoded, step=frames.step)}
+    encoded = torch.stack([model.observer.encoder.encode(f) for f in frames.values])
+    stored = {f"{model.observer.encoder.name}/wrist": Sampled(values=encoded, step=frames.step)}
     assert torch.allclose(model(batch).rewards, model(replace(batch, frames={}, features=stored)).rewards, atol=1e-6)
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="the model would see nothing"):
-        ProgressReward()
-    with pytest.raises(ValueError, match="belong together"):
-        ProgressReward(state_size=2, cameras=("wrist",))
-    with pytest.raises(ValueError, match="reads a state of 2 numbers, these trajectories have 3"):
-        small()(rows(torch.zeros(1, 3, 3)))
-    state = torch.zeros(1, 3, 2)
-    state[0, 1, 0] = torch.nan
-    with pytest.raises(ValueError, match="NaN or infinite at a real observation"):
-        small(layers=0)(rows(state))
+    with pytest.raises(ValueError, match="the model would read nothing"):
+        ProgressReward(state_size=0)
+    with pytest.raises(ValueError, match=r"predicts \['speed'\]: expected some of progress, success"):
+        ProgressReward(predicts=["speed"])  # before the data have said how wide a state is
     with pytest.raises(ValueError, match="learn from labels progress and success"):
         small().loss(rows(torch.zeros(1, 3, 2)))
-
-
-def test_the_normaliser_is_the_mean_and_deviation_of_real_observations_and_is_saved(tmp_path):
-    state = torch.randn(4, 6, 3) * torch.tensor([2.0, 100.0, 0.0]) + torch.tensor([1.0, -1e4, 5.0])
-    batches = [rows(state[:2], [5, 3]), rows(state[2:], [2, 1], last_observed=torch.tensor([True, False]))]
-    model = small(state_size=3)
-    assert not model.normalised
-    model.fit_normaliser(batches)
-    seen = torch.cat([state[0, :6], state[1, :4], state[2, :3], state[3, :1]])
-    assert model.normalised and number(model.state_count) == 14
-    assert torch.allclose(model.state_mean, seen.mean(0), rtol=1e-5)
-    assert torch.allclose(model.state_std[:2], seen.std(0, correction=0)[:2], rtol=1e-4)
-    assert number(model.state_std[2]) == 1  # a constant keeps its scale
-    model.save_pretrained(tmp_path / "m")
-    assert torch.equal(ProgressReward.from_pretrained(tmp_path / "m").state_std, model.state_std)
-    with pytest.raises(ValueError, match="no observation"):
-        small().fit_normaliser([])
 
 
 def test_the_loss_by_hand():
@@ -175,7 +152,7 @@ def test_weights_count_and_positives_balance_negatives():
     state = torch.randn(1, 5, 2)
     values = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]])
     label = {"success": Labelled(values=values, valid=torch.ones(1, 5, dtype=torch.bool))}
-    logit = model.head.of["success"](model.look(rows(state)).hidden)[0, :, 0]
+    logit = model.head.of["success"](model.observer.encode(rows(state)).hidden)[0, :, 0]
     minus_log = torch.nn.functional.softplus
     wanted = 0.5 * minus_log(-logit[4]) + 0.5 * minus_log(logit[:4]).mean()  # one positive weighs as much as four
     assert number(model.loss(rows(state, labels=label))["loss"]) == pytest.approx(number(wanted), abs=1e-6)
@@ -254,20 +231,3 @@ def test_the_instruction_is_learned(seed):
         right = model(batch).progress.values.gather(1, last)
         wrong = model(swapped).progress.values.gather(1, last)
     assert number((right > wrong).float().mean()) > 0.9
-
-
-def test_a_view_that_does_not_change_is_not_told_apart_by_its_change():
-    """Only the change since the start reaches a model whose other way in is closed."""
-    model = pixels(state_size=0, layers=0).eval()
-    with torch.no_grad():
-        model.vision_in.weight.zero_()
-    still = torch.randint(0, 256, (1, 1, 3, 8, 8), dtype=torch.uint8).expand(1, 3, 3, 8, 8)
-    moving = torch.randint(0, 256, (1, 3, 3, 8, 8), dtype=torch.uint8)
-    step = torch.tensor([[0, 1, 2]])
-    values = [
-        model(rows(torch.zeros(1, 3, 0), frames={"wrist": Sampled(values=f.contiguous(), step=step)})).progress.values
-        for f in (still, moving)
-    ]
-    assert values[0].std() < 1e-6 < values[1].std()
-    without = pixels(state_size=0, since_start=False)
-    assert not hasattr(without, "change_in")

@@ -95,11 +95,11 @@ def test_fitted_numbers_are_saved():
     assert reward.divisor.item() == pytest.approx(3.439 + 0.6561 * 4)  # Σ_{k<4} .9^k and .9^4 · 4
     # what is printed makes the same reward again
     assert str(reward) == "StepCost(failure_cost=4, scale=6.0634, gamma=0.9)"
-    assert "not taken" in str(StepCost())
+    assert "not fitted yet" in str(StepCost())
 
 
 def test_what_makes_no_sense_is_refused():
-    with pytest.raises(ValueError, match="does not know its failure cost or its scale yet"):
+    with pytest.raises(ValueError, match="has no failure cost or no scale yet"):
         StepCost(failure_cost=3.0)(rows([End.SUCCESS], [2]))
     with pytest.raises(ValueError, match="data without an episode"):
         StepCost().fit([])

@@ -41,15 +41,15 @@ def line(values):
 def test_success_is_paid_once_and_not_for_where_a_row_starts(monkeypatch):
     model, batch = line([[5.0, -5.0, 5.0, 5.0], [-5.0, -5.0, -5.0, -5.0]])
     with torch.no_grad():
-        look = model.look
+        encode = model.observer.encode
 
-        def told(b):
-            tokens = look(b)
-            hidden = torch.zeros_like(tokens.hidden)
+        def state_itself(b):
+            encoded = encode(b)
+            hidden = torch.zeros_like(encoded.hidden)
             hidden[..., 0] = b.state[..., 0]
-            return replace(tokens, hidden=hidden)
+            return replace(encoded, hidden=hidden)
 
-        monkeypatch.setattr(model, "look", told)
+        monkeypatch.setattr(model.observer, "encode", state_itself)
         model.head.weight.copy_(torch.tensor([[1.0, 0, 0, 0]]))
         model.head.bias.zero_()
         scored = model(batch)

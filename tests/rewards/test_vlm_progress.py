@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from guerdon.backbones.vlm import VLM
 from guerdon.cli import main
 from guerdon.core.batch import End, Sampled, TrajectoryBatch
-from guerdon.core.hub import load_component
+from guerdon.core.hub import describe, load_component
 from guerdon.datasets.formats.video import write_video
 from guerdon.datasets.labels import LabelFactory
-from guerdon.rewards.moments import moments, windows
+from guerdon.rewards.frame_windows import FrameWindows
+from guerdon.rewards.heads import PredictionSettings
+from guerdon.rewards.moments import moments
 from guerdon.rewards.vlm_progress import VlmProgressReward
 from guerdon.scoring.scores import read_scores
 from guerdon.testing import check_reward_model, pad_steps, trajectory_batches
@@ -78,36 +79,12 @@ def test_it_keeps_every_promise_on_a_long_row(folders, architecture):
     check_reward_model(model(folders[architecture], max_frames=4, context_frames=2), batch)
 
 
-@settings(deadline=None)
-@given(count=st.integers(0, 60), size=st.integers(1, 12), data=st.data())
-def test_windows_evaluate_every_moment_once_and_never_look_ahead(count, size, data):
-    context = data.draw(st.integers(0, size - 1))
-    found = windows(count, size, context)
-    new = [shown[len(shown) - fresh :] for shown, fresh in found]
-    assert [place for part in new for place in part] == list(range(count))
-    for number, (shown, fresh) in enumerate(found):
-        assert shown == sorted(set(shown)) and len(shown) <= size
-        assert number == 0 or len(shown) - fresh == context
-        assert number == 0 or context == 0 or shown[0] == 0
-    # where a window begins depends on nothing behind it: fewer moments give the same windows, cut
-    shorter = windows(max(count - 1, 0), size, context)
-    for (shown, _), (cut, _) in zip(found, shorter, strict=False):
-        assert shown[: len(cut)] == cut
-
-
-def test_windows_by_hand():
-    # five at a time, two of them again: 0-4, then the first, the one before, and three new
-    assert windows(9, 5, 2) == [([0, 1, 2, 3, 4], 5), ([0, 4, 5, 6, 7], 3), ([0, 7, 8], 1)]
-    assert windows(4, 2, 0) == [([0, 1], 2), ([2, 3], 2)]
-    assert windows(3, 5, 4) == [([0, 1, 2], 3)] and windows(0, 5, 1) == []
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_window_is_a_slow_loop_over_prefixes(folders, architecture):
     """Frame i of a row is read as the last frame of a prompt that ends with it."""
     made = model(folders[architecture], max_frames=4, context_frames=2)
     frames = noise(1, 7)
-    tokens = made.look(rows(frames, instructions=("open the drawer",)))
+    tokens = made.encode(rows(frames, instructions=("open the drawer",)))
     shown = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 3, 4], [0, 3, 4, 5], [0, 5, 6]]
     opening = made.prompt.replace("{instruction}", "open the drawer")
     for place, seen in enumerate(shown):
@@ -182,6 +159,15 @@ def test_bad_arguments_are_named(folders):
 def test_a_bad_word_in_an_instruction_is_named(folders):
     with pytest.raises(ValueError, match=r"a token of .* with a meaning of its own"):
         model(folders["smolvlm"])(rows(noise(1, 3), instructions=("put <image> here",)))
+
+
+def test_frames_and_predictions_are_objects_or_given_flat(folders):
+    vlm = VLM(str(folders["smolvlm"]))
+    flat = VlmProgressReward(vlm, ["wrist"], max_frames=8, bins=11, success_weight=0.5)
+    frames, predictions = FrameWindows(max_frames=8), PredictionSettings(bins=11, success_weight=0.5)
+    whole = VlmProgressReward(vlm, ["wrist"], frames=frames, predictions=predictions)
+    assert describe(flat) == describe(whole)
+    assert flat.head.predictions.bins == 11 and flat.inputs.frames_every == 1
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -261,9 +247,10 @@ def test_fit_and_score_through_the_command(folders, tmp_path, capsys):
         told.append(json.dumps({"file": f"{number}.mp4", "instruction": f"task {number % 2}", "split": split}))
     (clips / "metadata.jsonl").write_text("\n".join(told))
     reward, data = "--model.init_args.reward.init_args", "--data.init_args"
+    frames = f"{reward}.frames.init_args"
     run = ["fit", "--config", "configs/progress_vlm.yaml", "--out", str(tmp_path / "run")]
-    run += [f"{reward}.vlm.init_args.name", str(folders["qwen2_5_vl"]), f"{reward}.frames_every", "2"]
-    run += [f"{reward}.frame_size", "32", f"{data}.frame_size", "32", f"{data}.batch_size", "2"]
+    run += [f"{reward}.vlm.init_args.name", str(folders["qwen2_5_vl"]), f"{frames}.frames_every", "2"]
+    run += [f"{frames}.frame_size", "32", f"{data}.frame_size", "32", f"{data}.batch_size", "2"]
     run += [f"{data}.path", str(clips), f"{data}.cache", str(tmp_path / "cache")]
     run += [f"{reward}.vlm.init_args.dtype", "float32", "--trainer.precision", "32-true", "--trainer.max_epochs"]
     run.append("1")

@@ -576,7 +576,8 @@ def test_pushing_back_ends_the_false_positives_and_keeps_the_successes(model, se
     assert first["retrained"] and first["false_positive_rate"] > 0.9
     assert second["false_positive_rate"] < 0.3 and second["episodes"] == 20, "what the old reward said is forgotten"
     assert claimed(reward, real) > 0.85
-    assert learner.advantage.reward.reward is reward and not torch.equal(before["norm.weight"], reward.norm.weight)
+    assert learner.advantage.reward.reward is reward
+    assert not torch.equal(before["observer.norm.weight"], reward.observer.norm.weight)
     assert all(not p.requires_grad and p.grad is None for p in reward.parameters())
     assert second["drift"] is not None, "the features of the new weights were learned"
     kept = load_component(tmp_path / "watch" / "reward_1")

@@ -141,7 +141,7 @@ def test_the_question_holds_every_word_that_may_be_used():
         assert word in text
     assert '["reach", "lift"]' in proposal_prompt("lift", POINTS, stages=("reach", "lift"))
     assert "The picture shows" in proposal_prompt("lift", POINTS, pictures=1)
-    with pytest.raises(ValueError, match="no point"):
+    with pytest.raises(ValueError, match="points is empty"):
         proposal_prompt("lift", ())
 
 

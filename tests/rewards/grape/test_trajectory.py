@@ -18,7 +18,7 @@ from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
 from guerdon.policies.advantages.group_score import GroupScore
 from guerdon.rewards.costs import external_reward
-from guerdon.rewards.grape.cost_files import library, load_costs
+from guerdon.rewards.grape.cost_files import load_costs
 from guerdon.rewards.grape.trajectory import GrapeScore, carried_units
 from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
 from guerdon.testing import check_reward_model, pad_steps, reopen
@@ -560,22 +560,6 @@ def test_ties_and_weights_of_pairs():
 
 
 # the library
-
-
-def test_the_library_reads_what_the_simulators_record():
-    names = library()
-    assert sum(name.startswith("metaworld/") for name in names) >= 12
-    assert sum(name.startswith("kitchen/") for name in names) == 7
-    for name in names:
-        costs = load_costs(name)
-        assert costs.task == name
-        (plan,) = RuleDecomposer().plan(costs.instructions)
-        costs.check_plan(plan)
-        recorded = {"end_effector", "object"} | (set() if name.startswith("kitchen/") else {"goal"})
-        assert costs.read_points <= recorded
-        assert costs.read_numbers <= {"gripper"}
-        assert not costs.read_flags
-        assert {c.stage for c in costs.constraints} == set(range(len(costs.stages)))
 
 
 def test_the_library_on_real_rollouts():

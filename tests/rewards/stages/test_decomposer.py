@@ -11,6 +11,7 @@ from guerdon.backbones.vlm import VLM
 from guerdon.core.interfaces import TaskPlan, TaskStage
 from guerdon.rewards.moments import moments
 from guerdon.rewards.stages.decomposer import LETTERS, VlmDecomposer
+from guerdon.rewards.stages.segmentation import StagePath
 from guerdon.testing import reopen
 
 PLAN = TaskPlan(
@@ -213,7 +214,7 @@ def test_saved_and_opened_again(filmed, folders):
     again = reopen(decomposer)
     row = moments(numbered(filmed), ["wrist"])[0]
     torch.testing.assert_close(again.shares(PLAN, row), decomposer.shares(PLAN, row))
-    assert again.hold == 1
+    assert again.path.hold == 1
 
 
 def test_wrong_arguments_are_refused(filmed):
@@ -235,3 +236,9 @@ def test_wrong_arguments_are_refused(filmed):
         decomposer.segment(numbered(filmed), [], True)
     with pytest.raises(ValueError, match="expected frames of front"):
         VlmDecomposer(Scripted(), ["front"]).segment(numbered(filmed), [PLAN], True)
+
+
+def test_the_path_is_an_object_or_given_flat():
+    flat = VlmDecomposer(Scripted(), ["wrist"], hold=1, min_length=3)
+    whole = VlmDecomposer(Scripted(), ["wrist"], path=StagePath(hold=1, min_length=3))
+    assert flat.path.init_args == whole.path.init_args == {"min_length": 3, "threshold": 0.5, "hold": 1}

@@ -10,7 +10,8 @@ from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import Labelled, Sampled, TrajectoryBatch
 from guerdon.core.interfaces import TaskDecomposer, TaskPlan, TaskStage
 from guerdon.rewards.stages.decomposer import VlmDecomposer
-from guerdon.rewards.stages.decomposer_training import DecomposerTraining, Examples, _Collator, write_examples
+from guerdon.rewards.stages.decomposer_training import DecomposerTraining, Examples, write_examples
+from guerdon.rewards.stages.fine_tuning import AnswerCollator, FineTuning, prompt_of
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 STEPS = 12
@@ -103,7 +104,7 @@ def test_only_the_answer_is_learned_and_read_as_it_will_be_asked(folders, archit
     found = made.examples([episode()])
     rows = list(found.dataset().select([0, 3]))
     assert rows[0]["completion"][0]["content"][0]["text"] == found.answers[0]
-    inputs = _Collator(made.vlm)(rows)
+    inputs = AnswerCollator(made.vlm)(rows)
     with torch.no_grad():
         logits = made.vlm.model(**{k: v for k, v in inputs.items() if k != "labels"}).logits.log_softmax(-1)
     for row, index in enumerate((0, 3)):
@@ -118,11 +119,9 @@ def test_only_the_answer_is_learned_and_read_as_it_will_be_asked(folders, archit
 
 
 def test_pictures_come_through_unchanged(folders):
-    from guerdon.rewards.stages.decomposer_training import _prompt
-
     found = training(folders["smolvlm"]).examples([episode()])
     for prompt, row in zip(found.prompts, found.dataset(), strict=True):
-        again = _prompt(row)
+        again = prompt_of(row)
         assert [type(p) for p in again] == [type(p) for p in prompt]
         assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(again, prompt, strict=True))
 
@@ -149,7 +148,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(folders, tmp_path
 def test_an_interrupt_keeps_the_present_state(folders, tmp_path, monkeypatch):
     made = training(folders["smolvlm"], max_steps=6, batch_size=2)
     steps = iter(range(10))
-    monkeypatch.setattr(_Collator, "__call__", interrupted(_Collator.__call__, steps, 3))
+    monkeypatch.setattr(AnswerCollator, "__call__", interrupted(AnswerCollator.__call__, steps, 3))
     with pytest.raises(KeyboardInterrupt):
         made.fit(made.examples([episode()]), tmp_path / "run")
     kept = DecomposerTraining.last_checkpoint(tmp_path / "run")
@@ -176,7 +175,7 @@ def test_a_reward_around_the_decomposer_does_not_keep_it_from_learning(folders, 
 
 def test_nothing_to_go_on_from_is_an_error(folders, tmp_path):
     made = training(folders["smolvlm"])
-    with pytest.raises(FileNotFoundError, match="no checkpoint to go on from"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
         made.fit(made.examples([episode()]), tmp_path, resume=True)
 
 
@@ -194,19 +193,19 @@ def test_training_teaches_stages_of_episodes_it_never_saw(tmp_path):
             answers=[a for a in examples.answers if len(a) == 1],
         )
         held_out = [episode(100 * seed + 50 + n) for n in range(3)]
-        before.append(made.judge(held_out)["stage_accuracy"]["mean"])
+        before.append(made.evaluate(held_out)["stage_accuracy"]["mean"])
         made.fit(stages_only, tmp_path / f"run{seed}")
-        after.append(made.judge(held_out)["stage_accuracy"]["mean"])
+        after.append(made.evaluate(held_out)["stage_accuracy"]["mean"])
     assert sum(after) / 3 > 0.85 > 0.7 >= max(before), (before, after)
 
 
 def test_judging_counts_plans_and_leaves_out_what_has_no_truth(folders):
     made = training(folders["smolvlm"])
     others = [episode(1, "unknown task"), episode(2, "dance"), episode(3, "dark"), episode(4, seen=False)]
-    figures = made.judge([episode(0), *others])
+    figures = made.evaluate([episode(0), *others])
     assert figures["episodes"] == 1 and figures["left_out"] == 4 and figures["plans"] == 0.0
     assert figures["stage_accuracy"]["mean"] is not None
-    assert made.judge([])["stage_accuracy"] == {"mean": None, "low": None, "high": None}
+    assert made.evaluate([])["stage_accuracy"] == {"mean": None, "low": None, "high": None}
 
 
 def test_wrong_arguments_are_refused(folders):
@@ -215,9 +214,14 @@ def test_wrong_arguments_are_refused(folders):
             training(folders["smolvlm"], **wrong)
     with pytest.raises(ValueError, match="expected positive numbers"):
         training(folders["smolvlm"], learning_rate=math.nan)
-    with pytest.raises(ValueError, match="lora_rank above 0, got lora_rank 0"):
+    with pytest.raises(ValueError, match="frames_per_episode is 0: expected at least 1"):
+        training(folders["smolvlm"], frames_per_episode=0)
+    flat = training(folders["smolvlm"], max_steps=3)
+    whole = DecomposerTraining(flat.decomposer, Teacher(), tuning=FineTuning(max_steps=3))
+    assert flat.tuning.max_steps == whole.tuning.max_steps == 3
+    with pytest.raises(ValueError, match="VLM with lora, got one without"):
         DecomposerTraining(VlmDecomposer(VLM(str(folders["smolvlm"])), ["wrist"]), Teacher())
-    with pytest.raises(ValueError, match="lora_rank above 0, got a Chat"):
+    with pytest.raises(ValueError, match="VLM with lora, got a Chat"):
         DecomposerTraining(VlmDecomposer(Chat(), ["wrist"]), Teacher())
 
 

@@ -182,7 +182,7 @@ def test_an_unknown_instruction_names_those_that_read_alike():
 
 def test_tasks_that_no_distance_ends_need_the_flag():
     batch = carry(instructions=(METAWORLD["hammer-v3"],))
-    with pytest.raises(ValueError, match=r'hammer-v3: no distance tells .*labels\["success"\]'):
+    with pytest.raises(ValueError, match=r'hammer-v3: no distance shows .*labels\["success"\]'):
         stages(batch)
     flags = Labelled(values=torch.tensor([[0.0, 0, 0, 0, 0, 0, 1]]), valid=torch.arange(7)[None] > 0)
     flagged = replace(batch, labels={"success": flags})

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from guerdon.rewards.stages.segmentation import (
     CERTAIN,
+    StagePath,
     monotone_completed,
     monotone_stages,
     online_completed,
@@ -203,3 +204,13 @@ def test_arguments_out_of_range_are_refused():
         online_completed(done, known(done), hold=0)
     with pytest.raises(ValueError, match="no stage"):
         monotone_completed(torch.zeros(3, 0), torch.ones(3, dtype=torch.bool))
+
+
+def test_a_path_looks_at_the_whole_episode_or_at_the_past():
+    done = torch.tensor([[0.1], [0.9], [0.2], [0.9], [0.9]])
+    path = StagePath(min_length=0, threshold=0.85, hold=2)
+    assert torch.equal(path.completed(done, known(done), causal=False), monotone_completed(done, known(done), 0))
+    assert torch.equal(path.completed(done, known(done), causal=True), online_completed(done, known(done), 0.85, 2))
+    for wrong in ({"min_length": -1}, {"threshold": 1.0}, {"hold": 0}):
+        with pytest.raises(ValueError, match=r"expected at least 0, 0 <= threshold < 1 and at least 1"):
+            StagePath(**wrong)

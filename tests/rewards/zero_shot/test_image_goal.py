@@ -9,7 +9,6 @@ from guerdon.backbones.openai_clip import ClipEncoder
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End, Sampled, TrajectoryBatch
 from guerdon.core.hub import load_component
-from guerdon.rewards.shaping import Delta
 from guerdon.rewards.zero_shot.image_goal import ImageGoalDistance
 from guerdon.testing import reopen, tiny_clip
 
@@ -132,43 +131,6 @@ def test_a_frame_that_is_the_goal_is_nearest(encoder):
     made.set_goal("", frames[0, 3])
     rewards = made(rows(frames)).rewards[0]
     assert int(rewards.argmax()) == 2 and abs(float(rewards[2])) < 1e-4
-
-
-# A scale
-
-
-def test_progress_only_with_a_scale():
-    encoder = ConvEncoder(1, (4, 4), 16)
-    encoder.trainable = False
-    batch = features(
-        torch.tensor([[0.0, 2.0, 4.0], [1.0, 0.5, 2.0], [2.0, 9.0, 0.0]])[..., None],
-        [[0, 1, 2]] * 3,
-        2,
-        f"{encoder.name}/front",
-        end=torch.tensor([End.SUCCESS, End.SUCCESS, End.FAILURE]),
-    )
-    made = ImageGoalDistance(encoder, ["front"], pays="level")
-    made.fit_goals([batch])  # (4 + 2) / 2 = 3
-    assert made(batch).progress is None
-    with pytest.raises(ValueError, match="progress nor success"):
-        Delta(made)(batch)
-    # first: −3, −2, −1, mean −2; ends of successes: −1, −1, mean −1
-    assert made.fit_scale([batch[:1], batch[1:]]) == (-2.0, -1.0)
-    progress = made(batch).progress
-    assert progress is not None and progress.valid.all()
-    # S = −3, −1, −1 / −2, −2.5, −1 / −1, −6, −3; plus 2, cut to [0, 1]
-    assert progress.values.tolist() == [[0, 1, 1], [0, 0, 1], [1, 0, 0]]
-    assert Delta(made)(batch).rewards.tolist() == [[1, 0], [0, 1], [-1, 0]]
-    opened = reopen(made)
-    opened.encoder.trainable = False
-    assert opened(batch).progress.values.equal(progress.values)
-    with pytest.raises(ValueError, match="beginnings of episodes"):
-        made.fit_scale([batch[2:]])
-    upside_down = ImageGoalDistance(encoder, ["front"])
-    upside_down.known, upside_down.instructions = torch.ones(1, 1, dtype=torch.bool), [""]
-    upside_down.goals = torch.zeros(1, 1, 1)
-    with pytest.raises(ValueError, match="does not tell how much is done"):
-        upside_down.fit_scale([batch[:1]])
 
 
 def test_wrong_arguments(encoder, tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor
 from guerdon.backbones.chat import Chat, Reply
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import Sampled
+from guerdon.rewards.frame_windows import FrameWindows
 from guerdon.rewards.zero_shot.vlm import AnswerReward, CompletionLikelihood, ExpectedRating
 from guerdon.testing import check_reward_model
 
@@ -171,3 +172,13 @@ def test_arguments_that_make_no_sense_are_refused():
         ExpectedRating(chat, ["wrist"], answers=[" 1", "1"])
     with pytest.raises(ValueError, match="at least two ratings"):
         ExpectedRating(chat, ["wrist"], answers=["1"])
+
+
+@pytest.mark.parametrize("kind", [CompletionLikelihood, ExpectedRating])
+def test_frames_are_an_object_or_given_flat(kind):
+    flat = kind(Told([]), ["wrist"], max_frames=20)
+    whole = kind(Told([]), ["wrist"], frames=FrameWindows(max_frames=20))
+    assert (flat.frames.max_frames, flat.frames.context_frames) == (20, 8), "the defaults of these rewards"
+    assert (whole.frames.max_frames, whole.frames.context_frames) == (20, 4)
+    assert kind(Told([]), ["wrist"]).frames.max_frames == 32
+    assert kind(Told([]), ["wrist"], frame_size=64).inputs.frame_size == 64
