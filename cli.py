@@ -23,6 +23,7 @@ COMMANDS = {
     "labels": "labels",
     "report": "report",
     "inspect": "inspecting",
+    "init": "init",
     "demo": "demo",
 }
 """Command → module in ``commands/``, with a function ``run(options, rest) -> int``; imported when the command runs."""

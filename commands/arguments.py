@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+JOBS = ("progress", "success", "critic", "clone")
+"""What ``guerdon init`` writes a configuration for."""
+
 
 class Parser(argparse.ArgumentParser):
     """Argument parser that reports an error in one line and points to ``--help`` for the usage."""
@@ -54,6 +57,7 @@ def build_parser(version: str) -> Parser:
     _add_labels(add("labels", "Draw training samples with their targets, as a picture to check", overrides=True))
     _add_report(add("report", "Write one HTML page about a folder of scores"))
     _add_inspect(add("inspect", "Describe a folder: a data set, a component, scores, a run or a feature cache"))
+    _add_init(add("init", "Write a commented configuration for `guerdon fit` that fits a data set"))
     _add_demo(add("demo", "Run the main job once: logs, a reward model, scores, a better policy, a report"))
     return parser
 
@@ -282,6 +286,17 @@ def _add_inspect(parser: Parser) -> None:
         metavar="SIZE",
         help="reduce a feature cache to this size (20GB, 500MB, …) by removing the entries unused for longest",
     )
+
+
+def _add_init(parser: Parser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set in any format guerdon reads")
+    parser.add_argument(
+        "--job",
+        required=True,
+        choices=JOBS,
+        help="model to train: a progress reward, a success classifier, a critic (IQL) or a cloned policy",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.yaml", help="file to write; it must not exist")
 
 
 def _add_demo(parser: Parser) -> None:

@@ -24,6 +24,7 @@ from torch import nn
 
 from ..core.files import replacing
 from ..core.hub import is_component, save_component
+from .old_configs import readable_configs, renewed_arguments
 from .run_directory import (
     CHECKPOINTS,
     CONFIG,
@@ -31,7 +32,6 @@ from .run_directory import (
     asks_only,
     make_run_directory,
     offered_configs,
-    resolve_config,
     tidy,
 )
 
@@ -224,15 +224,19 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         FileNotFoundError: If a configuration, a checkpoint or the data are missing.
         FileExistsError: If the run directory holds a run that is not continued.
     """
-    command, configs = cast(str, options.command), [resolve_config(name) for name in options.config]
+    with readable_configs(options.config) as configs:
+        return _run(options.command, configs, renewed_arguments(rest, configs), options.out)
+
+
+def _run(command: str, configs: Sequence[Path], rest: Sequence[str], out: Path | None) -> int:
     arguments = [*(part for config in configs for part in ("--config", str(config))), *rest]
     only_asks = asks_only(arguments)
     if not only_asks and not any(a.startswith(("-c", "--config", "--model")) for a in arguments):
         raise ValueError(f"nothing to {command}: expected --config FILE.yaml; {offered_configs()}")
     if command == "fit" and not only_asks:
-        return _train(arguments, configs[0] if configs else None, options.out)
-    if options.out is not None:
-        arguments += ["--out", str(options.out)]
+        return _train(arguments, configs[0] if configs else None, out)
+    if out is not None:
+        arguments += ["--out", str(out)]
     with _as_process(command, arguments):
         return _call_lightning(None)
 

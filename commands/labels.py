@@ -16,7 +16,8 @@ from ..datasets.label_sheet import describe, draw_sheet
 from ..datasets.labels import KINDS
 from ..datasets.module import EpisodeData
 from ..datasets.opening import open_dataset
-from .run_directory import resolve_config, tidy
+from .old_configs import readable_configs, renewed_arguments
+from .run_directory import tidy
 
 _THUMBNAIL = 96
 """Shorter side of the frames in the picture, in pixels."""
@@ -60,14 +61,14 @@ def _of_folder(data: Path, seed: int | None) -> EpisodeData:
 
 def _of_config(config: str, rest: Sequence[str], seed: int | None) -> EpisodeData:
     """Make the data module of a configuration; it reads frames even where training reads cached features."""
-    with resolve_config(config).open() as file:
-        section = cast(dict[str, Any], yaml.safe_load(file) or {}).get("data")
+    with readable_configs([config]) as paths:
+        section = cast(dict[str, Any], yaml.safe_load(paths[0].read_text()) or {}).get("data")
     if section is None:
         raise ValueError(f"{config} has no data section: expected a configuration of `guerdon fit`")
     parser = ArgumentParser(exit_on_error=False, prog="guerdon labels")
     parser.add_subclass_arguments(EpisodeData, "data", required=True)
     try:
-        parsed = cast(Any, parser.parse_args(list(rest), namespace=parser.parse_object({"data": section})))
+        parsed = cast(Any, parser.parse_args(renewed_arguments(rest), namespace=parser.parse_object({"data": section})))
         arguments = parsed.data.init_args
         arguments.encoder, arguments.cache = None, None
         arguments.frame_size = (arguments.frame_size or _THUMBNAIL) if arguments.cameras else None

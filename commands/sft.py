@@ -21,7 +21,8 @@ from ..core.files import replacing, write_json
 from ..core.hub import save_component
 from ..datasets.module import EpisodeData
 from ..rewards.stages.decomposer_training import DecomposerTraining, write_examples
-from .run_directory import CONFIG, MODEL, asks_only, make_run_directory, resolve_config, tidy
+from .old_configs import readable_configs, renewed_arguments
+from .run_directory import CONFIG, MODEL, asks_only, make_run_directory, tidy
 
 METRICS, EXAMPLES, HISTORY = "figures.json", "examples.json", "history.json"
 
@@ -56,7 +57,11 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         configs = configs or [str(out / CONFIG)]
     if not configs and not only_asks:
         raise ValueError("nothing to fine-tune: expected --config FILE.yaml, such as configs/decomposer.yaml")
-    paths = [resolve_config(name) for name in configs]
+    with readable_configs(configs) as paths:
+        return _run(parser, paths, renewed_arguments(rest, paths), out, resume)
+
+
+def _run(parser: ArgumentParser, paths: Sequence[Path], rest: Sequence[str], out: Path | None, resume: bool) -> int:
     with _one_line():
         parsed = parser.parse_args([part for path in paths for part in ("--config", str(path))] + list(rest))
         if resume and (cast(Path, out) / CONFIG).is_file():

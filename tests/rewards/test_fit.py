@@ -181,7 +181,7 @@ def test_a_model_that_lacks_a_size_nobody_names_is_refused(tmp_path):
 
 
 def test_a_model_for_another_robot_is_refused(data_path, tmp_path):
-    with pytest.raises(ValueError, match="ProgressReward has state_size 7, and the states of .* are 4 wide"):
+    with pytest.raises(ValueError, match=r"ProgressReward has state_size 7, and the states of .* are 4 wide"):
         run(trainer(tmp_path, max_steps=1), RewardTraining(ProgressReward(state_size=7)), EpisodeData(data_path))
 
 

@@ -1,0 +1,111 @@
+"""Configurations that version 0.1 wrote are read, with one warning, and only where they need it."""
+
+import warnings
+
+import pytest
+import yaml
+
+from guerdon.commands.old_configs import gathered, readable_configs, renewed_arguments
+
+OLD = {
+    "model": {
+        "class_path": "guerdon.rewards.fit.RewardTraining",
+        "init_args": {
+            "reward": {
+                "class_path": "guerdon.rewards.progress.ProgressReward",
+                "init_args": {"state_size": 12, "width": 8, "layers": 1, "heads": 2, "success_weight": 0.5},
+            }
+        },
+    },
+    "trainer": {
+        "callbacks": [
+            {"class_path": "guerdon.policies.watch.HackingWatch", "init_args": {"threshold": 0.7, "window": 3}}
+        ]
+    },
+}
+
+
+def written(tmp_path, values, name="old.yaml"):
+    (tmp_path / name).write_text(yaml.safe_dump(values))
+    return str(tmp_path / name)
+
+
+def test_class_paths_are_renewed_and_flat_arguments_gathered(tmp_path):
+    path = written(tmp_path, OLD)
+    with pytest.warns(
+        DeprecationWarning, match=r"old.yaml names guerdon.rewards.fit.RewardTraining and 2 more"
+    ) as seen:
+        with readable_configs([path]) as (copy,):
+            values = yaml.safe_load(copy.read_text())
+    assert len(seen) == 1
+    assert copy.name == "old.yaml"  # the name of a run comes from it
+    assert not copy.exists()
+    reward = values["model"]["init_args"]["reward"]
+    assert reward == {
+        "class_path": "guerdon.ProgressReward",
+        "init_args": {
+            "state_size": 12,
+            "success_weight": 0.5,
+            "observer": {
+                "class_path": "guerdon.ObservationEncoder",
+                "init_args": {"width": 8, "layers": 1, "heads": 2},
+            },
+        },
+    }
+    watch = values["trainer"]["callbacks"][0]
+    assert watch["init_args"] == {
+        "claim": {"class_path": "guerdon.SuccessClaim", "init_args": {"threshold": 0.7}},
+        "history": {"class_path": "guerdon.RolloutWindow", "init_args": {"window": 3}},
+    }
+
+
+def test_a_file_of_today_is_read_as_it_is(tmp_path):
+    path = written(tmp_path, {"model": {"class_path": "guerdon.RewardTraining", "init_args": {"learning_rate": 0.1}}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with readable_configs([path]) as (same,):
+            assert str(same) == path
+
+
+def test_arguments_that_are_given_both_ways_stay_for_the_constructor_to_refuse():
+    observer = {"class_path": "guerdon.ObservationEncoder", "init_args": {}}
+    value = {"class_path": "guerdon.ProgressReward", "init_args": {"observer": observer, "width": 8}}
+    assert gathered(value) == value
+
+
+def test_classes_of_others_are_left_alone():
+    value = {"class_path": "outcome.OutcomeReward", "init_args": {"width": 8}}
+    assert gathered(value) == value
+
+
+def test_class_paths_on_the_command_line_are_renewed():
+    assert renewed_arguments(
+        ["--model", "guerdon.rewards.fit.RewardTraining", "--x=guerdon.policies.watch.HackingWatch"]
+    ) == [
+        "--model",
+        "guerdon.RewardTraining",
+        "--x=guerdon.HackingWatch",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("--model.init_args.reward.init_args.width", "--model.init_args.reward.init_args.observer.init_args.width"),
+        ("--model.reward.width", "--model.reward.observer.width"),
+        ("--model.reward.init_args.width=4", "--model.reward.init_args.observer.init_args.width=4"),
+        ("--model.reward.init_args.state_size", "--model.reward.init_args.state_size"),  # its own argument
+        ("--model.reward.init_args.observer.width", "--model.reward.init_args.observer.width"),
+        ("--model.other.width", "--model.other.width"),
+        ("--width", "--width"),
+    ],
+)
+def test_flat_arguments_on_the_command_line_reach_the_object_that_takes_them(given, meant, tmp_path):
+    with pytest.warns(DeprecationWarning), readable_configs([written(tmp_path, OLD)]) as paths:
+        assert renewed_arguments([given, "4"], paths) == [meant, "4"]
+
+
+def test_what_is_no_yaml_is_one_clear_error(tmp_path):
+    (tmp_path / "broken.yaml").write_text("model: [1, 2")
+    with pytest.raises(ValueError, match=r"broken.yaml is no YAML"), readable_configs([str(tmp_path / "broken.yaml")]):
+        pass
