@@ -43,13 +43,14 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
             "BadEpisodeError",
         ),
         "datasets.formats.lerobot_writer": ("LeRobotWriter",),
+        "datasets.formats.video": ("write_video",),
         "datasets.collate": ("Window", "collate"),
         "datasets.features": ("FeatureCache",),
         "datasets.joined": ("JoinedDatasets",),
     },
     "Simulated tasks": {
         "envs.collect": ("collect_dataset", "CollectReport"),
-        "envs.vector": ("make_task", "task_names"),
+        "envs.vector": ("make_task", "task_names", "VectorEnv"),
         "envs.task": ("Context", "Task", "ResumableTask"),
     },
     "Train reward models and critics on logged episodes": {
@@ -256,6 +257,7 @@ if TYPE_CHECKING:
     from .datasets.episodes import EpisodeSummary as EpisodeSummary
     from .datasets.features import FeatureCache as FeatureCache
     from .datasets.formats.lerobot_writer import LeRobotWriter as LeRobotWriter
+    from .datasets.formats.video import write_video as write_video
     from .datasets.joined import JoinedDatasets as JoinedDatasets
     from .datasets.labels import LabelFactory as LabelFactory
     from .datasets.module import EpisodeData as EpisodeData
@@ -265,6 +267,7 @@ if TYPE_CHECKING:
     from .envs.task import Context as Context
     from .envs.task import ResumableTask as ResumableTask
     from .envs.task import Task as Task
+    from .envs.vector import VectorEnv as VectorEnv
     from .envs.vector import make_task as make_task
     from .envs.vector import task_names as task_names
     from .evaluation.calibration.fit import calibrate as calibrate

@@ -196,7 +196,7 @@ class VLM(Chat):
             self.train(training)
 
     def reply(self, prompts: Sequence[Prompt], max_new_tokens: int = 512) -> list[Reply]:
-        """The most likely answer to each prompt, token by token; see `guerdon.backbones.chat.Chat`.
+        """The most likely answer to each prompt, token by token; see `guerdon.Chat`.
 
         Nothing is drawn, and nothing is held against tokens that were said before, whatever the checkpoint asks for.
         An answer that is cut after ``max_new_tokens`` says so.
@@ -230,7 +230,7 @@ class VLM(Chat):
         return replies
 
     def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
-        """Log-probability that the answer to each prompt begins with each text; see `guerdon.backbones.chat.Chat`.
+        """Log-probability that the answer to each prompt begins with each text; see `guerdon.Chat`.
 
         A prompt is read once for all answers.
 

@@ -17,7 +17,7 @@ class PromptReader:
         name: Of the checkpoint, for errors.
         processor: Of the checkpoint, with a chat template.
         image_token: Number of the token that stands for a part of a picture; None takes the processor's.
-        image_options: Settings of the image processor to change; see `guerdon.backbones.vlm.VLM`.
+        image_options: Settings of the image processor to change; see `guerdon.VLM`.
         max_tokens: Longest prompt.
     """
 

@@ -1,4 +1,4 @@
-"""Saved components as arguments of a configuration: ``class_path: guerdon.core.pretrained.pretrained_reward``."""
+"""Saved components as arguments of a configuration: ``class_path: guerdon.pretrained_reward``."""
 
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ C = TypeVar("C", bound=Component)
 
 
 def pretrained_reward(path: str, revision: str | None = None, trust: bool = False) -> RewardModel:
-    """Open a saved reward model; see `guerdon.core.hub.load_component`.
+    """Open a saved reward model; see `guerdon.load_component`.
 
     Raises:
         TypeError: If the folder holds another component.

@@ -270,7 +270,7 @@ class ChunkCritic(Critic):
         if proposer is None:
             raise ValueError(
                 f"{type(self).__name__} values observations by chunks of the current policy: pass a proposer, such as "
-                "guerdon.policies.proposer.PolicyProposer(policy)"
+                "guerdon.PolicyProposer(policy)"
             )
         if not self.network.built:
             require_sizes(self)

@@ -55,7 +55,7 @@ class CriticTraining(lightning.LightningModule):
         critic: Critic that is trained, and shared at the end.
         reward: Reward model that the critic learns from; frozen, in evaluation mode.
         proposer: Source of the current policy's chunks, for critics that need it
-            (`guerdon.policies.proposer.PolicyProposer`); its policy does not learn here.
+            (`guerdon.PolicyProposer`); its policy does not learn here.
         transitions: Number of steps in an update.
         updates_per_batch: Number of updates on each batch of trajectories.
         optimizer: Settings of AdamW, its schedule and the clipping of gradients; None takes the defaults of
@@ -178,7 +178,7 @@ class CriticTraining(lightning.LightningModule):
                     warnings.warn(
                         f"{type(self.critic).__name__} was trained before, and {type(module).__name__} took new "
                         "numbers from these data: its values are in another unit now. Name the reward that was saved "
-                        "with its run: guerdon.core.pretrained.pretrained_reward with path RUN/reward",
+                        "with its run: guerdon.pretrained_reward with path RUN/reward",
                         stacklevel=2,
                     )
         _check_ends(data.state_batches())

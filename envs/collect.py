@@ -250,7 +250,7 @@ def collect_dataset(
     arguments give the same states, actions and frames.
 
     Args:
-        env: Name of the task; see `guerdon.envs.vector.make_task`.
+        env: Name of the task; see `guerdon.make_task`.
         out: Folder to make; it must not exist, or be empty.
         episodes: Number of episodes, at least 1.
         seed: Random seed of the initial states and of the behaviour; two seeds share no episode.

@@ -18,7 +18,7 @@ _PLACES = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SavedState:
-    """Everything that the future of a simulated task depends on; see `guerdon.envs.task.ResumableTask.save`."""
+    """Everything that the future of a simulated task depends on; see `guerdon.ResumableTask.save`."""
 
     task: str
     """Full name of the task."""

@@ -36,7 +36,7 @@ def make_task(name: str, horizon: int | None = None, seed: int = 0) -> Resumable
     """
     if name not in task_names():
         near = difflib.get_close_matches(name, task_names(), n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "see guerdon.envs.vector.task_names()"
+        hint = f"did you mean {', '.join(near)}?" if near else "see guerdon.task_names()"
         raise ValueError(f"unknown task {name!r}: {hint}")
     if horizon is not None and horizon < 1:
         raise ValueError(f"{name}: expected a horizon of at least one step, got {horizon}")

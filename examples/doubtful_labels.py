@@ -14,9 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from guerdon.datasets.episodes import BadEpisodeError
-from guerdon.datasets.opening import open_dataset
-from guerdon.scoring.scores import read_scores
+from guerdon import BadEpisodeError, open_dataset, read_scores
 
 
 def recorded_outcomes(data: Path) -> dict[int, float]:

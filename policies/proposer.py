@@ -21,7 +21,7 @@ class _Kept:
 
 
 class PolicyProposer(Component):
-    """Proposer that samples chunks of a policy at observations of a batch; see `guerdon.core.interfaces.Proposer`.
+    """Proposer that samples chunks of a policy at observations of a batch; see `guerdon.Proposer`.
 
     ALOE (arXiv 2602.12691) samples the next chunk for every target, which costs several passes of the policy's network
     in each update of the critic. So chunks are cached. The key is the observation: the bytes of state, frames and

@@ -192,7 +192,7 @@ class Exponential(Weighting):
     """ALOE's weights exp(clip(A/β, ±c)) (arXiv 2602.12691, Eq. 11), with β fixed or a multiple of the spread.
 
     Advantages have the unit of returns, so that a β for one reward does not fit another. Either bring returns into
-    [−1, 0] (`guerdon.rewards.step_cost.StepCost`) and give β, or take it from the data: β = κ · standard deviation of
+    [−1, 0] (`guerdon.StepCost`) and give β, or take it from the data: β = κ · standard deviation of
     the last ``memory`` advantages. If all of them are equal, each has the weight 1.
 
     Args:
@@ -309,7 +309,7 @@ class TopShare(Weighting):
 class RewardAligned(Weighting):
     """Weights of reward-aligned behaviour cloning (SARM, arXiv:2509.25358), larger for chunks with more progress.
 
-    They are made for the gains of `guerdon.policies.advantages.progress_gain.ProgressGain`. The weight rises from 0 at
+    They are made for the gains of `guerdon.ProgressGain`. The weight rises from 0 at
     ``low`` standard deviations from the mean gain to 1 at ``high``; mean and standard deviation are those of the last
     ``memory`` gains. The published rule also gives full weight to all gains above a constant in units of progress,
     which fits one model and chunk length only; here ``high`` takes its place.

@@ -189,7 +189,7 @@ class Heads(nn.Module):
         if not any(name in batch.labels for name in names):
             raise ValueError(
                 f"the heads {', '.join(predicts)} learn from labels {' and '.join(names)}, this batch holds "
-                f"{sorted(batch.labels) or 'none'}: add them with guerdon.datasets.labels.LabelFactory, or train "
+                f"{sorted(batch.labels) or 'none'}: add them with guerdon.LabelFactory, or train "
                 "through EpisodeData, which does"
             )
 

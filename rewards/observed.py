@@ -121,7 +121,7 @@ def required_label(batch: TrajectoryBatch, names: tuple[str, ...], model: str) -
     if not found:
         raise ValueError(
             f"{model} learns from labels {' and '.join(names)}, this batch holds {sorted(batch.labels) or 'none'}: add "
-            "them with guerdon.datasets.labels.LabelFactory, or train through EpisodeData, which does"
+            "them with guerdon.LabelFactory, or train through EpisodeData, which does"
         )
     return found
 

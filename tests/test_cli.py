@@ -186,8 +186,8 @@ def own(tmp_path, make_data):
         json.dumps(spec | {"class_path": "outcome.OutcomeReward", "init_args": {}})
     )
     (folder / "own.yaml").write_text(
-        "model:\n  class_path: guerdon.rewards.fit.RewardTraining\n  init_args:\n    reward: outcome.OutcomeReward\n"
-        f"data:\n  class_path: guerdon.datasets.module.EpisodeData\n  init_args: {{path: {make_data}}}\n"
+        "model:\n  class_path: guerdon.RewardTraining\n  init_args:\n    reward: outcome.OutcomeReward\n"
+        f"data:\n  class_path: guerdon.EpisodeData\n  init_args: {{path: {make_data}}}\n"
         "trainer: {fast_dev_run: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}\n"
     )
     return folder

@@ -24,7 +24,7 @@ StepReward = Callable[[bool, bool], float]
 def step_cost(failure_cost: float | int = 1.0, scale: float | int = 1.0) -> StepReward:
     """Make the reward of RECAP and ALOE: −1 a step, 0 on the step that succeeds, a cost on one that ends in failure.
 
-    See `guerdon.rewards.step_cost.StepCost` for the same reward of logged episodes.
+    See `guerdon.StepCost` for the same reward of logged episodes.
 
     Args:
         failure_cost: Cost of a step that ends in failure.
@@ -95,8 +95,8 @@ def reroll(
     Args:
         envs: Copies of the task that the states were saved from.
         policy: Policy that acts after the chunk; it sees states, no frames. To act without noise, pass a
-            `guerdon.policies.deterministic.Deterministic`.
-        saved: M states, see `guerdon.envs.task.ResumableTask.save`.
+            `guerdon.Deterministic`.
+        saved: M states, see `guerdon.ResumableTask.save`.
         first_chunks: Actions executed first, one chunk per state, of any number of steps; None follows the policy from
             the start.
         rollouts: Number n of rollouts from each state.

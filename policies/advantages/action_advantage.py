@@ -112,7 +112,7 @@ class ActionAdvantage(CriticAdvantage):
         if valued.q is None:
             raise ValueError(
                 f"{type(self.critic).__name__} values observations only, and an action's advantage needs Q: take a "
-                "critic of actions, or guerdon.policies.advantages.step_advantage.StepAdvantage for this one"
+                "critic of actions, or guerdon.StepAdvantage for this one"
             )
         last = max(batch.mask.shape[1] - 1, 0)
         q = valued.q.gather(1, batch.decision_step.clamp(0, last))

@@ -58,7 +58,7 @@ class RolloutData(lightning.LightningDataModule):
     """Data module of rollouts of the policy in training: fresh ones to train on, held-out starts to validate on.
 
     Args:
-        task: Name of the task, see `guerdon.envs.vector.make_task`.
+        task: Name of the task, see `guerdon.make_task`.
         steps: Number of environment steps in a rollout (on every rank).
         rollouts: Number of rollouts in an epoch.
         envs: Number of environments on this machine.

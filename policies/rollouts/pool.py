@@ -28,7 +28,7 @@ class TaskSetting:
     """Settings from which a worker builds its environments."""
 
     task: str
-    """Name of the task, see `guerdon.envs.vector.make_task`."""
+    """Name of the task, see `guerdon.make_task`."""
     horizon: int | None = None
     """Time limit in control steps; None takes the task's own."""
     end_on_success: bool = True

@@ -48,7 +48,7 @@ class Runner:
     All copies decide at the same moments, so that a rollout is only cut between decisions.
 
     Args:
-        task: Name of the task, see `guerdon.envs.vector.make_task`.
+        task: Name of the task, see `guerdon.make_task`.
         envs: Number of copies in this process.
         horizon: Time limit in control steps; None takes the task's own.
         end_on_success: Whether the first success ends an episode. False runs every episode to its time limit, so that

@@ -125,7 +125,7 @@ class TaskCosts(BaseModel):
         """Add the fixed points and the computed flags to a track.
 
         Args:
-            track: Arrays as in `guerdon.rewards.costs.external_reward`, and the numbers (T,) behind the flags.
+            track: Arrays as in `guerdon.external_reward`, and the numbers (T,) behind the flags.
 
         Raises:
             ValueError: If the track already holds such a name, lacks a number, or holds one that is not finite.

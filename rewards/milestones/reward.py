@@ -25,7 +25,7 @@ class MilestoneReward(ObservedReward):
 
     A binary head over observation and action predicts the probability that a step leads to a keyframe (R_φ(o_t, a_t)).
     A head of 101 bins predicts progress z (two-hot, as in `ProgressReward`). Train it on the labels of
-    `guerdon.rewards.milestones.labels.MilestoneLabels`. The paper generates the word "0" or "1" with a fine-tuned
+    `guerdon.MilestoneLabels`. The paper generates the word "0" or "1" with a fine-tuned
     vision-language model and sums these rewards; here the head is binary and any observer can be used.
 
     Between evaluated frames both hold their last value, with the action of the step.

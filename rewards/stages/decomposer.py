@@ -44,7 +44,7 @@ class VlmDecomposer(TaskDecomposer):
     its beginning.
 
     Args:
-        chat: A `guerdon.backbones.vlm.VLM`, or another model behind the same protocol.
+        chat: A `guerdon.VLM`, or another model behind the same protocol.
         cameras: Names of the cameras to read; at a moment when one of them has a frame each shows its last one.
         max_stages: Largest number of stages in a plan, in 1 … 25.
         attempts: Number of times an answer is asked for, at least 1.

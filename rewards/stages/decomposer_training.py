@@ -91,8 +91,7 @@ class DecomposerTraining:
         if not isinstance(decomposer.chat, VLM) or not decomposer.chat.trained:
             got = "one without" if isinstance(decomposer.chat, VLM) else f"a {type(decomposer.chat).__name__}"
             raise ValueError(
-                "nothing of this decomposer can be trained: expected chat to be a guerdon.backbones.vlm.VLM with lora, "
-                f"got {got}"
+                f"nothing of this decomposer can be trained: expected chat to be a guerdon.VLM with lora, got {got}"
             )
         self.decomposer, self.teacher, self.vlm = decomposer, teacher, decomposer.chat
         self.frames_per_episode, self.seed = frames_per_episode, seed

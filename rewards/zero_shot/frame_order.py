@@ -43,7 +43,7 @@ class ShuffledFrames(RewardModel):
     invalid without being asked about, and its frames are counted in ``abstained``.
 
     Args:
-        chat: A `guerdon.backbones.vlm.VLM`, or another model behind the same protocol.
+        chat: A `guerdon.VLM`, or another model behind the same protocol.
         cameras: Names of the cameras to read; at a moment when one of them has a frame each shows its last one.
         max_frames: Largest number of frames in one prompt, at least 2.
         prompt: Text in front of the frames; holds ``{instruction}`` once.

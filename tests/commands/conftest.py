@@ -9,10 +9,10 @@ from guerdon.cli import main
 
 CONFIG = {
     "model": {
-        "class_path": "guerdon.rewards.fit.RewardTraining",
+        "class_path": "guerdon.RewardTraining",
         "init_args": {
             "reward": {
-                "class_path": "guerdon.rewards.progress.ProgressReward",
+                "class_path": "guerdon.ProgressReward",
                 "init_args": {
                     "observer": {
                         "class_path": "guerdon.ObservationEncoder",
@@ -23,7 +23,7 @@ CONFIG = {
         },
     },
     "data": {
-        "class_path": "guerdon.datasets.module.EpisodeData",
+        "class_path": "guerdon.EpisodeData",
         "init_args": {"val_split": "eval"},
     },
     "trainer": {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"},

@@ -35,27 +35,27 @@ def place(tmp_path_factory):
             pictures = np.random.default_rng(0).integers(0, 255, (episode.steps + 1, 3, 16, 16), np.uint8)
             shown = ArrayFrames(values=pictures, step=np.arange(episode.steps + 1), identity=str(episode.index))
             writer.add(replace(episode, frames={"corner2": shown}))
-    lora = {"class_path": "guerdon.backbones.lora.LoRA", "init_args": {"rank": 2}}
+    lora = {"class_path": "guerdon.LoRA", "init_args": {"rank": 2}}
     chat = {"name": str(vlm), "dtype": "float32", "lora": lora}
     decomposer = {"cameras": ["corner2"], "frame_size": 16, "frames_every": 8, "max_new_tokens": 4, "attempts": 1}
     config = {
         "model": {
-            "class_path": "guerdon.rewards.stages.decomposer_training.DecomposerTraining",
+            "class_path": "guerdon.DecomposerTraining",
             "init_args": {
                 "decomposer": {
-                    "class_path": "guerdon.rewards.stages.decomposer.VlmDecomposer",
-                    "init_args": {"chat": {"class_path": "guerdon.backbones.vlm.VLM", "init_args": chat}, **decomposer},
+                    "class_path": "guerdon.VlmDecomposer",
+                    "init_args": {"chat": {"class_path": "guerdon.VLM", "init_args": chat}, **decomposer},
                 },
-                "teacher": {"class_path": "guerdon.rewards.stages.rule_decomposer.RuleDecomposer"},
+                "teacher": {"class_path": "guerdon.RuleDecomposer"},
                 "frames_per_episode": 3,
                 "tuning": {
-                    "class_path": "guerdon.rewards.stages.fine_tuning.FineTuning",
+                    "class_path": "guerdon.FineTuning",
                     "init_args": {"max_steps": 4},
                 },
             },
         },
         "data": {
-            "class_path": "guerdon.datasets.module.EpisodeData",
+            "class_path": "guerdon.EpisodeData",
             "init_args": {
                 "path": str(folder / "seen"),
                 "cameras": ["corner2"],
@@ -173,8 +173,8 @@ def test_resuming_without_a_checkpoint_fails_before_anything_is_read(command, tm
     def read(*_, **__):
         raise AssertionError("data were read")
 
-    monkeypatch.setattr("guerdon.datasets.module.EpisodeData.setup", read)
-    monkeypatch.setattr("guerdon.backbones.vlm.VLM.__init__", read)
+    monkeypatch.setattr("guerdon.EpisodeData.setup", read)
+    monkeypatch.setattr("guerdon.VLM.__init__", read)
     assert main([*command, "--resume"]) == 2
     assert "no checkpoint" in error_line(capsys)
     assert list(tmp_path.iterdir()) == []

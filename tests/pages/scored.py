@@ -12,7 +12,7 @@ NASTY = "open <script>alert('x')</script> & \"close\""
 METADATA = {
     "data": "logs/<b>drawer</b>",
     "model": "runs/<i>m</i>",
-    "class_path": "guerdon.rewards.progress.ProgressReward",
+    "class_path": "guerdon.ProgressReward",
     "model_hash": "0123456789abcdef",
     "version": "0.1.0",
     "configuration": {"note": "</pre><script>alert(2)</script>"},

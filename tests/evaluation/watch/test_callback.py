@@ -718,10 +718,10 @@ def test_two_watches_share_nothing():
 
 
 OBJECTS = """
-claim: {class_path: guerdon.evaluation.watch.claim.SuccessClaim, init_args: {threshold: 0.7}}
-limits: {class_path: guerdon.evaluation.watch.limits.AlarmLimits, init_args: {max_drift: null, on_alarm: stop}}
-probing: {class_path: guerdon.evaluation.watch.probing.Probing, init_args: {probes: [frozen], instructions: [open]}}
-drift: {class_path: guerdon.evaluation.watch.training_drift.TrainingDrift, init_args: {features: state}}
+claim: {class_path: guerdon.SuccessClaim, init_args: {threshold: 0.7}}
+limits: {class_path: guerdon.AlarmLimits, init_args: {max_drift: null, on_alarm: stop}}
+probing: {class_path: guerdon.Probing, init_args: {probes: [frozen], instructions: [open]}}
+drift: {class_path: guerdon.TrainingDrift, init_args: {features: state}}
 history: {window: 3}
 """
 
