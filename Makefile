@@ -7,10 +7,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check bench clean
+.PHONY: help install demo test test-quick lint types check bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## put guerdon and its tools into .venv (about 7 GB, a few minutes the first time)
 
@@ -30,7 +30,13 @@ demo: install  ## the main job in at most 8 minutes: logs, reward model, scores,
 # One thread per process: two test processes share two cores, and small networks only lose by more threads.
 # Tests of one xdist_group stay in one process, so what they share is built once.
 test: install  ## all tests, in two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -rs $(COVERAGE)
+
+# Property tests draw 5 examples instead of 50; tests marked slow, and those that start a process, are left out. Shapes
+# are not checked at run time (addopts without jaxtyping), and compiled tests are kept for the next run.
+test-quick: install  ## the tests between two edits, in less than a minute
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow" \
+		--hypothesis-profile quick -o addopts="--import-mode=importlib --strict-markers"
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -39,11 +45,14 @@ lint: install
 types: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: lint types test  ## formatting, lint, types and tests: all that CI runs
+# Coverage is measured here alone: it makes the tests half as slow again.
+check: COVERAGE := --cov --cov-report=
+check: lint types test  ## formatting, lint, types, tests and their coverage: all that CI runs
+	@echo "coverage: $$($(BIN)/coverage report) % of the lines of the library"
 
 bench: install  ## every measurement in benchmarks/, one after another
 	@set -e; for script in $(filter-out benchmarks/common.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:  ## remove what make and the tools wrote, .venv included
-	rm -rf .venv .types build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .types build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

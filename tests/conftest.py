@@ -3,11 +3,17 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)  # small networks on two cores: more threads are slower
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A deadline would fail on a busy machine. `make test-quick` names the second profile.
+hypothesis.settings.register_profile("full", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=5, deadline=None)
+hypothesis.settings.load_profile("full")
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ def error_line(capsys):
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_questions_are_answered_at_once_and_import_nothing_heavy(arguments):
     """Except by fit, validate and sft: the parsers that print their help know every argument of the trainer."""
@@ -46,6 +47,7 @@ def test_questions_are_answered_at_once_and_import_nothing_heavy(arguments):
         assert done.stdout.startswith("usage: guerdon")
 
 
+@pytest.mark.slow
 def test_every_command_is_a_module_that_runs():
     offered = re.search(r"invalid choice: 'x' \(choose from (.*?)\)", _said(["x"]))
     assert offered and set(re.findall(r"\w+", offered[1])) == set(COMMANDS)
@@ -204,6 +206,7 @@ def make_data(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_a_class_in_the_current_folder_is_found_by_a_configuration(shell, own, tmp_path):
     done = shell("fit", "--config", "own.yaml", "--print_config", cwd=own)
     assert done.returncode == 0 and "outcome.OutcomeReward" in done.stdout, done.stderr
@@ -213,6 +216,7 @@ def test_a_class_in_the_current_folder_is_found_by_a_configuration(shell, own, t
     assert advice in done.stderr
 
 
+@pytest.mark.slow
 def test_a_saved_component_of_a_class_in_the_current_folder_opens_with_trust(shell, own, make_data):
     command = ("score", "--model", "model", "--data", make_data, "--out", "scores")
     done = shell(*command, cwd=own)
@@ -223,6 +227,7 @@ def test_a_saved_component_of_a_class_in_the_current_folder_opens_with_trust(she
     assert done.returncode == 0 and "3 of 3 episodes scored" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_file_in_the_current_folder_hides_no_installed_module(shell, own):
     for name in ("yaml", "torch", "statistics", "datasets"):
         (own / f"{name}.py").write_text("raise SystemExit('hidden')\n")

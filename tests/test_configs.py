@@ -123,6 +123,7 @@ def run(path, folders, out):
     return out / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_configuration_runs(path, folders, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

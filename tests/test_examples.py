@@ -5,12 +5,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from guerdon.datasets.episodes import Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.rewards.progress import ProgressReward
 from guerdon.scoring.dataset import score_dataset
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -62,6 +62,7 @@ def copy_tree(target: Path) -> Path:
 # Rule 1: `datasets/` does not hide Hugging Face's package
 
 
+@pytest.mark.slow
 def test_datasets_from_the_root_is_hugging_face(tmp_path):
     code = "import datasets, guerdon.datasets; print(datasets.__file__); print(*guerdon.datasets.__path__, sep='\\n')"
     foreign, *own = python(code, cwd=ROOT).splitlines()
@@ -140,6 +141,7 @@ def here(path: Path, line: int) -> str:
     return f"{path.relative_to(ROOT)}:{line}"
 
 
+@pytest.mark.slow
 def test_imports_inside_the_package_are_relative():
     absolute = [
         here(path, node.lineno)
@@ -176,6 +178,7 @@ def test_every_room_has_a_floor():
     assert set(ROOMS) - {"configs"} <= set(FLOOR)
 
 
+@pytest.mark.slow
 def test_imports_point_down():
     upward: list[str] = []
     for path in MODULES:
@@ -234,6 +237,7 @@ EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 OPENGL = {"mujoco.egl", "mujoco.osmesa", "mujoco.glfw"}  # importing one fails where its system library is missing
 
 
+@pytest.mark.slow
 def test_function_level_imports_only_for_extras():
     """DESIGN §2 rule 4; the root imports a public name when it is first used."""
     extras = top_modules([line for lines in EXTRAS.values() for line in lines]) | {"ray", "minari", "tfrecord"}
@@ -250,6 +254,7 @@ def test_function_level_imports_only_for_extras():
     assert not late
 
 
+@pytest.mark.slow
 def test_no_module_has_a_foreign_name():
     """`datasets` is the one exception, and rule 1 says what makes it harmless."""
     dependencies = [*PYPROJECT["project"]["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]
@@ -265,6 +270,7 @@ TESTED = ("rewards",)
 ELSEWHERE = {"rewards/calibration.py", "rewards/calibration_curves.py"}  # in tests/evaluation/calibration
 
 
+@pytest.mark.slow
 def test_every_component_has_a_test_of_its_name():
     missing: list[str] = []
     for path in MODULES:
@@ -284,6 +290,7 @@ def test_every_component_has_a_test_of_its_name():
 # Rule 4: cost of importing core, and of the command
 
 
+@pytest.mark.slow
 def test_core_imports_nothing_heavy_and_costs_half_a_second():
     code = """
 import json, pkgutil, sys, time, torch

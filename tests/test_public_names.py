@@ -81,6 +81,7 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", guerdon._ROOMS)
 def test_a_sub_package_needs_no_import_of_its_own(room):
     assert run(f"import guerdon; print(guerdon.{room}.__name__)") == f"guerdon.{room}"

@@ -31,6 +31,7 @@ def pillow(frame):
     return Image.fromarray(frame.permute(1, 2, 0).numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(45, 70), (70, 45), (32, 32), (20, 31), (180, 320), (33, 32)])
 def test_preprocessing_equals_the_packages_own(folder, height, width):
     """Smooth and noisy pictures, larger and smaller than the tower reads, in both directions."""
@@ -43,6 +44,7 @@ def test_preprocessing_equals_the_packages_own(folder, height, width):
         torch.testing.assert_close(encoder.preprocess(frame)[0], expected, atol=0.0151, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["archive.pt", "state_dict.pt", "weights.safetensors"])
 def test_features_equal_the_packages_own(folder, images, file):
     model, transform = clip.load(str(folder / "archive.pt"), device="cpu", jit=False)
@@ -56,6 +58,7 @@ def test_features_equal_the_packages_own(folder, images, file):
     assert encoder.encode(images).dtype == torch.float32 and encoder.width == text.width == 32
 
 
+@pytest.mark.slow
 def test_frozen_always(folder, images):
     parent = torch.nn.Sequential(ClipEncoder(str(folder / "archive.pt"))).train()
     assert not any(module.training for module in parent[0].modules())
@@ -64,6 +67,7 @@ def test_frozen_always(folder, images):
     assert not ClipText(str(folder / "archive.pt")).train().training
 
 
+@pytest.mark.slow
 def test_both_towers_share_one_load_that_is_freed_with_them(folder):
     gc.collect()
     before = len(openai_clip._loaded)
@@ -76,6 +80,7 @@ def test_both_towers_share_one_load_that_is_freed_with_them(folder):
     assert len(openai_clip._loaded) == before
 
 
+@pytest.mark.slow
 def test_a_trainable_tower_is_its_own_and_is_saved_with_weights(folder, images, tmp_path):
     frozen = ClipEncoder(str(folder / "archive.pt"))
     before = frozen.encode(images)
@@ -92,6 +97,7 @@ def test_a_trainable_tower_is_its_own_and_is_saved_with_weights(folder, images, 
     assert torch.equal(opened.encode(images), tower.encode(images))
 
 
+@pytest.mark.slow
 def test_saved_by_name_and_revision(folder, images, tmp_path):
     encoder, text = ClipEncoder(str(folder / "archive.pt")), ClipText(str(folder / "archive.pt"))
     for component in (encoder, text):
@@ -111,6 +117,7 @@ def test_another_checkpoint_in_its_place_is_refused(tmp_path):
         ClipEncoder.from_pretrained(tmp_path / "encoder")
 
 
+@pytest.mark.slow
 def test_an_over_long_instruction_is_cut_with_a_warning(folder):
     text = ClipText(str(folder / "archive.pt"))
     long = "pick up the red cup " * 30  # 150 words
@@ -148,6 +155,7 @@ def test_a_damaged_file_in_the_cache_is_not_fetched_again_unasked(tmp_path, monk
         ClipEncoder("ViT-B/32")
 
 
+@pytest.mark.slow
 def test_a_published_name_is_opened_from_the_cache(folder, tmp_path, monkeypatch, images):
     monkeypatch.setenv("HOME", str(tmp_path))
     cached = tiny_clip(tmp_path / ".cache" / "clip" / "ViT-B-32.pt")

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -119,6 +119,7 @@ def noise(height=5, width=7, seed=0):
     return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
+@pytest.mark.slow
 def test_a_reply_and_what_is_sent_for_it(endpoint):
     made = chat(endpoint)
     assert isinstance(made, Chat) and made.name == "tiny"
@@ -136,6 +137,7 @@ def test_a_reply_and_what_is_sent_for_it(endpoint):
     assert made.reply([]) == [] and made.answer_log_probs([], ["Yes"]).shape == (0, 1) and len(endpoint.bodies) == 1
 
 
+@pytest.mark.slow
 def test_settings_are_sent(endpoint):
     made = chat(endpoint, temperature=None, token_limit="max_completion_tokens", extra_body={"seed": 3})
     made.reply([["x"]], 9)
@@ -146,7 +148,6 @@ def test_settings_are_sent(endpoint):
     }
 
 
-@settings(max_examples=20, deadline=None)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 999))
 def test_a_picture_is_a_png_without_loss(height, width, seed):
     picture = noise(height, width, seed)
@@ -157,6 +158,7 @@ def test_a_picture_is_a_png_without_loss(height, width, seed):
     assert np.array_equal(np.asarray(opened), picture.permute(1, 2, 0).numpy())
 
 
+@pytest.mark.slow
 def test_texts_and_pictures_keep_their_order(endpoint):
     one, two = noise(seed=1), noise(seed=2).transpose(1, 2)
     chat(endpoint).reply([["first", one, "", "then", two]])
@@ -169,6 +171,7 @@ def test_texts_and_pictures_keep_their_order(endpoint):
     ]
 
 
+@pytest.mark.slow
 def test_order_is_kept_and_prompts_in_flight_are_bounded(endpoint):
     def slowest_first(body):
         number = int(body["messages"][0]["content"])
@@ -212,6 +215,7 @@ FAILURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FAILURES)
 def test_what_fails_has_no_text_says_why_and_is_counted(endpoint, case):
     answer, kind, told, attempts = FAILURES[case]
@@ -225,6 +229,7 @@ def test_what_fails_has_no_text_says_why_and_is_counted(endpoint, case):
         assert made.failures == {kind: 2}
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_touch_the_others(endpoint):
     endpoint.answer = lambda body: (
         (400, {"error": {"message": "bad"}}, {}) if body["messages"][0]["content"] == "1" else (200, completion(), {})
@@ -254,6 +259,7 @@ def test_waits_double_and_are_limited(endpoint, monkeypatch):
         assert low <= wait <= high
 
 
+@pytest.mark.slow
 def test_a_time_out_and_a_closed_port(endpoint):
     endpoint.answer = lambda body: (time.sleep(0.6), (200, completion(), {}))[1]
     made, start = chat(endpoint, timeout=0.2, retries=1), time.monotonic()
@@ -294,6 +300,7 @@ def test_answers_are_found_among_the_likely_tokens(endpoint):
     assert (body["logprobs"], body["top_logprobs"], body["max_tokens"], body["temperature"]) == (True, 20, 1, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "logprobs",
     [
@@ -349,7 +356,6 @@ def test_answers_of_several_tokens_along_what_was_generated(endpoint):
 TOKENS = ["a", "b", "ab", "ba", " a", " "]
 
 
-@settings(max_examples=50, deadline=None)
 @given(weights=st.lists(st.lists(st.integers(1, 9), min_size=6, max_size=6), min_size=1, max_size=3), data=st.data())
 def test_scores_equal_a_count_of_all_ways(weights, data):
     """Slow loop: every list of tokens along the path, with each way to write an answer as its own event."""
@@ -426,6 +432,7 @@ def test_it_works_copied_and_opened_again(endpoint):
     assert copy.deepcopy(made).reply([["x"]])[0].text == reopen(made).reply([["x"]])[0].text == "an answer"
 
 
+@pytest.mark.slow
 def test_importing_and_constructing_does_not_import_openai():
     code = (
         "import sys; from guerdon.backbones.remote import RemoteChat; "

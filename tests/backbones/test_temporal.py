@@ -1,7 +1,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from guerdon.backbones.temporal import CausalTransformer, sinusoidal
 
@@ -42,7 +42,6 @@ def test_equals_a_literal_loop_over_frames():
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12))
-@settings(max_examples=50, deadline=None)
 def test_the_future_changes_nothing(seed, frames):
     model = build()
     generator = torch.Generator().manual_seed(seed)
@@ -65,8 +64,8 @@ def test_the_present_and_the_past_do_matter():
     assert moved[0] == 0 and (moved[1:] > 1e-4).all()
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10**6), st.integers(1, 10))
-@settings(max_examples=50, deadline=None)
 def test_padding_is_invisible_wherever_it_stands(seed, frames):
     model = build()
     generator = torch.Generator().manual_seed(seed)
@@ -93,7 +92,6 @@ def test_padding_passes_no_nan_to_gradients():
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
 def test_step_by_step_equals_the_full_pass(seed):
     model = build()
     generator = torch.Generator().manual_seed(seed)
@@ -174,6 +172,7 @@ def test_bad_input_is_named():
         build(layers=0)
 
 
+@pytest.mark.slow
 def test_it_learns_to_count():
     """Needs memory of all earlier frames: the running mean of the first input."""
     model = build(layers=1, heads=1)

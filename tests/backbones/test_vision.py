@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from PIL import Image
 
 from guerdon.backbones.vision import ConvEncoder, VisionEncoder, resize
@@ -33,7 +33,6 @@ def test_resize_of_the_same_size_changes_nothing():
 
 
 @given(st.integers(0, 7), st.integers(1, 9), st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
 def test_micro_batches_change_nothing(count, micro_batch, seed):
     encoder = ConvEncoder(width=8, channels=(4, 8), size=16)
     given = frames(count, seed=seed)
@@ -54,6 +53,7 @@ def test_training_and_evaluation_agree():
     assert encoder(given).shape == (3, 128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_it_learns_where_a_square_is(seed):
     """Left or right half, at any height, colour and brightness: 100 % needs position, not colour."""
@@ -113,6 +113,7 @@ def test_bad_frames_and_sizes_are_named():
         VisionEncoder().preprocess(frames(1))
 
 
+@pytest.mark.slow
 def test_float_frames_are_refused_without_shape_checks_too():
     """Users run without the shape checker; the message must come from the encoder itself."""
     code = (
@@ -131,6 +132,7 @@ def test_saved_and_opened_again(tmp_path):
     assert (opened.revision, opened.name) == (encoder.revision, encoder.name)
 
 
+@pytest.mark.slow
 def test_vision_and_language_import_neither_clip_nor_transformers():
     code = (
         "import sys; import guerdon.backbones.vision, guerdon.backbones.language, guerdon.backbones.temporal; "

@@ -61,6 +61,7 @@ def stirred(vlm):
     return vlm
 
 
+@pytest.mark.slow
 def test_states_are_those_of_transformers_own_pass(folder):
     vlm = VLM(str(folder))
     states = vlm.hidden_states([prompt(2)])
@@ -91,6 +92,7 @@ def test_states_after_a_marker_are_those_where_a_prompt_cut_there_ends(folder):
         torch.testing.assert_close(got[shown], alone, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_row_alone_is_the_row_in_a_batch(folder):
     vlm = stirred(lora(folder))
     rows = [prompt(1, seed=1), prompt(4, "close the door and push the block", seed=2), prompt(2, seed=3, size=24)]
@@ -136,6 +138,7 @@ def test_a_template_that_puts_pictures_first_is_got_round(copied):
     assert vlm.reader._text(["Look", pictures(1)[0], "one:"]) == "User:Look<image>one:"
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_without_lora_and_nothing_saved(folder, tmp_path):
     vlm = VLM(str(folder))
     assert not [p for p in vlm.parameters() if p.requires_grad]
@@ -145,6 +148,7 @@ def test_nothing_is_trained_without_lora_and_nothing_saved(folder, tmp_path):
     assert torch.equal(again.hidden_states([prompt(2)]).hidden, vlm.hidden_states([prompt(2)]).hidden)
 
 
+@pytest.mark.slow
 def test_lora_trains_the_language_model_alone(folder):
     vlm = lora(folder).train()
     vlm.states_after([prompt(2)], "Progress:").square().sum().backward()
@@ -161,6 +165,7 @@ def test_lora_trains_the_language_model_alone(folder):
     )
 
 
+@pytest.mark.slow
 def test_lora_targets(folder):
     vlm = lora(folder, lora_targets=["q_proj", "v_proj"])
     assert {n.split(".lora_")[0].rpartition(".")[2] for n in vlm.trained} == {"q_proj", "v_proj"}
@@ -184,6 +189,7 @@ def test_dropout_acts_on_the_updates_in_training_only(folder):
     assert not vlm.model.get_decoder().training  # the frozen part stays as it was published
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_gives_the_same_gradients(folder):
     gradients = []
     for checkpointing in (False, True):
@@ -206,6 +212,7 @@ def test_bfloat16_weights_with_float32_updates(folder):
     assert states.dtype == torch.float32 and bool(states.isfinite().all())
 
 
+@pytest.mark.slow
 def test_saving_keeps_the_updates_and_the_name_of_the_rest(folder, tmp_path):
     vlm = stirred(lora(folder))
     vlm.save_pretrained(tmp_path / "saved")

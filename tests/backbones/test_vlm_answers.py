@@ -48,6 +48,7 @@ def test_a_model_in_this_process_is_a_chat(vlm):
     assert isinstance(vlm, Chat)
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_those_of_whole_passes_over_prompt_and_answer(vlm):
     rows = [asked(1), asked(3, "Which way is the arm moving, and is the door closed?", 1), asked(2, seed=2, size=24)]
     got = vlm.answer_log_probs(rows, ANSWERS)
@@ -145,6 +146,7 @@ def test_a_reply_is_the_greedy_one(vlm):
         assert reply.problem == ("" if ended else "cut after 5 tokens")
 
 
+@pytest.mark.slow
 def test_settings_of_the_checkpoint_that_change_what_is_said_are_not_used(vlm):
     plain = vlm.reply([asked(2)], 12)[0].text
     vlm.model.generation_config.update(do_sample=True, temperature=5.0, top_p=0.9, top_k=50)

@@ -19,6 +19,8 @@ from guerdon.rewards.ensemble import EnsembleReward
 from guerdon.rewards.progress import ProgressReward
 from guerdon.scoring.scores import read_scores
 
+pytestmark = pytest.mark.slow
+
 
 def episode(index, success, rng, split, steps=6):
     """State 0 is a probability of success that is too sure, state 1 the progress."""

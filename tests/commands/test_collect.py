@@ -29,6 +29,7 @@ def test_a_quality_is_a_name_or_shares():
         parse_quality("expert=lots")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "says"),
     [

@@ -27,6 +27,7 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_leaves_everything_it_names(finished):
     results = json.loads((finished / "results.json").read_text())
     assert set(results["rates"]) == {"cloned", "learned reward", "sparse success"}
@@ -40,6 +41,7 @@ def test_leaves_everything_it_names(finished):
     assert not list(finished.glob(".*"))  # nothing half-written
 
 
+@pytest.mark.slow
 def test_a_finished_demo_keeps_its_parts_and_gives_the_same_result(finished):
     before = (finished / "results.json").read_text()
     stamps = {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")}
@@ -49,6 +51,7 @@ def test_a_finished_demo_keeps_its_parts_and_gives_the_same_result(finished):
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.safetensors")} == stamps
 
 
+@pytest.mark.slow
 def test_other_settings_and_other_folders_are_refused(finished, tmp_path):
     with pytest.raises(ValueError, match="other settings"):
         run_demo(finished, seed=1, size=TINY)

@@ -10,7 +10,7 @@ from guerdon.cli import main
 from guerdon.core.hub import save_component
 from guerdon.policies.gaussian import GaussianPolicy
 
-pytestmark = pytest.mark.xdist_group("cli")
+pytestmark = [pytest.mark.xdist_group("cli"), pytest.mark.slow]
 
 
 def test_it_prints_the_controls_and_writes_json(here, tmp_path, capsys):
@@ -32,6 +32,7 @@ def test_several_data_sets_are_evaluated_as_one(here, capsys):
         assert json.load(file)["counts"]["episodes"] == 14
 
 
+@pytest.mark.slow
 def test_no_simulator_environment_or_policy_is_imported(place, tmp_path):
     arguments = ["evaluate", "--model", str(place / "run/model"), "--data", str(place / "held"), "--confusion", "0"]
     code = (

@@ -27,7 +27,7 @@ from guerdon.scoring.dataset import score_dataset
 from guerdon.scoring.parts import write_part
 from guerdon.scoring.scores import read_scores
 
-pytestmark = pytest.mark.xdist_group("cli")
+pytestmark = [pytest.mark.xdist_group("cli"), pytest.mark.slow]
 QUICK = ["--states", "6", "--rollouts", "2", "--candidates", "3"]
 
 

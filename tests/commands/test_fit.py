@@ -16,7 +16,7 @@ from guerdon.cli import main
 from guerdon.core.hub import load_component
 from guerdon.rewards.progress import ProgressReward
 
-pytestmark = pytest.mark.xdist_group("cli")
+pytestmark = [pytest.mark.xdist_group("cli"), pytest.mark.slow]
 OBSERVER = "--model.init_args.reward.init_args.observer.init_args"
 
 
@@ -106,6 +106,7 @@ def test_a_mistake_is_one_clear_line_and_leaves_nothing(refused, command, says):
     refused(command, says)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGINT") or os.name == "nt", reason="needs POSIX signals")
 def test_ctrl_c_keeps_a_checkpoint_that_can_be_resumed(here, tmp_path):
     command = ["fit", "--config", str(here / "tiny.yaml"), "--out", "run"]

@@ -13,6 +13,7 @@ from guerdon.datasets.features import FeatureCache
 pytestmark = pytest.mark.xdist_group("cli")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "wanted"),
     [

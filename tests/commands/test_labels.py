@@ -4,6 +4,8 @@ import pytest
 
 from guerdon.cli import main
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def reach(tmp_path_factory):

@@ -84,6 +84,7 @@ def test_a_report_in_lines(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "says"),
     [

@@ -21,7 +21,7 @@ from guerdon.rewards.stages.decomposer import VlmDecomposer
 from guerdon.rewards.stages.decomposer_training import DecomposerTraining
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
-pytestmark = pytest.mark.xdist_group("sft")
+pytestmark = [pytest.mark.xdist_group("sft"), pytest.mark.slow]
 DECOMPOSER = "--model.init_args.decomposer.init_args"
 
 

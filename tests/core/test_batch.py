@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import (
@@ -27,8 +27,6 @@ from guerdon.core.batch import (
     terminated_from,
 )
 from guerdon.testing import trajectory_batches
-
-quick = settings(max_examples=50, deadline=None)
 
 
 def code(rows, steps):
@@ -305,6 +303,7 @@ def caught_in_plain_use():
     return json.loads(ran.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_parts_are_refused_by_name(name, caught_in_plain_use):
     make, error, message = WRONG[name]
@@ -415,7 +414,6 @@ def test_length_of_a_record_is_its_rows():
 # --- observations and decision points ------------------------------------------------------------------------------
 
 
-@quick
 @given(trajectory_batches(cameras=("top", "wrist"), state_size=2), st.data())
 def test_held_frames_are_the_newest_that_are_not_from_the_future(batch, data):
     row = data.draw(st.integers(0, len(batch) - 1))
@@ -501,7 +499,6 @@ def test_no_decision_point_is_legal():
         assert (len(observation), len(decision)) == (0, 0)
 
 
-@quick
 @given(trajectory_batches(state_size=1, action_size=1), st.integers(1, 4))
 def test_chunks_of_every_real_step_against_a_loop(batch, horizon):
     rows, steps = batch.mask.nonzero(as_tuple=True)
@@ -524,7 +521,6 @@ def test_observed_leaves_a_repeated_last_observation_out():
     assert batch.decision_mask.int().tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
 
 
-@quick
 @given(trajectory_batches())
 def test_every_random_batch_agrees_with_itself(batch):
     assert torch.equal(batch.steps, batch.mask.sum(1))

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import CLOCKS, End, Labelled, Sampled, TrajectoryBatch
@@ -67,7 +67,6 @@ def test_every_field_declares_its_clock():
 # concat
 
 
-@settings(max_examples=60, deadline=None)
 @given(batch=BATCHES)
 def test_cutting_into_rows_and_joining_gives_the_batch_again(batch):
     rows = [truncate(batch[row], int(batch.steps[row])) for row in range(len(batch))]
@@ -75,7 +74,6 @@ def test_cutting_into_rows_and_joining_gives_the_batch_again(batch):
     assert real_values(concat(rows)) == real_values(batch)
 
 
-@settings(max_examples=40, deadline=None)
 @given(one=BATCHES, other=BATCHES)
 def test_joined_rows_are_those_of_both(one, other):
     if one.state.shape[2] != other.state.shape[2] or one.actions.shape[2] != other.actions.shape[2]:
@@ -130,7 +128,6 @@ def test_nothing_to_join_is_refused():
 # truncate
 
 
-@settings(max_examples=60, deadline=None)
 @given(batch=BATCHES, steps=st.integers(0, 7))
 def test_truncating_keeps_the_first_steps_of_every_clock(batch, steps):
     short = truncate(batch, steps)
@@ -185,7 +182,6 @@ def test_a_negative_number_of_steps_is_refused():
 # pad
 
 
-@settings(max_examples=40, deadline=None)
 @given(batch=BATCHES, extra=st.integers(0, 3))
 def test_padding_adds_nothing_real(batch, extra):
     longer = pad(batch, batch.mask.shape[1] + extra, samples=extra, decisions=extra)
@@ -203,13 +199,11 @@ def test_padding_to_fewer_steps_is_refused():
 # reindex
 
 
-@settings(max_examples=40, deadline=None)
 @given(batch=BATCHES)
 def test_the_identity_changes_nothing(batch):
     assert reindex(batch, identity_map(batch)) is batch
 
 
-@settings(max_examples=40, deadline=None)
 @given(batch=trajectory_batches(cameras=("front",), tracks=True, chunks=True, min_length=1))
 def test_reversing_twice_gives_observations_and_tracks_back(batch):
     width = batch.state.shape[1]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.intervals import (
@@ -91,6 +91,7 @@ def test_macro_counts_tasks_not_trajectories():
         macro_bootstrap([1.0], [0, 1])
 
 
+@pytest.mark.slow
 def test_two_stages_against_a_literal_loop():
     generator = np.random.default_rng(0)
     tasks = np.repeat(np.arange(8), [3, 5, 2, 9, 4, 6, 3, 8])
@@ -152,7 +153,6 @@ def test_wilson_by_hand():
             wilson_interval(hits, count, level)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_solves_its_equation(trial):
     """Both ends are shares q with |p − q| = z·√(q(1 − q)/n), which is how the interval is defined."""

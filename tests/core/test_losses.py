@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.losses import (
@@ -17,7 +17,6 @@ from guerdon.core.losses import (
     two_hot,
 )
 
-quick = settings(max_examples=50, deadline=None)
 FILLERS = st.sampled_from([0.0, 1e4, -1e4, math.inf, -math.inf, math.nan])
 
 
@@ -43,7 +42,6 @@ class TestBradleyTerry:
         assert chosen.grad is not None
         assert chosen.grad.tolist() == [0.0, -0.5]
 
-    @quick
     @given(st.integers(0, 1000), st.floats(0, 2))
     def test_labels_are_a_cross_entropy(self, seed, margin):
         torch.manual_seed(seed)
@@ -77,7 +75,6 @@ class TestTwoHot:
         got = two_hot(torch.tensor([0.25, 2.0, -5.0, 9.0, 1.0]), 0.0, 2.0, 3)
         assert got.tolist() == [[0.75, 0.25, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1], [0, 1, 0]]
 
-    @quick
     @given(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=20), st.integers(2, 201))
     def test_round_trip_is_the_clamp(self, numbers, bins):
         x = torch.tensor(numbers)
@@ -164,7 +161,6 @@ class TestClippedSurrogate:
         got = clipped_surrogate(log_ratio, advantages, mask, clip_high=0.28, average="step").item()
         assert got == pytest.approx((-1.28 - 0.5 + 0.8) / 3)
 
-    @quick
     @given(
         st.lists(st.integers(0, 7), min_size=1, max_size=4),
         st.integers(0, 1000),
@@ -255,7 +251,6 @@ class TestTrajectoryPreference:
         got = trajectory_preference(chosen, chosen_ref, rejected, rejected_ref, *masks, 2.0, reduce="mean")
         assert got.item() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-5)
 
-    @quick
     @given(st.integers(0, 1000), FILLERS, st.sampled_from(["sum", "mean"]))
     def test_literal_loop_and_gradients_under_any_padding(self, seed, filler, reduce):
         torch.manual_seed(seed)

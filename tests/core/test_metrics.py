@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
@@ -31,7 +31,6 @@ from guerdon.core.metrics import (
     value_order_correlation,
 )
 
-quick = settings(max_examples=50, deadline=None)
 # Few distinct numbers, so that ties are common; sometimes NaN.
 NUMBERS = st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, math.nan])
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=25)
@@ -66,7 +65,6 @@ class TestValueOrderCorrelation:
         expected = torch.tensor([1.0, -1.0, 2 / math.sqrt(5), math.nan, math.nan, 0.5])
         torch.testing.assert_close(got, expected, equal_nan=True)
 
-    @quick
     @given(st.lists(st.lists(NUMBERS, min_size=7, max_size=7), min_size=1, max_size=4), st.integers(0, 6))
     def test_scipy(self, rows, length):
         values = np.array(rows)
@@ -83,7 +81,6 @@ class TestValueOrderCorrelation:
         valid = torch.tensor([[True, False, True, False, True]])
         assert value_order_correlation(values, prefix([4], 4), valid).item() == 1.0
 
-    @quick
     @given(st.integers(0, 1000), st.integers(1, 20), st.sampled_from([0.0, math.nan, math.inf]))
     def test_padding_never_matters(self, seed, more, filler):
         torch.manual_seed(seed)
@@ -114,7 +111,6 @@ class TestKendall:
             assert math.isnan(kendall_tau([1], [1], variant))
             assert math.isnan(kendall_tau([], [], variant))
 
-    @quick
     @given(PAIRS)
     def test_literal_loop(self, pairs):
         left, right = [a for a, _ in pairs], [b for _, b in pairs]
@@ -147,7 +143,6 @@ class TestPairwiseAndAuroc:
         assert success_auroc([0.9, 0.2, 0.2], [True, False, True]) == pytest.approx(0.75)  # (1 + ½) / 2
         assert math.isnan(success_auroc([0.1, 0.2], [1, 1]))
 
-    @quick
     @given(PAIRS)
     def test_literal_loop(self, pairs):
         real = known(pairs)
@@ -160,7 +155,6 @@ class TestPairwiseAndAuroc:
         got = pairwise_accuracy([a for a, _ in pairs], [b for _, b in pairs])
         assert same(got, right / total if total else math.nan)
 
-    @quick
     @given(st.lists(st.tuples(NUMBERS, st.sampled_from([0.0, 1.0, math.nan])), max_size=25))
     def test_scikit_learn(self, pairs):
         scores, success = torch.tensor([a for a, _ in pairs]), torch.tensor([b for _, b in pairs])
@@ -198,7 +192,6 @@ class TestCalibration:
     def test_last_bin_is_closed(self):
         assert expected_calibration_error([1.0, 0.95], [0, 1], bins=10) == pytest.approx(0.475)  # |0.975 − 0.5|
 
-    @quick
     @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), max_size=40), st.integers(1, 20))
     def test_literal_loop(self, pairs, bins):
         got = expected_calibration_error([p for p, _ in pairs], [y for _, y in pairs], bins)
@@ -236,6 +229,7 @@ def test_every_kind_of_input_gives_the_same():
     assert isinstance(kendall_tau(torch.randn(5).bfloat16(), torch.arange(5)), float)
 
 
+@pytest.mark.slow
 def test_import_brings_no_scipy():
     code = "import sys, guerdon.core.metrics, guerdon.core.returns, guerdon.core.losses\n"
     code += "print([m for m in ('scipy', 'sklearn') if m in sys.modules])"
@@ -248,7 +242,6 @@ def test_import_brings_no_scipy():
 labelled = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30)
 
 
-@quick
 @given(rows=labelled)
 def test_average_precision_is_that_of_scikit_learn(rows):
     from sklearn.metrics import average_precision_score
@@ -283,7 +276,6 @@ def test_mean_absolute_error_by_hand():
     assert math.isnan(mean_absolute_error([math.nan], [1.0]))
 
 
-@quick
 @given(rows=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=30), bins=st.integers(1, 8))
 def test_the_calibration_error_is_read_off_the_reliability_curve(rows, bins):
     prob, label = [p for p, _ in rows], [y for _, y in rows]
@@ -317,7 +309,6 @@ def test_filling_gaps_with_zero_would_move_the_margin():
     assert instruction_margin(np.nan_to_num(matrix)) == 0.5
 
 
-@quick
 @given(rows=st.lists(st.tuples(NUMBERS, st.integers(0, 2), st.integers(0, 2)), max_size=20))
 def test_instruction_confusion_against_a_literal_loop(rows):
     means, counts = instruction_confusion([s for s, _, _ in rows], [r for _, r, _ in rows], [c for _, _, c in rows], 3)
@@ -334,7 +325,6 @@ def test_instruction_confusion_refuses_what_lies_outside():
         instruction_confusion([1.0], [0, 1], [0], 2)
 
 
-@quick
 @given(seed=st.integers(0, 1000), factor=st.floats(0.1, 10))
 def test_instruction_margin_knows_no_scale(seed, factor):
     matrix = np.random.default_rng(seed).random((4, 4))
@@ -344,7 +334,6 @@ def test_instruction_margin_knows_no_scale(seed, factor):
 RANKED = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 1)), max_size=12)
 
 
-@quick
 @given(rows=RANKED)
 def test_robometers_ranking_is_the_mean_over_combinations(rows):
     """Against the literal definition: every combination of one trajectory per level, τ-a of each."""
@@ -358,7 +347,6 @@ def test_robometers_ranking_is_the_mean_over_combinations(rows):
     assert (math.isnan(found) and not means) or found == pytest.approx(np.mean(means))
 
 
-@quick
 @given(rows=RANKED)
 def test_quality_ranking_is_tau_b_inside_tasks(rows):
     taus = []
@@ -387,7 +375,6 @@ def test_rankings_of_names_gaps_constants_and_ties():
             ranking([1.0], [0, 1], ["a"])
 
 
-@quick
 @given(PAIRS)
 def test_tie_rate_against_a_literal_loop(pairs):
     real = known(pairs)

@@ -71,6 +71,7 @@ def test_every_old_name_leads_to_something_public(old):
     assert getattr(guerdon, new.rpartition(".")[2]).__name__ == old.rpartition(".")[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_component_of_version_0_1_opens_with_one_warning_and_estimates_the_same(name, batch, tmp_path):
     with pytest.warns(DeprecationWarning, match="names guerdon.*as version 0.1 did; it still opens") as seen:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.returns import (
@@ -19,7 +19,6 @@ from guerdon.core.returns import (
     standardise,
 )
 
-quick = settings(max_examples=50, deadline=None)
 UNITS = st.sampled_from([0.0, 1e-8, 0.3, 0.9, 0.99, 1.0])
 
 
@@ -103,7 +102,6 @@ class TestDiscountedReturns:
         # bootstrap 8 adds 0.5^(3−t) · 8 = 1, 2, 4.
         assert discounted_returns(rewards, mask, 0.5, torch.tensor([8.0])).tolist() == [[4.0, 6.0, 8.0, 0.0]]
 
-    @quick
     @given(rollouts(longest=80), UNITS, st.booleans())
     def test_literal_loop(self, rollout, gamma, with_bootstrap):
         rewards, _, mask, _ = rollout
@@ -113,6 +111,7 @@ class TestDiscountedReturns:
             bootstrap[~mask.any(1)] = math.nan  # an empty row has nothing to continue
         close(discounted_returns(rewards, mask, gamma, bootstrap), loop_returns(rewards, mask, gamma, bootstrap))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("steps", [31, 32, 33, 64, 1023, 1024, 1025, 3000])
     @pytest.mark.parametrize("gamma", [0.0, 1e-30, 0.5, 0.999, 1.0])
     def test_long_rows_across_blocks(self, steps, gamma):
@@ -181,7 +180,6 @@ class TestGae:
         close(result.advantages, torch.tensor([[0.746534, 0.480100, 0.200000]]), atol=1e-6)
         close(result.returns, torch.tensor([[0.946534, 0.980100, 1.0]]), atol=1e-6)
 
-    @quick
     @given(rollouts(longest=80), UNITS, UNITS)
     def test_literal_loop(self, rollout, gamma, lam):
         rewards, values, mask, terminated = rollout
@@ -190,6 +188,7 @@ class TestGae:
         close(result.advantages, advantages)
         close(result.returns, returns)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("steps", [32, 33, 1024, 1100])
     def test_long_rows_without_padding(self, steps):
         rewards, values = torch.randn(4, steps), torch.randn(4, steps + 1)
@@ -201,7 +200,6 @@ class TestGae:
             close(result.advantages, advantages)
             close(result.returns, returns)
 
-    @quick
     @given(rollouts(), UNITS)
     def test_lambda_one_is_the_return_minus_the_value(self, rollout, gamma):
         rewards, values, mask, terminated = rollout
@@ -210,7 +208,6 @@ class TestGae:
         expected = discounted_returns(rewards, mask, gamma, bootstrap) - torch.where(mask, values[:, :-1], 0.0)
         close(gae(rewards, values, mask, terminated, gamma, 1.0).advantages, expected)
 
-    @quick
     @given(rollouts(), UNITS)
     def test_lambda_zero_is_the_one_step_error(self, rollout, gamma):
         rewards, values, mask, terminated = rollout
@@ -227,7 +224,6 @@ class TestGae:
             result = gae(rewards, values, mask, torch.tensor([True]), 0.97, lam)
             close(result.advantages, torch.zeros(1, 60), atol=2e-5)
 
-    @quick
     @given(rollouts(), UNITS, UNITS)
     def test_truncation_adds_the_discounted_last_value(self, rollout, gamma, lam):
         rewards, values, mask, _ = rollout
@@ -240,7 +236,6 @@ class TestGae:
         expected = torch.where(mask, (gamma * lam) ** remaining.double() * gamma * last, 0.0)
         close(cut.advantages - ended.advantages, expected)
 
-    @quick
     @given(rollouts(), st.integers(1, 50), st.sampled_from([0.0, 7.0, math.inf, math.nan]))
     def test_padding_never_matters(self, rollout, more, filler):
         rewards, values, mask, terminated = rollout
@@ -310,7 +305,6 @@ class TestChunkTargets:
         expected = -8.648275 - 100 * 0.99**10
         assert chunk_td_targets(rewards, low, mask, no, 50, 0.99)[0, 0].item() == pytest.approx(expected, abs=1e-4)
 
-    @quick
     @given(rollouts(), UNITS, st.integers(0, 1000))
     def test_literal_loop(self, rollout, gamma, seed):
         rewards, values, mask, terminated = rollout
@@ -324,7 +318,6 @@ class TestChunkTargets:
         expected = loop_chunk(rewards, values, mask, terminated, torch.full(mask.shape, fixed), gamma)
         close(chunk_td_targets(rewards, values, mask, terminated, fixed, gamma), expected)
 
-    @quick
     @given(rollouts(), UNITS)
     def test_long_horizon_is_the_return(self, rollout, gamma):
         rewards, values, mask, terminated = rollout
@@ -366,7 +359,6 @@ class TestMacroRewards:
         assert macro_rewards(rewards, steps, mask, 0.5).tolist() == [[4.0, 16.0, 0.0]]
         assert macro_rewards(rewards, steps, mask).tolist() == [[6.0, 24.0, 0.0]]
 
-    @quick
     @given(rollouts(), UNITS, st.data())
     def test_literal_loop(self, rollout, gamma, data):
         rewards, _, mask, _ = rollout
@@ -376,14 +368,12 @@ class TestMacroRewards:
         decisions = torch.tensor([sorted(c) + [-1] * (width - len(c)) for c in chosen])
         close(macro_rewards(rewards, decisions, mask, gamma), loop_macro(rewards, decisions, mask, gamma))
 
-    @quick
     @given(rollouts())
     def test_a_decision_at_every_step_is_the_reward(self, rollout):
         rewards, _, mask, _ = rollout
         every = torch.arange(mask.shape[1]).expand(mask.shape)
         assert torch.equal(macro_rewards(rewards, every, mask, 0.9), torch.where(mask, rewards, 0.0))
 
-    @quick
     @given(rollouts(), st.integers(1, 9), UNITS)
     def test_discounted_between_decisions_it_is_the_return(self, rollout, chunk, gamma):
         rewards, _, mask, _ = rollout
@@ -432,7 +422,6 @@ class TestGroups:
         mass = group_standardise(scores, group, eps=0.0).abs().sum().item()
         assert mass == pytest.approx(standard * math.sqrt((size - 1) / size), abs=5e-3)
 
-    @quick
     @given(st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.integers(-2, 3)), max_size=30))
     def test_literal_loop(self, pairs):
         scores = torch.tensor([score for score, _ in pairs])
@@ -449,7 +438,6 @@ class TestGroups:
             assert one_out[i].item() == pytest.approx(score - others, rel=1e-5, abs=1e-6)
             assert standard[i].item() == pytest.approx((score - mean) / (std + 1e-6), rel=1e-5, abs=1e-6)
 
-    @quick
     @given(st.floats(-1e6, 1e6, width=32), st.integers(1, 200))
     def test_equal_scores_give_exact_zeros(self, score, size):
         scores, group = torch.full((size,), score), torch.zeros(size, dtype=torch.int32)
@@ -481,7 +469,6 @@ class TestGroups:
 
 
 class TestStandardise:
-    @quick
     @given(rollouts())
     def test_mean_zero_and_deviation_one_over_real_steps(self, rollout):
         rewards, _, mask, _ = rollout
@@ -510,6 +497,7 @@ class TestStandardise:
             standardise(torch.tensor([1.0, math.nan]), torch.tensor([True, True]))
 
 
+@pytest.mark.slow
 def test_wrong_shapes_are_refused_where_annotations_are_not_enforced():
     code = """
 import torch

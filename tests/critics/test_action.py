@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,7 +18,6 @@ from guerdon.critics.chunks import REPLAN, aggregate
 from guerdon.critics.networks import ChunkNetwork, ChunkPerceptron, ChunkTransformer
 from guerdon.testing import check_critic, reopen, trajectory_batches
 
-quick = settings(max_examples=25, deadline=None)
 GOAL, SLIP, GAMMA = 5, 0.2, 0.9
 V_POLICY = [-4.578437, -3.741776, -2.776000, -1.661186, -0.374332]  # right with 0.9; exact dynamic programming
 
@@ -178,6 +177,7 @@ def at_states(network, chunks):
 # T1, T2: the corridor -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("horizon", "all_right"), [(1, -4.518197), (2, -4.457288), (3, -4.395703), (5, -4.270471)])
 def test_every_chunk_length_gives_the_same_value_of_the_policy_whoever_acted(horizon, all_right):
     # T1 and T2: all chunks are logged equally often, which is a behaviour that goes right half of the time
@@ -189,6 +189,7 @@ def test_every_chunk_length_gives_the_same_value_of_the_policy_whoever_acted(hor
     assert float(q[0]) == pytest.approx(all_right, abs=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", [1, 2])
 def test_sampled_chunks_give_the_same_value(horizon):
     batch, rewards = corridor(horizon)
@@ -203,6 +204,7 @@ def test_sweeps_of_the_pure_target_agree(horizon):
     assert swept(batch, rewards, horizon, first=0.9)[0] == pytest.approx(V_POLICY[0], abs=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "v0"), [(2, -5.437525), (3, -5.790777), (5, -6.094191)])
 def test_without_chunks_the_behaviour_leaks_in(steps, v0):
     # negative control of T2: n-step returns of a behaviour that goes right half of the time, regressed on one action
@@ -227,6 +229,7 @@ def swept(batch, rewards, horizon, first):
     return v.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recorded", "tails", "next_to_goal"),
     [(True, "mask", -2.6723), (False, "complete", -0.6907), (True, "complete", V_POLICY[4])],
@@ -264,6 +267,7 @@ def ladder(states, horizon, gamma=0.99, **more):
     return ActionCritic(Ladder(states, horizon), gamma=gamma, polyak_rate=1.0, **more), Always([0.0] * horizon)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "horizon", "final", "v0"),
     [(50, 1, 0.0, -38.8883), (300, 25, 0.0, -95.0464), (300, 50, 0.0, -95.0464), (50, 7, -1000.0, -650.0055)],
@@ -292,6 +296,7 @@ def test_nothing_follows_a_termination():
     assert float(wrong[0, 0]) == pytest.approx(-99.0865, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("horizon", "sweeps"), [(1, 98), (5, 20), (10, 10), (25, 4), (50, 2)])
 def test_longer_chunks_carry_values_faster(horizon, sweeps):
     # T5: V(0) = -(1 - 0.99^99) / 0.01 = -63.03; k sweeps reach hk steps, and 97.3 are needed for one percent
@@ -392,6 +397,7 @@ def test_a_cut_without_its_last_observation_is_learned_one_step_short():
     assert critic.points(ended, rewards).steps.tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", [1, 2, 4, 8])
 def test_fragments_are_stitched(horizon):
     # T8: A … B by one policy (4 steps, cut), B … goal by a person (5 steps, success), never in one episode:
@@ -460,7 +466,6 @@ def reduced(values, how, lcb):
     return mean - lcb * math.sqrt(sum((v - mean) ** 2 for v in values) / len(values))
 
 
-@quick
 @given(st.data())
 def test_targets_agree_with_a_walk_step_by_step(data):
     batch = data.draw(trajectory_batches(state_size=2, action_size=1, stored_labels=False))
@@ -605,6 +610,7 @@ def test_proposals_longer_than_the_critic_are_cut():
     torch.testing.assert_close(critic.targets(batch, rewards, points, Always([0.0, 0.0, 9.0, 9.0])), mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", [1, 2])
 @pytest.mark.parametrize("network", ["transformer", "separate", "perceptron"])
 def test_it_keeps_what_every_critic_promises(members, network):
@@ -635,6 +641,7 @@ def mixed(rows=5, steps=7):
     return batch, RewardEstimates(rewards=torch.randn(rows, steps).masked_fill(~mask, 0.0), valid=mask)
 
 
+@pytest.mark.slow
 def test_it_learns_what_it_should_from_the_real_loss():
     # one step, reward = action: Q regresses to it, over three seeds
     for seed in range(3):

@@ -115,6 +115,7 @@ def test_uniform_chunks_lie_in_the_range_of_the_data():
     assert float(drawn.mean()) == pytest.approx(1.5, abs=4 * 7 / math.sqrt(12 * 600))
 
 
+@pytest.mark.slow
 def test_it_keeps_unseen_actions_down_where_extrapolation_would_praise_them():
     # logged actions in [-1, 0] return their value; unseen ones up to 1 are praised by a line, not with the penalty
     found = {}

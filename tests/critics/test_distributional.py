@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from guerdon.core.batch import End, RewardEstimates, TrajectoryBatch
 from guerdon.critics.distributional import DistributionalValue
@@ -33,6 +33,7 @@ def learn(critic, *pieces, rounds=300):
     return [critic(batch).v[0].detach() for batch, _ in pieces]
 
 
+@pytest.mark.slow
 def test_returns_are_learned_and_lie_between_bins():
     # returns of −.3, −.2, −.25 in all: −.75, −.45, −.25; with 11 bins none but the middle of −.45 falls on a bin
     piece = walk([-0.3, -0.2, -0.25])
@@ -40,6 +41,7 @@ def test_returns_are_learned_and_lie_between_bins():
     assert values[:3].tolist() == pytest.approx([-0.75, -0.45, -0.25], abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_distribution_keeps_what_a_mean_forgets():
     # from the same state a success at once (0) or the worst failure (−1): half the mass on either end
     both = [walk([0.0], End.SUCCESS), walk([-1.0])]
@@ -50,6 +52,7 @@ def test_the_distribution_keeps_what_a_mean_forgets():
     assert values[0][0].item() == pytest.approx(-0.5, abs=0.01)
 
 
+@pytest.mark.slow
 def test_advantages_are_zero_where_values_are_exact_even_if_every_return_is_negative():  # T10
     # returns from −500 to −100: four steps of −100, and −100 more with the failure; divided by 500
     rewards = torch.tensor([-100.0] * 5) / 500
@@ -101,7 +104,7 @@ def test_targets_are_those_of_the_value_critic():
     assert DistributionalValue(4).loss(batch, rewards)["loss"].item() == 0.0
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.slow
 @given(trajectory_batches(state_size=2))
 def test_every_promise_of_a_critic_is_kept(batch):
     critic = DistributionalValue(2, hidden=(4,), bins=7, low=-1.0, high=1.0)

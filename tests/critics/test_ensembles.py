@@ -4,18 +4,16 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from guerdon.critics.ensembles import Aggregation, aggregate, polyak
 from guerdon.testing import reopen
 
-quick = settings(max_examples=40, deadline=None)
 numbers = st.floats(-100, 100, allow_nan=False, width=32)
 
 
-@quick
 @given(st.lists(numbers, min_size=2, max_size=2))
 def test_of_two_members_the_smaller_is_the_mean_minus_one_deviation(values):
     # E1: with ddof = 0, and so the mean minus std(ddof = 1) / sqrt(2)
@@ -25,7 +23,7 @@ def test_of_two_members_the_smaller_is_the_mean_minus_one_deviation(values):
     torch.testing.assert_close(members.mean() - members.std(correction=1) / math.sqrt(2), smallest)
 
 
-@quick
+@pytest.mark.slow
 @given(st.lists(numbers, min_size=2, max_size=6), st.randoms(use_true_random=False))
 def test_bounds_of_the_smallest_member(values, random):
     # E2: mean - sqrt(K-1) std <= min <= mean - std / sqrt(K-1); order does not matter; more deviations, lower bound

@@ -66,6 +66,7 @@ def chain(length, end=End.SUCCESS, final=0.0):
     return batch, RewardEstimates(rewards=rewards, valid=mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", [1, 3])
 def test_a_chain_with_one_choice_is_its_return(horizon):
     # one action everywhere: V = Q = -(1 - 0.9^(4 - t)) / 0.1 for five steps, whatever the expectile
@@ -78,6 +79,7 @@ def test_a_chain_with_one_choice_is_its_return(horizon):
     torch.testing.assert_close(found.q[0], truth, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.5, 0.7, 0.9])
 def test_v_is_the_expectile_of_logged_q(tau):
     # a state with two actions, returns 0 and 1, logged three times and once: V solves

@@ -33,6 +33,8 @@ from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
 from guerdon.rewards.step_cost import StepCost
 
+pytestmark = pytest.mark.slow
+
 ALL_ENDS = ("success", "failure", "time_limit", "takeover")
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch, terminated_from
@@ -22,8 +22,6 @@ from guerdon.critics.logged import (
     silent_rows,
 )
 from guerdon.testing import reopen, trajectory_batches
-
-quick = settings(max_examples=40, deadline=None)
 
 
 @st.composite
@@ -56,7 +54,6 @@ def decided_anew(batch, row, step):
     return column is not None and bool(column.valid[row, step]) and float(column.values[row, step]) > 0
 
 
-@quick
 @given(logs(), st.integers(1, 9), st.booleans())
 def test_lengths_agree_with_a_walk(log, horizon, across):
     batch, valid = log
@@ -80,7 +77,6 @@ def test_lengths_agree_with_a_walk(log, horizon, across):
             assert int(learnable[row, start]) == known
 
 
-@quick
 @given(logs(), st.integers(1, 9), st.booleans(), st.sampled_from(["complete", "mask"]))
 def test_what_is_shown_agrees_with_a_walk(log, horizon, across, tails):
     batch, valid = log

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -14,8 +14,6 @@ from guerdon.critics.chunks import REPLAN
 from guerdon.critics.monte_carlo import MonteCarloCritic, returns_to_go
 from guerdon.critics.networks import ChunkNetwork, ChunkPerceptron
 from guerdon.testing import check_critic, trajectory_batches
-
-quick = settings(max_examples=40, deadline=None)
 
 
 class Table(ChunkNetwork):
@@ -71,7 +69,6 @@ def test_a_fragment_that_is_cut_has_no_return():
     assert float(naive.targets(batch, rewards, points, None)[0, 0]) == pytest.approx(-3.439)
 
 
-@quick
 @given(st.data())
 def test_returns_agree_with_a_walk(data):
     batch = data.draw(trajectory_batches(state_size=1, action_size=1, stored_labels=False))

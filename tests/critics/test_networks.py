@@ -56,8 +56,9 @@ def observe(points, state=3, seen=False):
     return Observation(state=torch.randn(points, state), frames=frames if seen else {}, instructions=words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.booleans())
 def test_what_stands_behind_the_mask_changes_neither_value_nor_gradient(kind, lengths, seen):
     network, observation = make(kind, seen=seen), observe(len(lengths), seen=seen)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import End, Labelled, Observation, RewardEstimates, TrajectoryBatch
@@ -12,8 +12,6 @@ from guerdon.core.returns import discounted_returns
 from guerdon.critics.value import ValueCritic, known_returns
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.testing import check_critic, pad_steps, trajectory_batches
-
-quick = settings(max_examples=25, deadline=None)
 
 
 def chain(length, end, reward, final=None, last_observed=True):
@@ -145,6 +143,7 @@ def test_the_same_tail_is_continued_where_it_was_cut_and_not_where_it_terminated
     assert critic.targets(over, rewards)[0].tolist() == [[0.0, 0.0, 0.0]]
 
 
+@pytest.mark.slow
 def test_fragments_are_stitched_by_values_and_not_by_returns():  # T8
     # A → B in two steps by one actor, B → goal in three by another, never in one row: states 0 1 2 and 2 3 4 5
     def piece(states, end, rewards):
@@ -228,13 +227,12 @@ def test_features_are_looked_at():
     assert one != other
 
 
-@quick
+@pytest.mark.slow
 @given(trajectory_batches(state_size=2))
 def test_it_keeps_every_promise_of_a_critic(batch):
     check_critic(ValueCritic(2, hidden=(4,)), batch)
 
 
-@quick
 @given(trajectory_batches(state_size=2), st.sampled_from([0.0, 0.5, 1.0]))
 def test_the_loss_is_a_number_whatever_stands_in_the_padding(batch, lam):
     critic = ValueCritic(2, hidden=(4,), lam=lam)
@@ -244,7 +242,6 @@ def test_the_loss_is_a_number_whatever_stands_in_the_padding(batch, lam):
     assert all(p.grad.isfinite().all() for p in critic.parameters() if p.grad is not None)
 
 
-@quick
 @given(trajectory_batches(state_size=2), st.sampled_from(["bootstrap", "leave_out", "end"]))
 def test_a_terminated_row_with_known_rewards_has_one_return_whatever_cuts_mean(batch, cuts):
     rewards = RecordedReward()(batch)

@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import End
 from guerdon.datasets.collate import Window, choose_frames, collate
 from guerdon.datasets.episodes import ArrayFrames, BadEpisodeError, Column, Episode
-
-quick = settings(max_examples=50, deadline=None)
 
 
 def frames(index, at, size=(4, 6)):
@@ -87,7 +85,6 @@ def test_a_window_outside_its_episode_is_refused(offset, steps):
         Window(episode=episode(1, 5), offset=offset, steps=steps)
 
 
-@quick
 @given(st.data())
 def test_windows_against_a_literal_loop(data):
     lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
@@ -262,7 +259,6 @@ def test_frames_are_scaled_to_the_shorter_side():
     assert collate([episode(1, 2, {"top": [0]})], ["top"], frame_size=2).frames["top"].values.shape == (1, 1, 3, 2, 3)
 
 
-@quick
 @given(st.data())
 def test_chosen_frames_are_exactly_what_a_window_can_show(data):
     steps = data.draw(st.integers(1, 12))

@@ -238,6 +238,7 @@ def _write_for_ever(folder, episode):
         cache.frames(episode, "front", 64)
 
 
+@pytest.mark.slow
 def test_killed_writers_leave_whole_entries_or_none(tmp_path, make_episode):
     values = np.random.default_rng(0).integers(0, 256, (40, 3, 96, 96), dtype=np.uint8)
     episode = make_episode(0, 39, camera=False, frames={"front": ArrayFrames(values=values, step=np.arange(40))})

@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.datasets.kept_rows import BLOCK, KeptRows
@@ -50,7 +50,6 @@ def test_an_untouched_row_is_not_computed_and_a_touched_one_once(tmp_path):
     assert kept.read(np.zeros(0, np.int64)).shape == (0, 3)
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["read", "fill", "remove", "spoil"]), st.integers(0, 399), st.integers(1, 150)),
@@ -145,6 +144,7 @@ def fill_slowly(folder, count, every):
     kept.fill()
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_little_and_spoils_nothing(tmp_path):
     """One writer, killed again and again, finishes: what it had done is still there each time."""
     count, context = 2000, multiprocessing.get_context("fork")
@@ -172,6 +172,7 @@ def test_kill_9_at_any_moment_loses_little_and_spoils_nothing(tmp_path):
     assert np.array_equal(rows(tmp_path / "a", count).read(np.arange(count)), value(np.arange(count)))
 
 
+@pytest.mark.slow
 def test_two_writers_of_the_same_rows_killed_at_random(tmp_path):
     """One wants every third row, one all of them; both are killed at different moments."""
     count, context = 1500, multiprocessing.get_context("fork")

@@ -9,6 +9,8 @@ from guerdon.datasets.episodes import ArrayFrames, Episode
 from guerdon.datasets.label_sheet import describe, draw_sheet
 from guerdon.datasets.labels import LabelFactory
 
+pytestmark = pytest.mark.slow
+
 
 def episode(frames, success=1.0):
     shown = ArrayFrames(values=np.full((5, 3, 16, 24), 200, np.uint8), step=np.arange(5))

@@ -3,7 +3,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from guerdon.core.batch import End, Labelled, TrajectoryBatch
 from guerdon.datasets.collate import Window, collate
@@ -93,6 +93,7 @@ def test_success_targets():
         with_success_targets(batch, tail=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("observed", [True, False])
 @pytest.mark.parametrize("tail", [1, 2])
 def test_every_window_says_the_same_of_an_observation_or_nothing(observed, tail):
@@ -124,7 +125,7 @@ def same(one, other):
             assert torch.equal(a.nan_to_num(), b.nan_to_num()), f.name
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.slow
 @given(batch=trajectory_batches(cameras=("wrist",), stored_labels=False))
 def test_drawing_is_deterministic_changes_no_input_and_every_label_is_in_range(batch):
     before = batch.map(torch.clone)
@@ -160,6 +161,7 @@ def test_paraphrases_of_one_task_are_no_wrong_instruction():
     assert counts["impossible"] == 2
 
 
+@pytest.mark.slow
 def test_shares_are_met():
     batch = rows([5] * 3000, [End.SUCCESS] * 3000, instructions=["a", "b", "c"] * 1000)
     _, counts = LabelFactory(rewind=0.3, reverse=0.1, wrong_instruction=0.2).draw(batch, torch.Generator())
@@ -272,7 +274,6 @@ def test_pairs_by_hand():
     assert literal == {(int(w), int(r)) for w, r in zip(pairs.chosen, pairs.rejected, strict=True)} and literal
 
 
-@settings(max_examples=50, deadline=None)
 @given(batch=trajectory_batches(cameras=("wrist",), stored_labels=False))
 def test_every_kind_keeps_labels_in_range_and_unknown_outcomes_unknown(batch):
     factory = LabelFactory(0.15, 0.15, 0.1, clip=0.15, stall=0.15, warp=0.15, cross_task=0.1, other_instructions=["x"])

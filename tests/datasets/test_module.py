@@ -71,6 +71,7 @@ def test_the_data_know_their_sizes_before_and_after_they_are_set_up(written):
         EpisodeData("nowhere").sizes
 
 
+@pytest.mark.slow
 def test_batches_follow_from_seed_and_epoch_whatever_the_workers(written):
     path = str(written())
 
@@ -212,6 +213,7 @@ def test_several_data_sets_are_one(written):
     assert len(batch) == 5 and len(set(batch.episode.tolist())) == 5
 
 
+@pytest.mark.slow
 def test_each_of_several_data_sets_is_split_as_it_would_be_alone(written):
     recorded = written("recorded", 6, split=lambda i: "train" if i < 4 else "val")
     plain = written("plain", 12, group=lambda i: i)
@@ -290,6 +292,7 @@ def test_episodes_without_a_split_beside_others_are_not_dropped_in_silence(writt
         EpisodeData(str(path)).setup("fit")
 
 
+@pytest.mark.slow
 def test_which_ends_terminate_is_said_once_and_holds_everywhere(written):
     ends = (End.SUCCESS, End.FAILURE, End.TIME_LIMIT, End.TAKEOVER, End.CUT)
     path = str(written(count=10, end=lambda i: ends[i % 5], success=lambda i: float(i % 5 == 0)))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import End, Labelled, Sampled, TrajectoryBatch
@@ -93,7 +93,6 @@ def test_reindex_refuses_what_was_not_observed():
         reindex(batch, torch.tensor([[1, -1, 0, -1]]))
 
 
-@settings(max_examples=50, deadline=None)
 @given(batch=trajectory_batches(cameras=("wrist",)))
 def test_reversing_twice_gives_the_observations_back(batch):
     if not bool((batch.steps > 0).all()):
@@ -119,7 +118,6 @@ def test_new_maps_by_hand():
     assert warp_map(count, torch.tensor([2.0, 0.5]), 6).tolist() == [[0, 0, 1, 2, 4, -1], [0, 1, 2, -1, -1, -1]]
 
 
-@settings(max_examples=50, deadline=None)
 @given(count=st.integers(3, 40), power=st.floats(0.5, 2), extra=st.integers(0, 3))
 def test_a_warp_keeps_both_ends_and_never_turns_back(count, power, extra):
     visited = warp_map(torch.tensor([count]), torch.tensor([power]), count + extra)[0]

@@ -119,6 +119,7 @@ def test_frames_are_scaled_before_the_encoder_with_a_cache_as_without(tmp_path):
     assert np.allclose(one, other, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_cache_of_another_revision_is_left_alone_and_shown(tmp_path):
     """Two checkpoints of one name: the scores of the second are those it gives without any cache."""
     from guerdon.backbones.openai_clip import ClipEncoder  # openai-clip takes seconds to import
@@ -155,6 +156,7 @@ def test_a_corrupt_file_of_the_cache_does_not_change_a_score(tmp_path):
 MIXED = (("front", "wrist"), ("front",), ("wrist",), ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("trainable", [False, True])

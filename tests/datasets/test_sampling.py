@@ -60,6 +60,7 @@ def test_rows_go_round_the_episodes(make_episode):
     assert made([(0, 0), (0, 1), (0, 2), (5, 3)]).episode.tolist() == [2, 0, 2, 0]
 
 
+@pytest.mark.slow
 def test_a_window_follows_from_seed_epoch_and_row(make_episode):
     dataset = Stored(make_episode(0, 40, camera=False))
     made = batches(dataset, window=4)

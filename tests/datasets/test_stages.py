@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.datasets.episodes import Column, Episode
@@ -28,7 +28,6 @@ def test_a_last_observation_that_was_never_made():
     assert fraction([0, 0, 0, 0], False, [1, 1, 1, 0]) == [None] * 4
 
 
-@settings(max_examples=50, deadline=None)
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), completed=st.booleans())
 def test_inside_a_stage_time_passes_evenly(lengths, completed):
     stage = np.repeat(np.arange(len(lengths)), lengths)

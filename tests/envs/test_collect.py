@@ -39,6 +39,7 @@ def success_rate(task, quality, episodes=30, noise=0.5):
     return float(np.mean([episode.success for episode in played]))
 
 
+@pytest.mark.slow
 def test_qualities_are_ordered_by_success(reach):
     expert, noisy, aborted, wild = (
         success_rate(reach, "expert"),
@@ -139,6 +140,7 @@ def test_bad_requests_are_refused(reach, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_data_set_is_written_once_and_the_same_every_time(tmp_path):
     def rows(folder):
         return (folder / "data" / "chunk-000" / "file-000.parquet").read_bytes()
@@ -156,6 +158,7 @@ def test_a_data_set_is_written_once_and_the_same_every_time(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 @pytest.mark.pixels
 def test_pictures_come_along_where_something_renders(tmp_path):
     if rendering_backend() is None:
@@ -169,6 +172,7 @@ def test_pictures_come_along_where_something_renders(tmp_path):
     assert episode.frames["front"].values.shape == (episode.steps + 1, 3, 48, 32)
 
 
+@pytest.mark.slow
 def test_without_a_backend_states_are_recorded_and_it_is_said(tmp_path):
     code = (
         "from guerdon.envs.collect import collect_dataset\n"
@@ -183,6 +187,7 @@ def test_without_a_backend_states_are_recorded_and_it_is_said(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.slow
 def test_an_interrupt_leaves_nothing_behind(tmp_path):
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job may ignore it

@@ -10,6 +10,7 @@ from guerdon.envs.reach import joint_angles
 from guerdon.envs.vector import make_task, task_names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mujoco/reach", "metaworld/reach-v3", "metaworld/window-open-v3"])
 def test_the_scripted_expert_solves(name):
     task, expert = make_task(name), scripted_expert(name)

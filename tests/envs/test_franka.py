@@ -13,6 +13,7 @@ def kitchen():
     task.close()
 
 
+@pytest.mark.slow
 def test_contexts_differ_by_the_noise_of_the_sensors_alone(kitchen):
     states = [kitchen.reset(context) for context in kitchen.contexts("train", 5)]
     assert len({state.tobytes() for state in states}) == 5
@@ -20,6 +21,7 @@ def test_contexts_differ_by_the_noise_of_the_sensors_alone(kitchen):
     assert (kitchen.horizon, kitchen.fps) == (9, 12.5)
 
 
+@pytest.mark.slow
 def test_the_reward_is_the_success_and_the_stage_the_distance_to_the_goal(kitchen):
     kitchen.reset(kitchen.contexts("eval", 1)[0])
     generator = np.random.default_rng(0)

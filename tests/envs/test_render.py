@@ -10,6 +10,8 @@ from guerdon.envs.reach import Reach
 from guerdon.envs.render import rendering_backend, require_backend
 from guerdon.envs.vector import make_task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def renders():
@@ -56,6 +58,7 @@ def test_the_goal_is_seen_where_it_is(renders):
     task.close()
 
 
+@pytest.mark.slow
 def test_rendering_switched_off_is_respected_and_said_clearly():
     code = (
         "from guerdon.envs.render import rendering_backend\n"
@@ -74,6 +77,7 @@ def test_rendering_switched_off_is_respected_and_said_clearly():
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.pixels
 def test_a_process_that_rendered_ends_quietly(renders):
     code = (

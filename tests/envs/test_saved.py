@@ -7,6 +7,8 @@ from guerdon.envs.experts import has_expert, scripted_expert
 from guerdon.envs.saved import check_saved
 from guerdon.envs.vector import make_task
 
+pytestmark = pytest.mark.slow
+
 NAMES = (
     *("mujoco/reach", "kitchen/microwave"),
     *("metaworld/button-press-v3", "metaworld/drawer-open-v3", "metaworld/pick-place-v3"),

@@ -3,10 +3,13 @@
 import pickle
 
 import numpy as np
+import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.types import Task as MetaWorldTask
 
 from guerdon.envs.sawyer import MetaWorld
+
+pytestmark = pytest.mark.slow
 
 
 def play(task, context, steps=15):

@@ -35,6 +35,7 @@ def play(task: Task, context: Context, steps: int = 15):
     return np.array(states), np.array(rewards)
 
 
+@pytest.mark.slow
 def test_contexts_of_the_two_splits_are_disjoint_and_any_number_exists(task):
     train, evaluation = task.contexts("train", 300), task.contexts("eval")
     assert len(evaluation) >= 100
@@ -44,6 +45,7 @@ def test_contexts_of_the_two_splits_are_disjoint_and_any_number_exists(task):
     assert len(set(first)) == 10  # ten contexts are ten different first states
 
 
+@pytest.mark.slow
 def test_a_context_gives_the_same_episode_in_any_order_and_in_a_fresh_task(task):
     a, b = task.contexts("train", 1) + task.contexts("eval", 1)
     first = play(task, a)
@@ -58,6 +60,7 @@ def test_a_context_gives_the_same_episode_in_any_order_and_in_a_fresh_task(task)
         assert np.abs(left[1] - right[1]).max() == 0
 
 
+@pytest.mark.slow
 def test_another_seed_has_other_initial_states(task):
     other = make_task(task.name, seed=1)
     context = task.contexts("train", 1)[0]
@@ -65,6 +68,7 @@ def test_another_seed_has_other_initial_states(task):
     other.close()
 
 
+@pytest.mark.slow
 def test_shapes_types_and_names_are_as_declared(task):
     state = task.reset(task.contexts("train", 1)[0])
     step = task.step(np.zeros(task.action_size))
@@ -78,6 +82,7 @@ def test_shapes_types_and_names_are_as_declared(task):
     assert task.instruction
 
 
+@pytest.mark.slow
 def test_actions_are_clipped_to_the_bounds(task):
     context = task.contexts("train", 1)[0]
     task.reset(context)
@@ -86,6 +91,7 @@ def test_actions_are_clipped_to_the_bounds(task):
     assert np.array_equal(task.step(100 * task.action_high).state, inside)
 
 
+@pytest.mark.slow
 def test_bad_actions_and_contexts_are_refused(task):
     context = task.contexts("train", 1)[0]
     task.reset(context)

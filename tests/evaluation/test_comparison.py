@@ -20,6 +20,7 @@ def compared(first, second, **more):
     return found
 
 
+@pytest.mark.slow
 def test_a_better_model_is_called_better_and_the_same_one_is_not():
     good, poor = noisy(0.05), noisy(0.5)
     found = compared(good, poor, against_model={"path": "poor"})

@@ -23,6 +23,8 @@ from guerdon.evaluation.dataset import OpenedModel, evaluate_dataset
 from guerdon.evaluation.evaluate import MODEL
 from guerdon.rewards.progress import ProgressReward
 
+pytestmark = pytest.mark.slow
+
 TASKS = ("open the drawer", "close the drawer", "push the block")
 
 

@@ -2,12 +2,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.evaluation.distances import dard_canonical, dard_distance, epic_canonical, epic_distance, pearson_distance
-
-quick = settings(max_examples=30, deadline=None)
 
 
 def world(seed, states=4, actions=3):
@@ -33,7 +31,6 @@ def shaped(reward, phi, gamma, factor=1.0):
     return factor * reward + gamma * phi[None, None, :] - phi[:, None, None]
 
 
-@quick
 @given(seed=st.integers(0, 10_000), gamma=st.floats(0.0, 1.0))
 def test_canonical_forms_against_literal_loops(seed, gamma):
     reward, _, transition, weight, choice, _ = world(seed, 3, 2)
@@ -58,7 +55,6 @@ def test_canonical_forms_against_literal_loops(seed, gamma):
                 assert float(dard[s, a, t]) == pytest.approx(two, abs=1e-9)
 
 
-@quick
 @given(seed=st.integers(0, 10_000), gamma=st.floats(0.0, 1.0), factor=st.floats(0.1, 10.0))
 def test_scale_and_shaping_do_not_count_and_the_opposite_is_farthest(seed, gamma, factor):
     reward, other, transition, weight, choice, phi = world(seed)

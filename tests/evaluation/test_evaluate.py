@@ -126,6 +126,7 @@ def test_an_order_of_qualities_is_stated_and_used():
 # --- the instruction matrix -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_instruction_matrix_and_its_margin():
     batch = episodes([1, 1, 1, 0], tasks=[0, 0, 1, 1])
     others = OtherTasks(instructions=TASKS)

@@ -73,6 +73,7 @@ def test_scores_that_are_no_probabilities_need_a_threshold():
     assert "no failure labelled: false positives undefined" in notes(scored([0.9], [1]))
 
 
+@pytest.mark.slow
 def test_progress_that_stands_in_for_labels_is_named():
     found = run(Scripted("constant"), episodes([1, 0]))
     assert any("the clock has no progress error" in note for note in found.notes)

@@ -13,6 +13,7 @@ from guerdon.evaluation.resampling import Resampling, mean_value, metric_values
 from .scripted import scored
 
 
+@pytest.mark.slow
 def test_an_interval_by_a_literal_bootstrap():
     generator = np.random.default_rng(3)
     success = generator.integers(0, 2, 30).astype(float)
@@ -24,6 +25,7 @@ def test_an_interval_by_a_literal_bootstrap():
     assert found.low < found.value < found.high
 
 
+@pytest.mark.slow
 def test_the_interval_over_tasks_is_wider_than_over_episodes_of_the_same_tasks():
     generator = np.random.default_rng(0)
     tasks = np.repeat(np.arange(8), 30)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import Labelled
@@ -46,7 +46,6 @@ def metrics_of(rows, threshold=None):
 
 
 @given(rows=numbers)
-@settings(max_examples=20, deadline=None)
 def test_discrimination_and_calibration_equal_the_core_metrics(rows):
     found = evaluate(scored([v for v, _ in rows], [s for _, s in rows]), settings=EvaluationSettings(samples=20))
     score, success = np.array([v for v, _ in rows]), np.array([s for _, s in rows])
@@ -63,7 +62,6 @@ def test_discrimination_and_calibration_equal_the_core_metrics(rows):
 
 
 @given(rows=numbers, threshold=st.sampled_from([0.25, 0.4, 1.0]))
-@settings(max_examples=20, deadline=None)
 def test_precision_and_false_positives_equal_the_core_metrics(rows, threshold):
     score, success = [v for v, _ in rows], [s for _, s in rows]
     found = metrics_of(scored(score, success), threshold)
@@ -104,6 +102,7 @@ def test_ties_are_counted_where_pairs_are():
 # --- order ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_order_on_failures_tells_a_clock_from_a_model_that_looks():
     batch = episodes([1, 0, 1, 0])
     batch.state[1, :, 0] = batch.state[1, :, 0].flip(0)  # a failure that goes back
@@ -124,6 +123,7 @@ def test_a_summed_reward_is_not_calibrated_against_outcomes():
     assert error.value == 0.5 and (error.n, error.n_undefined) == (1, 2)
 
 
+@pytest.mark.slow
 def test_progress_error_is_known_for_successes_or_where_it_is_recorded():
     found = run(Scripted("constant"), episodes([1, 0]))
     # the constant 0.3 against 0 ¼ ½ ¾ 1: (0.3 + 0.05 + 0.2 + 0.45 + 0.7) / 5; the control is their mean, ½: 1.5 / 5
@@ -158,7 +158,6 @@ def test_paired_accuracy_and_auroc_of_instructions_are_two_things():
 
 
 @given(rows=ranked)
-@settings(max_examples=20, deadline=None)
 def test_quality_rankings_equal_the_core_metrics(rows):
     scores, names, tasks = ([row[i] for row in rows] for i in range(3))
     found = metrics_of(scored(scores, [1] * len(rows), tasks, names))

@@ -3,6 +3,7 @@
 import io
 import re
 
+import pytest
 from rich.console import Console
 
 from guerdon.evaluation.controls import OtherTasks, predict_episodes, with_constant
@@ -12,6 +13,8 @@ from guerdon.evaluation.metric import Metric, Title, mean_sample
 from guerdon.evaluation.table import print_evaluation
 
 from .scripted import FEW, TASKS, Scripted, episodes, matrix_of, run, scored, value
+
+pytestmark = pytest.mark.slow
 
 
 def printed(evaluation, width=140):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.metrics import (
@@ -25,7 +25,6 @@ from guerdon.evaluation.weighted import (
     weighted_tau_b,
 )
 
-quick = settings(max_examples=50, deadline=None)
 # weight, score (few values, so that ties are common), label
 ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=12)
 
@@ -41,7 +40,6 @@ def copies(rows):
     return score, label, np.array([[w for w, _, _ in rows]], np.float32)
 
 
-@quick
 @given(rows=ROWS)
 def test_weights_are_copies(rows):
     score, label, weight = copies(rows)
@@ -57,7 +55,6 @@ def test_weights_are_copies(rows):
     assert same(found, robometer_tau_a(score, label, np.zeros(len(score))))
 
 
-@quick
 @given(rows=ROWS)
 def test_tau_b_of_copies_by_a_literal_loop(rows):
     """Copies of one episode tie with one another in score and level, and so drop out of τ-b by themselves."""
@@ -72,7 +69,6 @@ def test_tau_b_of_copies_by_a_literal_loop(rows):
     assert same(float(weighted_tau_b(weight, *columns)[0]), expected)
 
 
-@quick
 @given(seed=st.integers(0, 1000))
 def test_many_grades_take_another_way_to_the_same_numbers(seed):
     generator = np.random.default_rng(seed)
@@ -89,7 +85,6 @@ def test_many_grades_take_another_way_to_the_same_numbers(seed):
         assert (wins[row], ties[row], pairs[row]) == pytest.approx(tuple(expected))
 
 
-@quick
 @given(seed=st.integers(0, 1000))
 def test_a_margin_is_that_of_the_mean_column(seed):
     generator = np.random.default_rng(seed)

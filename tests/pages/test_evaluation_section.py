@@ -59,6 +59,7 @@ def evaluated(**more):
     return json.loads(json.dumps(found.to_json(), allow_nan=False))
 
 
+@pytest.mark.slow
 def test_every_metric_appears_with_its_value():
     found = evaluated()
     own, compared = page_of(found).split("<h2>Against")
@@ -85,6 +86,7 @@ def _rows(text):
     ]
 
 
+@pytest.mark.slow
 def test_tasks_have_a_column_for_each_metric_that_wants_one():
     section = evaluation_section(evaluated())
     assert section.task_columns == tuple(m.title.text for m in METRICS if m.task_tables != "none")
@@ -92,6 +94,7 @@ def test_tasks_have_a_column_for_each_metric_that_wants_one():
     assert all(len(values) == len(section.task_columns) for _, values in section.tasks)
 
 
+@pytest.mark.slow
 def test_a_metric_of_ones_own_is_shown_under_its_key():
     own = Metric(
         key="length", title=Title(text="mean length"), direction="higher",
@@ -101,6 +104,7 @@ def test_a_metric_of_ones_own_is_shown_under_its_key():
     assert next(row for row in _rows(page_of(found)) if row[0] == "length")[1].startswith("3.00")
 
 
+@pytest.mark.slow
 def test_titles_name_threshold_chance_and_missing_labels():
     found = evaluated()
     titles = [row.title for row in (*evaluation_section(found).headlines, *evaluation_section(found).details)]

@@ -135,6 +135,7 @@ def test_mistakes(tmp_path):
         build([], METADATA, {})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium to open the page with")
 def test_a_browser_opens_the_page_without_complaint(data, tmp_path):
     page = tmp_path / "page.html"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.pages.time_charts import (
@@ -28,7 +28,6 @@ def coordinates(text):
     return [tuple(map(float, point.split(","))) for point in text.split()]
 
 
-@settings(max_examples=30, deadline=None)
 @given(values=st.lists(st.floats(0, 1), min_size=2, max_size=9))
 def test_what_is_larger_lies_higher(values):
     placed = down(np.array(values))

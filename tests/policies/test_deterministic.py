@@ -27,7 +27,7 @@ def test_it_decides_as_often_as_the_other_policy():
     assert (still.horizon, still.execute, PolicyProposer(still).steps) == (4, 2, 2)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(trajectory_batches(state_size=2, min_length=1))
 def test_it_keeps_every_promise_of_a_policy(batch):
     check_policy(Deterministic(GaussianPolicy(2, 3, horizon=3, execute=2, hidden=(8,))), batch)

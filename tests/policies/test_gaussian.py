@@ -4,14 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import Decision, Observation
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.testing import check_policy, trajectory_batches
-
-quick = settings(max_examples=25, deadline=None)
 
 
 def made(horizon=3, execute=2, log_std=-0.5, **more):
@@ -165,7 +163,6 @@ def test_chunks_of_another_shape_are_refused(shape):
         policy.imitation_loss(observation, torch.zeros(shape), torch.ones(shape[:2], dtype=torch.bool))
 
 
-@quick
 @given(trajectory_batches(state_size=2), st.integers(1, 4), st.data())
 def test_it_keeps_every_promise_of_a_policy(batch, horizon, data):
     check_policy(GaussianPolicy(2, 3, horizon=horizon, execute=data.draw(st.integers(1, horizon)), hidden=(4,)), batch)

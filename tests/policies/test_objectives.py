@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -78,7 +78,6 @@ def test_bounds_may_differ_above_and_below():
     assert parts["clipped"].item() == 0.5
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 4), st.data())
 def test_the_ratio_of_a_chunk_is_the_product_over_the_actions_carried_out(horizon, data):
     execute = data.draw(st.integers(1, horizon))

@@ -107,6 +107,7 @@ def made(horizon=1, execute=1, objective=None, advantage=None, **options):
 # --- what is used when, and how often -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("horizon, execute", [(1, 1), (3, 2)])
 def test_the_first_ratio_is_one_and_the_next_is_not(horizon, execute, precision):
@@ -362,6 +363,7 @@ class Weights(WeightedImitation):
         return super().forward(policy, observation, decision, advantage, weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", [Exponential, TopShare, RewardAligned])
 def test_weights_do_not_depend_on_the_minibatch_or_the_pass(weighting):
     values = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
@@ -410,6 +412,7 @@ def test_a_trained_critic_stays_as_it_was():
     assert not bool(values.reads.fitted) and bool(stepped.objective.weighting.memory.count > 0)
 
 
+@pytest.mark.slow
 def test_imitation_weighted_by_advantages_learns_the_better_of_two_habits():
     """W2: actions −1 and 1 in equal numbers, advantages −1 and 1 with beta 1. The mean is (e − 1/e)/(e + 1/e) = 0.7616,
     where cloning has 0."""
@@ -471,6 +474,7 @@ def test_a_reward_keeps_the_scales_it_was_trained_with():
 # --- behaviour cloning, validation ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cloning_learns_the_demonstrations():
     module = made(objective=WeightedImitation(), advantage=Uniform(), passes=1, minibatch_size=40, learning_rate=0.02)
     before = imitation(module.policy)
@@ -573,6 +577,7 @@ def test_at_least_one_pass_and_one_decision(options):
 # --- resuming -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     batches = [rollout(GaussianPolicy(2, 2, hidden=(8,)), seed=i) for i in range(2)]
 
@@ -714,6 +719,7 @@ def observe(state):
     return batch.observe(torch.arange(len(state)), torch.zeros(len(state)).long())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon, execute", [(1, 1), (4, 2)])
 def test_ppo_learns_to_walk_home(horizon, execute):
     gains = []

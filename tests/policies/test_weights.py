@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.hub import load_component, save_component
@@ -44,7 +44,6 @@ def test_w3_beyond_the_clip_all_count_the_same():
     assert torch.allclose(weights / weights.sum(), torch.tensor([0.1554, 0.4223, 0.4223]), atol=5e-5)
 
 
-@settings(max_examples=50, deadline=None)
 @given(numbers, st.floats(1e-3, 1e3), st.floats(0.1, 10.0))
 def test_w1_weights_lie_within_the_clip_and_are_one_at_no_advantage(advantages, beta, clip):
     advantages = torch.tensor([*advantages, 0.0], requires_grad=True)
@@ -101,7 +100,6 @@ def test_where_the_best_are_equal_they_are_taken():
     assert weighed(TopShare(share=0.3), [0.0] * 9 + [1.0]).tolist() == [0] * 9 + [1]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=40, unique=True), st.floats(0.05, 0.95))
 def test_the_share_that_is_taken_is_the_one_asked_for(advantages, share):
     advantages = torch.tensor(advantages, dtype=torch.float64)
@@ -135,7 +133,6 @@ def test_effective_share_by_hand():
 
 
 @pytest.mark.parametrize("make", EVERY)
-@settings(max_examples=20, deadline=None)
 @given(numbers, st.data())
 def test_a_weight_does_not_depend_on_its_neighbours(make, advantages, data):
     weighting = make()

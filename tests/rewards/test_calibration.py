@@ -73,7 +73,8 @@ def test_returns_are_cut_where_the_model_abstains():
     assert everything.valid.all() and not torch.equal(everything.returns, found.returns)
 
 
-@settings(max_examples=8, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=8)
 @given(
     batch=trajectory_batches(state_size=2, max_steps=4, stored_labels=False),
     method=st.sampled_from(METHODS),

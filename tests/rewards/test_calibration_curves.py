@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
@@ -63,7 +63,6 @@ def test_a_known_distortion_is_found():
     assert 1 / fit_curve(probability, label, "temperature").slope == pytest.approx(2.0, abs=0.1)
 
 
-@settings(max_examples=30, deadline=None)
 @given(p=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=9))
 def test_temperature_one_is_the_identity(p):
     values = np.array(p, np.float32)
@@ -78,7 +77,6 @@ def test_isotonic_leaves_what_is_calibrated_nearly_alone():
     assert np.abs(distorted - probability).mean() < 0.02 < np.abs(probability**3 - probability).mean()
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     count=st.integers(4, 60),

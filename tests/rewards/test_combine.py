@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
@@ -12,8 +12,6 @@ from guerdon.rewards.combine import Clip, Normalise, Scale, Sum
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward, RecordedSuccess
 from guerdon.testing import check_reward_model, trajectory_batches
-
-quick = settings(max_examples=8, deadline=None)
 
 
 def batch(rewards, valid=None, end=End.SUCCESS):
@@ -30,7 +28,7 @@ def batch(rewards, valid=None, end=End.SUCCESS):
     )
 
 
-@quick
+@pytest.mark.slow
 @given(given=trajectory_batches(state_size=2))
 def test_every_promise_is_kept(given):
     torch.manual_seed(0)
@@ -67,7 +65,6 @@ def test_what_one_part_does_not_know_the_sum_does_not_know():
         assert scored.rewards[0, 1] == 0, "a limit above 0 does not pay for what nobody knows"
 
 
-@quick
 @given(weights=st.lists(st.floats(-3, 3), min_size=2, max_size=2))
 def test_a_sum_is_linear(weights):
     held = batch([[1.0, -3.0, 2.0], [0.5, 0.0, -1.0]])
@@ -78,7 +75,6 @@ def test_a_sum_is_linear(weights):
     assert torch.allclose(scaled(held).rewards, expected)
 
 
-@quick
 @given(rewards=st.lists(st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3), min_size=2, max_size=4))
 def test_what_was_fitted_has_deviation_one(rewards):
     held = batch(rewards)

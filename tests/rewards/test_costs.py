@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -13,7 +13,6 @@ from guerdon.rewards.grape.cost_files import (
     grape_repo,
 )
 
-properties = settings(max_examples=40, deadline=None)
 OPS = ("dist", "dist_xy", "above", "clearance", "flag", "steps")
 AGGREGATES = ("sum", "mean", "last", "min", "max")
 
@@ -163,7 +162,6 @@ many = st.lists(
 )
 
 
-@properties
 @given(constraints=many, seed=st.integers(0, 1000), steps=st.integers(0, 12), unreached=st.floats(0, 9))
 def test_the_same_as_a_literal_loop(constraints, seed, steps, unreached):
     given = track(seed, steps)
@@ -172,7 +170,6 @@ def test_the_same_as_a_literal_loop(constraints, seed, steps, unreached):
     )
 
 
-@properties
 @given(constraints=many, seed=st.integers(0, 1000))
 def test_a_product_over_stages_in_0_to_1(constraints, seed):
     given = track(seed)
@@ -187,7 +184,6 @@ def test_a_product_over_stages_in_0_to_1(constraints, seed):
     assert external_reward(as_dictionaries, given) == reward
 
 
-@properties
 @given(constraints=many, seed=st.integers(0, 1000), more=st.floats(0, 4))
 def test_looser_never_costs_more(constraints, seed, more):
     given = track(seed)
@@ -200,7 +196,6 @@ def test_looser_never_costs_more(constraints, seed, more):
     assert external_reward(constraints, given, unreached=5 + more) <= reward
 
 
-@properties
 @given(seed=st.integers(0, 1000), aggregate=st.sampled_from(AGGREGATES), further=st.floats(1.01, 3))
 def test_farther_never_costs_less_and_up_to_the_threshold_is_free(seed, aggregate, further):
     given = track(seed, steps=9) | {"stage": np.zeros(9, np.int64)}

@@ -31,8 +31,6 @@ from guerdon.rewards.recorded import RecordedReward
 from guerdon.rewards.success import SuccessReward
 from guerdon.testing import check_reward_model, trajectory_batches
 
-quick = settings(max_examples=8, deadline=None)
-
 
 class Said(RewardModel):
     """Says what it was told, and how sure it is; abstains where told."""
@@ -176,7 +174,6 @@ def slow_aggregate(rewards, aggregate, coefficient, bound):
     return found
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     members=st.integers(1, 5),
@@ -216,7 +213,7 @@ def shown(rows=2, cameras=("a", "b"), size=None, seed=0):
     strategy = trajectory_batches(max_rows=rows, max_steps=5, cameras=cameras, min_length=2, state_size=size)
     found: list[TrajectoryBatch] = []
 
-    @settings(max_examples=1, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=1, database=None, derandomize=True)
     @given(batch=strategy)
     def draw(batch):
         found.append(batch)
@@ -284,7 +281,7 @@ def test_a_trainable_encoder_belongs_to_each_member():
 # --- the promises every reward model keeps ---------------------------------------------------------------------------
 
 
-@quick
+@pytest.mark.slow
 @given(
     batch=trajectory_batches(state_size=2, max_steps=4, min_length=1, stored_labels=False),
     aggregate=st.sampled_from(["mean", "lower", "worst"]),
@@ -295,7 +292,6 @@ def test_every_promise_is_kept(batch, aggregate, kind):
     check_reward_model(EnsembleReward(member, size=2, aggregate=aggregate, bootstrap=False), with_targets(batch))
 
 
-@quick
 @given(batch=trajectory_batches(state_size=2), aggregate=st.sampled_from(["mean", "lower", "worst"]))
 def test_identical_members_reduce_to_the_member(batch, aggregate):
     member = ProgressReward(state_size=2, width=8, layers=1, heads=2, success_weight=0.5).eval()
@@ -404,6 +400,7 @@ def fit(model, data, folder, epochs, **more):
     return trainer
 
 
+@pytest.mark.slow
 def test_guerdon_fit_trains_every_member_and_a_resumed_run_agrees(tmp_path):
     rng = np.random.default_rng(0)
     with LeRobotWriter(tmp_path / "reach", fps=10) as writer:
@@ -450,6 +447,7 @@ def logs(rng, far=0.0, rows=12, steps=5):
     return with_targets(batch)
 
 
+@pytest.mark.slow
 def test_members_disagree_more_on_states_they_were_not_trained_on():
     """Paired over 5 seeds, one-sided t-test."""
     gaps: dict[str, list[float]] = {"predictive": [], "levels": []}

@@ -76,6 +76,7 @@ def run(trainer, module, data, **more):
     return trainer
 
 
+@pytest.mark.slow
 def test_training_lowers_the_validation_loss_and_orders_time(data_path, tmp_path):
     model = ProgressReward(state_size=4, width=32, layers=0, bins=15)
     module = RewardTraining(model, learning_rate=3e-3, schedule="cosine", warmup_steps=5)
@@ -92,6 +93,7 @@ def test_training_lowers_the_validation_loss_and_orders_time(data_path, tmp_path
     assert {"train_progress_loss", "train_success_positives", "val_progress_error"} <= set(last)
 
 
+@pytest.mark.slow
 def test_frames_and_text_train_and_the_model_is_shared(data_path, tmp_path):
     encoder = ConvEncoder(width=8, channels=(4, 8), size=8)
     model = ProgressReward(cameras=["front"], encoder=encoder, text=HashedText(8, 32), width=16, layers=1, heads=2)
@@ -107,6 +109,7 @@ def test_frames_and_text_train_and_the_model_is_shared(data_path, tmp_path):
         assert torch.allclose(model(batch).rewards, again.rewards, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_where_it_was(data_path, tmp_path):
     def fresh():
         torch.manual_seed(3)
@@ -123,6 +126,7 @@ def test_a_resumed_run_goes_on_where_it_was(data_path, tmp_path):
         assert torch.allclose(one, other, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_what_cannot_be_trained_is_refused(data_path, tmp_path):
     data = EpisodeData(data_path)
     with pytest.raises(ValueError, match="RecordedReward has nothing to train"):
@@ -180,11 +184,13 @@ def test_a_model_that_lacks_a_size_nobody_names_is_refused(tmp_path):
         trainer(tmp_path, max_steps=1).fit(RewardTraining(SuccessReward()), loader, loader)
 
 
+@pytest.mark.slow
 def test_a_model_for_another_robot_is_refused(data_path, tmp_path):
     with pytest.raises(ValueError, match=r"ProgressReward has state_size 7, and the states of .* are 4 wide"):
         run(trainer(tmp_path, max_steps=1), RewardTraining(ProgressReward(state_size=7)), EpisodeData(data_path))
 
 
+@pytest.mark.slow
 def test_bf16_mixed_works(data_path, tmp_path):
     module = RewardTraining(SuccessReward(state_size=4, width=16))
     data = EpisodeData(data_path, batch_size=8)
@@ -193,6 +199,7 @@ def test_bf16_mixed_works(data_path, tmp_path):
     assert np.isfinite(float(found["train_loss"]))
 
 
+@pytest.mark.slow
 def test_a_frozen_clip_encoder_is_embedded_once_and_travels_by_name(data_path, tmp_path):
     from guerdon.backbones.openai_clip import ClipEncoder, ClipText  # openai-clip takes seconds to import
     from guerdon.scoring.dataset import score_dataset

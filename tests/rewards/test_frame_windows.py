@@ -1,13 +1,12 @@
 """Windows evaluate every moment once, and none depends on what comes behind it."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.rewards.frame_windows import FrameWindows, windows
 
 
-@settings(deadline=None)
 @given(count=st.integers(0, 60), size=st.integers(1, 12), data=st.data())
 def test_windows_evaluate_every_moment_once_and_never_look_ahead(count, size, data):
     context = data.draw(st.integers(0, size - 1))

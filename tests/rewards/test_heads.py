@@ -41,11 +41,12 @@ def tokens(batch, width=4):
     return EncodedObservations(step=torch.where(made, index, -1), hidden=torch.randn(*index.shape, width))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("predicts", "weight"),
     [(PREDICTS, 0.5), (("progress",), 0.0), (("success",), 1.0), (("preference",), 0.0), (("remaining",), 0.0)],
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(batch=trajectory_batches(state_size=2, stored_labels=False))
 def test_any_subset_keeps_every_promise(predicts, weight, batch):
     labelled = LabelFactory(assume_success=True).targets(batch)
@@ -128,6 +129,7 @@ def train(head_names, seed, **more):
     return model.eval(), batch
 
 
+@pytest.mark.slow
 def test_the_heads_learn_over_seeds():
     accuracy, gap = [], []
     for seed in range(4):

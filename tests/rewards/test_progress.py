@@ -34,7 +34,8 @@ def pixels(cameras=("wrist",), **more):
     return small(cameras=cameras, encoder=encoder, text=HashedText(width=8, buckets=32), **more)
 
 
-@settings(max_examples=10, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=10)
 @given(batch=trajectory_batches(state_size=2, stored_labels=False))
 @pytest.mark.parametrize("layers", [0, 1])
 def test_states_alone_keep_every_promise(layers, batch):
@@ -42,7 +43,8 @@ def test_states_alone_keep_every_promise(layers, batch):
         check_reward_model(small(layers=layers, text=HashedText(width=8, buckets=32)), labelled(batch))
 
 
-@settings(max_examples=8, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=8)
 @given(batch=trajectory_batches(state_size=2, stored_labels=False, cameras=("wrist", "front")))
 def test_frames_and_instructions_keep_every_promise(batch):
     if bool((labelled(batch).labels["progress"].valid).any()):
@@ -201,6 +203,7 @@ def train(model, batch, factory, updates, seed):
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_progress_is_learned_and_runs_backwards_on_reversed_trajectories(seed):
     torch.manual_seed(seed)
@@ -215,6 +218,7 @@ def test_progress_is_learned_and_runs_backwards_on_reversed_trajectories(seed):
     assert number(reversed_order.nanmean()) < -0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_instruction_is_learned(seed):
     """Two tasks, told apart by the sign of where they go: under the other one's instruction nothing is achieved."""

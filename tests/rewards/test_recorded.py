@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from guerdon.core.batch import End, Labelled, TrajectoryBatch
 from guerdon.rewards.recorded import RecordedReward, RecordedSuccess
 from guerdon.testing import check_reward_model, trajectory_batches
 
 
-@settings(max_examples=20, deadline=None)
+@pytest.mark.slow
 @given(batch=trajectory_batches())
 def test_every_promise_is_kept(batch):
     check_reward_model(RecordedReward(), batch)

@@ -35,8 +35,9 @@ def rows(progress, success, end=None):
     return TrajectoryBatch(state=state, actions=torch.zeros(*mask.shape, 0), mask=mask, end=ends)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Level, Delta, FirstHit, Sparse, Potential], ids=lambda kind: kind.__name__)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(batch=trajectory_batches(state_size=2))
 def test_every_promise_is_kept(kind, batch):
     check_reward_model(kind(ProgressReward(state_size=2, width=8, layers=1), 2.0), batch)
@@ -60,7 +61,6 @@ def test_an_unknown_estimate_keeps_the_best_so_far():
     assert scored.rewards.tolist() == [[0, 0, 0, 0.5]]
 
 
-@settings(max_examples=50, deadline=None)
 @given(batch=trajectory_batches(state_size=2))
 def test_it_is_the_loop(batch):
     model = ProgressReward(state_size=2, width=8, layers=0)
@@ -128,7 +128,6 @@ def test_a_potential_is_zero_after_an_end_and_only_there():
     assert unseen.valid.tolist() == [[True, True], [True, False]], "after an end Φ is 0, whoever looked"
 
 
-@settings(max_examples=50, deadline=None)
 @given(batch=trajectory_batches(state_size=2), gamma=st.floats(0.0, 1.0))
 def test_the_discounted_sum_of_a_potential_telescopes(batch, gamma):
     model = ProgressReward(state_size=2, width=8, layers=0)
@@ -164,6 +163,7 @@ def paid(model, phi, over):
     return model(batch).rewards.double().reshape(count, count)
 
 
+@pytest.mark.slow
 def test_potentials_leave_every_optimal_policy_of_random_tables_alone():
     generator = torch.Generator().manual_seed(0)
     changed = 0

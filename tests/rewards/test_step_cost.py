@@ -4,15 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import End, TrajectoryBatch
 from guerdon.core.returns import discounted_returns
 from guerdon.rewards.step_cost import StepCost
 from guerdon.testing import check_reward_model, reopen, trajectory_batches
-
-quick = settings(max_examples=30, deadline=None)
 
 
 def rows(ends, lengths, **more):
@@ -68,7 +66,6 @@ def test_cost_and_scale_are_taken_from_each_episode_once():
     assert StepCost(scale=10.0, gamma=0.5).fit([batch]).divisor.item() == 10.0
 
 
-@quick
 @given(trajectory_batches(min_length=1), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from([None, 0.0, 3.0]))
 def test_returns_of_the_data_lie_between_minus_one_and_zero(batch, gamma, cost):
     reward = StepCost(failure_cost=cost, gamma=gamma).fit([batch])
@@ -81,7 +78,7 @@ def test_returns_of_the_data_lie_between_minus_one_and_zero(batch, gamma, cost):
     assert returns.min().item() == pytest.approx(-1, abs=1e-5)
 
 
-@quick
+@pytest.mark.slow
 @given(trajectory_batches())
 def test_every_promise_is_kept(batch):
     check_reward_model(StepCost(failure_cost=3.0, scale=5.0), batch)

@@ -10,7 +10,8 @@ from guerdon.rewards.success import SuccessReward, first_runs
 from guerdon.testing import check_reward_model, trajectory_batches
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=15)
 @given(batch=trajectory_batches(state_size=2, stored_labels=False))
 def test_every_promise_is_kept(batch):
     labelled = LabelFactory(assume_success=True).targets(batch)

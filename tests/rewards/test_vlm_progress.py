@@ -63,7 +63,8 @@ def noise(count, length, size=8, seed=0):
     return torch.randint(0, 256, (count, length, 3, size, size), generator=generator, dtype=torch.uint8)
 
 
-@settings(max_examples=2, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=2)
 @given(batch=trajectory_batches(max_rows=3, state_size=0, stored_labels=False, cameras=("wrist", "front")))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_it_keeps_every_promise(folders, architecture, batch):
@@ -73,12 +74,14 @@ def test_it_keeps_every_promise(folders, architecture, batch):
         check_reward_model(made, labelled(batch), tolerance=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_it_keeps_every_promise_on_a_long_row(folders, architecture):
     batch = labelled(rows(noise(2, 8), [7, 4], instructions=("open the drawer", "close it")))
     check_reward_model(model(folders[architecture], max_frames=4, context_frames=2), batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_window_is_a_slow_loop_over_prefixes(folders, architecture):
     """Frame i of a row is read as the last frame of a prompt that ends with it."""
@@ -170,6 +173,7 @@ def test_frames_and_predictions_are_objects_or_given_flat(folders):
     assert flat.head.predictions.bins == 11 and flat.inputs.frames_every == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_saved_file_holds_updates_and_heads_only(folders, architecture, tmp_path):
     made = model(folders[architecture])
@@ -207,6 +211,7 @@ def turned_round(batch):
     return replace(batch, frames={"wrist": Sampled(values=shown.values[rows_of, place.clamp(min=0)], step=shown.step)})
 
 
+@pytest.mark.slow
 def test_progress_is_learned_on_held_out_clips(folders):
     """Against the constant with the least error: ½. Without reversed rows it would count frames instead of looking."""
     factory = LabelFactory(rewind=0.0, reverse=0.5, wrong_instruction=0.0)
@@ -237,6 +242,7 @@ def test_progress_is_learned_on_held_out_clips(folders):
     assert np.mean(gains) < 0.4 and max(gains) < 0.6, gains
 
 
+@pytest.mark.slow
 def test_fit_and_score_through_the_command(folders, tmp_path, capsys):
     clips = tmp_path / "clips"
     clips.mkdir()

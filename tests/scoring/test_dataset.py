@@ -76,6 +76,7 @@ def test_the_metadata_say_what_was_scored_with_what(data, tmp_path, score):
     assert raw[b"data"].decode() == str(data.resolve()) and json.loads(raw[b"configuration"])["init_args"]
 
 
+@pytest.mark.slow
 def test_a_recorded_reward_is_copied_and_what_it_lacks_is_null(data, tmp_path, score):
     table = pq.read_table(score(RecordedReward(), data, tmp_path / "out").path)
     first = table.slice(0, 5)
@@ -111,6 +112,7 @@ def test_a_bad_episode_is_named_in_its_rows_and_the_others_are_scored(data, tmp_
     assert not next(e for e in read_scores(report.path).episodes if e.index == 3).usable
 
 
+@pytest.mark.slow
 def test_a_broken_video_is_named_and_frames_are_held_in_between(data, tmp_path, score, episode):
     encoder = ConvEncoder(width=8, channels=(4,), size=8)
     model = ProgressReward(
@@ -191,6 +193,7 @@ def silent(tmp_path):
     return Counting(RecordedChat(str(tmp_path / "answers.jsonl"), missing="problem"))
 
 
+@pytest.mark.slow
 def test_a_model_that_abstains_throughout_is_told_from_one_that_scored(data, tmp_path, silent, score):
     spoil(data, 3)  # it has 4 of the 41 observations
     report = score(silent, data, tmp_path / "out", part_size=2)
@@ -204,6 +207,7 @@ def test_a_model_that_abstains_throughout_is_told_from_one_that_scored(data, tmp
     assert again.resumed == 7 and again.counters == counted and again.estimated == 0
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_run_counted_is_kept(data, tmp_path, silent, monkeypatch, score):
     write, calls = scoring.write_part, []
 
@@ -248,6 +252,7 @@ def test_nothing_is_scored_where_nothing_can_be_written(data, tmp_path, score):
         score(ProgressReward(state_size=9), data, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_gives_the_same_file(data, tmp_path, monkeypatch, score):
     model = ProgressReward(state_size=3, width=16, layers=0)
     whole = score(model, data, tmp_path / "whole", part_size=2)
@@ -274,6 +279,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_file(data, tmp_path, monk
     assert score(model, data, tmp_path / "cut", part_size=2).resumed == 7  # finished: nothing to do
 
 
+@pytest.mark.slow
 def test_scores_of_another_run_are_not_mixed_in(data, tmp_path, score):
     model, other = (ProgressReward(state_size=3, width=w, layers=0) for w in (8, 16))
     score(model, data, tmp_path / "out")
@@ -296,6 +302,7 @@ def _die_in_the_third_part(score, model, data, out):
     score(model, data, out, part_size=2)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(data, tmp_path, score):
     """A process that dies without a word leaves whole parts only."""
     model = ProgressReward(state_size=3, width=16, layers=0)

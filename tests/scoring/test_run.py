@@ -67,6 +67,7 @@ def test_the_fingerprint_of_a_run_of_version_0_1():
     assert fingerprint(identity) == "8f535b56bbf47c6b"
 
 
+@pytest.mark.slow
 def test_a_component_in_a_folder_is_known_by_that_folder_as_it_stands(data, tmp_path, score):
     """What an earlier version wrote lacks arguments that came later: written again it would have another hash."""
     model().save_pretrained(tmp_path / "model")
@@ -83,6 +84,7 @@ def test_a_component_in_a_folder_is_known_by_that_folder_as_it_stands(data, tmp_
     assert score(str(tmp_path / "model"), data, tmp_path / "out").resumed == 7
 
 
+@pytest.mark.slow
 def test_a_run_directory_is_the_model_it_holds(data, tmp_path, score):
     model().save_pretrained(tmp_path / "run" / "model")
     score(tmp_path / "run", data, tmp_path / "out")
@@ -126,6 +128,7 @@ def test_a_recording_in_memory_is_its_episodes(data):
     assert hash_recording(InMemory()) == hash_recording(InMemory()) != hash_recording(InMemory("push"))
 
 
+@pytest.mark.slow
 def test_a_recording_made_again_is_not_taken_for_the_one_that_was_scored(data, tmp_path, score, episode):
     assert score(model(), data, tmp_path / "out").resumed == 0
     assert score(model(), data, tmp_path / "out").resumed == 7
@@ -185,6 +188,7 @@ def test_parts_that_do_not_say_whose_they_are_are_removed(tmp_path):
     assert parts(tmp_path) == ["run.json"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_returned_unless_it_is_to_be_made_again(data, tmp_path, score):
     score(model(), data, tmp_path / "out")
     same = run_metadata(run_identity(model(), open_dataset(data), 64), model())

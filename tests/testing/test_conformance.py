@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 
 from guerdon.core.batch import (
     Decision,
@@ -63,7 +63,7 @@ def test_a_right_model_passes_whatever_the_batch():
     check_reward_model(Linear(), a_batch())
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.slow
 @given(batch=trajectory_batches(state_size=2, stored_labels=False, cameras=("wrist",)))
 def test_a_right_model_passes_on_drawn_batches(batch):
     label = Labelled(values=torch.zeros(batch.observed.shape), valid=batch.observed)
@@ -177,6 +177,7 @@ class ZeroGradient(Linear):
         return {"loss": super().loss(batch)["loss"] * 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
@@ -317,7 +318,6 @@ def test_check_policy():
             check_policy(broken(), a_batch())
 
 
-@settings(max_examples=25, deadline=None)
 @given(batch=trajectory_batches(min_length=1, max_steps=4, cameras=("a", "b")))
 def test_drawn_batches_keep_their_bounds(batch):
     assert 1 <= len(batch) <= 4 and batch.mask.shape[1] <= 4 and bool((batch.steps >= 1).all())

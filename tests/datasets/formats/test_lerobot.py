@@ -188,6 +188,7 @@ def test_several_tasks_are_split(tmp_path, make_episode):
     assert np.abs(green - [10 + 8 * 3, 10 + 8 * 6]).max() < 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("columns", "success", "end"),
     [
@@ -216,6 +217,7 @@ def test_outcome_by_lerobot_conventions(tmp_path, make_episode, columns, success
     assert (episode.success, episode.end) == (success, end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "status", "message"),
     [

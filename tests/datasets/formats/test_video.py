@@ -44,7 +44,7 @@ def test_written_frames_come_back(video):
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_ascending_choice_equals_the_whole_pass(video, data):
     path, _, plain = video
     first = data.draw(st.integers(0, 40), label="first frame of the episode in the file")

@@ -13,6 +13,8 @@ from guerdon.scoring.scores import read_scores
 
 from .state_models import Broken, Memory, Told, dataset, episode, held
 
+pytestmark = pytest.mark.slow
+
 
 def test_calibrating_a_data_set_lowers_the_error_evaluation_finds_on_another(tmp_path):
     fitted_on, other = dataset(40, seed=0), dataset(40, seed=1)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.metrics import expected_calibration_error
@@ -74,7 +74,6 @@ def test_doubt_that_knows_where_the_model_is_wrong_lowers_the_risk():
     assert found.kept.brier.high < found.everything.brier.value == pytest.approx(report.after.brier.value)
 
 
-@settings(max_examples=40, deadline=None)
 @given(doubt=st.lists(st.floats(0, 1), min_size=1, max_size=40), share=st.floats(0, 0.99))
 def test_a_limit_abstains_on_at_most_the_share(doubt, share):
     values = np.array(doubt)

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
@@ -44,7 +44,6 @@ def test_calibration_of_a_constant_or_of_nothing_is_undefined():
         calibration([1.0, 2.0], [1.0])
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 12))
 def test_calibration_against_numpy_and_bins_hold_everything_once(seed, bins):
     generator = np.random.default_rng(seed)
@@ -124,7 +123,6 @@ def test_chunk_ranking_by_hand():
         chunk_ranking_auc([[1.0]], [[1.0, 2.0]])
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000))
 def test_chunk_ranking_against_a_slow_loop(seed):
     generator = np.random.default_rng(seed)

@@ -158,6 +158,7 @@ def test_a_policy_that_executes_more_than_it_planned_is_refused(envs):
         reroll(envs, Endless(), starts(envs, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mujoco/reach", "metaworld/drawer-open-v3"])
 def test_a_logged_episode_is_replayed_and_goes_on_from_any_of_its_steps(name):
     task = make_task(name, seed=4)

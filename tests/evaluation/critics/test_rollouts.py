@@ -51,6 +51,7 @@ def test_a_critic_that_knows_the_returns_is_found_to_know_them(logs):
     assert result.candidates == 0 and "no chunks were compared" in result.notes[0]
 
 
+@pytest.mark.slow
 def test_candidates_are_the_logged_chunk_the_policys_and_random_ones(logs, monkeypatch):
     critic = ActionCritic(ChunkPerceptron(12, 3, horizon=4, members=2, hidden=(8,)), gamma=0.95, value_samples=2)
     policy = GaussianPolicy(12, 3, horizon=4, execute=4, hidden=(8,))

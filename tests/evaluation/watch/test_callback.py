@@ -88,6 +88,7 @@ def test_rates_of_a_batch_worked_by_hand(tmp_path):
     assert float(run.callback_metrics["watch_undefined"]) == len(line["undefined"])
 
 
+@pytest.mark.slow
 def test_the_window_slides_and_every_second_rollout_can_be_left_out(tmp_path):
     one, none = rollout([0.9, 0.9], [0, 0]), rollout([0.1, 0.1], [0, 0])
     _, _, found = watch(tmp_path / "all", [one, none, none], window=2, **QUIET)
@@ -96,6 +97,7 @@ def test_the_window_slides_and_every_second_rollout_can_be_left_out(tmp_path):
     assert [(line["rollout"], line["episodes"]) for line in found] == [(0, 2), (2, 4)]
 
 
+@pytest.mark.slow
 def test_only_whole_episodes_with_an_opinion_and_an_outcome_count(tmp_path):
     cut = replace(rollout([0.9], [0], end=End.CUT), success_known=torch.tensor([False]))
     later = replace(rollout([0.9], [0]), offset=torch.tensor([3]), length=torch.tensor([7]))
@@ -115,6 +117,7 @@ def test_an_abstention_is_counted_and_is_no_claim(tmp_path):
     assert line["false_positive_rate"] == 0.5
 
 
+@pytest.mark.slow
 def test_the_last_score_and_the_return_can_be_judged_instead(tmp_path):
     there_and_back = rollout([0.0, 0.0], [0, 0])
     there_and_back.state[0, 2, 0] = 0.9
@@ -137,6 +140,7 @@ def test_recorded_rewards_are_ranked_too(tmp_path):
 # --- alarms ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_alarm_needs_the_lower_bound_and_enough_failures(tmp_path):
     fooled = rollout([0.9] * 6 + [0.1] * 4, [0] * 10)  # 6 of 10: at least 31 %
     assert wilson_interval(6, 10)[0] == pytest.approx(0.313, abs=1e-3)
@@ -155,6 +159,7 @@ def test_the_alarm_needs_the_lower_bound_and_enough_failures(tmp_path):
             assert "takes 60% of 10 failures for successes (at least 31%)" in told[0]
 
 
+@pytest.mark.slow
 def test_stopping_ends_after_the_rollout_and_warning_goes_on_and_says_it_once(tmp_path):
     batches = [rollout([0.1] * 20, [0] * 20)] + [rollout([0.9] * 20, [0] * 20)] * 3
     with pytest.warns(HackingWarning, match="training stops"):
@@ -227,6 +232,7 @@ class Homing(GaussianPolicy):
         return replace(decision, chunk=0.5 * decision.chunk + towards[:, None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_reward_that_can_be_hacked_is_caught(seed, tmp_path):
     """The outcome is hidden from training: the watch reads what the environment withheld."""
@@ -237,6 +243,7 @@ def test_a_reward_that_can_be_hacked_is_caught(seed, tmp_path):
     assert found[-1]["false_positive_rate"] > found[0]["false_positive_rate"] + 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_sound_reward_raises_no_alarm_while_a_policy_succeeds(seed, tmp_path):
     torch.manual_seed(seed)
@@ -280,6 +287,7 @@ class Drawing(Told):
         )
 
 
+@pytest.mark.slow
 def test_a_watched_run_is_the_same_run(tmp_path):
     def learned(*callbacks):
         random.seed(3), np.random.seed(3), torch.manual_seed(3)
@@ -313,6 +321,7 @@ def test_a_watched_run_is_the_same_run(tmp_path):
 # --- resuming, several processes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_watch_goes_on_counting(tmp_path):
     batches = [rollout([0.1 * i, 0.9], [0, i % 2]) for i in range(4)]
     watch(tmp_path / "whole", batches, window=3, **QUIET)
@@ -360,6 +369,7 @@ BEFORE = {  # the callback's part of a checkpoint written when the watch had fla
 }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_goes_on(tmp_path):
     started = trainer(tmp_path / "run", HackingWatch(**QUIET))
     started.fit(module(Told()), Loader([MIXED] * 5))
@@ -458,6 +468,7 @@ class Clock(Told):
         )
 
 
+@pytest.mark.slow
 def test_a_clock_pays_frozen_and_reversed_clips_and_a_reward_that_looks_does_not(tmp_path):
     batches = [rollout([0.9, 0.8] * 6, [1, 1] * 6)] * 2
     with pytest.warns(HackingWarning, match="probe_frozen: 100% still succeed; probe_reversed: 100% still succeed"):
@@ -481,6 +492,7 @@ def test_given_clips_are_asked_again_but_not_counted_again(tmp_path):
 # --- a person's labels ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_person_is_asked_and_answers(tmp_path):
     class Answering(lightning.Callback):
         """A person who looks at what was written and finds that all of it failed, after the second rollout."""
@@ -511,6 +523,7 @@ def test_a_person_is_asked_and_answers(tmp_path):
         assert round(asked[3 * i + 2]["score"], 2) == min(left, key=lambda score: abs(score - 0.5))
 
 
+@pytest.mark.slow
 def test_asking_about_doubtful_episodes_does_not_take_known_outcomes_out_of_the_rates(tmp_path):
     batch = rollout([0.9, 0.52, 0.48, 0.1], [0, 0, 0, 0])
     figures = watch(tmp_path, [batch] * 2, ask_doubtful=2, **QUIET)[2][-1]
@@ -558,6 +571,7 @@ def test_somebody_may_say_the_outcome(tmp_path):
 # --- pushing back ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, seed", [(SuccessReward, 0), (SuccessReward, 1), (SuccessReward, 2), (ProgressReward, 0)]
 )
@@ -584,6 +598,7 @@ def test_pushing_back_ends_the_false_positives_and_keeps_the_successes(model, se
     assert all(torch.equal(v, kept.state_dict()[k]) for k, v in learner.advantage.reward.state_dict().items())
 
 
+@pytest.mark.slow
 def test_what_a_person_calls_a_failure_is_pushed_back_too(tmp_path):
     data = recordings(0)
     reward = trained(data)
@@ -625,6 +640,7 @@ class Traced(HackingWatch):
         self.disturbed |= not torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_after_retraining_what_the_old_weights_predicted_is_forgotten(tmp_path):
     data = recordings(0, 24)
     reward, recipe = trained(data, steps=1), Shifting()
@@ -688,6 +704,7 @@ def test_the_objects_of_flat_arguments_are_known_to_whoever_translates_files():
     assert own == {*FLAT, "outcome", "folder"} and not own & {name for group in FLAT.values() for name in group}
 
 
+@pytest.mark.slow
 def test_flat_arguments_and_objects_make_the_same_run(tmp_path):
     batches = [MIXED, rollout([0.7, 0.2], [0, 0])]
     flat = {"threshold": 0.65, "window": 1, "probes": ("frozen",), "min_failures": 1, "ask_random": 1}

@@ -10,6 +10,7 @@ from guerdon.rewards.progress import ProgressReward
 from .watched_runs import MIXED, Data, Told, hacked, recordings, trained
 
 
+@pytest.mark.slow
 def test_pushing_back_lowers_progress_to_a_share_of_what_it_was():
     data = recordings(0)
     reward = trained(data, model=ProgressReward)

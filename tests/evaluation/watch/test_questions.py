@@ -37,6 +37,7 @@ def test_doubtful_episodes_are_those_nearest_to_the_threshold():
     assert {i for i, why in mixed.items() if why == "doubtful"} == set(left[:2])
 
 
+@pytest.mark.slow
 def test_random_draws_are_fair_and_depend_on_seed_rollout_and_process(tmp_path):
     drawn = [draw_episodes(RECORDS, 2, 0, 0.5, torch.Generator().manual_seed(seed)) for seed in range(300)]
     counts = torch.tensor([sum(i in d for d in drawn) for i in range(6)])
@@ -110,6 +111,7 @@ def test_beyond_two_hundred_the_oldest_unlabelled_episodes_are_forgotten():
     assert kept == [names[0], names[3], *names[52:]]
 
 
+@pytest.mark.slow
 def test_labelled_failures_that_fooled_the_reward_are_loaded(tmp_path):
     checks = SpotChecks(ask_random=4)
     checks.open(tmp_path)

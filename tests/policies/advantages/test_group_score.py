@@ -5,7 +5,7 @@ from dataclasses import replace
 import lightning
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -25,8 +25,6 @@ from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.rewards.grape.trajectory import GrapeScore
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.testing import reopen
-
-properties = settings(max_examples=40, deadline=None)
 
 
 class Parts(RewardModel):
@@ -95,7 +93,6 @@ def test_by_hand():
         assert bool(advantages.valid.all())
 
 
-@properties
 @given(
     scores=st.lists(st.floats(-10, 10, width=16), min_size=1, max_size=8),
     seed=st.integers(0, 99),
@@ -228,7 +225,6 @@ def test_shares_by_hand():
     assert weighed.figures["share_two"] == pytest.approx(0.18 / 4.18)
 
 
-@properties
 @given(seed=st.integers(0, 999))
 def test_shares_add_up_and_variances_are_those_of_a_loop(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -14,8 +14,6 @@ from guerdon.core.returns import discounted_returns
 from guerdon.critics.value import ValueCritic
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.rewards.recorded import RecordedReward
-
-quick = settings(max_examples=50, deadline=None)
 
 
 class Told(ValueCritic):
@@ -174,7 +172,6 @@ def literal(batch, gamma, lam, potential):
     return found
 
 
-@quick
 @given(chunked(), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.7, 1.0]), st.booleans())
 def test_chunked_decisions_against_a_literal_loop(batch, gamma, lam, potential):
     found = estimated(batch, gamma=gamma, lam=lam, potential=Progress() if potential else None)
@@ -210,7 +207,6 @@ def test_a_cut_row_keeps_the_potential_of_where_it_stopped():
     assert shaped[0].tolist() == [0.0, 0.0]
 
 
-@quick
 @given(st.lists(st.integers(0, 8), min_size=2, max_size=7), st.sampled_from([0.5, 0.9, 1.0]), st.data())
 def test_shaping_costs_a_policy_its_first_potential_and_nothing_else(phi, gamma, data):
     steps = len(phi) - 1

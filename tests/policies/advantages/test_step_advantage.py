@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import End, Labelled, TrajectoryBatch, ValueEstimates
@@ -78,7 +78,6 @@ def slow(rewards, values, length, terminated, observed, steps, gamma):
     return found
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_it_is_a_slow_loop(data):
     draw, steps, gamma = data.draw, data.draw(st.integers(1, 6)), data.draw(st.sampled_from([0.0, 0.9, 1.0]))
@@ -105,6 +104,7 @@ def test_it_is_a_slow_loop(data):
         assert found.advantages[row].tolist() == pytest.approx([w or 0.0 for w in wanted], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3, 10, 50])
 @pytest.mark.parametrize("gamma", [1.0, 0.95])
 @pytest.mark.parametrize("scale", [1.0, 500.0])

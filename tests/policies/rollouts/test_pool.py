@@ -19,6 +19,8 @@ from guerdon.policies.rollouts.data import hash_seed
 from guerdon.policies.rollouts.pool import TaskSetting, WorkerError, WorkerPool, play_episodes
 from guerdon.policies.rollouts.runner import batch_pieces
 
+pytestmark = pytest.mark.slow  # every test starts worker processes
+
 REACH = TaskSetting(task="mujoco/reach", horizon=8)
 
 

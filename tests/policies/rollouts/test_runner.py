@@ -215,6 +215,7 @@ def test_success_at_the_time_limit_is_a_success():
 # --- pieces that go on ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execute", [1, 2, 3])
 @pytest.mark.parametrize("envs", [1, 3])
 def test_every_decision_is_handed_out_for_training_exactly_once(execute, envs):
@@ -417,6 +418,7 @@ def test_replaying_the_actions_gives_the_states():
     assert batch.success.tolist() == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mujoco/reach", "metaworld/push-v3"])
 def test_replaying_the_actions_gives_the_tracks(name):
     if name.startswith("metaworld"):

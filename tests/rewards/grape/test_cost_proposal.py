@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.backbones.chat import Chat, Prompt, Reply
@@ -121,7 +121,6 @@ def test_stages_that_were_fixed_stay():
         parse(GOOD, stages=("reach", "carry"))
 
 
-@settings(max_examples=50, deadline=None)
 @given(text=st.text() | st.text().map(lambda t: json.dumps(GOOD)[: len(t)] + t))
 def test_no_text_does_anything_but_parse_or_be_refused(text):
     try:

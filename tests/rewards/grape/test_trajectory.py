@@ -23,7 +23,6 @@ from guerdon.rewards.grape.trajectory import GrapeScore, carried_units
 from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
 from guerdon.testing import check_reward_model, pad_steps, reopen
 
-properties = settings(max_examples=20, deadline=None)
 COSTS = {
     "task": "toy",
     "stages": ["reach", "move"],
@@ -76,7 +75,6 @@ def track_of(batch, row):
     return track | {"stage": batch.labels["stage"].values[row, after].numpy()}
 
 
-@properties
 @given(seed=st.integers(0, 1000))
 def test_the_external_term_is_external_reward(seed):
     batch, costs = rollouts(seed=seed), load_costs(COSTS)
@@ -86,7 +84,8 @@ def test_the_external_term_is_external_reward(seed):
         assert float(scored.rewards[row].sum()) == pytest.approx(expected, rel=1e-5)
 
 
-@settings(max_examples=5, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 @torch.enable_grad()
 def test_every_promise_is_kept(seed):
@@ -510,6 +509,7 @@ def pairs_of(batch, model, generator, count=300, noise=1.0):
     return PreferencePairs(batch=batch, chosen=chosen, rejected=rejected, label=ones, weight=ones)
 
 
+@pytest.mark.slow
 def test_preferences_teach_the_weights():
     """Somebody cares for other things than the preset: held-out agreement with their ordering rises in every seed."""
     gains: list[float] = []
@@ -562,6 +562,7 @@ def test_ties_and_weights_of_pairs():
 # the library
 
 
+@pytest.mark.slow
 def test_the_library_on_real_rollouts():
     """Experts above those who give up, without the success flag; the kitchen's tracks can be scored."""
     with closing(make_task("metaworld/push-v3", horizon=120)) as task:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.rewards.milestones.detection import (
@@ -71,7 +71,6 @@ def literal(g, threshold=0.2, settle=0.02, settle_steps=3, start=10, merge=8):
         rest = here
 
 
-@settings(max_examples=50, deadline=None)
 @given(g=openness, start=st.integers(0, 12), merge=st.integers(0, 9))
 def test_changes_are_those_of_a_literal_search(g, start, merge):
     found = gripper_milestones(g, start_steps=start, merge=merge)
@@ -79,7 +78,6 @@ def test_changes_are_those_of_a_literal_search(g, start, merge):
     assert (np.diff(found) >= max(merge, 1)).all()
 
 
-@settings(max_examples=50, deadline=None)
 @given(g=openness, cut=st.integers(1, 60), offset=st.sampled_from([-2.0, 0.25, 4.0]), later=st.integers(0, 5))
 def test_no_look_ahead_no_zero_of_openness_no_zero_of_time(g, cut, offset, later):
     found = gripper_milestones(g, start_steps=0)
@@ -141,7 +139,6 @@ def test_the_success_is_always_the_last_milestone():
     assert MilestoneDetector(shares=())(None, hand, 25).observations.tolist() == [25]
 
 
-@settings(max_examples=40, deadline=None)
 @given(g=openness.filter(lambda g: len(g) > 1), seed=st.integers(0, 99), data=st.data())
 def test_what_a_detector_promises(g, seed, data):
     hand = np.random.default_rng(seed).normal(size=(len(g), 3)).cumsum(0)

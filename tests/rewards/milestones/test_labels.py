@@ -185,6 +185,7 @@ def test_a_track_that_does_not_serve_is_named(episode):
         labels.targets(collate([alone]))
 
 
+@pytest.mark.slow
 def test_simulated_episodes_give_what_the_labels_need(tmp_path):
     pytest.importorskip("metaworld")
     from guerdon.datasets.opening import open_dataset

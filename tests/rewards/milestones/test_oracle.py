@@ -92,7 +92,6 @@ def literal_stages(distance, changes, stages):
     return [sum(end <= t for end in ends) for t in range(len(distance))]
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     data=st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 0.5])), min_size=2, max_size=8),
     order=st.permutations([("hand", "object", 0.1), ("gripper",), ("gripper",)]),
@@ -118,13 +117,15 @@ def test_a_window_does_not_show_what_was_passed_before_it(mode):
     assert torch.equal(begun.rewards[0], oracle(whole).rewards[0])
 
 
-@settings(max_examples=4, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=4)
 @given(batch=trajectory_batches(state_size=4), mode=modes)
 def test_every_promise_of_the_oracle_is_kept(batch, mode):
     check_reward_model(MilestoneOracle(STAGES, points=COLUMNS, start_steps=1, merge=2, mode=mode), batch)
 
 
-@settings(max_examples=10, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=10)
 @given(seed=st.integers(0, 999), cut=st.integers(1, 19))
 def test_the_oracle_does_not_look_ahead(seed, cut):
     generator = torch.Generator().manual_seed(seed)

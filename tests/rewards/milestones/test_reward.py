@@ -20,7 +20,8 @@ from guerdon.testing import check_reward_model, trajectory_batches
 modes = st.sampled_from(MODES)
 
 
-@settings(max_examples=4, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=4)
 @given(batch=trajectory_batches(state_size=2, action_size=2, stored_labels=False), mode=modes)
 def test_every_promise_of_the_model_is_kept(batch, mode):
     labels = {
@@ -33,7 +34,7 @@ def test_every_promise_of_the_model_is_kept(batch, mode):
         check_reward_model(model, labelled)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(batch=trajectory_batches(state_size=2, action_size=2))
 def test_the_potential_is_the_one_of_shaping(batch):
     model = MilestoneReward(state_size=2, action_size=2, width=8, bins=11, beta=0.5, gamma=0.9).eval()
@@ -95,6 +96,7 @@ def points(seed, rows=24, steps=20):
     return TrajectoryBatch(state=state, actions=actions, mask=mask, labels=labels)
 
 
+@pytest.mark.slow
 def test_it_learns_labels_that_depend_on_state_and_action():
     right, wrong, error = [], [], []
     for seed in range(3):

@@ -126,6 +126,7 @@ def test_pictures_come_through_unchanged(folders):
         assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(again, prompt, strict=True))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(folders, tmp_path):
     whole, found = training(folders["smolvlm"], max_steps=4, save_every=2), None
     start = {n: p.detach().clone() for n, p in whole.vlm.model.named_parameters() if p.requires_grad}
@@ -145,6 +146,7 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(folders, tmp_path
             assert not torch.equal(parameter.detach(), start[name]) or "lora_A" in name
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_the_present_state(folders, tmp_path, monkeypatch):
     made = training(folders["smolvlm"], max_steps=6, batch_size=2)
     steps = iter(range(10))
@@ -164,6 +166,7 @@ def interrupted(collate, steps, at):
     return call
 
 
+@pytest.mark.slow
 def test_a_reward_around_the_decomposer_does_not_keep_it_from_learning(folders, tmp_path):
     made = training(folders["smolvlm"], max_steps=1)
     made.decomposer.requires_grad_(False)  # as SubgoalReward does
@@ -179,6 +182,7 @@ def test_nothing_to_go_on_from_is_an_error(folders, tmp_path):
         made.fit(made.examples([episode()]), tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_training_teaches_stages_of_episodes_it_never_saw(tmp_path):
     """Three seeds of weights and of noise; naming the longer stage everywhere gives 9 of 13 observations, 0.69."""
     before, after = [], []
@@ -208,6 +212,7 @@ def test_judging_counts_plans_and_leaves_out_what_has_no_truth(folders):
     assert made.evaluate([])["stage_accuracy"] == {"mean": None, "low": None, "high": None}
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_refused(folders):
     for wrong in ({"epochs": 0}, {"learning_rate": -1.0}, {"batch_size": 0}, {"max_steps": 0}, {"max_steps": -5}):
         with pytest.raises(ValueError):

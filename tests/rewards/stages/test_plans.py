@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.interfaces import TaskPlan, TaskStage
@@ -37,7 +37,6 @@ def test_one_object_alone_or_in_one_fence_is_read(text):
 
 
 @given(plan=plans())
-@settings(max_examples=50, deadline=None)
 def test_what_is_written_is_read_back(plan):
     text = plan_to_json(plan)
     assert "\n" not in text
@@ -119,7 +118,6 @@ def test_the_number_of_stages_is_an_argument():
 
 
 @given(text=st.text(max_size=80) | st.recursive(st.none() | st.text(max_size=5), st.lists).map(json.dumps))
-@settings(max_examples=50, deadline=None)
 def test_no_answer_raises_anything_but_a_one_line_value_error(text):
     try:
         plan = parse_plan(text, "x")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import End, Labelled, TrajectoryBatch
@@ -129,7 +129,6 @@ def test_the_state_stands_in_for_missing_tracks():
 
 
 @given(step=st.integers(0, 5), hold=st.integers(1, 2), seed=st.integers(0, 30))
-@settings(max_examples=40, deadline=None)
 def test_online_stages_use_nothing_later(step, hold, seed):
     draw = torch.Generator().manual_seed(seed)
     batch = carry()
@@ -219,6 +218,7 @@ def test_a_saved_decomposer_comes_back():
     assert reopen(decomposer).init_args == decomposer.init_args
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pick-place-v3", "drawer-open-v3"])
 def test_experts_pass_the_stages_in_order(name):
     """Reality, on held-out starts; all fifty tasks are measured in benchmarks/rule_stages.py."""
@@ -235,6 +235,7 @@ def test_experts_pass_the_stages_in_order(name):
         assert torch.equal(seen[0, : len(online)], online)
 
 
+@pytest.mark.slow
 def test_the_kitchen_is_told_by_what_has_moved():
     task = make_task("kitchen/microwave", 20, 0)
     episodes = list(collect(task, {"random": 1.0}, episodes=1, frames=False))

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.rewards.stages.segmentation import (
@@ -15,8 +15,6 @@ from guerdon.rewards.stages.segmentation import (
     online_completed,
     online_stages,
 )
-
-SOME = settings(max_examples=50, deadline=None)
 
 
 @st.composite
@@ -59,9 +57,9 @@ def best_path(done, valid, min_length):
     return list(lowest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("min_length", [0, 1, 2, 3])
 @given(given_answers=answers(longest=6, most=3))
-@SOME
 def test_the_path_is_the_most_likely_of_all(min_length, given_answers):
     done, valid = given_answers
     assert monotone_completed(done, valid, min_length).tolist() == best_path(done, valid, min_length)
@@ -107,7 +105,6 @@ def test_several_stages_between_two_observations():
 
 
 @given(cuts=st.lists(st.integers(1, 12), min_size=1, max_size=4).map(sorted), sure=st.floats(0.51, 1.0))
-@SOME
 def test_answers_that_agree_are_followed(cuts, sure):
     """Reduction: where the answers are those of one path, the segmentation is the argmax, online or not."""
     t = torch.arange(13)
@@ -118,7 +115,6 @@ def test_answers_that_agree_are_followed(cuts, sure):
 
 
 @given(given_answers=answers(), min_length=st.integers(0, 4), hold=st.integers(1, 3))
-@SOME
 def test_paths_start_at_0_and_never_fall(given_answers, min_length, hold):
     done, valid = given_answers
     stages = done.shape[1]
@@ -134,7 +130,6 @@ def test_paths_start_at_0_and_never_fall(given_answers, min_length, hold):
 
 
 @given(given_answers=answers(), hold=st.integers(1, 3), data=st.data())
-@SOME
 def test_the_online_path_of_a_prefix_is_the_prefix_of_the_path(given_answers, hold, data):
     done, valid = given_answers
     cut = data.draw(st.integers(1, len(done)))
@@ -143,7 +138,6 @@ def test_the_online_path_of_a_prefix_is_the_prefix_of_the_path(given_answers, ho
 
 
 @given(given_answers=answers(), hold=st.integers(1, 3), threshold=st.sampled_from([0.0, 0.3, 0.5, 0.8]))
-@SOME
 def test_the_online_path_is_the_literal_loop(given_answers, hold, threshold):
     done, valid = given_answers
     count, stages = done.shape
@@ -158,7 +152,6 @@ def test_the_online_path_is_the_literal_loop(given_answers, hold, threshold):
 
 
 @given(given_answers=answers(), rubbish=st.sampled_from([0.0, 1.0, float("nan"), 7.0]))
-@SOME
 def test_unknown_observations_are_no_evidence(given_answers, rubbish):
     done, valid = given_answers
     other = torch.where(valid[:, None], done, rubbish)

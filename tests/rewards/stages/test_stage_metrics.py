@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.rewards.stages.stage_metrics import stage_accuracy, stage_iou
@@ -39,7 +39,6 @@ def test_only_where_the_right_stage_is_known():
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=20))
-@settings(max_examples=50, deadline=None)
 def test_properties(pairs):
     predicted, true = (torch.tensor(column) for column in zip(*pairs, strict=True))
     ones = torch.ones(len(pairs), dtype=torch.bool)

@@ -7,7 +7,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
@@ -37,7 +37,6 @@ from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
 from guerdon.rewards.stages.subgoals import StageLabels, SubgoalLabels, SubgoalReward
 from guerdon.testing import check_reward_model, cut_after
 
-SOME = settings(max_examples=40, deadline=None)
 TEA = {"make tea": {"stages": [{"name": "boil"}, {"name": "pour"}, {"name": "wait"}]}}
 
 
@@ -109,8 +108,8 @@ def test_the_potential_by_hand():
 counts = st.lists(st.floats(0, 3, width=16), min_size=2, max_size=10)
 
 
+@pytest.mark.slow
 @given(row=counts, gamma=st.sampled_from([0.5, 0.9, 1.0]), end=st.sampled_from([End.CUT, End.SUCCESS, End.FAILURE]))
-@SOME
 def test_the_potential_telescopes(row, gamma, end):
     batch = counted(row, end=end)
     scored = SubgoalReward(Counts(), mode="potential", gamma=gamma)(batch)
@@ -119,8 +118,8 @@ def test_the_potential_telescopes(row, gamma, end):
     assert total == pytest.approx(left - row[0] / 3, abs=1e-5)
 
 
+@pytest.mark.slow
 @given(row=counts, data=st.data())
-@SOME
 def test_the_bonus_is_the_literal_loop(row, data):
     valid = data.draw(st.lists(st.booleans(), min_size=len(row), max_size=len(row)))
     best, paid, known = None, [], []
@@ -136,8 +135,8 @@ def test_the_bonus_is_the_literal_loop(row, data):
     assert scored.rewards.tolist() == [paid]
 
 
+@pytest.mark.slow
 @given(row=counts, mode=st.sampled_from(["bonus", "potential"]), data=st.data())
-@SOME
 def test_rewards_of_a_prefix_are_the_prefix_of_the_rewards(row, mode, data):
     cut = data.draw(st.integers(2, len(row)))
     reward = SubgoalReward(Counts(), mode=mode)
@@ -181,6 +180,7 @@ def staged(rows, end=End.SUCCESS):
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["bonus", "potential"])
 def test_recorded_stages_keep_every_promise(mode):
     decomposer = RecordedDecomposer(TEA, causal_labels=True)
@@ -212,6 +212,7 @@ def episodes():
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["bonus", "potential"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_stages_by_rule_keep_every_promise(episodes, mode, causal):
@@ -219,6 +220,7 @@ def test_stages_by_rule_keep_every_promise(episodes, mode, causal):
     check_reward_model(SubgoalReward(RuleDecomposer(), mode=mode, causal=causal), batch)
 
 
+@pytest.mark.slow
 def test_a_success_is_paid_every_stage_and_a_failure_what_it_reached(episodes):
     batch = collate(episodes)
     paid = SubgoalReward(RuleDecomposer())(batch).rewards.sum(1)
@@ -226,6 +228,7 @@ def test_a_success_is_paid_every_stage_and_a_failure_what_it_reached(episodes):
     assert bool((paid[batch.success == 0] < 2).all())
 
 
+@pytest.mark.slow
 def test_it_shapes_a_sparse_reward_as_a_potential(episodes):
     batch = collate(episodes[:2])
     source = RewardToGo(RecordedSuccess(), ValueCritic(39), potential=SubgoalReward(RuleDecomposer()), normalise=False)
@@ -236,6 +239,7 @@ def test_it_shapes_a_sparse_reward_as_a_potential(episodes):
     assert not torch.allclose(shaped.advantages, bare.advantages)
 
 
+@pytest.mark.slow
 def test_hindsight_stages_are_written_into_episodes(episodes):
     label = StageLabels(RuleDecomposer())
     won = label(next(e for e in episodes if e.success == 1))
@@ -252,6 +256,7 @@ def test_hindsight_stages_are_written_into_episodes(episodes):
     assert np.allclose(with_fraction["stage"].values + within.values, online.numpy(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stage_targets_made_on_loading_are_those_of_stored_stages(episodes):
     decomposer, label = RuleDecomposer(), StageLabels(RuleDecomposer())
     batch, stored = collate(episodes), collate([label(episode) for episode in episodes])
@@ -291,6 +296,7 @@ def test_a_decomposer_with_cameras_labels_beforehand():
         SubgoalLabels(looking)
 
 
+@pytest.mark.slow
 def test_a_progress_model_learns_from_stages(episodes, tmp_path):
     """End to end: decomposer → stored stages → targets → a model whose progress follows them."""
     label = StageLabels(RuleDecomposer())
@@ -490,6 +496,7 @@ def test_who_does_not_look_is_given_no_picture():
     assert reward.decomposer.asked == ["a", "b"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["qwen2_5_vl", "smolvlm"])
 def test_a_real_model_scores_a_row_alone_as_in_a_batch(filmed, folders, architecture):
     batch = replace(filmed(), instructions=("open the drawer",) * 2)
@@ -512,6 +519,7 @@ def test_a_real_model_scores_a_row_alone_as_in_a_batch(filmed, folders, architec
                 assert torch.allclose(alone.progress.values[0, : steps + 1], found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_real_model_keeps_every_promise(filmed, folders):
     """Random weights write no plan, so what is promised here is that nothing is made up, whatever the batch."""
     decomposer = VlmDecomposer(VLM(str(folders["smolvlm"])), ["wrist"], attempts=1, max_new_tokens=4, min_mass=0.0)

@@ -96,6 +96,7 @@ def test_goals_are_made_of_ends_of_successes_only():
         made.fit_goals([batch[2:3]])
 
 
+@pytest.mark.slow
 def test_a_row_without_a_goal_is_unknown_not_zero(encoder):
     made = ImageGoalDistance(encoder, ["front"])
     made.set_goal("push", noise(3, 32, 32))
@@ -106,6 +107,7 @@ def test_a_row_without_a_goal_is_unknown_not_zero(encoder):
     assert not made(batch).rewards[0].equal(made(batch).rewards[1])
 
 
+@pytest.mark.slow
 def test_goals_from_files_are_saved_without_the_files(encoder, tmp_path):
     picture = noise(3, 20, 30, seed=3)
     file = tmp_path / "goal.png"
@@ -125,6 +127,7 @@ def test_goals_from_files_are_saved_without_the_files(encoder, tmp_path):
     assert reopen(opened).instructions == ["push", "pull", "lift"]
 
 
+@pytest.mark.slow
 def test_a_frame_that_is_the_goal_is_nearest(encoder):
     frames = noise(1, 5, 3, 32, 32)
     made = ImageGoalDistance(encoder, ["front"], pays="level")
@@ -133,6 +136,7 @@ def test_a_frame_that_is_the_goal_is_nearest(encoder):
     assert int(rewards.argmax()) == 2 and abs(float(rewards[2])) < 1e-4
 
 
+@pytest.mark.slow
 def test_wrong_arguments(encoder, tmp_path):
     two = ImageGoalDistance(encoder, ["front", "wrist"])
     with pytest.raises(ValueError, match="by camera"):

@@ -92,7 +92,6 @@ def literal(state, goal, baseline, alpha):
     return 1 - 0.5 * sum((alpha * projected[i] + (1 - alpha) * s[i] - g[i]) ** 2 for i in range(len(s)))
 
 
-@settings(max_examples=50, deadline=None)
 @given(drawn=embeddings())
 def test_formula_equals_the_slow_loop_and_keeps_its_range(drawn):
     (state, goal, baseline), alpha = drawn
@@ -117,6 +116,7 @@ def text_model(towers, **more):
     return GoalSimilarity(*towers, **{"cameras": ["front"], **more}).eval()
 
 
+@pytest.mark.slow
 def test_rewards_are_cosines_of_the_towers_own_features(towers):
     encoder, text = towers
     frames = noise(2, 4, 3, 40, 40)
@@ -135,6 +135,7 @@ def test_rewards_are_cosines_of_the_towers_own_features(towers):
     assert change.terms["similarity"].equal(scored.rewards)
 
 
+@pytest.mark.slow
 def test_each_instruction_has_its_goal_and_its_baseline(towers):
     encoder, text = towers
     frames = noise(4, 2, 3, 32, 32)
@@ -154,6 +155,7 @@ def test_each_instruction_has_its_goal_and_its_baseline(towers):
     assert named.valid.all()
 
 
+@pytest.mark.slow
 def test_a_goal_that_equals_its_baseline_is_named(towers):
     batch = rows(noise(1, 2, 3, 32, 32), instructions=("a table",))
     with pytest.raises(ValueError, match="'a table' and baseline 'a table' mean the same"):
@@ -161,6 +163,7 @@ def test_a_goal_that_equals_its_baseline_is_named(towers):
     assert text_model(towers, alpha=0.0, baseline="a table")(batch).valid.all()
 
 
+@pytest.mark.slow
 def test_long_instructions_are_cut_with_a_warning(towers):
     batch = rows(noise(1, 2, 3, 32, 32), instructions=("open the drawer " * 40,))
     with pytest.warns(UserWarning, match="reads 77 tokens"):
@@ -189,6 +192,7 @@ def test_an_estimate_holds_between_frames_and_is_unknown_before_the_first(towers
     assert not text_model(towers)(unseen).valid[0, -1]
 
 
+@pytest.mark.slow
 def test_cameras_are_averaged_where_they_have_shown_something(towers):
     one, two = noise(1, 3, 3, 32, 32), noise(1, 1, 3, 32, 32, seed=1)
     batch = rows(one, instructions=("push",))
@@ -224,7 +228,8 @@ def test_missing_cameras_are_named(towers):
         goal_model(towers[0])(batch)
 
 
-@settings(max_examples=4, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=4)
 @given(batch=trajectory_batches(max_rows=3, state_size=0, stored_labels=False, cameras=("wrist", "front")))
 def test_they_keep_every_promise(towers, batch):
     cameras = ["front", "absent", "wrist"]

@@ -34,6 +34,7 @@ def log(*shares):
     return [math.log(share) if share else -math.inf for share in shares]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["qwen2_5_vl", "smolvlm"])
 @pytest.mark.parametrize("kind", [CompletionLikelihood, ExpectedRating])
 def test_keeps_what_every_reward_model_promises(folders, architecture, kind, filmed):
@@ -41,6 +42,7 @@ def test_keeps_what_every_reward_model_promises(folders, architecture, kind, fil
     check_reward_model(model, filmed(), tolerance=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["qwen2_5_vl", "smolvlm"])
 def test_what_was_read_once_scores_like_what_is_read_anew(folders, architecture, filmed):
     vlm = VLM(str(folders[architecture]))
