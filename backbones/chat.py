@@ -1,4 +1,4 @@
-"""What reads pictures and writes text, wherever it runs: a model in this process, an endpoint, or recorded answers."""
+"""Interface of models that read pictures and write text: in this process, behind an endpoint, or recorded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Prompt = Sequence[str | Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What came back for one prompt."""
+    """Answer to one prompt, or why there is none."""
 
     text: str | None
     """None where nothing usable came; ``problem`` then says why."""
@@ -23,7 +23,7 @@ class Reply:
 
 
 def harmless(text: str) -> str:
-    """Words of others for a prompt, so that nothing in them reads like one of a model's own tokens."""
+    """Replace brackets and bars of a text, so that no part of it reads like one of a model's own tokens."""
     return text.translate(_HARMLESS)
 
 
@@ -34,10 +34,10 @@ class Chat(Component):
     """Answers prompts one by one, each in a conversation of its own."""
 
     name: str
-    """Folder, repository or model name: said in errors and kept with what is made from answers."""
+    """Folder, repository or model name, shown in errors and stored with what is made from answers."""
 
     def reply(self, prompts: Sequence[Prompt], max_new_tokens: int = 512) -> list[Reply]:
-        """The most likely answer to each of M prompts; what failed is a `Reply` without a text, never an exception.
+        """Generate the most likely answer to each of M prompts; a failed one is a `Reply` without a text, no exception.
 
         Wrong input, such as a picture of another shape, does raise.
         """
@@ -46,7 +46,7 @@ class Chat(Component):
     def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
         """Log-probability that the answer to each of M prompts begins with each of K texts, in float32.
 
-        A text of several tokens has the sum over its tokens. NaN where it is unknown: the endpoint failed, or does not
-        tell; never a number in its place.
+        A text of several tokens has the sum over its tokens. NaN where it is unknown, because the endpoint
+        failed or does not return it; never a number in its place.
         """
         raise NotImplementedError(f"{type(self).__name__} does not weigh answers: write answer_log_probs(…)")

@@ -1,4 +1,4 @@
-"""The JSON of chat completions: prompts as messages, and what can be trusted in an answer; no network here."""
+"""The JSON of chat completions: prompts as messages, and checked answers; no network here."""
 
 import base64
 import io
@@ -24,9 +24,9 @@ class Failure:
     """Why a prompt has no answer."""
 
     kind: str
-    """A few words that stay the same, to count by."""
+    """Fixed name of the kind of failure, to count by."""
     problem: str
-    """What happened this time."""
+    """Description of this failure."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Place:
     token: str | None
     """None where it is only a part of a character."""
     log_prob: float | None
-    """None where it was not told."""
+    """None where the endpoint did not return it."""
     likely: dict[str, float]
     """Log-probability by text, of the generated token too."""
 
@@ -59,7 +59,7 @@ def check_prompt(prompt: Prompt) -> None:
 
 
 def picture_url(picture: UInt8[Tensor, "3 H W"]) -> str:
-    """The picture as the data URL of a PNG, without loss."""
+    """Encode a picture as the data URL of a PNG, without loss."""
     buffer = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy()).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -112,7 +112,7 @@ def text_of(choice: dict[str, Any]) -> str | Failure:
 
 
 def places_of(choice: dict[str, Any]) -> list[Place] | Failure:
-    """Generated tokens of a choice with the log-probabilities that were told."""
+    """Read the generated tokens of a choice with the log-probabilities that the endpoint returned."""
     entries: Any = _field(choice.get("logprobs"), "content")
     if not isinstance(entries, list) or not entries:
         return Failure("no log-probabilities", "the endpoint gave no log-probabilities")
@@ -145,7 +145,7 @@ def score(places: Sequence[Place], answer: str) -> float:
 
 
 def _token(entry: Any) -> str | None:
-    """A token's text; None where it is only a part of a character."""
+    """Read a token's text; None where it is only a part of a character."""
     raw: Any = _field(entry, "bytes")
     if isinstance(raw, list) and raw:
         try:

@@ -24,7 +24,7 @@ class HuggingFaceText(TextEncoder):
         revision: Hash of the weights that must be met (the ``revision`` attribute of an earlier load); None takes any.
         download: Fetch a repository that is not in the local cache yet. Not saved: whoever opens a saved encoder is not
             made to download.
-        max_tokens: Longer instructions are cut, with a warning.
+        max_tokens: Length of the longest instruction in tokens; a longer one is cut, with a warning.
     """
 
     frozen_reference = True

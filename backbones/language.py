@@ -46,10 +46,10 @@ class TextEncoder(Component):
 
 
 class InstructionCache:
-    """Features of a frozen text encoder by instruction, the least recently asked for dropped first.
+    """Cache of a frozen text encoder's features by instruction; the least recently used one is dropped first.
 
     Args:
-        capacity: Instructions kept at most.
+        capacity: Largest number of instructions kept.
     """
 
     def __init__(self, capacity: int = 65_536) -> None:
@@ -59,12 +59,12 @@ class InstructionCache:
     def lookup(
         self, instructions: Sequence[str], compute: Callable[[list[str]], Tensor], batch_size: int = 64
     ) -> list[Tensor]:
-        """Features of every instruction, on the host; those not met before are computed, each once.
+        """Look up the features of every instruction, on the host; those not met before are computed, each once.
 
         Args:
             instructions: M instructions.
-            compute: Encodes a few of them, (m, D).
-            batch_size: The largest m.
+            compute: Function that encodes m instructions into (m, D).
+            batch_size: Largest number m of instructions encoded at a time.
         """
         found = {text: self._features[text] for text in dict.fromkeys(instructions) if text in self._features}
         missing = [text for text in dict.fromkeys(instructions) if text not in found]

@@ -1,4 +1,4 @@
-"""What a model reads of a trajectory, so that whoever loads data for it needs no options."""
+"""Declaration of what a model reads of a trajectory, so that a loader of data needs no options."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from .vision import VisionEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInputs:
-    """What a reward model, critic or decomposer reads."""
+    """Inputs of a reward model, critic or decomposer."""
 
     state_size: int = 0
     """S the model was built for; 0 = reads no state."""
@@ -24,6 +24,6 @@ class ModelInputs:
 
 
 def inputs_of(model: Component) -> ModelInputs:
-    """What a component reads; one that does not say needs neither cameras nor a certain state."""
+    """Return what a component reads; one without ``inputs`` needs neither cameras nor a certain state."""
     inputs = getattr(model, "inputs", None)
     return inputs if isinstance(inputs, ModelInputs) else ModelInputs()

@@ -56,7 +56,7 @@ def load_checkpoint(
             file.
         revision: First 16 digits of the file's SHA-256 that must be met; None takes any.
         download: Fetch a published checkpoint that is not in ``~/.cache/clip`` yet.
-        shared: Hand out the same modules as before if this content is loaded already.
+        shared: Whether to return the same modules as before if this content is loaded already.
 
     Raises:
         FileNotFoundError: If there is no such file, or it would have to be downloaded.

@@ -41,7 +41,7 @@ def prompt_key(prompt: Prompt, **settings: str | int) -> str:
 
 
 class _Records:
-    """What a file holds; one JSON object a line, a later one replaces an earlier one of the same key."""
+    """Contents of a file: one JSON object a line; a later one replaces an earlier one of the same key."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -101,11 +101,11 @@ class _Records:
         self._lead, self._cut = b"", None
 
     def reply(self, key: str) -> Reply | None:
-        """The reply kept under a key."""
+        """Return the reply kept under a key."""
         return self.replies.get(key)
 
     def answers(self, key: str, answers: Sequence[str]) -> list[float] | None:
-        """The log-probabilities kept under a key, if all these answers are among them."""
+        """Return the log-probabilities kept under a key, if all these answers are among them."""
         told = self.log_probs.get(key, {})
         return [told[answer] for answer in answers] if set(answers) <= told.keys() else None
 
@@ -168,7 +168,7 @@ class RecordedChat(Chat):
         """Prompts without a recorded answer, as ``"not recorded"``."""
 
     def reply(self, prompts: Sequence[Prompt], max_new_tokens: int = 512) -> list[Reply]:
-        """The recorded answers.
+        """Return the recorded answers.
 
         Raises:
             KeyError: If one was not recorded and ``missing`` is ``"error"``.
@@ -178,7 +178,7 @@ class RecordedChat(Chat):
         return [Reply(text=None, problem="not recorded") if reply is None else reply for reply in found]
 
     def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
-        """The recorded log-probabilities; NaN where they were unknown.
+        """Return the recorded log-probabilities; NaN where they were unknown.
 
         Raises:
             KeyError: If one was not recorded and ``missing`` is ``"error"``.
@@ -223,7 +223,7 @@ class RecordingChat(Chat):
         self._records = _Records(Path(file).expanduser())
 
     def reply(self, prompts: Sequence[Prompt], max_new_tokens: int = 512) -> list[Reply]:
-        """The answer to each of M prompts, from the file or from the model.
+        """Return the answer to each of M prompts, from the file or from the model.
 
         Raises:
             KeyError: If one is not in the file and the mode is ``"replay"``.
@@ -249,7 +249,7 @@ class RecordingChat(Chat):
     def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
         """Log-probability of each of K answers to each of M prompts, from the file or from the model.
 
-        What the model does not tell is kept as unknown; a prompt about which it tells nothing is not kept.
+        An answer without a log-probability is kept as unknown; a prompt without any is not kept.
 
         Raises:
             KeyError: If one is not in the file and the mode is ``"replay"``.

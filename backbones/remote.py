@@ -1,4 +1,4 @@
-"""A model behind any OpenAI-compatible chat-completions endpoint; nothing is sent before it is asked something."""
+"""A model behind any OpenAI-compatible chat-completions endpoint; nothing is sent before the first question."""
 
 import math
 import os
@@ -29,7 +29,7 @@ _LONGEST_WAIT = 60.0  # seconds; an endpoint that asks for an hour gets a minute
 
 
 class RequestSettings(Component):
-    """How requests to an endpoint are sent, and tried again where they fail.
+    """Settings of requests to an endpoint: time-out, retries and concurrency.
 
     Args:
         timeout: Seconds of silence, above 0, after which an attempt has failed: to connect, to send, and to answer.
@@ -60,8 +60,8 @@ class RemoteChat(Chat):
     the environment variables of the openai package (key, organisation, extra headers) none is used. Saved are the
     arguments, so the address and the names of model and variable, never a key; the model itself is somebody else's.
 
-    What goes wrong is told in the reply, or is NaN, and is counted in ``failures``. Time-outs, lost connections and the
-    status 408, 429 and 5xx are tried again.
+    A reply reports what went wrong, an unknown log-probability is NaN, and ``failures`` counts both. Time-outs, lost
+    connections and the status 408, 429 and 5xx are tried again.
 
     **Log-probabilities of answers** come from the lists of likely tokens that an endpoint gives with ``logprobs``. A
     token is the answer if their texts are equal but for white space in front; upper and lower case differ. Several
@@ -76,9 +76,11 @@ class RemoteChat(Chat):
             None sends no key.
         requests: How requests are sent, and tried again where they fail; None takes the defaults. Its arguments may
             also be given here one by one, such as ``timeout=10.0``.
-        temperature: Of replies; 0 is the most likely answer. None sends none, as some models take no other than theirs.
-        top_logprobs: Likely tokens to ask for at each place; many endpoints give 20 at most, some 5.
-        answer_tokens: Tokens to generate when answers are scored, see above.
+        temperature: Temperature of replies, at least 0; 0 is the most likely answer. None sends none, as some models
+            accept only their own.
+        top_logprobs: Number of likely tokens to ask for at each place, at least 1; many endpoints give at most 20,
+            some 5.
+        answer_tokens: Number of tokens to generate when answers are scored, at least 1; see above.
         token_limit: Field that limits the answer; newer models of OpenAI want ``"max_completion_tokens"``.
         extra_body: More fields of every request, such as ``{"chat_template_kwargs": {"enable_thinking": False}}`` for a
             model that would otherwise begin to think aloud where an answer is scored. Saved, so no place for keys.
@@ -121,10 +123,10 @@ class RemoteChat(Chat):
         self.token_limit, self.extra_body = token_limit, dict(extra_body or {})
         self.failures: Counter[str] = Counter()
         """What went wrong since construction, by kind: prompts without an answer, replies cut short (``"cut"``), and
-        answers whose log-probability nobody told (``"answer unknown"``)."""
+        answers whose log-probability the endpoint did not return (``"answer unknown"``)."""
 
     def reply(self, prompts: Sequence[Prompt], max_new_tokens: int = 512) -> list[Reply]:
-        """The answer to each of M prompts; what failed, was refused or was filtered is a `Reply` without a text.
+        """Request an answer to each of M prompts; a failed, refused or filtered one is a `Reply` without a text.
 
         Raises:
             ImportError: If the openai package is not installed.
@@ -137,7 +139,7 @@ class RemoteChat(Chat):
         return [self._reply(choice, max_new_tokens) for choice in self._ask_all(prompts, settings)]
 
     def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
-        """Log-probability of each of K answers to each of M prompts, NaN where the endpoint does not tell it.
+        """Compute the log-probability of each of K answers to each of M prompts, NaN where the endpoint gives none.
 
         Raises:
             ImportError: If the openai package is not installed.
@@ -151,8 +153,8 @@ class RemoteChat(Chat):
             return torch.zeros(len(prompts), 0)
         settings: dict[str, Any] = {"logprobs": True, "top_logprobs": self.top_logprobs}
         settings[self.token_limit] = self.answer_tokens
-        # One token: at temperature 1, where an endpoint that counts the temperature in tells the model's own figures
-        # too; at 0 it would tell 0 and 1. A path of several must be the likely one.
+        # One token: at temperature 1, an endpoint that applies the temperature returns the model's own probabilities
+        # too; at 0 it would return 0 and 1. A path of several must be the likely one.
         one = self.answer_tokens == 1 and self.temperature is not None
         settings |= self._temperature(1.0 if one else self.temperature)
         table = [self._scores(choice, answers) for choice in self._ask_all(prompts, settings)]

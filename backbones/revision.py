@@ -1,4 +1,4 @@
-"""Content hashes that say which weights made a feature, so that a cache never mixes two of them."""
+"""Content hashes of the weights that made a feature, so that a cache never mixes two of them."""
 
 import hashlib
 

@@ -13,12 +13,12 @@ from ..core.interfaces import Component
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepState:
-    """What the step mode remembers of n earlier frames, B rows side by side."""
+    """Memory of the step mode: n earlier frames of B rows."""
 
     keys: tuple[Float[Tensor, "B heads n d"], ...]
-    """Per layer."""
+    """Keys of each layer."""
     values: tuple[Float[Tensor, "B heads n d"], ...]
-    """Per layer."""
+    """Values of each layer."""
     valid: Bool[Tensor, "B n"]
     """False where a row had no frame, or forgot it."""
     count: Int[Tensor, " B"]
@@ -67,7 +67,7 @@ class TransformerBlock(nn.Module):
         self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (B, heads, F, d) of the stream (B, F, D)."""
+        """Compute queries, keys and values (B, heads, F, d) of the stream (B, F, D)."""
         batch, frames, width = x.shape
         mixed = self.query_key_value(self.attention_norm(x)).view(batch, frames, 3, self.heads, width // self.heads)
         query, key, value = mixed.permute(2, 0, 3, 1, 4)
@@ -91,11 +91,11 @@ class CausalTransformer(Component):
     Args:
         input_width: D_in, numbers per frame feature.
         width: D, numbers per output; even, and a multiple of ``heads``.
-        layers: Blocks.
-        heads: Attention heads.
-        dropout: Probability of dropping; training and evaluation agree at 0.
-        positions: Add a sinusoidal encoding of each frame's time. Without it order is felt through causality alone,
-            which makes reading progress off a clock harder.
+        layers: Number of blocks.
+        heads: Number of attention heads.
+        dropout: Probability of dropout, in [0, 1); training and evaluation agree at 0.
+        positions: Whether to add a sinusoidal encoding of each frame's time. Without it, order enters through
+            causality alone, and a model learns less easily to estimate progress from elapsed time.
         shortest: Shortest period of the encoding, in the unit of the times (frames by default).
         longest: Longest period of the encoding.
     """
@@ -152,7 +152,7 @@ class CausalTransformer(Component):
         Args:
             x: Frame features in the order of time.
             mask: True on real frames; all of them if None.
-            times: Of each frame, an observation index or seconds; by default the number of real frames before it.
+            times: Time of each frame, an observation index or seconds; by default the number of real frames before it.
 
         Raises:
             ValueError: If a real frame holds NaN or infinity, or the width is another.
@@ -170,7 +170,7 @@ class CausalTransformer(Component):
         return torch.where(real[..., None], self.norm(stream), 0.0)
 
     def initial_state(self, batch_size: int) -> StepState:
-        """State of B rows that have seen nothing."""
+        """Make the state of B rows that have seen nothing."""
         empty = self.embedding.weight.new_zeros(batch_size, self.heads, 0, self.width // self.heads)
         return StepState(
             keys=(empty,) * len(self.blocks),
@@ -186,7 +186,7 @@ class CausalTransformer(Component):
         mask: Bool[Tensor, " B"] | None = None,
         times: Num[Tensor, " B"] | None = None,
     ) -> tuple[Float[Tensor, "B D"], StepState]:
-        """Transform one new frame per row; the same numbers as ``forward`` on all frames so far.
+        """Transform one new frame per row; the result equals that of ``forward`` on all frames so far.
 
         Call it under ``torch.no_grad()`` when acting, or the graph grows with the episode.
 
@@ -217,7 +217,7 @@ class CausalTransformer(Component):
 
 
 def _causal_mask(real: Bool[Tensor, "B F"]) -> Bool[Tensor, "B 1 F F"] | None:
-    """Which frame may see which; None where plain causality says it all."""
+    """Compute which frame may attend to which; None where plain causality suffices."""
     if not (real[:, 1:] & ~real[:, :-1]).any():  # padding only at the end: no real frame could see it anyway
         return None
     frames = real.shape[1]

@@ -26,7 +26,7 @@ _LEAK = 0.05  # of the change a later picture makes at its own place; what a cau
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenStates:
-    """What the last layer holds at every token of M prompts, padded at the end."""
+    """States of the last layer at every token of M prompts, padded at the end."""
 
     hidden: Float[Tensor, "M L D"]
     tokens: Int[Tensor, "M L"]
@@ -48,15 +48,15 @@ class VLM(Chat):
         fingerprint: Hash of the weights that must be met (the attribute of an earlier load); None takes any.
         download: Fetch a repository that is not in the local cache yet. Not saved: whoever opens a saved model is not
             made to download.
-        dtype: Of the frozen weights; what is trained is float32 always.
+        dtype: Number type of the frozen weights; what is trained is float32 always.
         lora: Low-rank updates of the language model; None trains nothing. Their arguments may also be given here one by
             one with ``lora_`` in front, such as ``lora_rank=16``.
         image_options: Settings of the checkpoint's image processor to change, such as ``{"size": {"shortest_edge":
             3136, "longest_edge": 50176}}``. Cutting pictures into tiles is off unless asked for here.
-        max_tokens: Longest prompt; None takes what the model was made for.
+        max_tokens: Length of the longest prompt in tokens; None takes the model's own limit.
         gradient_checkpointing: Keep only the inputs of the language model's layers for the backward pass: less memory,
             about a third more time.
-        batch_size: Prompts that are answered in one pass.
+        batch_size: Number of prompts answered in one pass, at least 1.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, or it lacks a part.
@@ -122,18 +122,18 @@ class VLM(Chat):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model's weights."""
         return next(self.model.parameters()).device
 
     def _decoder(self) -> Any:
         return self.model.get_decoder()
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of a text."""
+        """Count the tokens of a text."""
         return len(self.reader.tokens(text))
 
     def shorten(self, text: str, max_tokens: int) -> str:
-        """The text, cut after so many tokens; a cut is told in a warning."""
+        """Cut a text after ``max_tokens`` tokens; a cut raises a warning."""
         return self.reader.shorten(text, max_tokens)
 
     @contextmanager
@@ -165,7 +165,7 @@ class VLM(Chat):
         return TokenStates(hidden=hidden, tokens=inputs["input_ids"], mask=inputs["attention_mask"].bool())
 
     def states_after(self, prompts: Sequence[Prompt], text: str) -> Float[Tensor, "N D"]:
-        """Float32 states at the end of every part that equals ``text``, prompt by prompt, in order.
+        """Compute float32 states at the end of every part that equals ``text``, prompt by prompt, in order.
 
         Each such part must stand behind the prompt's first picture, and no other text there may end like it.
 
@@ -180,7 +180,7 @@ class VLM(Chat):
         if found.sum(1).tolist() != wanted:
             raise ValueError(
                 f"{self.name}: expected to find the end of {text!r} {wanted} times, found {found.sum(1).tolist()}: "
-                "choose a text whose last sign stands nowhere else between the pictures"
+                "choose a text whose last character stands nowhere else between the pictures"
             )
         return states.hidden[found].float()
 
@@ -196,10 +196,10 @@ class VLM(Chat):
             self.train(training)
 
     def reply(self, prompts: Sequence[Prompt], max_new_tokens: int = 512) -> list[Reply]:
-        """The most likely answer to each prompt, token by token; see `guerdon.Chat`.
+        """Generate the most likely answer to each prompt, token by token; see `guerdon.Chat`.
 
-        Nothing is drawn, and nothing is held against tokens that were said before, whatever the checkpoint asks for.
-        An answer that is cut after ``max_new_tokens`` says so.
+        Decoding is greedy and without a repetition penalty, whatever the checkpoint asks for. The ``problem`` of an
+        answer that was cut after ``max_new_tokens`` reports the cut.
 
         Raises:
             TypeError: If a picture is not uint8.
@@ -230,7 +230,7 @@ class VLM(Chat):
         return replies
 
     def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
-        """Log-probability that the answer to each prompt begins with each text; see `guerdon.Chat`.
+        """Compute the log-probability that the answer to each prompt begins with each text; see `guerdon.Chat`.
 
         A prompt is read once for all answers.
 
@@ -247,7 +247,7 @@ class VLM(Chat):
     def answer_log_probs_along(
         self, parts: Sequence[Prompt], question: str, answers: Sequence[str]
     ) -> Float[Tensor, "N K"]:
-        """Log-probability of each answer after each prefix of a growing prompt, reading every part once.
+        """Compute the log-probability of each answer after each prefix of a growing prompt, reading every part once.
 
         Row n is what `answer_log_probs` gives for ``[*parts[0], …, *parts[n], question]``. That reads 1 + … + N parts;
         here the keys and values of the first n parts stay, and only question and answers are read again.
@@ -301,7 +301,7 @@ class VLM(Chat):
             yield self._inputs(prompts[start : start + self.batch_size], answering=True)
 
     def check_causal(self) -> None:
-        """Make sure, once, that what is read at one place says nothing about later pictures.
+        """Make sure, once, that no state depends on later pictures.
 
         Two prompts that differ in the last picture only are read. Models with attention to the whole prompt (PaliGemma
         is one) fail, and so do those that put all pictures first.

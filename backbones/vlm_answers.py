@@ -1,4 +1,4 @@
-"""How likely a vision-language model finds each of several answers; what it read of a prompt is kept for the next."""
+"""Log-probabilities of answers under a vision-language model, reusing the keys and values of a prompt's prefix."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 @dataclass(kw_only=True)
 class Reading:
-    """M prompts that were read, and are read on from here: keys and values of all layers, changed in place."""
+    """Keys and values of all layers after M prompts, extended in place as more is read."""
 
     cache: Any
     mask: Bool[Tensor, "M L"]
@@ -20,10 +20,10 @@ class Reading:
     positions: Int[Tensor, "*R M L"]
     """Place of every token; with R rows where a model counts time, height and width apart."""
     logits: Float[Tensor, "M V"]
-    """Of what comes next."""
+    """Logits of the next token."""
 
     def cut(self, length: int) -> None:
-        """Forget what was read after the first ``length`` places; ``logits`` are then those of something else."""
+        """Drop everything after the first ``length`` places; ``logits`` are no longer valid then."""
         if surplus := self.mask.shape[1] - length:
             self.cache.crop(-surplus)  # a positive number means another thing in every version of transformers
         self.mask, self.positions = self.mask[:, :length], self.positions[..., :length]
@@ -39,7 +39,7 @@ def read_prompts(model: Any, inputs: Mapping[str, Tensor]) -> Reading:
 
 
 def read_on(model: Any, reading: Reading, tokens: Int[Tensor, "M n"]) -> Float[Tensor, "M n V"]:
-    """Read n more tokens behind every prompt; logits of what comes after each of them."""
+    """Read n more tokens behind every prompt, and return the logits after each of them."""
     count = tokens.shape[1]
     after = reading.positions.amax(-1, keepdim=True) + 1
     if after.ndim == 3:  # text goes on behind the largest of time, height and width
@@ -60,7 +60,7 @@ def read_on(model: Any, reading: Reading, tokens: Int[Tensor, "M n"]) -> Float[T
 
 
 def answers_after(model: Any, reading: Reading, answers: Sequence[Sequence[int]]) -> Float[Tensor, "M K"]:
-    """Sum of the log-probabilities of each answer's tokens behind each prompt; ``reading`` is left as it came."""
+    """Sum the log-probabilities of each answer's tokens behind each prompt; ``reading`` stays as it was."""
     length, first = reading.mask.shape[1], reading.logits
     start = first.log_softmax(-1)
     found: list[Tensor] = []
@@ -91,7 +91,7 @@ def answers_along(
     Args:
         model: A model with causal attention that takes masks of four dimensions.
         inputs: One prompt.
-        ends: How many of its tokens each prefix has.
+        ends: Number of the prompt's tokens in each prefix.
         asked: Tokens of the question.
         answers: Tokens of K answers.
     """

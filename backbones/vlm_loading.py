@@ -1,4 +1,4 @@
-"""Opens published vision-language models without running their code."""
+"""Opening of published vision-language models without running their code."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 
 def open_vlm(name: str, revision: str | None, download: bool, dtype: torch.dtype) -> tuple[Any, Any, str | None]:
-    """Model, processor, and the commit of a repository; see `guerdon.VLM`.
+    """Open a model and its processor, and find the commit of a repository; see `guerdon.VLM`.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, or it lacks a part.

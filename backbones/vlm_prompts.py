@@ -14,11 +14,11 @@ class PromptReader:
     """Puts prompts into a checkpoint's chat template and through its processor.
 
     Args:
-        name: Of the checkpoint, for errors.
-        processor: Of the checkpoint, with a chat template.
+        name: Name of the checkpoint, for errors.
+        processor: Processor of the checkpoint, with a chat template.
         image_token: Number of the token that stands for a part of a picture; None takes the processor's.
         image_options: Settings of the image processor to change; see `guerdon.VLM`.
-        max_tokens: Longest prompt.
+        max_tokens: Length of the longest prompt in tokens.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class PromptReader:
         self._reserved = sorted({*added, *tokeniser.all_special_tokens, processor.image_token}, key=len)
 
     def tokens(self, text: str) -> list[int]:
-        """Token numbers of a text, without any that start or end a prompt."""
+        """Tokenise a text, without tokens that start or end a prompt."""
         return list(self.processor.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def answer_tokens(self, answer: str) -> list[int]:
-        """Token numbers of an answer where it stands after the model's turn began.
+        """Tokenise an answer as it stands at the beginning of the model's turn.
 
         Raises:
             ValueError: If there is none, or the answer holds one of the model's own tokens.
@@ -64,11 +64,11 @@ class PromptReader:
         return tokens
 
     def end_tokens(self) -> list[int]:
-        """Token numbers of what ends an answer, according to the chat template."""
+        """Tokenise what ends an answer, according to the chat template."""
         return self.tokens(self._after_answer) or [int(self.processor.tokenizer.eos_token_id)]
 
     def shorten(self, text: str, max_tokens: int) -> str:
-        """The text, cut after so many tokens; a cut is told in a warning."""
+        """Cut a text after ``max_tokens`` tokens; a cut raises a warning."""
         tokens = self.tokens(text)
         if len(tokens) <= max_tokens:
             return text
@@ -79,10 +79,10 @@ class PromptReader:
         return str(self.processor.tokenizer.decode(tokens[:max_tokens], skip_special_tokens=True))
 
     def read(self, prompts: Sequence[Prompt], answering: bool = False) -> dict[str, Tensor]:
-        """Tensors of M prompts, on the host.
+        """Turn M prompts into tensors on the host.
 
         Args:
-            prompts: Each with a picture at least.
+            prompts: M prompts, each with at least one picture.
             answering: End the user's turn and begin the model's, with padding before the prompts and not behind them.
 
         Raises:
@@ -148,7 +148,7 @@ def _render(processor: Any, content: list[dict[str, str]], answer: str | None = 
 
 
 def _layout(processor: Any) -> tuple[str, str]:
-    """What stands before the first part of a prompt, and what stands for a picture, according to the chat template."""
+    """Read from the chat template the text before a prompt's first part, and the text that stands for a picture."""
     text, picture = [{"type": "text", "text": _FIRST}], [{"type": "image"}]
     opening, _, rest = _render(processor, [*text, *picture, {"type": "text", "text": _LAST}]).partition(_FIRST)
     between, found, _ = rest.partition(_LAST)
@@ -159,7 +159,7 @@ def _layout(processor: Any) -> tuple[str, str]:
 
 
 def _answer_layout(processor: Any) -> tuple[str, str, str]:
-    """What stands between a prompt and the model's turn, between the begin of that turn and an answer, and behind."""
+    """Read from the chat template the texts before the model's turn, before its answer, and after its answer."""
     asked = _render(processor, [{"type": "text", "text": _LAST}], asked=True).rpartition(_LAST)[2]
     answered = _render(processor, [{"type": "text", "text": _LAST}], _ANSWER).rpartition(_LAST)[2]
     before, _, after = answered.partition(_ANSWER)

@@ -167,7 +167,7 @@ def measure(
 
 
 def settings(quick: bool) -> list[dict[str, object]]:
-    """What is measured: a critic, a policy and trajectories for each."""
+    """List what is measured: a critic, a policy and trajectories for each setting."""
     networks = {
         "perceptrons": ChunkPerceptron(24, 4, horizon=8, hidden=(256, 256, 256)),
         "transformer": ChunkTransformer(24, 4, horizon=8, width=64, layers=2, heads=4),

@@ -76,7 +76,7 @@ SPREAD = -1.5
 
 
 def clone(task: Task, episodes: int, seed: int, chunk: int = CHUNK, steps: int = 3000) -> GaussianPolicy:
-    """A policy of some expert episodes, good enough to succeed at times."""
+    """Clone a policy from expert episodes, good enough to succeed at times."""
     batch = collate(list(collect(task, {"expert": 1.0}, episodes, seed, "train", frames=False)))
     torch.manual_seed(seed)
     policy = GaussianPolicy(task.state_size, task.action_size, horizon=chunk, execute=chunk, log_std=SPREAD)
@@ -116,7 +116,7 @@ def evaluated(batch: TrajectoryBatch) -> tuple[TrajectoryBatch, RewardEstimates]
 
 
 def labelled(batch: TrajectoryBatch) -> tuple[TrajectoryBatch, RewardEstimates]:
-    """The same with every failure and time limit an end that costs the mean length of an episode, as RECAP labels."""
+    """Label as RECAP does: a failure or time limit is terminal and costs the mean length of an episode."""
     cost = float(batch.length.float().mean())
     ends = (End.SUCCESS, End.FAILURE, End.TIME_LIMIT)
     terminated = terminated_from(batch.end, ends)
@@ -333,7 +333,7 @@ def said_of(critic: Critic, held: Probe, proposer: Proposer) -> tuple[np.ndarray
 
 
 def judge(value: np.ndarray, q: np.ndarray, held: Probe) -> dict[str, float]:
-    """What is said against what came."""
+    """Compare the predicted values with the measured returns."""
     start = held.moment == 0
     return {
         "rank correlation of Q": rank_correlation(q.ravel(), held.returns.ravel()),

@@ -56,7 +56,7 @@ def truth(teacher: RuleDecomposer, batch: TrajectoryBatch) -> tuple[Tensor, Tens
 
 
 def constant(teacher: RuleDecomposer, batches: Sequence[TrajectoryBatch]) -> Prediction:
-    """The most frequent stage of each instruction."""
+    """Predict the most frequent stage of each instruction."""
     most = {
         text: torch.cat([s[v] for b in batches if b.instructions[0] == text for s, v in [truth(teacher, b)]]).mode()
         for text in {b.instructions[0] for b in batches}

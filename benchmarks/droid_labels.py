@@ -79,7 +79,7 @@ def fit(arm: str, seed: int, data: Path, runs: Path, epochs: int) -> Path:
 
 
 def judge(folder: Path, data: Path, runs: Path) -> dict[str, Any]:
-    """The judgement of both splits."""
+    """Evaluate the model on both splits, or open the result that is there."""
     kept = folder / "judged.json"
     if not kept.exists():
         reward = load_component(folder).eval()
@@ -92,7 +92,7 @@ def judge(folder: Path, data: Path, runs: Path) -> dict[str, Any]:
 
 
 def headline(judged: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """The four figures of one split, each with its interval over clips."""
+    """Pick the four metrics of one split, each with its interval over clips."""
     figures = judged["figures"]
     order = {name: figures[name]["value_order_correlation"] for name in ("model", "reversed", "shuffled")}
     found = {**order, "right > wrong": figures["model"]["instruction_accuracy"]}

@@ -81,7 +81,7 @@ OBJECTIVES: dict[str, Callable[[TaskCosts], Any]] = {
 
 
 def clone(task: Task, episodes: int, steps: int, seed: int) -> GaussianPolicy:
-    """A Gaussian policy of scripted experts on training contexts; its spread is that of what it leaves unexplained."""
+    """Clone a Gaussian policy from scripted experts on training contexts; its deviation is that of the residual."""
     batch = collate(list(collect(task, {"expert": 1.0}, episodes, seed, "train", frames=False)))
     torch.manual_seed(seed)
     policy = GaussianPolicy(task.state_size, task.action_size)
@@ -104,7 +104,7 @@ def clone(task: Task, episodes: int, steps: int, seed: int) -> GaussianPolicy:
 
 @torch.no_grad()
 def with_log_probs(batch: TrajectoryBatch, policy: GaussianPolicy) -> TrajectoryBatch:
-    """The batch with the log-density of its executed actions as what the behaviour would have recorded."""
+    """Add the log-density of the executed actions to the batch, as the behaviour would have recorded it."""
     rows, steps = batch.mask.nonzero(as_tuple=True)
     observation, decision = batch.at(rows, steps, 1)
     density = policy.evaluate(observation, decision).log_prob
@@ -258,7 +258,7 @@ def play(task: Task, context: Context, hand: Hand, index: int) -> Episode:
 
 
 def steer_task(name: str, policy: GaussianPolicy, task: Task, states: int, rollouts: int, seed: int) -> dict[str, Any]:
-    """What the best of each group is like under each objective, and the shares of the terms within groups."""
+    """Measure the best rollout of each group under each objective, and the shares of the terms within groups."""
     contexts = task.contexts("eval", states)
     episodes = [
         play(task, context, Hand(task, np.random.default_rng([seed, place, take])), place * rollouts + take)
@@ -304,7 +304,7 @@ def steer_task(name: str, policy: GaussianPolicy, task: Task, states: int, rollo
 
 
 def with_obstacle(costs: TaskCosts, task: Task, seed: int) -> TaskCosts:
-    """The library's costs and an obstacle that is not in the simulator, on the way experts take to the object."""
+    """Add to the library's costs an obstacle, absent from the simulator, on the experts' way to the object."""
     way: list[np.ndarray] = []
     for episode in collect(task, {"expert": 1.0}, 6, seed, "train", frames=False):
         hand, thing = (episode.tracks[name].values for name in ("end_effector", "object"))
@@ -332,7 +332,7 @@ def with_obstacle(costs: TaskCosts, task: Task, seed: int) -> TaskCosts:
 
 
 def violations(batch: TrajectoryBatch, costs: TaskCosts) -> np.ndarray:
-    """Steps of each rollout with the hand within the margin of the obstacle, whatever the thresholds."""
+    """Count the steps of each rollout with the hand within the obstacle's margin, whatever the thresholds."""
     place = torch.tensor(costs.points["obstacle"])
     close = (batch.tracks["end_effector"].values - place).norm(dim=-1) < MARGIN
     return (close[:, 1:] & batch.mask).sum(1).double().numpy()

@@ -86,7 +86,7 @@ def time_ours(folder: Path, starts: list[int]) -> dict[str, float]:
 
 
 def time_seeking(folder: Path, starts: list[int]) -> dict[str, float]:
-    """The naive way: open once, seek to every single frame and decode from the key frame before it."""
+    """Time the naive way: open once, seek to every single frame and decode from the key frame before it."""
     path = next((folder / "videos").rglob("*.mp4"))
 
     def frames(rows: list[int]) -> int:

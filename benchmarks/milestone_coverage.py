@@ -33,7 +33,7 @@ RULES = {
 
 
 def measure(name: str, episodes: int, horizon: int, seed: int) -> dict[str, Any]:
-    """What the detector sees in scripted episodes of one task."""
+    """Measure what the detector finds in scripted episodes of one task."""
     with closing(make_task(f"metaworld/{name}", horizon, seed)) as task:
         played = list(collect(task, {"expert": 1.0}, episodes=episodes, seed=seed, frames=False))
     row: dict[str, Any] = {
@@ -82,7 +82,7 @@ def people(file: Path) -> list[dict[str, Any]]:
 
 
 def numbers(values: list[Any]) -> str:
-    """A list as one short cell."""
+    """Format a list as one short cell."""
     return ", ".join(f"{v:.2f}" if isinstance(v, float) else str(v) for v in values)
 
 

@@ -77,7 +77,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
 
     def data(self, name: str, episodes: int, quality: str, noise: float, split: str = "train") -> str:
-        """Logs of this seed."""
+        """Collect the logs of this seed."""
         place = self.folder / name
         if not place.exists():
             console = Console(quiet=True)
@@ -96,7 +96,7 @@ class Run:
         return str(place)
 
     def reward(self) -> MilestoneReward:
-        """The milestone model, trained on successes and failures."""
+        """Train the milestone model on successes and failures."""
         place = self.folder / "reward"
         if not place.exists():
             logs = self.data("logs", self.options.logs, "mixed", 0.5)
@@ -127,7 +127,7 @@ class Run:
         }
 
     def cloned(self) -> GaussianPolicy:
-        """The policy that every arm starts from."""
+        """Clone the policy that every arm starts from."""
         place = self.folder / "cloned"
         if not place.exists():
             demonstrations = self.data("demonstrations", 8, "noisy", 0.1)
@@ -143,7 +143,7 @@ class Run:
         return GaussianPolicy.from_pretrained(place)
 
     def rewards(self) -> dict[str, RewardModel]:
-        """What each arm is paid."""
+        """Build the reward model of each arm."""
         model = self.reward()
         sparse = RecordedSuccess()
 

@@ -60,7 +60,7 @@ class Gym(gymnasium.Env):
 
 
 def raw(name: str, steps: int) -> float:
-    """Simulator steps per second of one process: random actions and no network."""
+    """Measure simulator steps per second of one process: random actions and no network."""
     envs = VectorEnv([make_task(name) for _ in range(ENVS)])
     contexts = envs.contexts("train", CONTEXTS)
     draw = np.random.default_rng(0)
@@ -84,7 +84,7 @@ class _Clock(lightning.Callback):
         self.rollouts = 0
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-        """The rollout is here, learning begins."""
+        """Start the clock of learning: the rollout is there."""
         self._begun = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:

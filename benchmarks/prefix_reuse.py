@@ -43,7 +43,7 @@ def episode(count: int) -> TrajectoryBatch:
 
 
 def count_pictures(vlm: VLM) -> list[int]:
-    """A list that grows by the number of pictures whenever some enter the vision tower."""
+    """Record the number of pictures in a list whenever some enter the vision tower."""
     seen: list[int] = []
     base = vlm.model.base_model
     tower, qwen = (base.visual, True) if hasattr(base, "visual") else (base.vision_model, False)

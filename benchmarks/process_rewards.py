@@ -60,7 +60,7 @@ AIMS = {
 
 
 def collect(runs: Path) -> None:
-    """Logs of every task; what is there is kept."""
+    """Collect logs of every task; those already there are kept."""
     for task in (*TASKS, *UNSEEN):
         for split, episodes, seed in (("train", TRAIN, 0), ("eval", EVAL, 1)):
             out = runs / "data" / task / split
@@ -69,7 +69,7 @@ def collect(runs: Path) -> None:
 
 
 def model(inputs: str) -> ProgressReward:
-    """The model for one kind of input, with everything trained from scratch."""
+    """Build the model for one kind of input, with everything trained from scratch."""
     text = HashedText(width=64)
     if inputs == "states":
         return ProgressReward(state_size=39, text=text, width=128, layers=1, success_weight=1.0)

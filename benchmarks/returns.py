@@ -87,7 +87,7 @@ def loop_leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
 
 
 def loop_standardise(scores: Tensor, group: Tensor) -> Tensor:
-    """Standard scores, one group at a time."""
+    """Compute standard scores, one group at a time."""
     result = torch.zeros_like(scores)
     for number in group.unique():
         members = group == number

@@ -45,12 +45,12 @@ def finished(done: Labelled, stages: int) -> list[bool]:
 
 
 def batch_of(episodes: Sequence[Episode]) -> TrajectoryBatch:
-    """The episodes as one batch."""
+    """Collate the episodes into one batch."""
     return collate(episodes)
 
 
 def one(name: str, episodes: int, seed: int) -> dict[str, Any]:
-    """Counts for one task."""
+    """Count for one task."""
     rule = RULES[f"metaworld/{name}"]
     task = make_task(f"metaworld/{name}", HORIZON, seed)
     expert = list(collect(task, {"expert": 1.0}, episodes=episodes, seed=seed, split="eval", frames=False))
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def total(results: dict[str, dict[str, Any]], key: str, of: str) -> dict[str, float]:
-    """A count over all tasks that have it, with its interval."""
+    """Pool a count over all tasks that have it, with its interval."""
     some = [found for found in results.values() if key in found]
     count, played = sum(found[key] for found in some), sum(found[of] for found in some)
     low, high = wilson_interval(count, played)

@@ -84,7 +84,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def data(self, name: str, episodes: int, quality: str, noise: float) -> Path:
-        """A data set, collected if it is not there."""
+        """Open a data set, collected first if it is not there."""
         folder = self.folder / name
         if not folder.exists():
             quiet = Console(quiet=True)
@@ -102,11 +102,11 @@ class Run:
         return folder
 
     def trainer(self, epochs: int, *callbacks: lightning.Callback) -> lightning.Trainer:
-        """A silent trainer on one core."""
+        """Build a silent trainer on one core."""
         return silent_trainer(epochs, callbacks=list(callbacks))
 
     def progress(self) -> RewardModel:
-        """A progress model on states, trained on mixed logs with linear targets."""
+        """Train a progress model on states, on mixed logs with linear targets."""
         logs = self.data("logs", self.options.logs, "mixed", 0.5)
         if not (self.folder / "progress").exists():
             lightning.seed_everything(self.seed, verbose=False)
@@ -133,7 +133,7 @@ class Run:
         return opened(self.folder / "cloned", GaussianPolicy)
 
     def advantage(self, arm: str) -> RewardToGo:
-        """What the arm learns from."""
+        """Build the advantage source that the arm learns from."""
         critic = ValueCritic(39)
         rules = RuleDecomposer(use_success=False, state_columns=METAWORLD_COLUMNS)
         if arm == "sparse success":
@@ -200,7 +200,7 @@ def plain() -> LabelFactory:
 
 
 def opened(folder: Path, kind: type[C]) -> C:
-    """A saved component of a kind."""
+    """Open a saved component of a kind."""
     component = load_component(folder)
     assert isinstance(component, kind)
     return component

@@ -1,4 +1,4 @@
-"""Constructor arguments of components: remembers them, and accepts those of an object argument one by one."""
+"""Constructor arguments of components: recording them, and accepting those of an object argument one by one."""
 
 import functools
 import inspect

@@ -41,16 +41,16 @@ TERMINATING = frozenset({End.SUCCESS, End.FAILURE})
 
 
 def terminated_from(end: Int[Tensor, " B"], terminating: Iterable[int] = TERMINATING) -> Bool[Tensor, " B"]:
-    """Say which rows end in a state that has no future."""
+    """Mark the rows that end in a terminating state, after which there is no future reward."""
     return torch.isin(end, torch.tensor(sorted(int(e) for e in terminating), dtype=end.dtype, device=end.device))
 
 
 def named_ends(argument: str, names: Sequence[str]) -> frozenset[End]:
-    """Ends by their names in lower case.
+    """Look up ends by their names in lower case.
 
     Args:
-        argument: Whose value it is, for errors.
-        names: Such as ``["success", "time_limit"]``.
+        argument: Name of the argument that holds them, for errors.
+        names: Names of ends, such as ``["success", "time_limit"]``.
 
     Raises:
         ValueError: If there is no such end. A cut is none: the episode goes on.
@@ -72,7 +72,7 @@ class TrajectoryBatch(Record):
     """
 
     actions: Float[Tensor, "B T A"] = field(metadata=_STEP)
-    """As the environment executed them."""
+    """Actions as the environment executed them."""
     mask: Bool[Tensor, "B T"] = field(metadata=_STEP)
     """True on real steps."""
     state: Float[Tensor, "B Tp1 S"] = field(metadata=_OBSERVATION)
@@ -205,23 +205,23 @@ class TrajectoryBatch(Record):
 
     @property
     def observed(self) -> Bool[Tensor, "B Tp1"]:
-        """True on the observations 0 … L that were really made: a repeated last one is not."""
+        """Mask of the observations 0 … L that were made; a repeated last one was not."""
         index = torch.arange(self.mask.shape[1] + 1, device=self.mask.device)
         return index[None] <= (self.steps - (~self.last_observed).long())[:, None]
 
     @property
     def made(self) -> Bool[Tensor, "B Tp1"]:
-        """True on the observations that were really made in rows with a step: what targets and estimates are of."""
+        """Mask of the observations that were made in rows with a step, to which targets and estimates belong."""
         return self.observed & (self.steps > 0)[:, None]
 
     @property
     def whole(self) -> Bool[Tensor, " B"]:
-        """True on rows with a step that are no pieces: they begin at step 0 and are as long as their episode."""
+        """Mask of the rows that are whole episodes: with a step, from step 0, as long as their episode."""
         return (self.offset == 0) & (self.steps > 0) & (self.steps >= self.length)
 
     @property
     def decision_mask(self) -> Bool[Tensor, "B N"]:
-        """True on real decisions."""
+        """Mask of the real decisions."""
         return self.decision_step >= 0
 
     def observe(self, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]) -> Observation:
@@ -302,7 +302,7 @@ def _hold(sampled: Sampled, rows: Tensor, steps: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RewardEstimates(Record):
-    """A reward model's opinion of every step. Invalid entries are cut out of whatever is computed from them."""
+    """A reward model's estimates for every step. Invalid entries are left out of whatever is computed from them."""
 
     rewards: Float[Tensor, "B T"]
     valid: Bool[Tensor, "B T"]
@@ -311,7 +311,7 @@ class RewardEstimates(Record):
     success: Labelled | None = None
     """(B, T+1), probability that the task is done at the observation."""
     std: Float[Tensor, "B T"] | None = None
-    """Predictive spread of the reward."""
+    """Predictive standard deviation of the reward."""
     terms: Mapping[str, Float[Tensor, "B T"]] = field(default_factory=dict[str, Tensor])
 
     def __post_init__(self) -> None:
@@ -328,7 +328,7 @@ class RewardEstimates(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ValueEstimates(Record):
-    """A critic's opinion of observations, and of logged actions where it has one."""
+    """A critic's values of observations, and of logged actions where it has them."""
 
     v: Float[Tensor, "B Tp1"]
     q: Float[Tensor, "B T"] | None = None
@@ -368,7 +368,7 @@ class Advantages(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreferencePairs(Record):
-    """Pairs of rows of a batch, with the preferred one named."""
+    """Preference pairs: two rows of a batch each, the preferred one first."""
 
     batch: TrajectoryBatch
     chosen: Int[Tensor, " P"]
@@ -388,7 +388,7 @@ class PreferencePairs(Record):
                 raise ValueError(f"{name}: expected rows 0 … {len(self.batch) - 1} of the batch, got {got}")
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Return the number of pairs."""
         return len(self.chosen)
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "PreferencePairs":

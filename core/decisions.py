@@ -1,4 +1,4 @@
-"""Decision points taken out of a batch: what a policy sees, what it chose, how likely that is now."""
+"""Decision points taken out of a batch: observation, decision, and log-probability under the present policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from .record import Record, expect
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observation(Record):
-    """What a policy or a value function sees at M decision points."""
+    """Input of a policy or a value function at M decision points."""
 
     state: Float[Tensor, "M S"]
     frames: Mapping[str, UInt8[Tensor, "M C H W"]] = field(default_factory=dict[str, Tensor])
@@ -36,12 +36,12 @@ class Observation(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decision(Record):
-    """What a policy chose at M decision points."""
+    """Chunks of actions that a policy chose at M decision points."""
 
     chunk: Float[Tensor, "M H A"]
     """Actions as sampled, before the environment clips them."""
     executed: Int[Tensor, " M"]
-    """How many steps of the chunk are (or were) carried out, 1 … H."""
+    """Number of steps of the chunk that are (or were) executed, in 1 … H."""
     log_prob: Float[Tensor, "M U"] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
@@ -57,11 +57,11 @@ class Decision(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation(Record):
-    """A policy's present opinion of decisions taken earlier."""
+    """Log-probabilities of earlier decisions under the present policy."""
 
     log_prob: Float[Tensor, "M U"]
     unit_mask: Bool[Tensor, "M U"]
-    """True on the units that were carried out."""
+    """True on the units that were executed."""
     entropy: Float[Tensor, " M"] | None = None
     hidden: Float[Tensor, "M D"] | None = None
 

@@ -33,7 +33,7 @@ class Edit:
     """A column, and whether it is per step; None changes values and validity as those of steps or observations."""
 
     def fields(self, batch: TrajectoryBatch) -> dict[str, Any]:
-        """Edited value of every field whose clock is not that of rows."""
+        """Edit the value of every field whose clock is not that of rows."""
         found: dict[str, Any] = {}
         for name, clock in CLOCKS.items():
             value = getattr(batch, name)
@@ -61,7 +61,7 @@ class Edit:
 
 
 def is_per_step(column: Labelled, batch: TrajectoryBatch) -> bool:
-    """Say whether a column of a batch holds a value per step (K = T) rather than per observation (K = T + 1)."""
+    """Return whether a column of a batch holds a value per step (K = T) rather than per observation (K = T + 1)."""
     return column.valid.shape[1] == batch.mask.shape[1]
 
 
@@ -170,10 +170,10 @@ def concat(batches: Sequence[TrajectoryBatch]) -> TrajectoryBatch:
 
 
 def without_outcome(batch: TrajectoryBatch) -> TrajectoryBatch:
-    """Leave out what a reward model may not look at: ends, success, labels, recorded values, the policy's behaviour.
+    """Leave out what a reward model may not use: ends, success, labels, recorded values, the policy's behaviour.
 
-    State, actions, frames, features, tracks, instructions and tasks stay, so that no estimate of the batch can leak how
-    an episode ended.
+    State, actions, frames, features, tracks, instructions and tasks stay, so that no estimate can depend on how an
+    episode ended.
     """
     return TrajectoryBatch(
         state=batch.state,
@@ -306,7 +306,7 @@ def _decisions(decision_step: Tensor, forward: Tensor, changed: Tensor) -> Tenso
 
 
 def _first(width: int, count: Int[Tensor, " B"]) -> Bool[Tensor, "B width"]:
-    """True on the first entries of each row."""
+    """Mark the first ``count`` entries of each row."""
     return torch.arange(width, device=count.device)[None] < count[:, None]
 
 

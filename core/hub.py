@@ -1,4 +1,4 @@
-"""Saves components as folders and opens them again: ``component.json`` beside ``model.safetensors``, no pickle.
+"""Saving of components as folders of ``component.json`` and ``model.safetensors``, and opening them; no pickle.
 
 The JSON holds ``{"class_path", "init_args"}`` recursively. Weights are safetensors. A frozen published backbone is
 written as name and revision only. Whatever comes from outside is checked before a class is imported or a weight loaded.
@@ -33,7 +33,7 @@ _RESERVED = ({"class_path", "init_args"}, {"same_as"})  # how a component, and o
 
 
 def is_component(value: object) -> bool:
-    """Say whether a value is a module that remembers its constructor's arguments."""
+    """Return whether a value is a module that remembers its constructor's arguments."""
     return isinstance(value, nn.Module) and "init_args" in value.__dict__
 
 
@@ -135,7 +135,7 @@ def save_component(component: nn.Module, path: str | Path) -> None:
             raise FileExistsError(f"{folder} exists and holds no component: choose another folder, or remove it")
         if other := sorted(held - {SPEC, WEIGHTS}):
             raise FileExistsError(
-                f"{folder} holds {other[0]!r} beside a component, which saving would delete: choose another folder"
+                f"{folder} holds {other[0]!r} next to a component, which saving would delete: choose another folder"
             )
     elif folder.exists():
         raise FileExistsError(f"{folder} is a file: choose a folder")

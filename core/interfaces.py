@@ -1,4 +1,4 @@
-"""What a component promises: reward models, critics, advantage sources, policies and objectives."""
+"""Interfaces of the components: reward models, critics, advantage sources, policies and objectives."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ class RewardModel(Component):
         raise NotImplementedError(f"{type(self).__name__} does not score trajectories: write forward(batch)")
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
-        """Training loss under the key ``"loss"``, its parts under their own names."""
+        """Compute the training loss under the key ``"loss"``, its parts under their own names."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to train: it has no loss(batch)")
 
 
@@ -100,7 +100,7 @@ class Normalised(Protocol):
 
 @runtime_checkable  # the tests' shape checks ask isinstance
 class Proposer(Protocol):
-    """How a critic asks the current policy for chunks without owning it."""
+    """Function by which a critic asks the current policy for chunks without owning it."""
 
     version: int
     """Changes whenever the policy does."""
@@ -116,17 +116,17 @@ class Critic(Component):
     """Values observations and, where it can, logged actions."""
 
     def forward(self, batch: TrajectoryBatch, proposer: Proposer | None = None) -> ValueEstimates:
-        """Value every observation (B, T+1)."""
+        """Estimate the value of every observation (B, T+1), and of logged actions (B, T) where the critic can."""
         raise NotImplementedError(f"{type(self).__name__} does not value trajectories: write forward(batch)")
 
     def loss(
         self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None
     ) -> dict[str, Tensor]:
-        """Training loss under the key ``"loss"``."""
+        """Compute the training loss under the key ``"loss"``."""
         raise NotImplementedError(f"{type(self).__name__} has nothing to train: it has no loss(batch, rewards)")
 
     def after_step(self) -> None:
-        """Called after every optimizer step; target networks move here."""
+        """Update what follows an optimizer step, such as target networks; called after every one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,11 +155,11 @@ class TaskDecomposer(Component):
         raise NotImplementedError(f"{type(self).__name__} does not plan: write plan(instructions, first_frames)")
 
     def segment(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
-        """Stage index of every observation (B, T+1)."""
+        """Estimate the stage index of every observation (B, T+1)."""
         raise NotImplementedError(f"{type(self).__name__} does not segment: write segment(batch, plans, causal)")
 
     def completed(self, batch: TrajectoryBatch, plans: Sequence[TaskPlan], causal: bool) -> Labelled:
-        """How many stages are complete at every observation (B, T+1), in [0, S]; a fraction is how far the next one is.
+        """Count the completed stages at every observation (B, T+1), in [0, S]; a fraction is progress in the next one.
 
         Here: the index of the stage, and all S at the last observation of a row that ends in success. A decomposer that
         knows more overrides it; whatever it adds, the stage is the whole part, at most S − 1.
@@ -173,10 +173,10 @@ class TaskDecomposer(Component):
 
 
 class AdvantageSource(Component):
-    """All a policy optimizer knows of rewards and values; a reward model in it stays in evaluation mode."""
+    """The only source of learning signal of a policy optimizer; a reward model in it stays in evaluation mode."""
 
     def train(self: A, mode: bool = True) -> A:
-        """Switch what learns alongside; what gives rewards is as it was trained, whatever a trainer says."""
+        """Switch the mode of what learns alongside; reward models stay in evaluation mode."""
         super().train(mode)
         for part in self.children():
             if isinstance(part, RewardModel):
@@ -188,17 +188,17 @@ class AdvantageSource(Component):
         raise NotImplementedError(f"{type(self).__name__} gives no rewards: write estimate(batch)")
 
     def forward(self, batch: TrajectoryBatch, rewards: RewardEstimates, proposer: Proposer | None = None) -> Advantages:
-        """Advantages on the policy's decisions, once per rollout."""
+        """Compute advantages on the policy's decisions, once per rollout."""
         raise NotImplementedError(f"{type(self).__name__} gives no advantages: write forward(batch, rewards)")
 
     def loss(
         self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
     ) -> dict[str, Tensor]:
-        """Loss of what learns alongside the policy, on one minibatch of decisions; empty where nothing does.
+        """Compute the loss of what learns alongside the policy on a minibatch of decisions; empty where nothing does.
 
         Args:
             batch: The rollout.
-            advantages: What ``forward`` gave for it.
+            advantages: Result of ``forward`` for that rollout.
             rows: Row of each decision.
             steps: Step of each decision.
         """
@@ -206,7 +206,7 @@ class AdvantageSource(Component):
 
 
 class Policy(Component):
-    """Chooses chunks of actions and can say how likely it was to choose them."""
+    """Chooses chunks of actions and evaluates the log-probability of choosing them."""
 
     horizon: int
     """H, steps in a chunk."""
@@ -216,21 +216,21 @@ class Policy(Component):
         raise NotImplementedError(f"{type(self).__name__} does not act: write act(observation)")
 
     def evaluate(self, observation: Observation, decision: Decision) -> Evaluation:
-        """Log-probability of earlier decisions under the policy as it is now."""
+        """Compute the log-probability of earlier decisions under the policy as it is now."""
         raise NotImplementedError(f"{type(self).__name__} does not evaluate: write evaluate(observation, decision)")
 
     def imitation_loss(
         self, observation: Observation, chunk: Float[Tensor, "M H A"], chunk_mask: Tensor
     ) -> Float[Tensor, " M"]:
-        """Loss of imitating logged chunks, unreduced (M,)."""
+        """Compute the loss of imitating logged chunks, unreduced (M,)."""
         raise NotImplementedError(f"{type(self).__name__} does not imitate: write imitation_loss(…)")
 
 
 class Objective(Component):
-    """What a policy optimizer minimises on a minibatch of decisions."""
+    """Loss that a policy optimizer minimises on a minibatch of decisions."""
 
     def weights(self, batch: TrajectoryBatch, advantages: Advantages) -> Float[Tensor, "B N"]:
-        """What each decision counts, said once per batch, before the passes over it; ``forward`` gets it as its weight.
+        """Compute the weight of each decision, once per batch, before the passes over it; ``forward`` receives it.
 
         Here: the weight that its step has in the batch. Padding may hold anything.
         """
@@ -245,5 +245,5 @@ class Objective(Component):
         advantage: Float[Tensor, " M"],
         weight: Float[Tensor, " M"],
     ) -> dict[str, Tensor]:
-        """Loss under the key ``"loss"``, figures to log under their own names."""
+        """Compute the loss under the key ``"loss"``, and metrics to log under their own names."""
         raise NotImplementedError(f"{type(self).__name__} has no objective: write forward(…)")

@@ -15,7 +15,7 @@ from .arrays import Numbers, as_array
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number with its confidence interval; NaN where it, or its interval, is undefined."""
+    """A value with its confidence interval; NaN where it, or its interval, is undefined."""
 
     value: float
     low: float = math.nan

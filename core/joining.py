@@ -1,4 +1,4 @@
-"""Joins the fields of rows to one batch: pads each by its clock, and fills what some rows lack as unknown."""
+"""Joining of rows to one batch: each field is padded by its clock, and what some rows lack is unknown."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate

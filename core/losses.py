@@ -20,14 +20,14 @@ def bradley_terry(
     label: Float[Tensor, "*shape"] | None = None,
     weight: Float[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean of −log σ(chosen − rejected − margin) (Bradley and Terry, 1952; Christiano et al., 2017).
+    """Compute the mean of −log σ(chosen − rejected − margin) (Bradley and Terry, 1952; Christiano et al., 2017).
 
     Args:
         chosen: score of the preferred member of each pair.
         rejected: score of the other one.
         margin: how much larger the preferred score should be.
         label: probability that `chosen` is the better one (1 by default, 0.5 is a tie); the loss is the cross-entropy.
-        weight: of each pair (1 by default); the mean is weighted, and pairs of weight 0 are left out.
+        weight: weight of each pair (1 by default); the mean is weighted, and pairs of weight 0 are left out.
 
     Raises:
         ValueError: shapes that differ.
@@ -49,7 +49,7 @@ def bradley_terry(
 
 
 def two_hot(x: Float[Tensor, "*shape"], low: float | int, high: float | int, bins: int) -> Float[Tensor, "*shape bins"]:
-    """Distribution on evenly spaced centres whose expectation is x (MuZero, arXiv 1911.08265, appendix F).
+    """Make the distribution on evenly spaced centres whose expectation is x (MuZero, arXiv 1911.08265, appendix F).
 
     Args:
         x: numbers; clamped to [low, high]. NaN gives NaN: fill unknown labels before.
@@ -71,7 +71,7 @@ def two_hot(x: Float[Tensor, "*shape"], low: float | int, high: float | int, bin
 
 
 def from_two_hot(probs: Float[Tensor, "*shape bins"], low: float | int, high: float | int) -> Float[Tensor, "*shape"]:
-    """Expectation of a distribution on evenly spaced centres from low to high inclusive: the inverse of `two_hot`.
+    """Take the expectation over evenly spaced centres from low to high inclusive: the inverse of `two_hot`.
 
     Raises:
         ValueError: fewer than 2 bins, or low not below high.
@@ -83,7 +83,7 @@ def from_two_hot(probs: Float[Tensor, "*shape bins"], low: float | int, high: fl
 
 
 def expectile(error: Float[Tensor, "*shape"], tau: float | int) -> Float[Tensor, "*shape"]:
-    """Asymmetric squares abs(τ − 1[error < 0]) · error² (IQL, arXiv 2110.06169, equation 4), elementwise.
+    """Compute asymmetric squares abs(τ − 1[error < 0]) · error² (IQL, arXiv 2110.06169, equation 4), elementwise.
 
     Args:
         error: target − prediction; τ > 0.5 punishes a prediction that is too low.
@@ -105,7 +105,9 @@ def clipped_surrogate(
     clip_high: float | int = 0.2,
     average: Literal["trajectory", "step"] = "trajectory",
 ) -> Float[Tensor, ""]:
-    """Clipped policy surrogate to minimise, −min(ρA, clip(ρ, 1 − low, 1 + high)A) (PPO, arXiv 1707.06347, equation 7).
+    """Compute the clipped policy surrogate to minimise, −min(ρA, clip(ρ, 1 − low, 1 + high)A).
+
+    This is equation 7 of PPO (arXiv 1707.06347).
 
     Args:
         log_ratio: log π(a|s) − log π_old(a|s), per step (or token, or decision). Beyond half of what the dtype can
@@ -146,9 +148,10 @@ def trajectory_preference(
     beta: float | int,
     reduce: Literal["sum", "mean"] = "sum",
 ) -> Float[Tensor, ""]:
-    """Trajectory-wise preference optimisation (GRAPE, arXiv 2411.19309): mean over pairs of −log σ(β(Δ_w − Δ_l)).
+    """Compute the loss of trajectory-wise preference optimisation (GRAPE): mean over pairs of −log σ(β(Δ_w − Δ_l)).
 
-    Δ = Σ_t (logp − ref) over the real steps of a trajectory; a trajectory without any has Δ = 0.
+    Δ = Σ_t (logp − ref) over the real steps of a trajectory; a trajectory without any has Δ = 0 (GRAPE, arXiv
+    2411.19309).
 
     Args:
         chosen_logp: log-probability of each step (or token) of the better trajectory under the policy.

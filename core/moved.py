@@ -140,7 +140,7 @@ def warn_of_old_names(where: str, names: list[str], remedy: str) -> None:
     """Warn once that a file holds names of an earlier version.
 
     Args:
-        where: The file.
+        where: Path of the file.
         names: Old names it holds; no warning without any.
         remedy: How to renew the file.
     """

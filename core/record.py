@@ -13,7 +13,7 @@ R = TypeVar("R", bound="Record")
 
 
 class Clock(Enum):
-    """What the second dimension of a field counts; every field of a trajectory batch declares one.
+    """Meaning of the second dimension of a field; every field of a trajectory batch declares one.
 
     `guerdon.core.edit` cuts, pads, joins and re-indexes batches by it, so a new field needs nothing more.
     """
@@ -25,7 +25,7 @@ class Clock(Enum):
     OBSERVATION = "observation"
     """(B, T+1, …)"""
     COLUMN = "column"
-    """Name → `Labelled` per step or per observation, whichever its width says."""
+    """Name → `Labelled` per step or per observation, according to its width."""
     SAMPLE = "sample"
     """Name → `Sampled`, with observation indices of its own."""
     DECISION = "decision"
@@ -52,7 +52,7 @@ class Record:
         return type(self)(**values)
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         for f in fields(cast(Any, self)):
             value = getattr(self, f.name)
             if isinstance(value, Tensor):
@@ -161,11 +161,11 @@ class Sampled(Record):
 
     @property
     def mask(self) -> Bool[Tensor, "B F"]:
-        """True on real samples."""
+        """Mask of the real samples."""
         return self.step >= 0
 
     def held(self, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
-        """Index of the last sample at or before an observation: what was known then, never interpolated.
+        """Find the last sample at or before each observation: what was known then, never interpolated.
 
         Raises:
             ValueError: If a row has no sample at or before the step.
@@ -183,7 +183,7 @@ class Sampled(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labelled(Record):
-    """Values with a validity mask: unknown is a value."""
+    """Values with a validity mask; an unknown value is invalid, never a made-up number."""
 
     values: Shaped[Tensor, "B K ..."]
     valid: Bool[Tensor, "B K"]

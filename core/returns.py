@@ -17,11 +17,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _BLOCK = 16  # steps summed by one matrix product: the fastest of 16, 32, 64 and 128 over B = 16…256, T = 100…1000
-_DIRECT = 64  # rows up to here are not worth dividing
+_DIRECT = 64  # dividing the work does not pay up to so many rows
 
 
 class GeneralisedAdvantages(NamedTuple):
-    """What `gae` returns; both are 0 on padding."""
+    """Advantages and returns of `gae`; both are 0 on padding."""
 
     advantages: Float[Tensor, "B T"]
     """Exponentially weighted sum of temporal-difference errors."""
@@ -36,7 +36,7 @@ def discounted_returns(
     gamma: float | int,
     bootstrap: Float[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B T"]:
-    """Discounted reward-to-go, G_t = Σ_{k≥t} γ^{k−t} r_k over real steps (+ γ^{L−t} · bootstrap).
+    """Compute the discounted reward-to-go, G_t = Σ_{k≥t} γ^{k−t} r_k over real steps (+ γ^{L−t} · bootstrap).
 
     Args:
         rewards: reward of each step.
@@ -74,7 +74,7 @@ def gae(
     gamma: float | int,
     lam: float | int,
 ) -> GeneralisedAdvantages:
-    """Generalised advantage estimation (Schulman et al., 2016, arXiv 1506.02438, equation 16).
+    """Compute generalised advantage estimates (Schulman et al., 2016, arXiv 1506.02438, equation 16).
 
     δ_t = r_t + γ V_{t+1} − V_t and A_t = Σ_{k≥t} (γλ)^{k−t} δ_k over real steps. After the last real step the next
     value is V_L, or 0 where the row terminated. Computed as λ-returns, G_t = r_t + γ((1−λ) V_{t+1} + λ G_{t+1}), which
@@ -135,7 +135,7 @@ def chunk_td_targets(
     horizon: int | Int[Tensor, "B T"],
     gamma: float | int,
 ) -> Float[Tensor, "B T"]:
-    """Target of a critic of action chunks (ALOE, arXiv 2602.12691, equation 7), correct at the end of a row.
+    """Compute the target of a critic of action chunks (ALOE, arXiv 2602.12691, equation 7), correct at a row's end.
 
     y_t = Σ_{k<n} γ^k r_{t+k} + γ^n · next_values[t+n] with n = min(horizon, L − t): a chunk that overruns the row is
     kept, shortened. No bootstrap where t + n = L and the row terminated.
@@ -184,7 +184,7 @@ def macro_rewards(
     mask: Bool[Tensor, "B T"],
     gamma: float | int = 1.0,
 ) -> Float[Tensor, "B N"]:
-    """Reward collected from one decision to the next, Σ_{d_n ≤ k < d_{n+1}} γ^{k−d_n} r_k; the last one runs to L.
+    """Sum the reward from one decision to the next, Σ_{d_n ≤ k < d_{n+1}} γ^{k−d_n} r_k; the last one runs to L.
 
     Steps before the first decision belong to none.
 
@@ -229,7 +229,9 @@ def macro_rewards(
 def leave_one_out(
     scores: Float[Tensor, " N"], group: Int[Tensor, " N"], valid: Bool[Tensor, " N"] | None = None
 ) -> Float[Tensor, " N"]:
-    """Score minus the mean of the others of its group (LOOP, arXiv 2502.01600; RLOO): (K/(K−1)) · (score − mean).
+    """Subtract from each score the mean of the others of its group: (K/(K−1)) · (score − mean).
+
+    LOOP (arXiv 2502.01600) and RLOO use this baseline.
 
     Args:
         scores: one score per trajectory.
@@ -256,7 +258,7 @@ def group_standardise(
     eps: float | int = 1e-6,
     valid: Bool[Tensor, " N"] | None = None,
 ) -> Float[Tensor, " N"]:
-    """Standard score within a group, (score − mean)/(std + eps) with ddof = 1 (GRPO, arXiv 2402.03300).
+    """Standardise scores within a group: (score − mean)/(std + eps) with ddof = 1 (GRPO, arXiv 2402.03300).
 
     Args:
         scores: one score per trajectory.
@@ -304,18 +306,18 @@ def standardise(
 
 @lru_cache(maxsize=64)
 def _powers(factor: float, size: int, device: torch.device) -> Float[Tensor, "K K"]:
-    """Lower-triangular matrix of factor^(row − column): a row vector times it gives its suffix sums."""
+    """Make the lower-triangular matrix of factor^(row − column): a row vector times it gives its suffix sums."""
     steps = torch.arange(size, device=device)
     return _powers_of(factor, (steps[:, None] - steps).clamp(min=0)).tril()
 
 
 def _powers_of(factor: float, exponent: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """factor^exponent in float64, with 0^0 = 1."""
+    """Compute factor^exponent in float64, with 0^0 = 1."""
     return torch.pow(torch.tensor(factor, dtype=torch.float64, device=exponent.device), exponent.double())
 
 
 def _suffix_sums(x: Float[Tensor, "B T"], factor: float) -> Float[Tensor, "B T"]:
-    """y_t = x_t + factor · y_{t+1}; may write to `x`.
+    """Compute y_t = x_t + factor · y_{t+1}; may write to `x`.
 
     Blocks of steps are summed by one triangular matrix product. What follows a block reaches it through its last
     entry, and the sums at the block starts obey the same recursion with factor^block, so a thousand steps take two
@@ -354,22 +356,22 @@ def _window_sums(x: Float[Tensor, "B T"], count: Int[Tensor, "B T"], factor: flo
 
 
 def _padding(mask: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"] | None:
-    """Where the mask is False; None where it never is, which saves passes over unpadded rollouts."""
+    """Invert the mask; None where it is True everywhere, which saves passes over unpadded rollouts."""
     return None if bool(mask.all()) else ~mask
 
 
 def _holed(padding: Bool[Tensor, "B T"]) -> bool:
-    """Whether a real step follows padding in some row."""
+    """Return whether a real step follows padding in some row."""
     return bool((padding[:, :-1] > padding[:, 1:]).any())
 
 
 def _row_length(mask: Bool[Tensor, "B T"]) -> Int[Tensor, " B"]:
-    """Steps up to and including the last real one."""
+    """Count the steps up to and including the last real one."""
     return (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1)
 
 
 def _steps_to_end(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """Real steps from t on without a gap, L − t where the mask has no hole; 0 on padding."""
+    """Count the real steps from t on without a gap: L − t where the mask has no hole, 0 on padding."""
     steps = torch.arange(mask.shape[1], device=mask.device)
     gaps = torch.where(mask, mask.shape[1], steps)
     return gaps.flip(1).cummin(1).values.flip(1) - steps
@@ -378,7 +380,7 @@ def _steps_to_end(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
 def _grouped(
     scores: Float[Tensor, " N"], group: Int[Tensor, " N"], valid: Bool[Tensor, " N"] | None
 ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"], Float[Tensor, " G"], Bool[Tensor, " N"]]:
-    """Group index, excess over the smallest score of the group (0 where not valid), members per group, valid.
+    """Compute group index, excess over the smallest score of the group (0 where not valid), members per group, valid.
 
     The excess makes groups of equal scores exactly 0: a mean of equal floats need not be equal to them.
     """
@@ -400,7 +402,7 @@ def _grouped(
 
 
 def _finished(result: Float[Tensor, "..."], dtype: torch.dtype, what: str) -> Float[Tensor, "..."]:
-    """The result in its outward dtype; a sum finds NaN and infinity in one pass."""
+    """Cast the result to the caller's dtype; a sum finds NaN and infinity in one pass."""
     result = result.to(dtype, memory_format=torch.contiguous_format)
     if not math.isfinite(result.sum(dtype=torch.float64).item()):
         raise ValueError(f"{what}: a real step is NaN or infinite; cut it out with the mask or repair it")
@@ -408,7 +410,7 @@ def _finished(result: Float[Tensor, "..."], dtype: torch.dtype, what: str) -> Fl
 
 
 def _check_steps(rewards: Tensor, mask: Tensor) -> None:
-    """Shapes are checked here too: annotations are enforced in tests only, and broadcasting would hide a mistake."""
+    """Check shapes here too: annotations are enforced in tests only, and broadcasting would hide a mistake."""
     if rewards.dim() != 2 or not rewards.is_floating_point():
         raise ValueError(f"rewards: expected floats of shape (B, T), got {rewards.dtype} {tuple(rewards.shape)}")
     if mask.shape != rewards.shape or mask.dtype != torch.bool:

@@ -1,4 +1,4 @@
-"""Sizes that come from the data: components made without a state or action size are built once a data set names it."""
+"""Sizes from the data: a component made without a state or action size is built once a data set gives it."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from torch import nn
 
 SIZES = ("state_size", "action_size")
-"""Constructor arguments that a data set can answer; None means that it has not yet."""
+"""Constructor arguments that a data set can fill in; None means that it has not yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def take_sizes(component: nn.Module, sizes: DataSizes) -> bool:
 
     Args:
         component: Component, or a module that holds components, such as a training module.
-        sizes: Sizes of the data.
+        sizes: Widths of the data's states and actions.
 
     Returns:
         True where something was built.

@@ -25,7 +25,7 @@ class RowKeys(Dataset[tuple[int, int]]):
         self.rows = rows
 
     def __len__(self) -> int:
-        """Number of rows in an epoch."""
+        """Return the number of rows in an epoch."""
         return self.rows
 
     def __getitem__(self, key: Any) -> tuple[int, int]:

@@ -13,7 +13,7 @@ Controller = Callable[[np.ndarray], np.ndarray]
 
 
 def has_expert(name: str) -> bool:
-    """Tell whether a task has a scripted expert: Meta-World's tasks and the reach task have one, the kitchen not.
+    """Return whether a task has a scripted expert: Meta-World's tasks and the reach task have one, the kitchen not.
 
     Args:
         name: Full name of the task.

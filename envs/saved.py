@@ -23,7 +23,7 @@ class SavedState:
     task: str
     """Full name of the task."""
     seed: int
-    """The task's seed."""
+    """Random seed of the task."""
     kind: str
     """Name of the task's class."""
     state: np.ndarray

@@ -42,7 +42,7 @@ class Step:
     state: np.ndarray
     """State (S,) float32: the observation after the step."""
     reward: float
-    """The environment's own reward."""
+    """Reward of the environment itself."""
     success: bool
     """Whether the task is solved at this observation; a later step may lose it again."""
     terminated: bool

@@ -122,7 +122,7 @@ def _above_threshold(episodes: Episodes, name: str, context: MetricContext) -> S
 
 
 def calibration_error(episodes: Episodes, name: str, context: MetricContext) -> Sample:
-    """Expected calibration error with `BINS` bins."""
+    """Compute the expected calibration error with `BINS` bins."""
     pieces = [calibration_pair(e, name, context) for e in episodes]
     used = [(e, p) for e, p in zip(episodes, pieces, strict=True) if len(p[0])]
     excess, count = np.zeros((len(used), BINS)), np.zeros(len(used))

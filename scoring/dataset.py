@@ -73,7 +73,7 @@ def score_dataset(
     * ``value`` of the observation and ``q`` of the logged action, for critics; null for reward models. There is no
       value after a termination.
     * ``valid``: True where anything is known. Where the model abstains, the numbers are null.
-    * ``status``: "ok", or why the episode could not be scored; ``reason`` says so in words. A bad episode keeps its
+    * ``status``: "ok", or why the episode could not be scored; ``reason`` gives it in words. A bad episode keeps its
       rows, all null. An episode about which the model abstained throughout is "ok".
 
     The metadata of the schema hold hash and configuration of the model, version, data folder and time, the number of

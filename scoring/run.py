@@ -1,4 +1,4 @@
-"""Identity of a scoring run: what its scores depend on, whether an earlier run is the same, and continuing it."""
+"""Identity of a scoring run: what its scores depend on, comparison with an earlier run, and continuation."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def run_identity(
 def hash_recording(dataset: EpisodeDataset) -> str:
     """Hash the numbers, lengths and instructions of all episodes, and size and time of change of every recorded file.
 
-    The files tell a data set that was recorded again from the one before, even where the episodes have equal lengths.
+    The files distinguish a data set that was recorded again from the one before, even with episodes of equal lengths.
     """
     digest = hashlib.sha256()
     for place in range(len(dataset)):

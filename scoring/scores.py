@@ -79,7 +79,7 @@ class ScoredEpisode:
 
     @property
     def usable(self) -> bool:
-        """Whether the episode has scores."""
+        """True where the episode has scores."""
         return self.status == OK and len(self.seconds) > 0
 
     def last(self, name: str) -> float:
@@ -208,7 +208,7 @@ def episode_rows(
 
 
 def _rewards(estimates: RewardEstimates, row: int, steps: int, count: int) -> tuple[dict[str, np.ndarray], bool]:
-    """Make the columns of a reward model; also tell whether one is not finite where it is marked valid."""
+    """Make the columns of a reward model, and return whether one is not finite where it is marked valid."""
 
     def per_observation(column: Labelled | None) -> np.ndarray:
         if column is None:
@@ -239,7 +239,7 @@ def _rewards(estimates: RewardEstimates, row: int, steps: int, count: int) -> tu
 def _values(
     estimates: ValueEstimates, row: int, steps: int, count: int, terminated: bool
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """Make the columns of a critic; also tell whether one is not finite."""
+    """Make the columns of a critic, and return whether one is not finite."""
     known_until = steps if terminated else count
     value, q = np.full(steps + 1, np.nan), np.full(steps + 1, np.nan)
     value[:known_until] = estimates.v[row, :known_until].double().numpy()

@@ -11,7 +11,7 @@ from ..core.edit import Edit, pad, truncate
 
 
 def _fill(values: Tensor, kept: Tensor) -> Tensor:
-    """Put rubbish where nothing is kept: NaN where the type has it."""
+    """Fill everything outside ``kept`` with arbitrary values: NaN where the type has it."""
     kept = kept.to(values.device).view(*kept.shape, *(1,) * (values.ndim - kept.ndim))
     if values.dtype == torch.bool:
         return values & kept
@@ -20,7 +20,7 @@ def _fill(values: Tensor, kept: Tensor) -> Tensor:
 
 
 def junk_padding(batch: TrajectoryBatch) -> TrajectoryBatch:
-    """Put rubbish into the padding of every field."""
+    """Fill the padding of every field with arbitrary values."""
     reached = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device) <= batch.steps[:, None]
 
     def column(column: Labelled, per_step: bool) -> Labelled:
@@ -43,7 +43,7 @@ def pad_steps(batch: TrajectoryBatch, extra: int) -> TrajectoryBatch:
 
 
 def with_other_future(batch: TrajectoryBatch, step: int) -> TrajectoryBatch:
-    """Change all that happens after observation ``step`` + 1, how rows end included."""
+    """Change everything after observation ``step`` + 1, including how rows end."""
     goes_on = batch.steps > step + 1  # rows that have anything after that observation
     generator = torch.Generator().manual_seed(step)
 

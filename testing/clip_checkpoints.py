@@ -26,9 +26,9 @@ def tiny_clip(
         format: ``"archive"``, a TorchScript archive as OpenAI publishes them; ``"state_dict"``, what ``torch.save``
             makes of the tensors; or ``"safetensors"``.
         image_size: Height and width of the images it reads, in pixels; a multiple of 16, its patch size.
-        width: Of both towers; a multiple of 64, the width of CLIP's attention heads.
+        width: Width of both towers; a multiple of 64, the width of CLIP's attention heads.
         embed_dim: D, width of the features.
-        seed: Of the weights; equal arguments give equal weights in every format.
+        seed: Random seed of the weights; equal arguments give equal weights in every format.
 
     Returns:
         The path.

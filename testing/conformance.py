@@ -21,7 +21,7 @@ _TOLERANCE = 1e-4
 
 
 def check_reward_model(model: RewardModel, batch: TrajectoryBatch, tolerance: float = _TOLERANCE) -> None:
-    """Assert what every reward model promises, on a batch the model can read (and learn from, if it learns).
+    """Assert the contract of reward models on a batch that the model can read (and learn from, if it learns).
 
     Shapes; validity on real steps only; numbers where valid and 0 elsewhere; nothing depends on padding or on the other
     rows; ``causal`` is kept; evaluation changes no state and is repeatable; saving and opening gives the same
@@ -57,13 +57,13 @@ def check_critic(
     proposer: Proposer | None = None,
     tolerance: float = _TOLERANCE,
 ) -> None:
-    """Assert what every critic promises: shapes, numbers, independence of padding and rows, saving, the loss.
+    """Assert the contract of critics: shapes, numbers, independence of padding and rows, saving, the loss.
 
     Args:
         critic: The critic.
-        batch: What it values.
-        rewards: What it learns from; without them its loss is not checked.
-        proposer: Passed on.
+        batch: Trajectories to value.
+        rewards: Rewards to learn from; without them the loss is not checked.
+        proposer: Source of the policy's chunks, where the critic needs one.
         tolerance: Largest difference that counts as equal.
 
     Raises:
@@ -92,11 +92,11 @@ def check_critic(
 
 
 def check_policy(policy: Policy, observation: Observation | TrajectoryBatch, tolerance: float = _TOLERANCE) -> None:
-    """Assert what every policy promises: shapes, repeatable draws, log-probabilities that agree, saving, imitation.
+    """Assert the contract of policies: shapes, repeatable draws, log-probabilities that agree, saving, imitation.
 
     Args:
         policy: The policy.
-        observation: What it acts on; of a batch, every row's first observation.
+        observation: Observations to act on; a batch stands for every row's first observation.
         tolerance: Largest difference that counts as equal.
 
     Raises:
@@ -207,7 +207,7 @@ def _repaddings(batch: TrajectoryBatch) -> dict[str, TrajectoryBatch]:
 
 
 def _cut(scored: RewardEstimates, batch: TrajectoryBatch) -> RewardEstimates:
-    """Estimates without added padding, which must be invalid and 0."""
+    """Cut added padding, which must be invalid and 0, off estimates."""
     steps, padded = batch.mask.shape[1], scored.rewards.shape[1]
     for part, values in _parts(scored).items():
         rest = values[:, steps + (values.shape[1] - padded) :]
@@ -261,7 +261,7 @@ def _check_values(name: str, values: ValueEstimates, batch: TrajectoryBatch) -> 
 
 
 def _value_parts(values: ValueEstimates, batch: TrajectoryBatch) -> dict[str, Tensor]:
-    """Values on real entries, flat: a last observation that was never made has no value to compare."""
+    """Collect the values on real entries, flat: a last observation that was not made has no value to compare."""
     index = torch.arange(batch.mask.shape[1] + 1, device=batch.mask.device)
     made, steps = batch.observed & (index <= batch.steps[:, None]), batch.mask.shape[1]
     parts = {"v": values.v[:, : steps + 1][made]}

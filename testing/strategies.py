@@ -27,12 +27,12 @@ def trajectory_batches(
     """Hypothesis strategy: batches of any lengths, ends and outcomes, with NaN in the padding.
 
     Args:
-        draw: Given by hypothesis.
-        max_rows: B is 1 … max_rows.
-        max_steps: T is max(1, min_length) … max_steps.
-        state_size: S; None draws 0 … 3.
-        action_size: A; None draws 0 … 3.
-        cameras: Each gets 4 × 4 frames at observation 0 and some others.
+        draw: Function that hypothesis passes in.
+        max_rows: Largest number of rows B; the smallest is 1.
+        max_steps: Largest number of steps T; the smallest is max(1, ``min_length``).
+        state_size: Width S of the state; None draws 0 … 3.
+        action_size: Width A of an action; None draws 0 … 3.
+        cameras: Names of cameras; each gets 4 × 4 frames at observation 0 and some others.
         min_length: Fewest real steps of a row; 0 allows rows without any.
         stored_labels: Store recorded rewards and, sometimes, progress and success labels with gaps.
         tracks: Store a track per step, one per observation and features of an encoder.

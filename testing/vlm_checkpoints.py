@@ -69,10 +69,10 @@ def tiny_vlm(
         path: The folder to write; it must not exist.
         architecture: Qwen2.5-VL or Qwen3-VL, whose pictures give one token per 8 × 8 pixels, or SmolVLM, whose pictures
             give four.
-        width: Of both towers; a multiple of 32, for two attention heads.
-        layers: Of the language model.
-        max_tokens: The longest prompt it says it reads.
-        seed: Of the weights.
+        width: Width of both towers; a multiple of 32, for two attention heads.
+        layers: Number of layers of the language model.
+        max_tokens: Length of the longest prompt in tokens, as its configuration states.
+        seed: Random seed of the weights.
 
     Returns:
         The path.

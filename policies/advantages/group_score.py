@@ -280,7 +280,7 @@ def _row_sum(values: Float[Tensor, "B T"], valid: Bool[Tensor, "B T"]) -> Float[
 
 
 def _groups(batch: TrajectoryBatch) -> Int[Tensor, " B"]:
-    """Number the pairs of task and initial state: two tasks may use the same numbers for their initial states."""
+    """Give each pair of task and initial state a number: two tasks may number their initial states alike."""
     return torch.unique(torch.stack([batch.task, batch.group], 1), dim=0, return_inverse=True)[1]
 
 
