@@ -29,7 +29,7 @@ class DistributionalValue(StateCritic):
         state_size: Width S of the state; 0 reads no state, None takes it from the data.
         hidden: Widths of the hidden layers (tanh).
         feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
-            ``encoder/camera``.
+            ``encoder/camera``; a width of None is taken from the data.
         bins: Number of bins, at least 2.
         low: Return of the first bin, in the unit of the rewards.
         high: Return of the last bin, in the unit of the rewards.
@@ -46,7 +46,7 @@ class DistributionalValue(StateCritic):
         self,
         state_size: int | None = None,
         hidden: Sequence[int] = (128, 128),
-        feature_sizes: Mapping[str, int] | None = None,
+        feature_sizes: Mapping[str, int | None] | None = None,
         bins: int = 201,
         low: float = -1.0,
         high: float = 0.0,

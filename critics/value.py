@@ -12,7 +12,7 @@ from ..backbones.perceptron import Inputs, tanh_network
 from ..core.batch import Observation, RewardEstimates, TrajectoryBatch, ValueEstimates
 from ..core.interfaces import Critic, Proposer
 from ..core.returns import gae
-from ..core.sizes import require_sizes
+from ..core.sizes import known_features, require_sizes
 
 Cuts = Literal["bootstrap", "leave_out", "end"]
 
@@ -28,7 +28,7 @@ class StateCritic(Critic):
         state_size: Width S of the state; 0 reads no state, None takes it from the data.
         hidden: Widths of the hidden layers (tanh).
         feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
-            ``encoder/camera``.
+            ``encoder/camera``; a width of None is taken from the data.
         outputs: Number of outputs of the network.
         gamma: Discount factor per step of the targets that ``loss`` computes, in [0, 1].
         lam: Parameter λ of the targets, in [0, 1].
@@ -44,7 +44,7 @@ class StateCritic(Critic):
         self,
         state_size: int | None,
         hidden: Sequence[int],
-        feature_sizes: Mapping[str, int] | None,
+        feature_sizes: Mapping[str, int | None] | None,
         outputs: int,
         gamma: float,
         lam: float,
@@ -59,8 +59,9 @@ class StateCritic(Critic):
         self.state_size = state_size
         self.gamma, self.lam = gamma, lam
         self.cuts: Cuts = cuts
-        if state_size is not None:
-            self.reads = Inputs(state_size, feature_sizes)
+        features = known_features(feature_sizes)
+        if state_size is not None and features is not None:
+            self.reads = Inputs(state_size, features)
             self.network = tanh_network(self.reads.width, hidden, outputs, last_gain=1.0)
 
     @property
@@ -85,7 +86,7 @@ class StateCritic(Critic):
         Raises:
             ValueError: If the size of the state is not known, or an input has another width or is missing.
         """
-        if self.state_size is None:
+        if "reads" not in self._modules:
             require_sizes(self)
         return self.network(self.reads(observation))
 
@@ -155,7 +156,7 @@ class ValueCritic(StateCritic):
         state_size: Width S of the state; 0 reads no state, None takes it from the data.
         hidden: Widths of the hidden layers (tanh).
         feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
-            ``encoder/camera``.
+            ``encoder/camera``; a width of None is taken from the data.
         gamma: Discount factor per step of the targets that ``loss`` computes, in [0, 1].
         lam: Parameter λ of TD(λ), in [0, 1]: 1 is Monte-Carlo, 0 is one-step TD.
         cuts: Treatment of rows that did not terminate: ``"bootstrap"``, ``"leave_out"`` or ``"end"``; see
@@ -166,7 +167,7 @@ class ValueCritic(StateCritic):
         self,
         state_size: int | None = None,
         hidden: Sequence[int] = (128, 128),
-        feature_sizes: Mapping[str, int] | None = None,
+        feature_sizes: Mapping[str, int | None] | None = None,
         gamma: float = 0.99,
         lam: float = 0.95,
         cuts: Cuts = "bootstrap",

@@ -160,14 +160,20 @@ class EpisodeData(lightning.LightningDataModule):
 
     @property
     def sizes(self) -> DataSizes:
-        """Widths of the states and actions; a data set that is not set up yet is opened to read them.
+        """Widths of the states, actions and cached features; a data set that is not set up yet is opened to read them.
 
         Raises:
             FileNotFoundError: If there is no data set at a path.
             ValueError: If a data set has another format, or several have different widths.
         """
         dataset = self._opened() if self._reader is None else self._reader.dataset
-        return DataSizes(name=dataset.name, state_size=dataset.state_size, action_size=dataset.action_size)
+        encoder = self.encoder
+        return DataSizes(
+            name=dataset.name,
+            state_size=dataset.state_size,
+            action_size=dataset.action_size,
+            feature_sizes={f"{encoder.name}/{camera}": encoder.width for camera in self.cameras} if encoder else {},
+        )
 
     def _opened(self) -> JoinedDatasets:
         return JoinedDatasets([open_dataset(p) for p in self.paths])

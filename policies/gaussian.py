@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..backbones.perceptron import Inputs, tanh_network
 from ..core.batch import Decision, Evaluation, Observation
 from ..core.interfaces import Policy
-from ..core.sizes import require_sizes
+from ..core.sizes import known_features, require_sizes
 
 
 class GaussianPolicy(Policy):
@@ -29,7 +29,7 @@ class GaussianPolicy(Policy):
         log_std: Initial logarithm of the standard deviation of every action dimension.
         log_std_range: Lowest and highest value that the learned logarithm is clamped to, in every use.
         feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
-            ``encoder/camera``.
+            ``encoder/camera``; a width of None is taken from the data.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -44,7 +44,7 @@ class GaussianPolicy(Policy):
         hidden: Sequence[int] = (128, 128),
         log_std: float = -1.0,
         log_std_range: Sequence[float] = (-4.0, 0.5),
-        feature_sizes: Mapping[str, int] | None = None,
+        feature_sizes: Mapping[str, int | None] | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= execute <= horizon:
@@ -54,9 +54,10 @@ class GaussianPolicy(Policy):
         self.state_size, self.action_size = state_size, action_size
         self.horizon, self.execute = horizon, execute
         self.log_std_range = (float(log_std_range[0]), float(log_std_range[1]))
-        if state_size is None or action_size is None:
+        features = known_features(feature_sizes)
+        if state_size is None or action_size is None or features is None:
             return
-        self.inputs = Inputs(state_size, feature_sizes)
+        self.inputs = Inputs(state_size, features)
         self.network = tanh_network(self.inputs.width, hidden, horizon * action_size, last_gain=0.01)
         self.log_std = nn.Parameter(torch.full((horizon, action_size), float(log_std)))
 
@@ -66,7 +67,7 @@ class GaussianPolicy(Policy):
         Raises:
             ValueError: If a size is not known, or an input has another width or is missing.
         """
-        if self.state_size is None or self.action_size is None:
+        if "inputs" not in self._modules:
             require_sizes(self)
         inputs = self.inputs(observation)
         # lower precision while learning than while acting would move every ratio of probabilities away from 1

@@ -8,6 +8,9 @@ from torch import nn
 
 from guerdon.core.interfaces import Component
 from guerdon.core.sizes import DataSizes, HasSizes, require_sizes, take_sizes, unknown_sizes
+from guerdon.critics.distributional import DistributionalValue
+from guerdon.critics.value import ValueCritic
+from guerdon.policies.gaussian import GaussianPolicy
 
 DATA = DataSizes(name="data/reach", state_size=12, action_size=3)
 
@@ -92,3 +95,44 @@ def test_a_part_that_two_components_share_builds_both_again():
     assert take_sizes(both, DATA)
     assert both[0].network is both[1].network is shared
     assert both[0].target.layer.weight.shape == both[1].target.layer.weight.shape == (5, 15)
+
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+FEATURES = DataSizes(name="data/reach", state_size=12, action_size=3, feature_sizes={"clip/front": 4, "clip/wrist": 6})
+
+
+@pytest.mark.parametrize("made", [ValueCritic, DistributionalValue, GaussianPolicy])
+def test_widths_of_features_are_filled_in(made, tmp_path):
+    component = made(feature_sizes={"clip/wrist": None, "clip/front": 4})
+    assert f"{made.__name__}.feature_sizes['clip/wrist']" in unknown_sizes(component)
+    assert take_sizes(component, FEATURES)
+    assert component.init_args["feature_sizes"] == {"clip/wrist": 6, "clip/front": 4}
+    layer = next(m for m in component.modules() if isinstance(m, nn.Linear))
+    assert layer.in_features == 12 + 6 + 4
+    component.save_pretrained(tmp_path / "saved")
+    assert made.from_pretrained(tmp_path / "saved").init_args["feature_sizes"] == {"clip/wrist": 6, "clip/front": 4}
+
+
+def test_features_that_nobody_names_are_not_read():
+    critic = ValueCritic()
+    assert take_sizes(critic, FEATURES)
+    assert critic.reads.feature_sizes == {}
+
+
+def test_a_width_that_disagrees_is_refused_naming_both():
+    with pytest.raises(ValueError, match=r"'clip/front' of width 5, and those of data/reach are 4 wide"):
+        take_sizes(GaussianPolicy(feature_sizes={"clip/front": 5}), FEATURES)
+
+
+def test_features_that_are_not_loaded_are_refused_naming_those_that_are():
+    with pytest.raises(ValueError, match=r"'clip/top', and data/reach is loaded with features clip/front \(4 wide\)"):
+        take_sizes(GaussianPolicy(feature_sizes={"clip/top": None}), FEATURES)
+    with pytest.raises(ValueError, match=r"loaded with features none"):
+        take_sizes(GaussianPolicy(feature_sizes={"clip/top": None}), DATA)
+
+
+def test_a_component_without_the_width_of_a_feature_is_not_used():
+    critic = ValueCritic(2, feature_sizes={"clip/front": None})
+    with pytest.raises(ValueError, match=r"ValueCritic\.feature_sizes\['clip/front'\] unknown"):
+        require_sizes(critic)
