@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, rest = build_parser(__version__).parse_known_args(arguments)
         if rest and not options.overrides:
             Parser(prog=f"guerdon {options.command}").error(f"unrecognised arguments: {' '.join(rest)}")
-        with _current_folder_importable(options):
+        with _current_folder_importable(options), warnings.catch_warnings():
+            # Python hides these from users; here it is their file that is old
+            warnings.filterwarnings("default", r".* as version 0\.1 did", DeprecationWarning)
             command = importlib.import_module(f".commands.{COMMANDS[options.command]}", __package__)
             return command.run(options, rest)
     except SystemExit as stop:  # argparse leaves this way, after --help too

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -72,13 +73,17 @@ def survey(dataset: EpisodeDataset, progress_bar: bool = False) -> DataFacts:
     facts.splits = Counter(summary.split for summary in summaries if summary.split)
     places = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _READ)).round().astype(int)).tolist()
     reason = "it holds none"
-    for place in track(places, description="reading episodes", transient=True, disable=not progress_bar):
+    rates: list[float] = []
+    for place in track(
+        places, description="reading episodes", transient=True, console=Console(stderr=True), disable=not progress_bar
+    ):
         try:
             episode = dataset[place]
         except BadEpisodeError as error:
             facts.bad, reason = facts.bad + 1, str(error)
             continue
         facts.steps.append(episode.steps)
+        rates.append(episode.fps)
         facts.ends[episode.end] += 1
         facts.outcomes[_outcome(episode.success)] += 1
         facts.progress |= "progress" in episode.labels and bool(episode.labels["progress"].valid.any())
@@ -87,6 +92,7 @@ def survey(dataset: EpisodeDataset, progress_bar: bool = False) -> DataFacts:
             facts.action_high = max(facts.action_high, float(episode.actions.max()))
     if not facts.steps:
         raise ValueError(f"no episode of {dataset.name} can be used ({reason}): nothing to write a configuration for")
+    facts.fps = median(rates)
     return facts
 
 
@@ -161,6 +167,7 @@ def render(facts: DataFacts, job: str, data: str, out: str) -> str:
         autoescape=False,  # YAML, no HTML; what comes from data goes through json
     )
     environment.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters["line"] = lambda value: " ".join(str(value).split())  # a comment ends with its line
     return environment.get_template(f"{job}.yaml").render(_context(facts, job) | {"data": data, "out": out, "job": job})
 
 
@@ -213,13 +220,13 @@ def _range(low: float, high: float) -> tuple[float, float]:
     if not low <= high:
         return -1.0, 1.0
     size = 10 ** (math.floor(math.log10(max(abs(low), abs(high), 1e-6))) - 1)
-    low, high = math.floor(low / size) * size, math.ceil(high / size) * size
+    low, high = math.floor(low / size + 1e-4) * size, math.ceil(high / size - 1e-4) * size
     return float(f"{low:.6g}"), float(f"{high if high > low else low + size:.6g}")
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Write the configuration and print how to train with it."""
     file = write_config(options.data, options.job, options.out, progress_bar=True)
-    Console(stderr=True).print(f"read the comments in {file}, then run: guerdon fit --config {file}", markup=False)
+    print(f"read the comments in {file}, then run: guerdon fit --config {file}", file=sys.stderr)
     print(file)
     return 0

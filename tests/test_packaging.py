@@ -339,7 +339,14 @@ def built(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_wheel_holds_the_package_and_nothing_else(built, kind):
     tree = built["editable"]
-    data = ["configs/*.yaml", "configs/costs/*/*.json", "envs/*.xml", "pages/templates/*", "py.typed"]
+    data = [
+        "commands/templates/*.yaml",
+        "configs/*.yaml",
+        "configs/costs/*/*.json",
+        "envs/*.xml",
+        "pages/templates/*",
+        "py.typed",
+    ]
     patterns = ["*.py", *(f"{folder}/*.py" for folder in FOLDERS), *data]
     paths = [path for pattern in patterns for path in tree.glob(pattern)]
     expected = {f"guerdon/{path.relative_to(tree).as_posix()}" for path in paths}

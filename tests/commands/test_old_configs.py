@@ -5,6 +5,7 @@ import warnings
 import pytest
 import yaml
 
+from guerdon.cli import main
 from guerdon.commands.old_configs import gathered, readable_configs, renewed_arguments
 
 OLD = {
@@ -109,3 +110,11 @@ def test_what_is_no_yaml_is_one_clear_error(tmp_path):
     (tmp_path / "broken.yaml").write_text("model: [1, 2")
     with pytest.raises(ValueError, match=r"broken.yaml is no YAML"), readable_configs([str(tmp_path / "broken.yaml")]):
         pass
+
+
+def test_the_command_shows_the_warning_that_python_hides(tmp_path, monkeypatch):
+    path = written(tmp_path, OLD)
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(DeprecationWarning, match="as version 0.1 did; it still opens. Write guerdon.RewardTraining"):
+        warnings.simplefilter("ignore", DeprecationWarning)  # as Python does outside tests
+        assert main(["fit", "--config", path, "--print_config"]) == 0
