@@ -129,7 +129,7 @@ class RemoteChat(Chat):
         """Request an answer to each of M prompts; a failed, refused or filtered one is a `Reply` without a text.
 
         Raises:
-            ImportError: If the openai package is not installed.
+            ModuleNotFoundError: If the openai package is not installed.
             TypeError: If a picture is not uint8.
             ValueError: If a prompt is empty, a picture has another shape, or the variable with the key is not set.
         """
@@ -142,7 +142,7 @@ class RemoteChat(Chat):
         """Compute the log-probability of each of K answers to each of M prompts, NaN where the endpoint gives none.
 
         Raises:
-            ImportError: If the openai package is not installed.
+            ModuleNotFoundError: If the openai package is not installed.
             TypeError: If a picture is not uint8.
             ValueError: If a prompt or an answer is empty, a picture has another shape, or the variable with the key is
                 not set.
@@ -275,7 +275,9 @@ def _openai() -> Any:
     try:
         import openai  # an extra, and a second to import
     except ImportError as error:
-        raise ImportError("a remote model needs the openai package: pip install 'guerdon[remote]'") from error
+        raise ModuleNotFoundError(
+            "a remote model needs the openai package: pip install 'guerdon[remote]'", name="openai"
+        ) from error
     return openai
 
 

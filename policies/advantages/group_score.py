@@ -96,8 +96,9 @@ class GroupScore(AdvantageSource):
         if not self._told_why and not bool(valid.any()):
             self._say_why(batch, rewards)
         group = _groups(batch)
-        terms = {name: _row_sum(term, rewards.valid) for name, term in rewards.terms.items()}
-        score = _row_sum(rewards.rewards, rewards.valid)
+        known = rewards.valid & batch.mask
+        terms = {name: _row_sum(term, known) for name, term in rewards.terms.items()}
+        score = _row_sum(rewards.rewards, known)
         if self.normalise_terms != "none":
             terms = {name: self._normalised(term, group, valid) for name, term in self._weighted(terms).items()}
             terms = {name: term * (self.term_weights or {}).get(name, 1.0) for name, term in terms.items()}

@@ -203,6 +203,17 @@ def test_padding_context_and_chunks():
     assert advantages.advantages.tolist() == [[0.0, -2.0], [2.0, 0.0]]
 
 
+def test_what_a_reward_calls_valid_behind_the_end_of_a_row_does_not_count():
+    careless = RewardEstimates(rewards=torch.ones(2, 3), valid=torch.ones(2, 3, dtype=torch.bool))
+    whole = batch_of([1.0, 3.0])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    decisions = torch.tensor([[0, 1, 2], [0, -1, -1]])
+    short = replace(whole, mask=mask, recorded={}, decision_step=decisions)
+    source = quiet(normalise="none")
+    for batch, scores in ((whole, [3.0, 3.0]), (short, [3.0, 1.0])):
+        assert source(batch, careless).returns[:, 0].tolist() == scores
+
+
 def test_groups_of_one_and_of_equals_say_nothing():
     batch = batch_of([1.0, 2.0, 2.0, 2.0], group=[0, 1, 1, 1])
     for how in ("zscore", "rank", "leave_one_out"):
