@@ -268,7 +268,7 @@ def test_a_time_out_and_a_closed_port(endpoint):
     assert made.failures == {"timeout": 1} and len(endpoint.bodies) == 2
     endpoint.scripted((200, completion("second time"), {}))
     assert made.reply([["x"]])[0].text == "second time"
-    closed = RemoteChat("http://127.0.0.1:9/v1", "tiny", timeout=0.2, retries=0)
+    closed = RemoteChat("http://127.0.0.1:9/v1", "tiny", requests=RequestSettings(timeout=0.2, retries=0))
     (reply,) = closed.reply([["x"]])
     assert reply.text is None and "no connection" in reply.problem and closed.failures == {"connection": 1}
 

@@ -49,7 +49,7 @@ def prompt(count, text="open the drawer", seed=0, size=16):
 
 def lora(folder, **more):
     torch.manual_seed(1)
-    return VLM(str(folder), lora_rank=2, **more)
+    return VLM(str(folder), lora=LoRA(rank=2), **more)
 
 
 def stirred(vlm):
@@ -281,7 +281,7 @@ def test_incomplete_checkpoints_are_named(copied):
 
 def test_bad_arguments_are_named(folder):
     with pytest.raises(ValueError, match="rank -1"):
-        VLM(str(folder), lora_rank=-1)
+        VLM(str(folder), lora=LoRA(rank=-1))
     with pytest.raises(ValueError, match="is a folder, which has no revision main"):
         VLM(str(folder), revision="main")
 

@@ -20,6 +20,7 @@ from guerdon.evaluation.critics.logs import LogReader
 from guerdon.pages.report import write_report
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.step_cost import StepCost
 from guerdon.scoring import dataset as scoring
@@ -52,7 +53,7 @@ def place(tmp_path_factory):
         ("action", action),
         ("value", value),
         ("policy", policy),
-        ("reward", ProgressReward(state_size=12, width=8, layers=1, heads=2)),
+        ("reward", ProgressReward(state_size=12, observer=ObservationEncoder(width=8, layers=1, heads=2))),
         ("cost", StepCost(failure_cost=20.0, scale=20.0, gamma=0.95)),
     ):
         save_component(component, folder / name)

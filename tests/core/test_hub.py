@@ -25,6 +25,7 @@ from guerdon.policies.objectives import WeightedImitation
 from guerdon.policies.proposer import PolicyProposer
 from guerdon.policies.weights import Exponential
 from guerdon.rewards.ensemble import EnsembleReward
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
@@ -211,8 +212,10 @@ KINDS = {
     "weights in another order in memory": _transposed,
     "a frozen reference": lambda: Backbone("some/encoder"),
     "a frozen reference inside": lambda: Tree(Backbone("some/encoder"), right=Leaf(2)),
-    "a reward model": lambda: ProgressReward(state_size=3, width=8, layers=1, heads=2),
-    "a wrapped reward model": lambda: EnsembleReward(ProgressReward(state_size=3, width=8, layers=0), 2),
+    "a reward model": lambda: ProgressReward(state_size=3, observer=ObservationEncoder(width=8, layers=1, heads=2)),
+    "a wrapped reward model": lambda: EnsembleReward(
+        ProgressReward(state_size=3, observer=ObservationEncoder(width=8, layers=0)), 2
+    ),
     "a critic": lambda: ActionCritic(ChunkPerceptron(3, 2, horizon=2, hidden=(8,))),
     "a policy": lambda: GaussianPolicy(3, 2, hidden=(4,)),
     "an advantage source": lambda: RewardToGo(RecordedReward("p"), ValueCritic(3, hidden=(4,))),

@@ -10,6 +10,7 @@ from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.chunks import REPLAN
 from guerdon.critics.conservative import CalibratedFloor
+from guerdon.critics.logged import LoggedChunks
 from guerdon.critics.networks import ChunkNetwork, ChunkPerceptron
 from guerdon.testing import check_critic, reopen
 
@@ -88,7 +89,9 @@ def test_steps_without_a_known_return_get_no_penalty():
 def test_steps_are_weighted_as_in_the_squared_error():
     batch, rewards = steps([0.0, 0.0], [End.FAILURE] * 2, [0.0, 1.0])
     critic = ActionCritic(
-        Slope(), penalty=CalibratedFloor(alpha=1.0, proposals=1, uniform=0), source_weights={"0": 1.0}
+        Slope(),
+        penalty=CalibratedFloor(alpha=1.0, proposals=1, uniform=0),
+        logged=LoggedChunks(source_weights={"0": 1.0}),
     )
     batch.weight[:, 0] = torch.tensor([3.0, 1.0])
     # gaps 2 - 0 and 2 - 1, weights 3 and 1: 7 / 4
@@ -155,7 +158,9 @@ def test_chunks_are_compared_at_the_same_length():
         recorded={REPLAN: Labelled(values=torch.tensor([[1.0, 0.0]]), valid=mask)},
     )
     rewards = RewardEstimates(rewards=torch.zeros(1, 2), valid=mask)
-    critic = ActionCritic(Watching(4), penalty=CalibratedFloor(proposals=0, uniform=1), tails="mask")
+    critic = ActionCritic(
+        Watching(4), penalty=CalibratedFloor(proposals=0, uniform=1), logged=LoggedChunks(tails="mask")
+    )
     critic.fit_scales(batch)
     critic.loss(batch, rewards)
     assert seen == [[2, 1], [2, 1]]

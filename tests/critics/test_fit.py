@@ -124,8 +124,7 @@ def test_values_of_held_out_walks_are_learned(walks):
         StepCost(),
         transitions=64,
         updates_per_batch=30,
-        learning_rate=1e-2,
-        warmup_steps=0,
+        optimizer=ScheduledAdamW(learning_rate=1e-2, warmup_steps=0),
     )
     found = fit(module, logged(walks), max_epochs=4).callback_metrics
     # the state tells how far it is and whether it will fail: all of the return
@@ -139,7 +138,11 @@ def test_values_of_held_out_walks_are_learned(walks):
 def test_a_categorical_value_learns_as_well(walks):
     critic = DistributionalValue(2, hidden=(32,), bins=51)
     module = CriticTraining(
-        critic, StepCost(gamma=1.0), transitions=64, updates_per_batch=20, learning_rate=1e-2, warmup_steps=0
+        critic,
+        StepCost(gamma=1.0),
+        transitions=64,
+        updates_per_batch=20,
+        optimizer=ScheduledAdamW(learning_rate=1e-2, warmup_steps=0),
     )
     found = fit(module, logged(walks), max_epochs=4).callback_metrics
     assert float(found["val_explained_variance"]) > 0.8
@@ -338,7 +341,7 @@ def test_data_without_a_step_to_learn_from_are_refused_and_move_nothing(walks):
         # Monte-Carlo values of episodes that never end
         (ValueCritic(2, hidden=(4,), lam=1.0, cuts="leave_out"), StepCost(), {"terminating": []}),
     ):
-        module = CriticTraining(critic, reward, weight_decay=0.1)
+        module = CriticTraining(critic, reward, optimizer=ScheduledAdamW(weight_decay=0.1))
         before = [p.detach().clone() for p in critic.parameters()]
         with pytest.raises(ValueError, match="no step of the training data can be learned from"):
             with pytest.warns(UserWarning, match="ends for good") if more else nullcontext():
@@ -370,7 +373,7 @@ def test_an_update_without_anything_to_learn_is_left_out(walks):
 
     data = Sometimes(walks, batch_size=1, terminating=ALL_ENDS, labels=logged(walks).labels, val_fraction=0.0)
     critic = Watching()
-    module = CriticTraining(critic, StepCost(), weight_decay=0.1)
+    module = CriticTraining(critic, StepCost(), optimizer=ScheduledAdamW(weight_decay=0.1))
     fit(module, data, limit_val_batches=0)
     assert int(module.updates) == critic.steps == 15 and len(critic.seen) == 30
 
@@ -418,7 +421,7 @@ def test_what_does_not_fit_together_is_refused(walks):
     with pytest.raises(ValueError, match="transitions 0"):
         CriticTraining(critic, reward, transitions=0)
     with pytest.raises(ValueError, match="warmup_steps -1"):
-        CriticTraining(critic, reward, warmup_steps=-1)
+        CriticTraining(critic, reward, optimizer=ScheduledAdamW(warmup_steps=-1))
     with pytest.raises(ValueError, match="this batch holds negatives"):
         fit(
             CriticTraining(critic, reward),
@@ -541,7 +544,9 @@ def test_a_policy_and_a_critic_go_on_learning_after_they_were_used(walks):
     assert all(p.requires_grad for p in policy.parameters())  # frozen only while the critic learned
     ActionAdvantage(module.critic)  # freezes it for use
     assert not any(p.requires_grad for p in module.critic.parameters())
-    again = CriticTraining(module.critic, module.reward, module.proposer, transitions=32, warmup_steps=3)
+    again = CriticTraining(
+        module.critic, module.reward, module.proposer, transitions=32, optimizer=ScheduledAdamW(warmup_steps=3)
+    )
     before = {k: v.clone() for k, v in module.critic.network.state_dict().items()}
     fit(again, logged(walks))
     assert any(not torch.equal(v, before[k]) for k, v in again.critic.network.state_dict().items())

@@ -163,7 +163,9 @@ def test_weights_of_before_open():
             value.copy_(torch.randn(value.shape) if value.is_floating_point() else value)
     before = {name.replace("reads.", ""): value.clone() for name, value in network.state_dict().items()}
     assert any(name.startswith("encoder.") for name in before) and any(name.startswith("text.") for name in before)
-    opened = ObservationNetwork(3, (8,), cameras=("front", "wrist"), encoder=FrozenPixels(), text=FrozenWords())
+    opened = ObservationNetwork(
+        3, (8,), reads=CriticInputs(cameras=("front", "wrist"), encoder=FrozenPixels(), text=FrozenWords())
+    )
     opened.load_state_dict(before)
     observation = observe(4, seen=True)
     torch.testing.assert_close(opened.eval()(observation), network.eval()(observation), rtol=0, atol=0)

@@ -16,6 +16,7 @@ from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.reader import EpisodeReader
 from guerdon.evaluation.dataset import evaluate_dataset
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.scoring.dataset import score_dataset
 from guerdon.scoring.scores import read_scores
@@ -68,7 +69,9 @@ def recorded(index, steps, *cameras, size=12):
 
 def model(*cameras, **changes):
     encoder = changes.pop("encoder", None) or Counting()
-    return ProgressReward(cameras=cameras, encoder=encoder, width=8, layers=1, heads=2, **changes).eval()
+    return ProgressReward(
+        observer=ObservationEncoder(cameras=cameras, encoder=encoder, width=8, layers=1, heads=2), **changes
+    ).eval()
 
 
 def score(reward, data, out, **more):

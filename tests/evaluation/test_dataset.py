@@ -21,6 +21,7 @@ from guerdon.datasets.opening import open_dataset
 from guerdon.evaluation.calibration.data import collect
 from guerdon.evaluation.dataset import OpenedModel, evaluate_dataset
 from guerdon.evaluation.evaluate import MODEL
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 
 pytestmark = pytest.mark.slow
@@ -296,7 +297,9 @@ def test_model_and_data_may_be_folders(tmp_path):
         for each in several():
             writer.add(each)
     for name in ("first", "second"):
-        save_component(ProgressReward(state_size=2, width=8, layers=1, heads=2), tmp_path / name)
+        save_component(
+            ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=1, heads=2)), tmp_path / name
+        )
     found = evaluate_dataset(str(tmp_path / "first"), tmp_path / "data", against=tmp_path / "second")
     assert found.data == str(tmp_path / "data") and found.counts["episodes"] == 6
     reward, identity = open_reward_model(tmp_path / "first", "cpu")
@@ -315,7 +318,9 @@ def test_the_command_compares_and_the_report_draws_it(tmp_path, capsys, monkeypa
             for each in part:
                 writer.add(each)
     for name in ("first", "second"):
-        save_component(ProgressReward(state_size=2, width=8, layers=1, heads=2), tmp_path / name)
+        save_component(
+            ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=1, heads=2)), tmp_path / name
+        )
     both = ["--data", "one", "--also", "two", "--batch-size", "4"]
     more = ["--against", "second", "--threshold", "0.4", "--quality-order", "aborted,expert", "--confusion", "1"]
     assert main(["evaluate", "--model", "first", *both, *more, "--json", "figures.json"]) == 0
