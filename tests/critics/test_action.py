@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -265,7 +266,7 @@ def chain(length, end=End.SUCCESS, final=0.0, states=None, first=0):
     return batch, RewardEstimates(rewards=rewards, valid=batch.mask)
 
 
-def ladder(states, horizon, gamma=0.99, **more):
+def ladder(states, horizon, gamma=0.99, **more: Any) -> Any:
     return ActionCritic(Ladder(states, horizon), gamma=gamma, polyak_rate=1.0, **more), Always([0.0] * horizon)
 
 
@@ -550,7 +551,7 @@ def test_members_are_reduced_in_the_target_as_asked():
     batch, rewards = chain(1, End.CUT, final=-1.0)
     found = {}
     for how in ("min", "mean", "lcb", "independent"):
-        critic = ActionCritic(Ladder(2, 1, members=2), gamma=0.5, target_agg=how, aggregation=Aggregation(lcb=0.5))
+        critic: Any = ActionCritic(Ladder(2, 1, members=2), gamma=0.5, target_agg=how, aggregation=Aggregation(lcb=0.5))
         with torch.no_grad():
             critic.target.entries[0][:] = torch.tensor([-2.0, -6.0])[:, None, None]
         found[how] = critic.targets(batch, rewards, critic.points(batch, rewards), Always([0.0]))[:, 0].tolist()
@@ -566,7 +567,7 @@ def test_the_target_takes_the_mean_over_chunks_of_the_smallest_member():
             return torch.tensor([0.0, 1.0])[:, None, None, None].expand(-1, len(rows), 1, 1)
 
     batch, rewards = chain(1, End.CUT, final=0.0)
-    critic = ActionCritic(Table(2, 1, members=2), gamma=1.0, target_samples=2, value_samples=2, polyak_rate=1.0)
+    critic: Any = ActionCritic(Table(2, 1, members=2), gamma=1.0, target_samples=2, value_samples=2, polyak_rate=1.0)
     with torch.no_grad():
         critic.network.entries[0][:] = torch.tensor([[[0.0, 5.0]], [[2.0, 1.0]]])
     critic.after_step()

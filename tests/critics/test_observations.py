@@ -138,10 +138,15 @@ def test_values_that_give_no_scale_are_refused(values, message):
 
 
 def test_flat_arguments_become_the_inputs():
-    flat = ObservationNetwork(3, (8,), cameras=("front",), encoder=FrozenPixels())
+    flat = ObservationNetwork(
+        3,
+        (8,),
+        cameras=("front",),  # pyright: ignore[reportCallIssue]
+        encoder=FrozenPixels(),  # pyright: ignore[reportCallIssue]
+    )
     assert flat.reads.cameras == ("front",) and set(flat.init_args) == {"state_size", "hidden", "reads"}
     with pytest.raises(TypeError, match="reads and cameras are both given"):
-        ObservationNetwork(3, (8,), reads=CriticInputs(), cameras=("front",))
+        ObservationNetwork(3, (8,), reads=CriticInputs(), cameras=("front",))  # pyright: ignore[reportCallIssue]
 
 
 def test_a_network_without_a_size_takes_it_from_the_data():
