@@ -6,6 +6,7 @@ import re
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,6 +53,11 @@ class Backbone(Leaf):
 class Tree(Component):
     """Components in arguments, lists and dictionaries."""
 
+    left: Any
+    right: Any
+    many: Any
+    named: Any
+
     def __init__(self, left, right=None, many=(), named=None):
         super().__init__()
         self.left, self.right = left, right
@@ -73,7 +79,7 @@ class Outer:
         """Nested."""
 
 
-def reload(component, path):
+def reload(component, path) -> Any:
     save_component(component, path)
     return load_component(path, trust=True)
 
