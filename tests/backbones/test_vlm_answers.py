@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from guerdon.backbones.lora import LoRA
 from guerdon.backbones.vlm import VLM
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
-ARCHITECTURES = ["qwen2_5_vl", "qwen3_vl", "smolvlm"]
+ARCHITECTURES: list[Any] = ["qwen2_5_vl", "qwen3_vl", "smolvlm"]
 ANSWERS = ["yes", "no", "open the drawer", "0.5"]  # of one token and of several
 
 
