@@ -64,7 +64,10 @@ class Broken(FrameSource):
     """A video that ends early."""
 
     step = np.arange(5)
-    identity = "broken"
+
+    @property
+    def identity(self):
+        return "broken"
 
     def read(self, indices, size=None):
         raise BadEpisodeError(3, "video", "ends after 2 of 5 frames")
@@ -93,7 +96,7 @@ class Memory:
         return self.episodes[place]
 
 
-def episode(index, task=0, success=1.0, steps=4, split="", frames=None):
+def episode(index, task=0, success: float | None = 1.0, steps=4, split="", frames=None):
     top = 1.0 if success is None or success >= 1 else 0.4
     progress = np.linspace(0, top, steps + 1)
     pictures = np.broadcast_to((progress * 255).astype(np.uint8)[:, None, None, None], (steps + 1, 3, 8, 8)).copy()

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import lightning
@@ -298,7 +299,9 @@ class Drawing(Told):
 @pytest.mark.slow
 def test_a_watched_run_is_the_same_run(tmp_path):
     def learned(*callbacks):
-        random.seed(3), np.random.seed(3), torch.manual_seed(3)
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
         reward = Drawing()
         source = RewardToGo(reward, ValueCritic(12, hidden=(8,)))
         learner = PolicyOptimizer(
@@ -604,12 +607,13 @@ def test_pushing_back_ends_the_false_positives_and_keeps_the_successes(model, se
     assert first["retrained"] and first["false_positive_rate"] > 0.9
     assert second["false_positive_rate"] < 0.3 and second["episodes"] == 20, "what the old reward said is forgotten"
     assert claimed(reward, real) > 0.85
-    assert learner.advantage.reward.reward is reward
+    source: Any = learner.advantage
+    assert source.reward.reward is reward
     assert not torch.equal(before["observer.norm.weight"], reward.observer.norm.weight)
     assert all(not p.requires_grad and p.grad is None for p in reward.parameters())
     assert second["drift"] is not None, "the features of the new weights were learned"
     kept = load_component(tmp_path / "watch" / "reward_1")
-    assert all(torch.equal(v, kept.state_dict()[k]) for k, v in learner.advantage.reward.state_dict().items())
+    assert all(torch.equal(v, kept.state_dict()[k]) for k, v in source.reward.state_dict().items())
 
 
 @pytest.mark.slow
@@ -664,7 +668,7 @@ def test_after_retraining_what_the_old_weights_predicted_is_forgotten(tmp_path):
     reward, recipe = trained(data, steps=1), Shifting()
     (tmp_path / "labels.jsonl").write_text('{"episode": "000000-0-3", "success": 1}\n')
     callback = Traced(
-        threshold=0.0,
+        claim=SuccessClaim(threshold=0.0),
         limits=AlarmLimits(min_failures=12, max_drift=None, max_probe=None),
         questions=SpotChecks(ask_random=4, labels=str(tmp_path / "labels.jsonl")),
         retraining=Retraining(recipe, max_retrains=1),
@@ -741,9 +745,9 @@ def test_flat_arguments_and_objects_make_the_same_run(tmp_path):
 
 def test_an_object_and_its_arguments_are_refused_together():
     with pytest.raises(TypeError, match="limits and max_drift are both given: put max_drift into limits"):
-        HackingWatch(limits=AlarmLimits(), max_drift=0.1)
+        HackingWatch(limits=AlarmLimits(), max_drift=0.1)  # pyright: ignore[reportCallIssue]
     with pytest.raises(TypeError, match="unexpected keyword argument 'treshold'"):
-        HackingWatch(treshold=0.7)
+        HackingWatch(treshold=0.7)  # pyright: ignore[reportCallIssue]
 
 
 def test_two_watches_share_nothing():
@@ -766,7 +770,8 @@ def test_objects_are_written_in_yaml():
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--watch", type=HackingWatch)
     written = {"class_path": "guerdon.HackingWatch", "init_args": yaml.safe_load(OBJECTS)}
-    callback = parser.instantiate_classes(parser.parse_object({"watch": written})).watch
+    made: Any = parser.instantiate_classes(parser.parse_object({"watch": written}))
+    callback = made.watch
     assert callback.claim.threshold == 0.7 and callback.drift.features == "state"
     assert (callback.limits.max_drift, callback.limits.on_alarm) == (None, "stop")
     assert (callback.probing.probes, callback.probing.instructions) == (("frozen",), ("open",))
