@@ -102,7 +102,7 @@ def test_the_hash_of_an_old_folder_is_what_it_was(name):
 def test_saving_again_keeps_the_hash(name, tmp_path):
     with pytest.warns(DeprecationWarning):
         component: Any = load_component(FOLDER / name)
-    component.save_pretrained(tmp_path / "again")
+        component.save_pretrained(tmp_path / "again")
     assert component_hash(tmp_path / "again") == EXPECTED[name]["hash"]
 
 
