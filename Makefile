@@ -44,6 +44,7 @@ lint: install
 
 types: install
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python -p tests/pyrightconfig.json
 
 # Coverage is measured here alone: it makes the tests half as slow again.
 check: COVERAGE := --cov --cov-report=

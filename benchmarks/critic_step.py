@@ -29,7 +29,9 @@ from guerdon.backbones.vision import VisionEncoder
 from guerdon.core.batch import Decision, End, Observation, RewardEstimates, Sampled, TrajectoryBatch
 from guerdon.core.interfaces import Policy
 from guerdon.critics.action import ActionCritic
+from guerdon.critics.logged import LoggedChunks
 from guerdon.critics.networks import ChunkNetwork, ChunkPerceptron, ChunkTransformer
+from guerdon.critics.observations import CriticInputs
 from guerdon.policies.proposer import PolicyProposer
 
 TRANSITIONS, REFRESH, PASSES, CAMERAS, FEATURES = 256, 20, 10, ("top", "left", "right"), 1152
@@ -186,7 +188,9 @@ def settings(quick: bool) -> list[dict[str, object]]:
         for samples in (1, 4)
     ]
     if not quick:
-        network = ChunkTransformer(32, 14, horizon=50, width=256, layers=6, heads=8, cameras=CAMERAS, encoder=Stored())
+        network = ChunkTransformer(
+            32, 14, horizon=50, width=256, layers=6, heads=8, reads=CriticInputs(cameras=CAMERAS, encoder=Stored())
+        )
         listed.append(
             {
                 "name": "the paper's size",
@@ -224,7 +228,7 @@ def main() -> None:
         assert isinstance(critic, ChunkNetwork) and isinstance(policy, SmallFlow)
         assert isinstance(batch, TrajectoryBatch)
         samples, updates, warm = (int(str(setting[name])) for name in ("samples", "updates", "warm"))
-        aloe = ActionCritic(critic, across_replans=True, target_samples=samples)
+        aloe = ActionCritic(critic, target_samples=samples, logged=LoggedChunks(across_replans=True))
         aloe._warned = True  # random actions are open-loop: there is nothing to warn of
         found = measure(aloe, policy, batch, updates, warm)
         size = sum(p.numel() for p in critic.parameters())

@@ -46,6 +46,7 @@ from guerdon.critics.distributional import DistributionalValue
 from guerdon.critics.expectile import ExpectileCritic
 from guerdon.critics.monte_carlo import MonteCarloCritic
 from guerdon.critics.networks import ChunkTransformer
+from guerdon.critics.observations import CriticInputs
 from guerdon.critics.value import ValueCritic
 from guerdon.datasets.collate import Window, collate
 from guerdon.datasets.episodes import Episode
@@ -137,7 +138,7 @@ def network(task: Task, members: int = 2, chunk: int = CHUNK, shared: bool = Tru
         layers=2,
         heads=4,
         shared=shared,
-        action_range=(-1, 1),
+        reads=CriticInputs(action_range=(-1, 1)),
     )
 
 

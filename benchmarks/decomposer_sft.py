@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from common import command_line
+from guerdon.backbones.lora import LoRA
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import TrajectoryBatch
 from guerdon.core.metrics import bootstrap_interval
@@ -32,6 +33,7 @@ from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
 from guerdon.rewards.stages.decomposer import VlmDecomposer
 from guerdon.rewards.stages.decomposer_training import DecomposerTraining
+from guerdon.rewards.stages.fine_tuning import FineTuning
 from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
 from guerdon.rewards.stages.stage_metrics import stage_accuracy, stage_iou
 from guerdon.testing.vlm_checkpoints import tiny_vlm
@@ -132,17 +134,14 @@ def main() -> None:
             folder = tiny_vlm(Path(place) / f"vlm{seed}", "qwen2_5_vl", width=64, seed=seed)
             torch.manual_seed(seed)
             pixels = {"size": {"shortest_edge": 64, "longest_edge": PIXELS**2}}
-            vlm = VLM(str(folder), lora_rank=16, image_options=pixels, batch_size=32)
+            vlm = VLM(str(folder), image_options=pixels, batch_size=32, lora=LoRA(rank=16))
             decomposer = VlmDecomposer(vlm, [CAMERA], attempts=1, max_new_tokens=512, min_mass=0.0)
             training = DecomposerTraining(
                 decomposer,
                 teacher,
                 frames_per_episode=16,
-                learning_rate=3e-3,
-                epochs=options.epochs,
-                batch_size=8,
-                warmup_steps=10,
                 seed=seed,
+                tuning=FineTuning(learning_rate=3e-3, epochs=options.epochs, batch_size=8, warmup_steps=10),
             )
             for when in ("before", "after"):
                 if when == "after":

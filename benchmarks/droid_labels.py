@@ -28,6 +28,7 @@ from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
 from guerdon.evaluation.dataset import evaluate_dataset
 from guerdon.rewards.fit import RewardTraining
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 
 TIME = {"rewind": 0.2, "reverse": 0.15, "stall": 0.1, "warp": 0.1}
@@ -52,15 +53,17 @@ def fit(arm: str, seed: int, data: Path, runs: Path, epochs: int) -> Path:
     lightning.seed_everything(seed, verbose=False)
     shares, since_start = ARMS[arm]
     model = ProgressReward(
-        cameras=("video",),
-        encoder=ConvEncoder(width=64, channels=(8, 16, 32, 64), size=64),
-        text=HashedText(width=64),
-        width=96,
-        layers=2,
-        dropout=0.1,
-        frame_size=64,
-        frames_every=4,
-        since_start=since_start,
+        observer=ObservationEncoder(
+            cameras=("video",),
+            encoder=ConvEncoder(width=64, channels=(8, 16, 32, 64), size=64),
+            text=HashedText(width=64),
+            width=96,
+            layers=2,
+            dropout=0.1,
+            frame_size=64,
+            frames_every=4,
+            since_start=since_start,
+        )
     )
     clips = EpisodeData(
         str(data),

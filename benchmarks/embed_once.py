@@ -40,6 +40,7 @@ from guerdon.datasets.collate import Window
 from guerdon.datasets.episodes import ArrayFrames, Column, Episode
 from guerdon.datasets.features import FeatureCache
 from guerdon.datasets.reader import EpisodeReader
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 
 RESULTS = Path(__file__).resolve().parent / "results" / "embed_once.json"
@@ -86,7 +87,9 @@ def measure(encoder: ClipEncoder, steps: int, rows: int, device: str, folder: Pa
     """Seconds of every way at one length."""
     episodes = [make_episode(i, steps) for i in range(rows)]
     windows = [Window(episode=e) for e in episodes]
-    model = ProgressReward(cameras=["front"], encoder=encoder, width=64, layers=2).to(device)
+    model = ProgressReward(observer=ObservationEncoder(cameras=["front"], encoder=encoder, width=64, layers=2)).to(
+        device
+    )
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4)
 
     def reader(cache: Path | None) -> EpisodeReader:

@@ -38,13 +38,14 @@ from guerdon.envs.vector import make_task
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
-from guerdon.policies.optimizer import PolicyOptimizer
+from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
 from guerdon.policies.rollouts.data import RolloutData
 from guerdon.policies.rollouts.pool import TaskSetting, play_episodes
 from guerdon.rewards.combine import Sum
 from guerdon.rewards.fit import RewardTraining
 from guerdon.rewards.milestones.labels import MilestoneLabels
 from guerdon.rewards.milestones.oracle import METAWORLD_POINTS, MilestoneOracle
+from guerdon.rewards.milestones.payment import MilestonePayment
 from guerdon.rewards.milestones.reward import MilestoneReward, in_mode
 from guerdon.rewards.recorded import RecordedSuccess
 
@@ -101,7 +102,7 @@ class Run:
         if not place.exists():
             logs = self.data("logs", self.options.logs, "mixed", 0.5)
             lightning.seed_everything(self.seed, verbose=False)
-            model = MilestoneReward(state_size=39, action_size=4, gamma=GAMMA)
+            model = MilestoneReward(state_size=39, action_size=4, payment=MilestonePayment(gamma=GAMMA))
             data = EpisodeData(logs, repeats=4, labels=MilestoneLabels(), val_fraction=0.0, seed=self.seed)
             fit(RewardTraining(model, weight_decay=1e-2, schedule="cosine"), data, self.options.epochs)
             model.save_pretrained(place)
@@ -136,7 +137,12 @@ class Run:
             labels = LabelFactory(rewind=0.0, reverse=0.0, wrong_instruction=0.0)
             data = EpisodeData(demonstrations, batch_size=8, labels=labels, val_fraction=0.0)
             module = PolicyOptimizer(
-                policy, Uniform(), WeightedImitation(), passes=300, minibatch_size=128, learning_rate=1e-3
+                policy,
+                Uniform(),
+                WeightedImitation(),
+                passes=300,
+                minibatch_size=128,
+                optimizer=PolicyAdam(learning_rate=1e-3),
             )
             fit(module, data, 1)
             policy.save_pretrained(place)
@@ -148,7 +154,9 @@ class Run:
         sparse = RecordedSuccess()
 
         def oracle(mode: Any) -> RewardModel:
-            return MilestoneOracle(STAGES[self.task], points=METAWORLD_POINTS, mode=mode, gamma=GAMMA)
+            return MilestoneOracle(
+                STAGES[self.task], points=METAWORLD_POINTS, payment=MilestonePayment(mode=mode, gamma=GAMMA)
+            )
 
         return {
             "sparse": sparse,
@@ -172,11 +180,10 @@ class Run:
                 ClippedSurrogate(),
                 passes=10,
                 minibatch_size=512,
-                learning_rate=6e-4,
-                critic_learning_rate=1e-3,
                 freeze_policy_batches=2,
                 target_kl=0.03,
                 seed=self.seed,
+                optimizer=PolicyAdam(learning_rate=6e-4, critic_learning_rate=1e-3),
             )
             data = RolloutData(
                 self.task,
@@ -203,7 +210,9 @@ class Run:
             batch = play_episodes(setting, policy, contexts, envs=16, seed=self.seed)
             with torch.no_grad():
                 learned = in_mode(self.reward(), "additive")(batch).rewards.sum(1)
-                oracle = MilestoneOracle(STAGES[self.task], points=METAWORLD_POINTS, mode="additive")(batch)
+                oracle = MilestoneOracle(
+                    STAGES[self.task], points=METAWORLD_POINTS, payment=MilestonePayment(mode="additive")
+                )(batch)
             said = {
                 "success": batch.success.tolist(),
                 "milestone_reward": learned.tolist(),

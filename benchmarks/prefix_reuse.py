@@ -18,6 +18,7 @@ import torch
 from common import command_line
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import Sampled, TrajectoryBatch
+from guerdon.rewards.frame_windows import FrameWindows
 from guerdon.rewards.zero_shot.vlm import CompletionLikelihood
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
@@ -61,7 +62,9 @@ def count_pictures(vlm: VLM) -> list[int]:
 def measure(vlm: VLM, counts: list[int], repeats: int) -> list[dict[str, float]]:
     seen = count_pictures(vlm)
     ways = {
-        name: CompletionLikelihood(vlm, ["video"], max_frames=10_000, min_mass=0.0, reuse=name == "once")
+        name: CompletionLikelihood(
+            vlm, ["video"], min_mass=0.0, reuse=name == "once", frames=FrameWindows(context_frames=8, max_frames=10_000)
+        )
         for name in ("once", "anew")
     }
     rows: list[dict[str, float]] = []

@@ -32,6 +32,7 @@ from guerdon.envs.collect import collect_dataset
 from guerdon.evaluation.calibration.fit import calibrate
 from guerdon.evaluation.dataset import evaluate_dataset
 from guerdon.rewards.fit import RewardTraining
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 
 TASKS = (
@@ -72,17 +73,15 @@ def model(inputs: str) -> ProgressReward:
     """Build the model for one kind of input, with everything trained from scratch."""
     text = HashedText(width=64)
     if inputs == "states":
-        return ProgressReward(state_size=39, text=text, width=128, layers=1, success_weight=1.0)
+        return ProgressReward(
+            state_size=39, success_weight=1.0, observer=ObservationEncoder(text=text, width=128, layers=1)
+        )
     encoder = ConvEncoder(width=64, channels=(16, 32, 64, 64), size=FRAME)
     return ProgressReward(
-        cameras=(CAMERA,),
-        encoder=encoder,
-        text=text,
-        width=128,
-        layers=1,
-        frame_size=FRAME,
-        frames_every=2,
         success_weight=1.0,
+        observer=ObservationEncoder(
+            cameras=(CAMERA,), encoder=encoder, text=text, width=128, layers=1, frame_size=FRAME, frames_every=2
+        ),
     )
 
 

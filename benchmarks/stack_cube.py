@@ -34,6 +34,7 @@ from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.stages import stage_proportions
 from guerdon.rewards.fit import RewardTraining
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 
 FILES = ("annotated_dataset", "generated_dataset_small", "generated_dataset_small_failed")
@@ -92,7 +93,7 @@ def train(paths: list[str], seed: int, epochs: int, shares: list[float]) -> Prog
     """One model from the folders of the training folds: success from all, progress by stages where there are any."""
     lightning.seed_everything(seed, verbose=False)
     labels = LabelFactory(rewind=0.2, reverse=0.1, wrong_instruction=0.0, progress="stages", stages=shares)
-    model = ProgressReward(state_size=14, width=64, layers=0, success_weight=1.0)
+    model = ProgressReward(state_size=14, success_weight=1.0, observer=ObservationEncoder(width=64, layers=0))
     data = EpisodeData(paths, batch_size=16, repeats=4, window=80, labels=labels, val_fraction=0.0, seed=seed)
     trainer = silent_trainer(epochs, gradient_clip_val=1.0)
     trainer.fit(RewardTraining(model, learning_rate=2e-3, schedule="cosine"), datamodule=data)

@@ -43,10 +43,11 @@ from guerdon.envs.vector import make_task
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
-from guerdon.policies.optimizer import PolicyOptimizer
+from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
 from guerdon.policies.rollouts.data import RolloutData
 from guerdon.policies.rollouts.pool import TaskSetting, play_episodes
 from guerdon.rewards.fit import RewardTraining
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedSuccess
 from guerdon.rewards.shaping import FirstHit
@@ -110,7 +111,9 @@ class Run:
         logs = self.data("logs", self.options.logs, "mixed", 0.5)
         if not (self.folder / "progress").exists():
             lightning.seed_everything(self.seed, verbose=False)
-            reward = ProgressReward(state_size=open_dataset(logs).state_size, layers=0, success_weight=2.0)
+            reward = ProgressReward(
+                state_size=open_dataset(logs).state_size, success_weight=2.0, observer=ObservationEncoder(layers=0)
+            )
             module = RewardTraining(reward, weight_decay=1e-2, schedule="cosine")
             data = EpisodeData(str(logs), batch_size=16, repeats=4, labels=plain(), val_fraction=0.0, seed=self.seed)
             self.trainer(self.options.reward_epochs).fit(module, datamodule=data)
@@ -125,7 +128,12 @@ class Run:
             demonstrations = open_dataset(shown)
             policy = GaussianPolicy(demonstrations.state_size, demonstrations.action_size, log_std=-1.0)
             module = PolicyOptimizer(
-                policy, Uniform(), WeightedImitation(), passes=300, minibatch_size=128, learning_rate=1e-3
+                policy,
+                Uniform(),
+                WeightedImitation(),
+                passes=300,
+                minibatch_size=128,
+                optimizer=PolicyAdam(learning_rate=1e-3),
             )
             data = EpisodeData(str(shown), batch_size=len(demonstrations), labels=plain(), val_fraction=0.0)
             self.trainer(1).fit(module, datamodule=data)
@@ -158,11 +166,10 @@ class Run:
                     ClippedSurrogate(),
                     passes=10,
                     minibatch_size=512,
-                    learning_rate=6e-4,
-                    critic_learning_rate=1e-3,
                     freeze_policy_batches=2,
                     target_kl=0.03,
                     seed=self.seed,
+                    optimizer=PolicyAdam(learning_rate=6e-4, critic_learning_rate=1e-3),
                 )
                 hidden = not arm.startswith("sparse")
                 data = RolloutData(

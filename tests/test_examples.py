@@ -10,6 +10,7 @@ import torch
 
 from guerdon.datasets.episodes import Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.scoring.dataset import score_dataset
 
@@ -24,7 +25,7 @@ def test_doubtful_labels(tmp_path):
             state = np.full((5, 2), index, np.float32)
             writer.add(Episode(index=index, state=state, actions=np.zeros((4, 1), np.float32), success=success))
     torch.manual_seed(0)
-    model = ProgressReward(state_size=2, width=8, layers=0)
+    model = ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=0))
     with torch.no_grad():  # says 0.73 of everything: σ(1)
         model.head.of["success"].weight.zero_()
         model.head.of["success"].bias.fill_(1.0)

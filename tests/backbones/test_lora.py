@@ -1,5 +1,7 @@
 """Low-rank updates of the layers that are targeted, and the arguments of before that they are made of."""
 
+from typing import Any
+
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -18,8 +20,8 @@ class Decoder(nn.Module):
         return self.v_proj(self.q_proj(x))
 
 
-def updated(**arguments):
-    decoder = Decoder()
+def updated(**arguments: Any):
+    decoder: Any = Decoder()
     LoRA(**arguments).add_to(decoder)
     return decoder, {name for name, module in decoder.named_modules() if isinstance(module, BaseTunerLayer)}
 
@@ -45,7 +47,8 @@ def test_the_update_is_scaled_by_alpha_over_rank(alpha, scale):
 
 
 def test_bad_settings_are_named():
-    for wrong in ({"rank": -1}, {"alpha": 0}, {"dropout": 1.0}):
+    refused: list[dict[str, Any]] = [{"rank": -1}, {"alpha": 0}, {"dropout": 1.0}]
+    for wrong in refused:
         with pytest.raises(ValueError, match="expected a rank of at least 0, a positive alpha and a dropout in"):
             LoRA(**wrong)
     with pytest.raises(ValueError, match=r"targets \['query'\]: expected 'all-linear' or some of .*'q_proj'"):

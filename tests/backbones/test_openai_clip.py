@@ -1,5 +1,6 @@
 import gc
 import warnings
+from typing import Any
 
 import clip
 import pytest
@@ -47,7 +48,8 @@ def test_preprocessing_equals_the_packages_own(folder, height, width):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["archive.pt", "state_dict.pt", "weights.safetensors"])
 def test_features_equal_the_packages_own(folder, images, file):
-    model, transform = clip.load(str(folder / "archive.pt"), device="cpu", jit=False)
+    made: Any = clip.load(str(folder / "archive.pt"), device="cpu", jit=False)
+    model, transform = made
     texts = ["open the drawer", "put the cup on the plate"]
     with torch.no_grad():
         expected_image = model.encode_image(torch.stack([transform(pillow(frame)) for frame in images]))

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from guerdon.testing import reopen
 KEY = "sk-very-secret-0123456789"
 
 
-def completion(text="an answer", finish="stop", **more):
+def completion(text: Any = "an answer", finish="stop", **more: Any):
     message = {"role": "assistant", "content": text}
     return {
         "id": "1",
@@ -111,7 +112,7 @@ def endpoint():
     made.server.server_close()
 
 
-def chat(endpoint, **more):
+def chat(endpoint, **more: Any):
     return RemoteChat(endpoint.url, "tiny", **{"timeout": 5.0, "backoff": 0.0, **more})
 
 
@@ -268,7 +269,7 @@ def test_a_time_out_and_a_closed_port(endpoint):
     assert made.failures == {"timeout": 1} and len(endpoint.bodies) == 2
     endpoint.scripted((200, completion("second time"), {}))
     assert made.reply([["x"]])[0].text == "second time"
-    closed = RemoteChat("http://127.0.0.1:9/v1", "tiny", timeout=0.2, retries=0)
+    closed = RemoteChat("http://127.0.0.1:9/v1", "tiny", requests=RequestSettings(timeout=0.2, retries=0))
     (reply,) = closed.reply([["x"]])
     assert reply.text is None and "no connection" in reply.problem and closed.failures == {"connection": 1}
 
@@ -466,9 +467,9 @@ def test_arguments_that_make_no_sense(wrong):
 
 def test_an_endpoint_must_be_named():
     with pytest.raises(TypeError):
-        RemoteChat()
+        RemoteChat()  # pyright: ignore[reportCallIssue]
     with pytest.raises(TypeError):
-        RemoteChat("http://127.0.0.1:9/v1")
+        RemoteChat("http://127.0.0.1:9/v1")  # pyright: ignore[reportCallIssue]
 
 
 def test_wrong_input_raises_before_anything_is_sent(endpoint):
@@ -487,7 +488,13 @@ def test_wrong_input_raises_before_anything_is_sent(endpoint):
 
 
 def test_requests_are_an_object_or_given_flat():
-    flat = RemoteChat("http://127.0.0.1:9/v1", "tiny", timeout=5.0, retries=0, temperature=None)
+    flat = RemoteChat(
+        "http://127.0.0.1:9/v1",
+        "tiny",
+        timeout=5.0,  # pyright: ignore[reportCallIssue]
+        retries=0,  # pyright: ignore[reportCallIssue]
+        temperature=None,
+    )
     whole = RemoteChat(
         "http://127.0.0.1:9/v1", "tiny", requests=RequestSettings(timeout=5.0, retries=0), temperature=None
     )

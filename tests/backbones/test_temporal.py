@@ -1,3 +1,5 @@
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -6,9 +8,10 @@ from hypothesis import given
 from guerdon.backbones.temporal import CausalTransformer, sinusoidal
 
 
-def build(**changes):
+def build(**changes: Any):
     torch.manual_seed(1)
-    return CausalTransformer(**({"input_width": 6, "width": 16, "layers": 2, "heads": 2} | changes))
+    given: dict[str, Any] = {"input_width": 6, "width": 16, "layers": 2, "heads": 2}
+    return CausalTransformer(**(given | changes))
 
 
 def test_sinusoidal_by_hand():
@@ -23,7 +26,7 @@ def test_equals_a_literal_loop_over_frames():
     """Attention written out for one frame, head and earlier frame at a time."""
     model = build(layers=1)
     x = torch.randn(1, 5, 6)
-    block = model.blocks[0]
+    block: Any = model.blocks[0]
     stream = model.embedding(x[0]) + sinusoidal(torch.arange(5), 16, *model.periods)
     mixed = block.query_key_value(block.attention_norm(stream))  # (F, 3 · heads · d), d = 8
     out = torch.zeros(5, 16)

@@ -1,6 +1,7 @@
 import json
 import shutil
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from guerdon.backbones.lora import LoRA
 from guerdon.backbones.vlm import VLM
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
-ARCHITECTURES = ["qwen2_5_vl", "qwen3_vl", "smolvlm"]
+ARCHITECTURES: list[Any] = ["qwen2_5_vl", "qwen3_vl", "smolvlm"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def copied(folders, tmp_path):
     return shutil.copytree(folders["smolvlm"], tmp_path / "copied")
 
 
-def edit(path, **changes):
+def edit(path, **changes: Any):
     held = json.loads(path.read_text())
     path.write_text(json.dumps(held | changes))
 
@@ -47,9 +48,9 @@ def prompt(count, text="open the drawer", seed=0, size=16):
     return [f"Task: {text}", *[part for shown in pictures(count, size, seed) for part in (shown, "Progress:")]]
 
 
-def lora(folder, **more):
+def lora(folder, dropout=0.0, targets: str | list[str] = "all-linear", **more: Any):
     torch.manual_seed(1)
-    return VLM(str(folder), lora_rank=2, **more)
+    return VLM(str(folder), lora=LoRA(rank=2, dropout=dropout, targets=targets), **more)
 
 
 def stirred(vlm):
@@ -167,17 +168,17 @@ def test_lora_trains_the_language_model_alone(folder):
 
 @pytest.mark.slow
 def test_lora_targets(folder):
-    vlm = lora(folder, lora_targets=["q_proj", "v_proj"])
+    vlm = lora(folder, targets=["q_proj", "v_proj"])
     assert {n.split(".lora_")[0].rpartition(".")[2] for n in vlm.trained} == {"q_proj", "v_proj"}
     assert len(vlm.trained) == 2 * 2 * 2  # two layers, two targets, A and B
     assert VLM(str(folder), lora=LoRA(rank=2, targets=["q_proj", "v_proj"])).trained == vlm.trained
     assert vlm.init_args["lora"].init_args["rank"] == 2 and "lora_rank" not in vlm.init_args
     with pytest.raises(ValueError, match=r"targets \['query'\]: expected 'all-linear' or some of .*'q_proj'"):
-        lora(folder, lora_targets=["query"])
+        lora(folder, targets=["query"])
 
 
 def test_dropout_acts_on_the_updates_in_training_only(folder):
-    vlm = stirred(lora(folder, lora_dropout=0.5))
+    vlm = stirred(lora(folder, dropout=0.5))
     assert not vlm.model.training
 
     def states():
@@ -256,7 +257,12 @@ def test_a_repository_that_is_not_here_is_not_fetched():
 
 
 def test_a_text_model_is_refused(tmp_path):
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     LlamaForCausalLM(LlamaConfig(vocab_size=4, **sizes)).save_pretrained(tmp_path / "text")
     words = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "text")
@@ -281,7 +287,7 @@ def test_incomplete_checkpoints_are_named(copied):
 
 def test_bad_arguments_are_named(folder):
     with pytest.raises(ValueError, match="rank -1"):
-        VLM(str(folder), lora_rank=-1)
+        VLM(str(folder), lora=LoRA(rank=-1))
     with pytest.raises(ValueError, match="is a folder, which has no revision main"):
         VLM(str(folder), revision="main")
 

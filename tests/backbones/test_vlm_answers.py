@@ -1,11 +1,14 @@
+from typing import Any
+
 import pytest
 import torch
 
 from guerdon.backbones.chat import Chat
+from guerdon.backbones.lora import LoRA
 from guerdon.backbones.vlm import VLM
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
-ARCHITECTURES = ["qwen2_5_vl", "qwen3_vl", "smolvlm"]
+ARCHITECTURES: list[Any] = ["qwen2_5_vl", "qwen3_vl", "smolvlm"]
 ANSWERS = ["yes", "no", "open the drawer", "0.5"]  # of one token and of several
 
 
@@ -158,7 +161,7 @@ def test_settings_of_the_checkpoint_that_change_what_is_said_are_not_used(vlm):
 
 def test_what_trains_answers_like_what_does_not(folders):
     """In training a checkpointed model of transformers would keep nothing of what it read, and say so in the log."""
-    trained = VLM(str(folders["qwen2_5_vl"]), lora_rank=2, gradient_checkpointing=True)
+    trained = VLM(str(folders["qwen2_5_vl"]), gradient_checkpointing=True, lora=LoRA(rank=2))
     rows, parts = [asked(2), asked(1)], [[picture] for picture in pictures(3)]
     ways = (
         lambda: trained.answer_log_probs(rows, ANSWERS),
@@ -191,7 +194,7 @@ def test_the_answer_stands_where_the_template_puts_it(folders):
 
 def test_without_lora_the_published_model_answers(folders):
     torch.manual_seed(0)
-    trained = VLM(str(folders["qwen2_5_vl"]), lora_rank=2)
+    trained = VLM(str(folders["qwen2_5_vl"]), lora=LoRA(rank=2))
     with torch.no_grad():
         for parameter in trained.parameters():
             if parameter.requires_grad:

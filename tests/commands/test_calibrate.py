@@ -16,6 +16,7 @@ from guerdon.datasets.episodes import Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.rewards.calibration import Calibrated
 from guerdon.rewards.ensemble import EnsembleReward
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.scoring.scores import read_scores
 
@@ -46,7 +47,9 @@ def place(tmp_path_factory):
         for i in range(15):
             writer.add(episode(i, bool(i % 2) or i > 11, rng, split="val" if i < 12 else "wins"))
     torch.manual_seed(0)
-    EnsembleReward(ProgressReward(state_size=3, width=8, layers=0), size=2).save_pretrained(folder / "model")
+    EnsembleReward(
+        ProgressReward(state_size=3, observer=ObservationEncoder(width=8, layers=0)), size=2
+    ).save_pretrained(folder / "model")
     return folder
 
 

@@ -1,6 +1,7 @@
 """Progress lines and learning curves of the demo, with a real trainer."""
 
 import io
+from typing import Any
 
 import lightning
 import pytest
@@ -36,10 +37,12 @@ class Steps(lightning.LightningDataModule):
     env_steps = 0
 
     def train_dataloader(self):
-        return DataLoader([0.0, 1.0], batch_size=1)
+        data: Any = [0.0, 1.0]
+        return DataLoader(data, batch_size=1)
 
     def val_dataloader(self):
-        return DataLoader([0.0], batch_size=1)
+        data: Any = [0.0]
+        return DataLoader(data, batch_size=1)
 
     def on_after_batch_transfer(self, batch, dataloader_idx):
         self.env_steps += 50 if self.trainer.training else 0
@@ -49,7 +52,7 @@ class Steps(lightning.LightningDataModule):
 @pytest.fixture
 def fit():
     def run(callback):
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
         trainer = lightning.Trainer(
             max_epochs=3, accelerator="cpu", num_sanity_val_steps=0, callbacks=[callback], **quiet,
             enable_progress_bar=False, log_every_n_steps=1,

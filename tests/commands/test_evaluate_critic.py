@@ -20,6 +20,7 @@ from guerdon.evaluation.critics.logs import LogReader
 from guerdon.pages.report import write_report
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.step_cost import StepCost
 from guerdon.scoring import dataset as scoring
@@ -52,7 +53,7 @@ def place(tmp_path_factory):
         ("action", action),
         ("value", value),
         ("policy", policy),
-        ("reward", ProgressReward(state_size=12, width=8, layers=1, heads=2)),
+        ("reward", ProgressReward(state_size=12, observer=ObservationEncoder(width=8, layers=1, heads=2))),
         ("cost", StepCost(failure_cost=20.0, scale=20.0, gamma=0.95)),
     ):
         save_component(component, folder / name)
@@ -111,6 +112,7 @@ def test_figures_are_those_of_the_critic_on_the_logs(run, tmp_path, place):
         episode = dataset[i]
         with torch.no_grad():
             v = critic(collate([episode])).v[0].double().numpy()
+        assert episode.success is not None
         paid = np.full(episode.steps, -0.5)
         paid[-1] = 0.0 if episode.success else -15.0  # 0 on a success, −30/2 at the time limit
         tail = 0.0
@@ -209,11 +211,13 @@ def test_scores_know_which_ends_the_reward_of_the_run_prices(place, tmp_path):
         score_dataset(tmp_path / folder, place / "logs", tmp_path / "s", overwrite=True, **given)
         for scored in read_scores(tmp_path / "s").episodes:
             one = judged[scored.index]
+            assert one.q is not None
             assert np.isnan(scored.value[-1]) and np.allclose(scored.q[:-1], one.q, atol=1e-5)
     score_dataset(place / "action", place / "logs", tmp_path / "t", **given)  # no reward beside it: time limits go on
     late = [e for e in read_scores(tmp_path / "t").episodes if not dataset[e.index].success]
     assert late and all(np.isfinite(e.value[-1]) for e in late)
-    assert any(not np.allclose(e.q[:-1], judged[e.index].q, atol=1e-3) for e in late)
+    pairs = [(e.q[:-1], judged[e.index].q) for e in late]
+    assert any(theirs is not None and not np.allclose(mine, theirs, atol=1e-3) for mine, theirs in pairs)
     with pytest.raises(ValueError, match="another run"):
         score_dataset(place / "action", place / "logs", tmp_path / "t", terminating=["success"], **given)
 

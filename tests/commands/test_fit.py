@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,9 +45,11 @@ def test_overrides_reach_the_model_and_the_saved_configuration_runs_again(here, 
     assert main(
         ["fit", "--config", str(here / "tiny.yaml"), "--out", "a", f"{OBSERVER}.width", "4"]
     ) == 0  # fmt: skip
-    assert load_component(tmp_path / "a/model").observer.width == 4
+    first: Any = load_component(tmp_path / "a/model")
+    assert first.observer.width == 4
     assert main(["fit", "--config", "a/config.yaml", "--out", "b", "--trainer.max_epochs", "1"]) == 0
-    assert load_component(tmp_path / "b/model").observer.width == 4
+    second: Any = load_component(tmp_path / "b/model")
+    assert second.observer.width == 4
 
 
 def test_resuming_goes_on_where_it_stopped(here, error_line, capsys):

@@ -30,8 +30,9 @@ def test_it_says_what_a_folder_is(here, capsys, folder, wanted):
 
 def test_a_feature_cache_is_shown_and_room_is_made(here, tmp_path, capsys, error_line):
     frames = {"front": ArrayFrames(values=np.zeros((5, 3, 8, 8), np.uint8), step=np.arange(5))}
-    empty = {"state": np.zeros((6, 0), np.float32), "actions": np.zeros((5, 0), np.float32)}
-    FeatureCache("kept").frames(Episode(index=0, frames=frames, **empty), "front", 8)
+    state, actions = np.zeros((6, 0), np.float32), np.zeros((5, 0), np.float32)
+    episode = Episode(index=0, state=state, actions=actions, frames=frames)
+    FeatureCache("kept").frames(episode, "front", 8)
     assert main(["inspect", "kept"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"frames +8 +1 +5 of 5 +1\.\d+ kB +20\d\d-", shown) and "feature cache" in shown

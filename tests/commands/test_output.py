@@ -24,7 +24,8 @@ def test_what_cannot_be_written_is_refused(tmp_path):
 
 
 def test_tables_are_not_folded_in_a_pipe(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    pipe = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", pipe)
     console = table_console(150)
     console.print("x" * 140)
-    assert console.width == 150 and sys.stdout.getvalue() == "x" * 140 + "\n"
+    assert console.width == 150 and pipe.getvalue() == "x" * 140 + "\n"

@@ -22,12 +22,12 @@ class Model(Component):
 
 
 def test_flat_arguments_become_the_object():
-    model = Model(size=3, cameras=("front",))
+    model = Model(size=3, cameras=("front",))  # pyright: ignore[reportCallIssue]
     assert (model.size, model.eye.width, model.eye.cameras) == (3, 2, ("front",))
 
 
 def test_the_record_holds_the_object_and_no_flat_argument():
-    model = Model(cameras=("front",))
+    model = Model(cameras=("front",))  # pyright: ignore[reportCallIssue]
     assert set(model.init_args) == {"size", "eye"}
     assert model.init_args["eye"] is model.eye
     assert Model(5).init_args == {"size": 5, "eye": None}
@@ -35,17 +35,17 @@ def test_the_record_holds_the_object_and_no_flat_argument():
 
 def test_object_and_flat_argument_are_refused_together():
     with pytest.raises(TypeError, match="eye and width are both given: put width into eye"):
-        Model(eye=Eye(), width=3)
+        Model(eye=Eye(), width=3)  # pyright: ignore[reportCallIssue]
 
 
 def test_an_argument_nobody_has_is_the_usual_error():
     with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
-        Model(colour="red")
+        Model(colour="red")  # pyright: ignore[reportCallIssue]
 
 
 def test_copies_are_independent_records():
     names = ["front"]
-    eye = Eye(cameras=names)
+    eye = Eye(cameras=names)  # pyright: ignore[reportArgumentType]  # a list, which the record must copy
     names.append("wrist")
     assert eye.init_args["cameras"] == ["front"]
 
@@ -59,7 +59,7 @@ class Callback:
 
 
 def test_any_class_may_fold_arguments():
-    callback = Callback(width=3)
+    callback = Callback(width=3)  # pyright: ignore[reportCallIssue]
     assert callback.eye.width == 3 and Callback().eye.width == 4
     assert set(Callback.__init__.folded_objects) == {"eye"}
     assert "init_args" not in vars(callback)  # only components have a record
@@ -67,7 +67,7 @@ def test_any_class_may_fold_arguments():
 
 class Child(Model):
     def __init__(self, sharp: bool = True) -> None:
-        super().__init__(cameras=("front",) if sharp else ())
+        super().__init__(cameras=("front",) if sharp else ())  # pyright: ignore[reportCallIssue]
         self.sharp = sharp
 
 

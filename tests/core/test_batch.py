@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -83,9 +84,10 @@ def tensors(value, path=""):
             yield from tensors(getattr(value, f.name), f"{path}.{f.name}")
 
 
-def bare(rows=2, steps=3, **more):
-    given = {"state": torch.zeros(rows, steps + 1, 1), "actions": torch.zeros(rows, steps, 1)}
-    return TrajectoryBatch(**(given | {"mask": torch.ones(rows, steps).bool()} | more))
+def bare(rows=2, steps=3, **more: Any):
+    given: dict[str, Any] = {"state": torch.zeros(rows, steps + 1, 1), "actions": torch.zeros(rows, steps, 1)}
+    given["mask"] = torch.ones(rows, steps).bool()
+    return TrajectoryBatch(**(given | more))
 
 
 # --- derived fields -------------------------------------------------------------------------------------------------
@@ -338,7 +340,7 @@ def test_selecting_rows_keeps_every_part_together(rows, expected):
     chosen = batch[rows]
     assert len(chosen) == len(expected)
     assert chosen.instructions == tuple(f"task of row {i}" for i in expected)
-    whole = dict(tensors(batch))
+    whole: dict[str, torch.Tensor] = dict(tensors(batch))
     for path, part in tensors(chosen):
         assert torch.equal(part, whole[path][torch.tensor(expected).long()]), path
 
@@ -355,7 +357,7 @@ def test_a_row_outside_is_an_index_error(row):
 def test_ensemble_members_keep_their_leading_dimension():
     members = torch.arange(2 * 3 * 4.0).view(2, 3, 4)
     chosen = ValueEstimates(v=code(3, 5), q=code(3, 4), members=members)[[2, 0]]
-    assert torch.equal(chosen.members, members[:, [2, 0]])
+    assert chosen.members is not None and torch.equal(chosen.members, members[:, [2, 0]])
     assert chosen.v[:, 0].tolist() == chosen.q[:, 0].tolist() == [200, 0]
     assert ValueEstimates(v=code(3, 5))[-1].v[0, 0] == 200
 

@@ -6,6 +6,7 @@ import re
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from guerdon.policies.objectives import WeightedImitation
 from guerdon.policies.proposer import PolicyProposer
 from guerdon.policies.weights import Exponential
 from guerdon.rewards.ensemble import EnsembleReward
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
@@ -51,6 +53,11 @@ class Backbone(Leaf):
 class Tree(Component):
     """Components in arguments, lists and dictionaries."""
 
+    left: Any
+    right: Any
+    many: Any
+    named: Any
+
     def __init__(self, left, right=None, many=(), named=None):
         super().__init__()
         self.left, self.right = left, right
@@ -72,7 +79,7 @@ class Outer:
         """Nested."""
 
 
-def reload(component, path):
+def reload(component, path) -> Any:
     save_component(component, path)
     return load_component(path, trust=True)
 
@@ -211,8 +218,10 @@ KINDS = {
     "weights in another order in memory": _transposed,
     "a frozen reference": lambda: Backbone("some/encoder"),
     "a frozen reference inside": lambda: Tree(Backbone("some/encoder"), right=Leaf(2)),
-    "a reward model": lambda: ProgressReward(state_size=3, width=8, layers=1, heads=2),
-    "a wrapped reward model": lambda: EnsembleReward(ProgressReward(state_size=3, width=8, layers=0), 2),
+    "a reward model": lambda: ProgressReward(state_size=3, observer=ObservationEncoder(width=8, layers=1, heads=2)),
+    "a wrapped reward model": lambda: EnsembleReward(
+        ProgressReward(state_size=3, observer=ObservationEncoder(width=8, layers=0)), 2
+    ),
     "a critic": lambda: ActionCritic(ChunkPerceptron(3, 2, horizon=2, hidden=(8,))),
     "a policy": lambda: GaussianPolicy(3, 2, hidden=(4,)),
     "an advantage source": lambda: RewardToGo(RecordedReward("p"), ValueCritic(3, hidden=(4,))),

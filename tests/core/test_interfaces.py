@@ -79,7 +79,7 @@ def test_open_keywords_are_remembered_by_name():
 
 def test_a_wrong_call_fails_in_the_constructor():
     with pytest.raises(TypeError, match="wings"):
-        GaussianPolicy(3, 2, wings=2)
+        GaussianPolicy(3, 2, wings=2)  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["copied", "pickled"])

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,8 @@ class TestValueOrderCorrelation:
             time = np.arange(len(real))[~np.isnan(real)]
             real = real[~np.isnan(real)]
             undefined = len(real) < 2 or real.min() == real.max()
-            assert same(result, math.nan if undefined else float(stats.spearmanr(real, time).statistic))
+            found: Any = None if undefined else stats.spearmanr(real, time)
+            assert same(result, math.nan if undefined else float(found.statistic))
 
     def test_valid_counts_evaluated_frames_only(self):
         values = torch.tensor([[0.0, 5.0, 1.0, -5.0, 2.0]])
@@ -353,7 +355,8 @@ def test_quality_ranking_is_tau_b_inside_tasks(rows):
     for task in {t for _, _, t in rows}:
         here = [(s, q) for s, q, t in rows if t == task]
         if len({s for s, _ in here}) > 1 and len({q for _, q in here}) > 1:
-            taus.append(float(stats.kendalltau(*zip(*here, strict=True)).statistic))
+            tau: Any = stats.kendalltau(*zip(*here, strict=True))
+            taus.append(float(tau.statistic))
     found = quality_ranking([s for s, _, _ in rows], [q for _, q, _ in rows], [t for _, _, t in rows])
     assert same(found, float(np.mean(taus)) if taus else math.nan)
 

@@ -6,6 +6,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_every_old_name_leads_to_something_public(old):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_component_of_version_0_1_opens_with_one_warning_and_estimates_the_same(name, batch, tmp_path):
     with pytest.warns(DeprecationWarning, match="names guerdon.*as version 0.1 did; it still opens") as seen:
-        component = load_component(FOLDER / name)
+        component: Any = load_component(FOLDER / name)
     assert len(seen) == 1
     recorded = EXPECTED[name].get("rewards") or EXPECTED[name].get("v") or EXPECTED[name].get("chunk")
     if recorded is not None:
@@ -100,7 +101,8 @@ def test_the_hash_of_an_old_folder_is_what_it_was(name):
 @pytest.mark.parametrize("name", sorted(set(EXPECTED) - RESTRUCTURED))
 def test_saving_again_keeps_the_hash(name, tmp_path):
     with pytest.warns(DeprecationWarning):
-        load_component(FOLDER / name).save_pretrained(tmp_path / "again")
+        component: Any = load_component(FOLDER / name)
+        component.save_pretrained(tmp_path / "again")
     assert component_hash(tmp_path / "again") == EXPECTED[name]["hash"]
 
 

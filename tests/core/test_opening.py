@@ -6,6 +6,7 @@ import torch
 from guerdon.core.hub import component_hash, save_component
 from guerdon.core.interfaces import Critic, RewardModel
 from guerdon.core.opening import open_component
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 
 
@@ -14,7 +15,9 @@ def run(tmp_path_factory):
     """A run directory that holds a reward model."""
     folder = tmp_path_factory.mktemp("opening") / "run"
     torch.manual_seed(0)
-    save_component(ProgressReward(state_size=3, width=8, layers=1, heads=2), folder / "model")
+    save_component(
+        ProgressReward(state_size=3, observer=ObservationEncoder(width=8, layers=1, heads=2)), folder / "model"
+    )
     return folder
 
 

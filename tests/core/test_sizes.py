@@ -1,6 +1,8 @@
 """Components made without sizes are built from those of a data set."""
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -26,14 +28,14 @@ class Network(Component):
 class Judge(Component):
     """Copies its network in its constructor, as critics with target networks do."""
 
-    def __init__(self, network: Network, others: tuple[Component, ...] = ()) -> None:
+    def __init__(self, network: Network, others: Sequence[Component] = ()) -> None:
         super().__init__()
         self.network, self.target, self.others = network, copy.deepcopy(network), nn.ModuleList(others)
 
 
 def test_sizes_are_filled_in_and_the_parents_built_again():
     inner = Network()
-    judge = Judge(inner, others=[Network(width=2)])
+    judge: Any = Judge(inner, others=[Network(width=2)])
     assert take_sizes(judge, DATA)
     assert judge.network is inner
     assert inner.layer.weight.shape == (5, 15)
@@ -91,7 +93,7 @@ def test_a_module_of_data_is_known_by_its_sizes():
 
 def test_a_part_that_two_components_share_builds_both_again():
     shared = Network()
-    both = nn.ModuleList([Judge(shared), Judge(shared)])
+    both: Any = nn.ModuleList([Judge(shared), Judge(shared)])
     assert take_sizes(both, DATA)
     assert both[0].network is both[1].network is shared
     assert both[0].target.layer.weight.shape == both[1].target.layer.weight.shape == (5, 15)

@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch, 
 from guerdon.core.returns import chunk_td_targets
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.chunks import REPLAN, aggregate
+from guerdon.critics.ensembles import Aggregation
+from guerdon.critics.logged import LoggedChunks
 from guerdon.critics.networks import ChunkNetwork, ChunkPerceptron, ChunkTransformer
 from guerdon.testing import check_critic, reopen, trajectory_batches
 
@@ -238,7 +241,7 @@ def test_hidden_tails_give_the_end_away(recorded, tails, next_to_goal):
     # a mask that stops at the end says that there is one: chunks shown whole are those that did not reach the goal, and
     # V comes out far too low; a repeated last action says less, and with the plan that was recorded V is exact
     batch, rewards = corridor(3, recorded)
-    critic = ActionCritic(Table(GOAL + 1, 3), gamma=GAMMA, polyak_rate=1.0, tails=tails)
+    critic = ActionCritic(Table(GOAL + 1, 3), gamma=GAMMA, polyak_rate=1.0, logged=LoggedChunks(tails=tails))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of logs that do not say when the policy planned
         v = evaluated(critic, batch, rewards, Always([0.9] * 3))
@@ -263,7 +266,7 @@ def chain(length, end=End.SUCCESS, final=0.0, states=None, first=0):
     return batch, RewardEstimates(rewards=rewards, valid=batch.mask)
 
 
-def ladder(states, horizon, gamma=0.99, **more):
+def ladder(states, horizon, gamma=0.99, **more: Any) -> Any:
     return ActionCritic(Ladder(states, horizon), gamma=gamma, polyak_rate=1.0, **more), Always([0.0] * horizon)
 
 
@@ -346,7 +349,7 @@ def test_flags_end_chunks_at_replans_and_remove_the_bias():
             sweep(critic, batch, rewards, Always([0.5]))
     # answers other than the coin's are never logged: the entries at heads for 0 and at tails for 1 are 1, else 0
     torch.testing.assert_close(critic.logged_q(batch)[0, :, 0], torch.full((4,), 0.5))
-    open_loop = ActionCritic(Table(4, 2), gamma=1.0, polyak_rate=1.0, across_replans=True)
+    open_loop = ActionCritic(Table(4, 2), gamma=1.0, polyak_rate=1.0, logged=LoggedChunks(across_replans=True))
     with pytest.warns(UserWarning, match="span re-plans of the policy that acted"):
         sweep(open_loop, batch, rewards, Always([0.5, 0.5]))
     torch.testing.assert_close(open_loop.logged_q(batch)[0, :, 0], torch.ones(4))
@@ -488,7 +491,14 @@ def test_targets_agree_with_a_walk_step_by_step(data):
     horizon, gamma = data.draw(st.integers(1, 8)), data.draw(st.sampled_from([0.0, 0.7, 1.0]))
     how, lcb, draws = data.draw(st.sampled_from(["min", "mean", "lcb", "independent"])), 0.5, 2
     length = data.draw(st.integers(1, horizon))
-    critic = ActionCritic(Blend(2, 1, horizon, 3), gamma, how, lcb=lcb, target_samples=draws, across_replans=across)
+    critic = ActionCritic(
+        Blend(2, 1, horizon, 3),
+        gamma,
+        how,
+        target_samples=draws,
+        aggregation=Aggregation(lcb=lcb),
+        logged=LoggedChunks(across_replans=across),
+    )
     policy = Drift(1, length)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -541,7 +551,7 @@ def test_members_are_reduced_in_the_target_as_asked():
     batch, rewards = chain(1, End.CUT, final=-1.0)
     found = {}
     for how in ("min", "mean", "lcb", "independent"):
-        critic = ActionCritic(Ladder(2, 1, members=2), gamma=0.5, target_agg=how, lcb=0.5)
+        critic: Any = ActionCritic(Ladder(2, 1, members=2), gamma=0.5, target_agg=how, aggregation=Aggregation(lcb=0.5))
         with torch.no_grad():
             critic.target.entries[0][:] = torch.tensor([-2.0, -6.0])[:, None, None]
         found[how] = critic.targets(batch, rewards, critic.points(batch, rewards), Always([0.0]))[:, 0].tolist()
@@ -557,7 +567,7 @@ def test_the_target_takes_the_mean_over_chunks_of_the_smallest_member():
             return torch.tensor([0.0, 1.0])[:, None, None, None].expand(-1, len(rows), 1, 1)
 
     batch, rewards = chain(1, End.CUT, final=0.0)
-    critic = ActionCritic(Table(2, 1, members=2), gamma=1.0, target_samples=2, value_samples=2, polyak_rate=1.0)
+    critic: Any = ActionCritic(Table(2, 1, members=2), gamma=1.0, target_samples=2, value_samples=2, polyak_rate=1.0)
     with torch.no_grad():
         critic.network.entries[0][:] = torch.tensor([[[0.0, 5.0]], [[2.0, 1.0]]])
     critic.after_step()
@@ -578,7 +588,7 @@ def test_sources_and_steps_are_weighted():
         weight=torch.tensor([[2.0], [1.0], [1.0]]),
     )
     rewards = RewardEstimates(rewards=torch.tensor([[1.0], [2.0], [3.0]]), valid=batch.mask)
-    critic = ActionCritic(Ladder(1, 1), source_weights={"1": 3.0, "2": 0.0})
+    critic = ActionCritic(Ladder(1, 1), logged=LoggedChunks(source_weights={"1": 3.0, "2": 0.0}))
     assert critic.points(batch, rewards).rows.tolist() == [0, 1]
     assert float(critic.loss(batch, rewards)["loss"].detach()) == pytest.approx(14 / 5)
     assert reopen(critic).logged.source_weights == {1: 3.0, 2: 0.0}

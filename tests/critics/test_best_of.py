@@ -1,6 +1,7 @@
 """Q-chunking: the best of N chunks in the target and in V."""
 
 import math
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def one_step(end=End.CUT, reward=-1.0):
 def test_the_target_is_the_value_of_the_best_chunk(how, target):
     # members by choice: (6, 0), (2, 2), (1, 3): means 3, 2, 2, smallest 0, 2, 1, and the largest of each
     batch, rewards = one_step()
-    critic = BestOfCritic(Table(2, 3, members=2), gamma=0.5, candidates=3, target_agg=how)
+    critic: Any = BestOfCritic(Table(2, 3, members=2), gamma=0.5, candidates=3, target_agg=how)
     with torch.no_grad():
         critic.target.entries[:, 1] = torch.tensor([[6.0, 2.0, 1.0], [0.0, 2.0, 3.0]])
         critic.network.entries.fill_(-50.0)  # neither chooses nor values
@@ -72,7 +73,7 @@ def test_the_target_is_the_value_of_the_best_chunk(how, target):
 
 def test_v_is_the_largest_q_of_the_online_network():
     batch, _ = one_step()
-    critic = BestOfCritic(Table(2, 3, members=2), candidates=3)
+    critic: Any = BestOfCritic(Table(2, 3, members=2), candidates=3)
     with torch.no_grad():
         critic.network.entries[:, 0] = torch.tensor([[6.0, 2.0, 1.0], [0.0, 2.0, 3.0]])
         critic.network.entries[:, 1] = torch.tensor([[-1.0, -2.0, -3.0]] * 2)
@@ -84,7 +85,7 @@ def test_v_is_the_largest_q_of_the_online_network():
 @pytest.mark.parametrize("end", [End.SUCCESS, End.FAILURE])
 def test_nothing_follows_a_termination(end):
     batch, rewards = one_step(end)
-    critic = BestOfCritic(Table(2, 3), gamma=0.5, candidates=3)
+    critic: Any = BestOfCritic(Table(2, 3), gamma=0.5, candidates=3)
     nn.init.constant_(critic.target.entries, 9.0)
     assert critic.targets(batch, rewards, critic.points(batch, rewards), None).item() == -1.0
 
@@ -121,8 +122,9 @@ def test_it_is_the_most_over_estimating_of_the_reductions():
     state = (torch.arange(states) / 1000)[:, None, None].expand(-1, 2, -1)
     batch = TrajectoryBatch(state=state, actions=torch.zeros(states, 1, 1), mask=mask)
     rewards = RewardEstimates(rewards=torch.zeros(states, 1), valid=mask)
-    for how, expected in (("mean", 0.729), ("min", 0.276)):
-        critic = BestOfCritic(Noise(states, 4, members=2), gamma=1.0, candidates=4, target_agg=how)
+    cases: list[tuple[Literal["mean", "min"], float]] = [("mean", 0.729), ("min", 0.276)]
+    for how, expected in cases:
+        critic: Any = BestOfCritic(Noise(states, 4, members=2), gamma=1.0, candidates=4, target_agg=how)
         nn.init.normal_(critic.target.entries)
         found = critic.targets(batch, rewards, critic.points(batch, rewards), Each(4))
         assert float(found.mean()) == pytest.approx(expected, abs=0.04)  # 4 standard errors of at most 0.6 / 63

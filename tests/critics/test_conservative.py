@@ -1,6 +1,7 @@
 """The calibrated floor: by hand, by its purpose, and where it has nothing to say."""
 
 import math
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.chunks import REPLAN
 from guerdon.critics.conservative import CalibratedFloor
+from guerdon.critics.logged import LoggedChunks
 from guerdon.critics.networks import ChunkNetwork, ChunkPerceptron
 from guerdon.testing import check_critic, reopen
 
@@ -56,7 +58,11 @@ def test_the_penalty_by_hand():
     # Q = action, the logged action 0.5 returned 2.0; proposals 1 and 4: mean(max(1, 2), max(4, 2)) - 0.5 = 2.5, and
     # α = 0.1; a log-sum-exp gives log((e^2 + e^4) / 2) - 0.5
     batch, rewards = steps([2.0], [End.SUCCESS], [0.5])
-    for reduce, gap in (("mean", 2.5), ("logsumexp", math.log((math.e**2 + math.e**4) / 2) - 0.5)):
+    gaps: dict[Literal["mean", "logsumexp"], float] = {
+        "mean": 2.5,
+        "logsumexp": math.log((math.e**2 + math.e**4) / 2) - 0.5,
+    }
+    for reduce, gap in gaps.items():
         floor = CalibratedFloor(alpha=0.1, proposals=2, uniform=0, reduce=reduce)
         critic = ActionCritic(Slope(), penalty=floor)
         found = critic.loss(batch, rewards, Fixed(1.0, 4.0))
@@ -68,7 +74,7 @@ def test_the_penalty_by_hand():
 def test_below_the_floor_nothing_is_pushed_down():
     # d penalty / d slope: other chunks above the floor count with their action, those below not at all
     batch, rewards = steps([2.0], [End.SUCCESS], [0.5])
-    critic = ActionCritic(Slope(), penalty=CalibratedFloor(alpha=1.0, proposals=2, uniform=0))
+    critic: Any = ActionCritic(Slope(), penalty=CalibratedFloor(alpha=1.0, proposals=2, uniform=0))
     for actions, gradient in (((1.0, 4.0), 4.0 / 2 - 0.5), ((1.0, 1.5), -0.5), ((3.0, 5.0), 4.0 - 0.5)):
         critic.zero_grad()
         critic.loss(batch, rewards, Fixed(*actions))["loss"].backward()
@@ -88,7 +94,9 @@ def test_steps_without_a_known_return_get_no_penalty():
 def test_steps_are_weighted_as_in_the_squared_error():
     batch, rewards = steps([0.0, 0.0], [End.FAILURE] * 2, [0.0, 1.0])
     critic = ActionCritic(
-        Slope(), penalty=CalibratedFloor(alpha=1.0, proposals=1, uniform=0), source_weights={"0": 1.0}
+        Slope(),
+        penalty=CalibratedFloor(alpha=1.0, proposals=1, uniform=0),
+        logged=LoggedChunks(source_weights={"0": 1.0}),
     )
     batch.weight[:, 0] = torch.tensor([3.0, 1.0])
     # gaps 2 - 0 and 2 - 1, weights 3 and 1: 7 / 4
@@ -155,7 +163,9 @@ def test_chunks_are_compared_at_the_same_length():
         recorded={REPLAN: Labelled(values=torch.tensor([[1.0, 0.0]]), valid=mask)},
     )
     rewards = RewardEstimates(rewards=torch.zeros(1, 2), valid=mask)
-    critic = ActionCritic(Watching(4), penalty=CalibratedFloor(proposals=0, uniform=1), tails="mask")
+    critic = ActionCritic(
+        Watching(4), penalty=CalibratedFloor(proposals=0, uniform=1), logged=LoggedChunks(tails="mask")
+    )
     critic.fit_scales(batch)
     critic.loss(batch, rewards)
     assert seen == [[2, 1], [2, 1]]

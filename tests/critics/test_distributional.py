@@ -28,7 +28,7 @@ def learn(critic, *pieces, rounds=300):
     optimizer = torch.optim.Adam(critic.parameters(), lr=0.3)
     for _ in range(rounds):
         optimizer.zero_grad()
-        sum(critic.loss(*piece)["loss"] for piece in pieces).backward()
+        torch.stack([critic.loss(*piece)["loss"] for piece in pieces]).sum().backward()
         optimizer.step()
     return [critic(batch).v[0].detach() for batch, _ in pieces]
 

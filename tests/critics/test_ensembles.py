@@ -69,7 +69,7 @@ def test_the_best_of_four_noisy_candidates_is_over_estimated(how, mean):
 @pytest.mark.parametrize("members", [torch.zeros(0, 3), torch.zeros(2, 3)])
 def test_unknown_reductions_and_empty_ensembles_are_refused(members):
     with pytest.raises((ValueError, TypeError), match=r"expected min, mean or lcb|Expected type"):
-        aggregate(members, "min" if len(members) == 0 else "median")
+        aggregate(members, "min" if len(members) == 0 else "median")  # pyright: ignore[reportArgumentType]
 
 
 def test_polyak_averages_follow_their_closed_form():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +30,9 @@ class Ladder(ChunkNetwork):
         return torch.einsum("ms,ma,mh,ksah->km", state, action, length, self.entries)
 
 
-def tabular(states, horizon=1, members=1, **more):
+def tabular(states, horizon=1, members=1, **more: Any) -> Any:
     """Q as a table and V as one number a state."""
-    critic = ExpectileCritic(Ladder(states, horizon, members), hidden=(), polyak_rate=1.0, **more)
+    critic: Any = ExpectileCritic(Ladder(states, horizon, members), hidden=(), polyak_rate=1.0, **more)
     nn.init.zeros_(critic.value.network[0].weight)
     critic.value.network[0].bias = None
     return critic

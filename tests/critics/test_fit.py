@@ -7,11 +7,13 @@ import warnings
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
 from guerdon.commands.fit import companions, trained_component
 from guerdon.core.batch import End, RewardEstimates
@@ -38,13 +40,13 @@ pytestmark = pytest.mark.slow
 ALL_ENDS = ("success", "failure", "time_limit", "takeover")
 
 
-def walk(index, rng, **changes):
+def walk(index, rng, **changes: Any):
     """A walk on a line from a random place to 0, which is a success; every third gives up half-way."""
     good = index % 3 != 2
     start = rng.uniform(0.6, 1.0) * rng.choice([-1, 1])
     steps = int(abs(start) * 12)
     place = np.linspace(start, 0 if good else start / 2, steps + 1)
-    given = {
+    given: dict[str, Any] = {
         "state": np.stack([place, np.full(steps + 1, float(good))], 1).astype(np.float32),
         "actions": np.diff(place)[:, None].astype(np.float32),
         "instruction": "walk home",
@@ -56,7 +58,7 @@ def walk(index, rng, **changes):
     return Episode(index=index, **(given | changes))
 
 
-def write(path, count=30, **changes):
+def write(path, count=30, **changes: Any):
     rng = np.random.default_rng(0)
     with LeRobotWriter(path, fps=10) as writer:
         for index in range(count):
@@ -69,13 +71,13 @@ def walks(tmp_path_factory):
     return write(tmp_path_factory.mktemp("data") / "walks")
 
 
-def logged(path, **more):
+def logged(path, **more: Any):
     labels = LabelFactory(rewind=0.0, reverse=0.0, wrong_instruction=0.0)
     given = {"batch_size": 8, "val_fraction": 0.2, "labels": labels, "terminating": ALL_ENDS}
     return EpisodeData(path, **(given | more))
 
 
-def fit(module, data, ckpt_path=None, **more):
+def fit(module, data, ckpt_path=None, **more: Any):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     run = lightning.Trainer(**(quiet | {"enable_model_summary": False, "max_epochs": 1} | more))
     with warnings.catch_warnings():
@@ -85,11 +87,11 @@ def fit(module, data, ckpt_path=None, **more):
     return run
 
 
-def aloe(seed=0, deterministic=False, critic=None, proposer=None, **more):
+def aloe(seed=0, deterministic=False, critic=None, proposer=None, optimizer=None, **more: Any) -> Any:
     torch.manual_seed(seed)
     proposer = proposer or PolicyProposer(GaussianPolicy(2, 1, hidden=(8,)), deterministic=deterministic)
     critic = critic or ActionCritic(ChunkPerceptron(2, 1, hidden=(16,)), polyak_rate=0.1)
-    given = {"transitions": 32, "updates_per_batch": 2, "warmup_steps": 3}
+    given = {"transitions": 32, "updates_per_batch": 2, "optimizer": optimizer or ScheduledAdamW(warmup_steps=3)}
     return CriticTraining(critic, StepCost(), proposer, **(given | more))
 
 
@@ -124,8 +126,7 @@ def test_values_of_held_out_walks_are_learned(walks):
         StepCost(),
         transitions=64,
         updates_per_batch=30,
-        learning_rate=1e-2,
-        warmup_steps=0,
+        optimizer=ScheduledAdamW(learning_rate=1e-2, warmup_steps=0),
     )
     found = fit(module, logged(walks), max_epochs=4).callback_metrics
     # the state tells how far it is and whether it will fail: all of the return
@@ -139,7 +140,11 @@ def test_values_of_held_out_walks_are_learned(walks):
 def test_a_categorical_value_learns_as_well(walks):
     critic = DistributionalValue(2, hidden=(32,), bins=51)
     module = CriticTraining(
-        critic, StepCost(gamma=1.0), transitions=64, updates_per_batch=20, learning_rate=1e-2, warmup_steps=0
+        critic,
+        StepCost(gamma=1.0),
+        transitions=64,
+        updates_per_batch=20,
+        optimizer=ScheduledAdamW(learning_rate=1e-2, warmup_steps=0),
     )
     found = fit(module, logged(walks), max_epochs=4).callback_metrics
     assert float(found["val_explained_variance"]) > 0.8
@@ -157,7 +162,8 @@ class AsLogged(Component):
 
 
 def test_the_aloe_critic_learns_the_returns_of_the_policy_that_proposes(walks):
-    module = aloe(updates_per_batch=30, learning_rate=1e-2, proposer=AsLogged())
+    optimizer = ScheduledAdamW(learning_rate=1e-2, warmup_steps=3)
+    module = aloe(updates_per_batch=30, optimizer=optimizer, proposer=AsLogged())
     last = fit(module, logged(walks), max_epochs=4, check_val_every_n_epoch=4).callback_metrics
     assert float(last["val_explained_variance"]) > 0.8
     assert {"train_q", "train_target", "train_spread", "val_value", "val_td_error"} <= last.keys()
@@ -265,7 +271,7 @@ def test_a_saved_critic_goes_on_with_its_target_network_and_scales(walks, tmp_pa
     first = aloe()
     fit(first, logged(walks), max_epochs=2)
     first.critic.save_pretrained(tmp_path / "model")
-    opened = pretrained_critic(str(tmp_path / "model"))
+    opened: Any = pretrained_critic(str(tmp_path / "model"))
     same(first.critic.state_dict(), opened.state_dict())
     behind = [
         not torch.equal(a, b) for a, b in zip(opened.network.parameters(), opened.target.parameters(), strict=True)
@@ -286,15 +292,14 @@ def test_a_saved_critic_goes_on_with_its_target_network_and_scales(walks, tmp_pa
 
 def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(walks, tmp_path):
     def fresh():
-        return aloe(seed=3, deterministic=True, schedule="cosine"), logged(walks)
+        optimizer = ScheduledAdamW(schedule="cosine", warmup_steps=3)
+        return aloe(seed=3, deterministic=True, optimizer=optimizer), logged(walks)
 
     whole, data = fresh()
     run = fit(whole, data, max_epochs=4)
     half, data = fresh()
     # the schedule of the half is that of the whole: it ends early
-    stop = lightning.pytorch.callbacks.LambdaCallback(
-        on_train_epoch_end=lambda t, m: setattr(t, "should_stop", t.current_epoch == 1)
-    )
+    stop = LambdaCallback(on_train_epoch_end=lambda t, m: setattr(t, "should_stop", t.current_epoch == 1))
     fit(half, data, max_epochs=4, callbacks=[stop]).save_checkpoint(tmp_path / "half.ckpt")
     assert int(half.updates) == 12
     resumed, data = fresh()
@@ -338,7 +343,7 @@ def test_data_without_a_step_to_learn_from_are_refused_and_move_nothing(walks):
         # Monte-Carlo values of episodes that never end
         (ValueCritic(2, hidden=(4,), lam=1.0, cuts="leave_out"), StepCost(), {"terminating": []}),
     ):
-        module = CriticTraining(critic, reward, weight_decay=0.1)
+        module = CriticTraining(critic, reward, optimizer=ScheduledAdamW(weight_decay=0.1))
         before = [p.detach().clone() for p in critic.parameters()]
         with pytest.raises(ValueError, match="no step of the training data can be learned from"):
             with pytest.warns(UserWarning, match="ends for good") if more else nullcontext():
@@ -370,7 +375,7 @@ def test_an_update_without_anything_to_learn_is_left_out(walks):
 
     data = Sometimes(walks, batch_size=1, terminating=ALL_ENDS, labels=logged(walks).labels, val_fraction=0.0)
     critic = Watching()
-    module = CriticTraining(critic, StepCost(), weight_decay=0.1)
+    module = CriticTraining(critic, StepCost(), optimizer=ScheduledAdamW(weight_decay=0.1))
     fit(module, data, limit_val_batches=0)
     assert int(module.updates) == critic.steps == 15 and len(critic.seen) == 30
 
@@ -418,7 +423,7 @@ def test_what_does_not_fit_together_is_refused(walks):
     with pytest.raises(ValueError, match="transitions 0"):
         CriticTraining(critic, reward, transitions=0)
     with pytest.raises(ValueError, match="warmup_steps -1"):
-        CriticTraining(critic, reward, warmup_steps=-1)
+        CriticTraining(critic, reward, optimizer=ScheduledAdamW(warmup_steps=-1))
     with pytest.raises(ValueError, match="this batch holds negatives"):
         fit(
             CriticTraining(critic, reward),
@@ -483,10 +488,21 @@ def test_data_that_name_no_sizes_cannot_build_a_critic(walks):
 
 
 def test_flat_arguments_become_the_optimizer():
-    flat = CriticTraining(ValueCritic(2), StepCost(), learning_rate=0.5, schedule="cosine", warmup_steps=7)
+    flat = CriticTraining(
+        ValueCritic(2),
+        StepCost(),
+        learning_rate=0.5,  # pyright: ignore[reportCallIssue]
+        schedule="cosine",  # pyright: ignore[reportCallIssue]
+        warmup_steps=7,  # pyright: ignore[reportCallIssue]
+    )
     assert (flat.optimizer.learning_rate, flat.optimizer.schedule, flat.optimizer.warmup_steps) == (0.5, "cosine", 7)
     with pytest.raises(TypeError, match="optimizer and learning_rate are both given"):
-        CriticTraining(ValueCritic(2), StepCost(), optimizer=ScheduledAdamW(), learning_rate=0.5)
+        CriticTraining(
+            ValueCritic(2),
+            StepCost(),
+            optimizer=ScheduledAdamW(),
+            learning_rate=0.5,  # pyright: ignore[reportCallIssue]
+        )
 
 
 def test_bf16_mixed_works(walks):
@@ -541,7 +557,9 @@ def test_a_policy_and_a_critic_go_on_learning_after_they_were_used(walks):
     assert all(p.requires_grad for p in policy.parameters())  # frozen only while the critic learned
     ActionAdvantage(module.critic)  # freezes it for use
     assert not any(p.requires_grad for p in module.critic.parameters())
-    again = CriticTraining(module.critic, module.reward, module.proposer, transitions=32, warmup_steps=3)
+    again: Any = CriticTraining(
+        module.critic, module.reward, module.proposer, transitions=32, optimizer=ScheduledAdamW(warmup_steps=3)
+    )
     before = {k: v.clone() for k, v in module.critic.network.state_dict().items()}
     fit(again, logged(walks))
     assert any(not torch.equal(v, before[k]) for k, v in again.critic.network.state_dict().items())

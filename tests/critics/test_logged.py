@@ -4,6 +4,7 @@ import math
 import warnings
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def logs(draw):
     def flags(chance):
         return torch.rand(rows, steps, generator=generator) < chance
 
-    more = {"terminated": terminated_from(batch.end, draw(st.sets(st.sampled_from(list(End)))))}
+    more: dict[str, Any] = {"terminated": terminated_from(batch.end, draw(st.sets(st.sampled_from(list(End)))))}
     kind = draw(st.sampled_from(["none", "column", "plans"]))
     if kind == "column":
         more["recorded"] = {REPLAN: Labelled(values=flags(0.4).float(), valid=flags(0.9))}

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -120,7 +121,7 @@ def test_it_learns_the_value_of_whoever_acted():
         end=torch.full((len(state),), int(End.SUCCESS)),
         weight=mask.float() * (torch.arange(steps) == 0),
     )
-    critic = MonteCarloCritic(Table(6), gamma=0.9)
+    critic: Any = MonteCarloCritic(Table(6), gamma=0.9)
     estimates = RewardEstimates(rewards=rewards, valid=mask)
     points = critic.points(batch, estimates)
     target = critic.targets(batch, estimates, points, None)[0]
@@ -137,7 +138,7 @@ def test_it_learns_the_value_of_whoever_acted():
 
 def test_v_is_the_mean_over_proposals():
     batch, _ = fragments()
-    critic = MonteCarloCritic(Table(10))
+    critic: Any = MonteCarloCritic(Table(10))
     with torch.no_grad():
         critic.network.entries[0] = torch.stack([torch.zeros(10), torch.arange(10.0)], 1)
     found = critic(batch, Always(0.5))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -37,17 +38,17 @@ class FrozenWords(HashedText):
         self.requires_grad_(False)
 
 
-SMALL = {"width": 16, "layers": 1, "heads": 2}
+SMALL: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2}
 KINDS = ["shared", "separate", "attention", "perceptron"]
 
 
-def make(kind, state=3, action=2, horizon=4, members=2, seen=False):
-    eyes = {"cameras": ("front", "wrist"), "encoder": FrozenPixels(), "text": FrozenWords()} if seen else {}
+def make(kind, state: int | None = 3, action: int | None = 2, horizon=4, members=2, seen=False) -> Any:
+    reads = CriticInputs(("front", "wrist"), FrozenPixels(), FrozenWords()) if seen else None
     if kind == "perceptron":
-        return ChunkPerceptron(state, action, horizon, members, hidden=(16,), **eyes).eval()
+        return ChunkPerceptron(state, action, horizon, members, hidden=(16,), reads=reads).eval()
     pool = "attention" if kind == "attention" else "mean"
-    more = {**SMALL, "shared": kind != "separate", "pool": pool}
-    return ChunkTransformer(state, action, horizon, members, **more, **eyes).eval()
+    shared = kind != "separate"
+    return ChunkTransformer(state, action, horizon, members, **SMALL, shared=shared, pool=pool, reads=reads).eval()
 
 
 def observe(points, state=3, seen=False):
@@ -153,8 +154,8 @@ def test_members_start_apart():
 
 def test_the_published_size_has_56_tokens():
     # [K = 2 Q tokens, state, 50 actions, 3 cameras]: the only K that makes the paper's L = 56
-    eyes = {"cameras": ("left", "right", "top"), "encoder": FrozenPixels()}
-    network = ChunkTransformer(3, 2, 50, **SMALL, **eyes)
+    reads = CriticInputs(("left", "right", "top"), FrozenPixels())
+    network: Any = ChunkTransformer(3, 2, 50, **SMALL, reads=reads)
     seen = []
     network.trunks[0].blocks[0].register_forward_pre_hook(lambda *a: seen.append(a))
     original = type(network.trunks[0].blocks[0]).mix

@@ -138,10 +138,15 @@ def test_values_that_give_no_scale_are_refused(values, message):
 
 
 def test_flat_arguments_become_the_inputs():
-    flat = ObservationNetwork(3, (8,), cameras=("front",), encoder=FrozenPixels())
+    flat = ObservationNetwork(
+        3,
+        (8,),
+        cameras=("front",),  # pyright: ignore[reportCallIssue]
+        encoder=FrozenPixels(),  # pyright: ignore[reportCallIssue]
+    )
     assert flat.reads.cameras == ("front",) and set(flat.init_args) == {"state_size", "hidden", "reads"}
     with pytest.raises(TypeError, match="reads and cameras are both given"):
-        ObservationNetwork(3, (8,), reads=CriticInputs(), cameras=("front",))
+        ObservationNetwork(3, (8,), reads=CriticInputs(), cameras=("front",))  # pyright: ignore[reportCallIssue]
 
 
 def test_a_network_without_a_size_takes_it_from_the_data():
@@ -163,7 +168,9 @@ def test_weights_of_before_open():
             value.copy_(torch.randn(value.shape) if value.is_floating_point() else value)
     before = {name.replace("reads.", ""): value.clone() for name, value in network.state_dict().items()}
     assert any(name.startswith("encoder.") for name in before) and any(name.startswith("text.") for name in before)
-    opened = ObservationNetwork(3, (8,), cameras=("front", "wrist"), encoder=FrozenPixels(), text=FrozenWords())
+    opened = ObservationNetwork(
+        3, (8,), reads=CriticInputs(cameras=("front", "wrist"), encoder=FrozenPixels(), text=FrozenWords())
+    )
     opened.load_state_dict(before)
     observation = observe(4, seen=True)
     torch.testing.assert_close(opened.eval()(observation), network.eval()(observation), rtol=0, atol=0)

@@ -1,5 +1,7 @@
 """Optimizers as objects: clipped gradient steps, AdamW's groups, the warm-up and the schedule."""
 
+from typing import Any
+
 import lightning
 import pytest
 import torch
@@ -23,10 +25,12 @@ class Line(lightning.LightningModule):
 
     def training_step(self, batch, index):
         self.norms.append(float(self.settings.backward(self, self.slope * self.weight[0, 0], f"in step {index}")))
-        self.optimizers().step()
+        optimizer: Any = self.optimizers()
+        optimizer.step()
 
     def train_dataloader(self):
-        return torch.utils.data.DataLoader([0.0, 0.0], num_workers=0)
+        data: Any = [0.0, 0.0]
+        return torch.utils.data.DataLoader(data, num_workers=0)
 
 
 def run(module):

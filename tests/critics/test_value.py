@@ -1,6 +1,7 @@
 """State values against closed forms."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -31,9 +32,9 @@ def chain(length, end, reward, final=None, last_observed=True):
     return batch, RecordedReward()(batch)
 
 
-def table(length, gamma, lam):
+def table(length, gamma, lam) -> Any:
     """A critic that holds one number per state."""
-    critic = ValueCritic(length + 1, hidden=(), gamma=gamma, lam=lam)
+    critic: Any = ValueCritic(length + 1, hidden=(), gamma=gamma, lam=lam)
     torch.nn.init.zeros_(critic.network[-1].weight)
     critic.network[-1].bias.requires_grad_(False)
     return critic
@@ -158,14 +159,14 @@ def test_fragments_are_stitched_by_values_and_not_by_returns():  # T8
 
     first, second = piece([0, 1, 2], End.CUT, [-1.0, -1.0]), piece([2, 3, 4, 5], End.SUCCESS, [-1.0, -1.0, 0.0])
 
-    def learned(**how):
-        critic = ValueCritic(6, hidden=(), gamma=0.9, **how)
+    def learned(**how: Any):
+        critic: Any = ValueCritic(6, hidden=(), gamma=0.9, **how)
         torch.nn.init.zeros_(critic.network[-1].weight)
         critic.network[-1].bias.requires_grad_(False)
         optimizer = torch.optim.SGD([critic.network[-1].weight], lr=0.5)
         for _ in range(200):
             optimizer.zero_grad()
-            sum(critic.loss(*each)["loss"] for each in (first, second)).backward()
+            torch.stack([critic.loss(*each)["loss"] for each in (first, second)]).sum().backward()
             optimizer.step()
         return critic(first[0]).v[0, 0].item()
 
@@ -198,7 +199,8 @@ def test_a_reward_that_is_no_number_is_an_error():
     broken = replace(rewards, rewards=torch.tensor([[1.0, torch.nan, 1.0]]))
     with pytest.raises(ValueError, match="NaN or infinite"):
         ValueCritic(4).loss(batch, broken)
-    for wrong in ({"cuts": "bootstrap_all"}, {"gamma": 1.5}, {"lam": -0.1}):
+    refused: list[dict[str, Any]] = [{"cuts": "bootstrap_all"}, {"gamma": 1.5}, {"lam": -0.1}]
+    for wrong in refused:
         with pytest.raises((ValueError, TypeError), match="cuts"):
             ValueCritic(4, **wrong)
 

@@ -1,6 +1,7 @@
 """Episodes as they are stored: what is refused and under which status, frames in memory, and how errors are named."""
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from guerdon.datasets.episodes import (
 from guerdon.datasets.joined import JoinedDatasets
 
 
-def arrays(steps=3, state=2, action=1):
+def arrays(steps=3, state=2, action=1) -> dict[str, Any]:
     return {
         "state": np.zeros((steps + 1, state), np.float32),
         "actions": np.zeros((steps, action), np.float32),

@@ -31,7 +31,9 @@ class Reading(RewardModel):
 class Broken(FrameSource):
     """A video that cannot be decoded, which shows when it is read."""
 
-    identity = "broken"
+    @property
+    def identity(self):
+        return "broken"
 
     def __init__(self, episode, frames):
         self.episode, self.step = episode, np.arange(frames)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from guerdon.core.batch import End
 from guerdon.core.sizes import HasSizes
 from guerdon.datasets.episodes import BadEpisodeError, Column, Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.video import VideoFrames
 from guerdon.datasets.joined import JoinedDatasets
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
@@ -78,7 +80,7 @@ def test_batches_follow_from_seed_and_epoch_whatever_the_workers(written):
     def epochs(seed, workers=0):
         data = EpisodeData(path, batch_size=4, window=4, repeats=2, seed=seed, num_workers=workers)
         data.setup("fit")
-        loader = data.train_dataloader()
+        loader: Any = data.train_dataloader()
         found = []
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)
@@ -99,7 +101,7 @@ def test_batches_follow_from_seed_and_epoch_whatever_the_workers(written):
 def test_validation_reads_whole_episodes_the_same_way_every_time(written):
     data = EpisodeData(str(written()), window=3, val_fraction=0.5)
     data.setup("fit")
-    loader = data.val_dataloader()
+    loader: Any = data.val_dataloader()
     first, second = list(loader), list(loader)
     loader.sampler.set_epoch(5)
     third = next(iter(loader))
@@ -151,7 +153,9 @@ def test_a_broken_video_is_replaced_when_it_shows(written):
     reader = data._reader
     broken = reader(2)
     source = broken.frames["front"]
-    reader._kept[2] = replace(broken, frames={"front": type(source)(path / "gone.mp4", source.step, fps=10, episode=2)})
+    assert isinstance(source, VideoFrames)
+    gone = VideoFrames(path / "gone.mp4", source.step, fps=10, episode=2)
+    reader._kept[2] = replace(broken, frames={"front": gone})
     with pytest.warns(UserWarning, match=r"left out from now on: episode 2: video .*gone.mp4") as caught:
         batches = list(data.train_dataloader())
     assert len(caught) == 1 and [len(b) for b in batches] == [3, 1]

@@ -1,6 +1,7 @@
 """Episodes read for a model: what each costs to encode, from which cache, and what happens without a camera."""
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.reader import EpisodeReader
 from guerdon.evaluation.dataset import evaluate_dataset
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.scoring.dataset import score_dataset
 from guerdon.scoring.scores import read_scores
@@ -66,9 +68,10 @@ def recorded(index, steps, *cameras, size=12):
     return Episode(index=index, state=state, actions=actions, instruction="do", frames=frames, **outcome)
 
 
-def model(*cameras, **changes):
-    encoder = changes.pop("encoder", None) or Counting()
-    return ProgressReward(cameras=cameras, encoder=encoder, width=8, layers=1, heads=2, **changes).eval()
+def model(*cameras, encoder=None, **more: Any) -> Any:
+    encoder = encoder or Counting()
+    observer = ObservationEncoder(cameras=cameras, encoder=encoder, width=8, layers=1, heads=2, **more)
+    return ProgressReward(observer=observer).eval()
 
 
 def score(reward, data, out, **more):
@@ -181,7 +184,9 @@ def test_a_camera_missing_in_some_episodes(tmp_path, cached, batch_size, trainab
 def test_a_camera_that_recorded_nothing_is_as_good_as_absent(tmp_path):
     nothing = ArrayFrames(values=np.zeros((0, 3, 12, 12), np.uint8), step=np.zeros(0, np.int64))
     both, none = recorded(0, 4, "wrist"), recorded(1, 4)
-    both.frames["front"] = none.frames["front"] = nothing
+    for episode in (both, none):
+        assert isinstance(episode.frames, dict)
+        episode.frames["front"] = nothing
     for cache in (None, FeatureCache(tmp_path / "cache")):
         reader = EpisodeReader(Stored([]), ("front", "wrist"), 12, Counting(), cache)
         batch = reader.batch([Window(episode=both)])

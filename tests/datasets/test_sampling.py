@@ -89,7 +89,7 @@ def test_labels_draw_from_a_generator_of_the_keys_alone(make_episode):
     assert drawn[0] == drawn[1] and len(set(drawn)) == 3
 
 
-def test_an_episode_that_breaks_is_replaced_and_named_once(make_episode):
+def test_an_episode_that_breaks_is_replaced_and_named_once(make_episode, monkeypatch):
     made = batches(Stored(make_episode(0), make_episode(1), make_episode(2)), cameras=["front"])
     read = made.reader.batch
 
@@ -98,7 +98,7 @@ def test_an_episode_that_breaks_is_replaced_and_named_once(make_episode):
             raise BadEpisodeError(1, "video", "cannot be decoded")
         return read(windows, *rest)
 
-    made.reader.batch = broken
+    monkeypatch.setattr(made.reader, "batch", broken)
     with pytest.warns(UserWarning, match=r"left out from now on: episode 1: cannot be decoded \(video\)"):
         assert made([(0, 0), (0, 1), (0, 2)]).episode.tolist() == [0, 2, 2]
     assert made([(1, 1)]).episode.tolist() == [2]  # without another warning

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from guerdon.core.batch import End
+from guerdon.datasets.episodes import ArrayFrames
 from guerdon.envs.collect import check_qualities, collect, collect_dataset
 from guerdon.envs.quality import MIXED, QUALITIES
 from guerdon.envs.render import rendering_backend
@@ -36,7 +38,9 @@ def mixed(reach):
 
 def success_rate(task, quality, episodes=30, noise=0.5):
     played = collect(task, {quality: 1.0}, episodes, frames=False, noise=noise)
-    return float(np.mean([episode.success for episode in played]))
+    successes = [episode.success for episode in played]
+    assert None not in successes
+    return float(np.mean(np.array(successes, float)))
 
 
 @pytest.mark.slow
@@ -169,7 +173,8 @@ def test_pictures_come_along_where_something_renders(tmp_path):
         assert info["features"][f"observation.images.{camera}"]["shape"] == [64, 64, 3]
     assert report.frames
     episode = next(collect(make_task("mujoco/reach"), episodes=1, image_size=(48, 32)))
-    assert episode.frames["front"].values.shape == (episode.steps + 1, 3, 48, 32)
+    front = episode.frames["front"]
+    assert isinstance(front, ArrayFrames) and front.values.shape == (episode.steps + 1, 3, 48, 32)
 
 
 @pytest.mark.slow
@@ -222,6 +227,7 @@ def test_a_diverging_episode_is_left_out_and_named(reach, caplog):
                 raise FloatingPointError("mujoco/reach: the simulation diverged")
             return reach.reset(context)
 
-    episodes = list(collect(Diverging(), {"random": 1.0}, 3, frames=False))
+    diverging: Any = Diverging()
+    episodes = list(collect(diverging, {"random": 1.0}, 3, frames=False))
     assert [episode.index for episode in episodes] == [0, 2]
     assert "episode 1 left out: mujoco/reach: the simulation diverged" in caplog.text

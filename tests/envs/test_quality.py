@@ -1,5 +1,7 @@
 """Behaviours of chosen quality: what each does with its expert, its noise and its end."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,7 @@ def test_an_aborted_expert_follows_the_expert_then_leaves_it_then_stops(reach):
     state = reach.reset(context)
     for t in range(7):
         action = actor(state)
+        assert action is not None
         assert np.array_equal(action, expert(state)) == (t < 4)
         state = reach.step(action).state
     assert actor(state) is None
@@ -72,7 +75,8 @@ def test_a_behaviour_follows_from_its_generator(reach, quality):
         return [actor(state) for _ in range(10)]
 
     for one, other in zip(act(), act(), strict=True):
-        assert (one is None) == (other is None) and (one is None or np.array_equal(one, other))
+        assert (one is None) == (other is None)
+        assert one is None or other is None or np.array_equal(one, other)
 
 
 def test_each_quality_is_its_own_behaviour(reach):
@@ -95,9 +99,10 @@ def test_qualities_that_cannot_be_given_are_refused(reach):
         def __getattr__(self, name):
             return getattr(reach, name)
 
+    named: Any = Named()
     with pytest.raises(ValueError, match="kitchen/kettle has no scripted expert: only quality 'random'"):
-        behaviour(Named(), context, "expert", generator)
-    assert isinstance(behaviour(Named(), context, "random", generator), RandomWalk)
+        behaviour(named, context, "expert", generator)
+    assert isinstance(behaviour(named, context, "random", generator), RandomWalk)
 
 
 def test_an_expert_that_fails_needs_the_whole_time_limit():

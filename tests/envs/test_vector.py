@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,8 @@ class Trapdoor:
 
 @pytest.mark.parametrize(("horizon", "terminated", "truncated"), [(2, False, True), (3, True, False), (9, True, False)])
 def test_termination_and_truncation_are_kept_apart(horizon, terminated, truncated):
-    vector = VectorEnv([Trapdoor(horizon)])
+    trapdoor: Any = Trapdoor(horizon)
+    vector = VectorEnv([trapdoor])
     vector.reset(0, vector.contexts("train", 1)[0])
     while vector.running[0]:
         step = vector.step(np.zeros((1, 3)))
@@ -134,7 +136,8 @@ def test_a_vector_env_holds_separate_copies_of_one_task():
 def test_the_time_limit_of_a_vector_env_counts_from_the_restored_step():
     vector = VectorEnv([make_task("mujoco/reach", horizon=5) for _ in range(2)])
     state = vector.reset(0, vector.contexts("train", 1)[0])
-    saved = vector.tasks[0].save()
+    first: Any = vector.tasks[0]
+    saved = first.save()
     for _ in range(5):
         last = vector.step(np.ones((2, 3)), np.array([True, False]))
     assert last.truncated[0] and not vector.running[0]
@@ -157,7 +160,8 @@ def test_a_task_without_save_cannot_be_restored():
 
     task = make_task("mujoco/reach")
     task.reset(task.contexts("train", 1)[0])
-    vector = VectorEnv([Bare(task)])
+    bare: Any = Bare(task)
+    vector = VectorEnv([bare])
     with pytest.raises(TypeError, match="mujoco/reach: Bare has no save and restore"):
         vector.restore(0, task.save())
     vector.close()

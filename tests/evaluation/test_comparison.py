@@ -58,10 +58,10 @@ def orders(noise, success=1.0, seed=0):
 
 def test_a_mean_of_episodes_is_compared_by_the_paired_bootstrap():
     first, second = orders(1.0), orders(4.0, seed=1)
-    single = [[e.predictions[MODEL].order for e in rows] for rows in (first, second)]
+    one, other = ([e.predictions[MODEL].order for e in rows] for rows in (first, second))
     found = compared(first, second).differences["value_order_correlation"]
     assert (found.difference, found.low, found.high) == pytest.approx(
-        paired_bootstrap(*single, np.arange(25)), abs=1e-6
+        paired_bootstrap(one, other, np.arange(25)), abs=1e-6
     )
 
 

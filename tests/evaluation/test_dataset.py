@@ -21,6 +21,7 @@ from guerdon.datasets.opening import open_dataset
 from guerdon.evaluation.calibration.data import collect
 from guerdon.evaluation.dataset import OpenedModel, evaluate_dataset
 from guerdon.evaluation.evaluate import MODEL
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 
 pytestmark = pytest.mark.slow
@@ -63,7 +64,10 @@ class Broken(FrameSource):
     """A video that ends early."""
 
     step = np.arange(5)
-    identity = "broken"
+
+    @property
+    def identity(self):
+        return "broken"
 
     def read(self, indices, size=None):
         raise BadEpisodeError(3, "video", "ends after 2 of 5 frames")
@@ -92,7 +96,7 @@ class Memory:
         return self.episodes[place]
 
 
-def episode(index, task=0, success=1.0, steps=4, split="", frames=None):
+def episode(index, task=0, success: float | None = 1.0, steps=4, split="", frames=None):
     top = 1.0 if success is None or success >= 1 else 0.4
     progress = np.linspace(0, top, steps + 1)
     pictures = np.broadcast_to((progress * 255).astype(np.uint8)[:, None, None, None], (steps + 1, 3, 8, 8)).copy()
@@ -296,7 +300,9 @@ def test_model_and_data_may_be_folders(tmp_path):
         for each in several():
             writer.add(each)
     for name in ("first", "second"):
-        save_component(ProgressReward(state_size=2, width=8, layers=1, heads=2), tmp_path / name)
+        save_component(
+            ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=1, heads=2)), tmp_path / name
+        )
     found = evaluate_dataset(str(tmp_path / "first"), tmp_path / "data", against=tmp_path / "second")
     assert found.data == str(tmp_path / "data") and found.counts["episodes"] == 6
     reward, identity = open_reward_model(tmp_path / "first", "cpu")
@@ -315,7 +321,9 @@ def test_the_command_compares_and_the_report_draws_it(tmp_path, capsys, monkeypa
             for each in part:
                 writer.add(each)
     for name in ("first", "second"):
-        save_component(ProgressReward(state_size=2, width=8, layers=1, heads=2), tmp_path / name)
+        save_component(
+            ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=1, heads=2)), tmp_path / name
+        )
     both = ["--data", "one", "--also", "two", "--batch-size", "4"]
     more = ["--against", "second", "--threshold", "0.4", "--quality-order", "aborted,expert", "--confusion", "1"]
     assert main(["evaluate", "--model", "first", *both, *more, "--json", "figures.json"]) == 0

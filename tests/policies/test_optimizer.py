@@ -270,7 +270,7 @@ class Sized(lightning.LightningDataModule):
 def test_policy_and_critic_without_sizes_take_them_from_the_data():
     policy = GaussianPolicy(hidden=(8,))
     source = RewardToGo(RecordedReward(), ValueCritic(hidden=(8,)))
-    module = PolicyOptimizer(policy, source, WeightedImitation(), passes=1, learning_rate=0.1)
+    module = PolicyOptimizer(policy, source, WeightedImitation(), passes=1, optimizer=PolicyAdam(learning_rate=0.1))
     batch = rollout(GaussianPolicy(2, 2, hidden=(8,)))
     trainer().fit(module, datamodule=Sized([batch]))
     assert (policy.state_size, policy.action_size, source.critic.state_size) == (2, 2, 2)
@@ -727,7 +727,9 @@ def test_ppo_learns_to_walk_home(horizon, execute):
         torch.manual_seed(seed)
         policy = GaussianPolicy(2, 2, horizon=horizon, execute=execute, hidden=(32,), log_std=-1.0)
         source = RewardToGo(RecordedReward(), ValueCritic(2, hidden=(32,)), gamma=0.95)
-        module = PolicyOptimizer(policy, source, ClippedSurrogate(), passes=4, minibatch_size=256, learning_rate=6e-3)
+        module = PolicyOptimizer(
+            policy, source, ClippedSurrogate(), passes=4, minibatch_size=256, optimizer=PolicyAdam(learning_rate=6e-3)
+        )
 
         def judged(policy=policy):
             return walk(policy, 200, seed=10_000, deterministic=True).recorded["reward"].values.sum(1)

@@ -15,6 +15,7 @@ from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.rewards.calibration import Calibrated
 from guerdon.rewards.calibration_curves import Curve
 from guerdon.rewards.ensemble import EnsembleReward
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.shaping import FirstHit
 from guerdon.testing import check_reward_model, trajectory_batches
@@ -82,7 +83,7 @@ def test_returns_are_cut_where_the_model_abstains():
 )
 def test_every_promise_is_kept(batch, method, limited):
     torch.manual_seed(0)
-    inner = ProgressReward(state_size=2, width=8, layers=0).eval()
+    inner = ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=0)).eval()
     knots = Curve(x=np.array([0.2, 0.5, 0.7]), y=np.array([0.1, 0.2, 0.9]))
     curve = knots if method == "isotonic" else Curve(slope=0.7, bias=0.0 if method == "temperature" else -1.0)
     with torch.no_grad():
@@ -92,7 +93,7 @@ def test_every_promise_is_kept(batch, method, limited):
 
 
 def test_saved_with_the_model_as_one_component(tmp_path):
-    member = ProgressReward(state_size=3, width=8, layers=0)
+    member = ProgressReward(state_size=3, observer=ObservationEncoder(width=8, layers=0))
     model, report = calibrate(EnsembleReward(member, size=2).eval(), dataset(), abstain=0.2, progress=True)
     assert report.by == "spread" and report.method == "isotonic" and report.knots == len(model.success_x) > 0
     model.save_pretrained(tmp_path / "model")

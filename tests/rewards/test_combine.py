@@ -9,6 +9,7 @@ from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import RewardModel
 from guerdon.rewards.combine import Clip, Normalise, Scale, Sum
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward, RecordedSuccess
 from guerdon.testing import check_reward_model, trajectory_batches
@@ -32,7 +33,7 @@ def batch(rewards, valid=None, end=End.SUCCESS):
 @given(given=trajectory_batches(state_size=2))
 def test_every_promise_is_kept(given):
     torch.manual_seed(0)
-    model = ProgressReward(state_size=2, width=8, layers=1)
+    model = ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=1))
     for combined in (Scale(model, -2.0), Clip(model, -0.1, 0.1), Sum([model, RecordedReward()], [1.0, 0.5])):
         check_reward_model(combined, given)
     scored = model(given)
@@ -103,7 +104,10 @@ def test_spread_and_terms_are_scaled_too():
 
 
 def test_inputs_are_those_of_the_parts_and_different_ones_are_refused():
-    small, large = ProgressReward(state_size=2, width=8), ProgressReward(state_size=3, width=8)
+    small, large = (
+        ProgressReward(state_size=2, observer=ObservationEncoder(width=8)),
+        ProgressReward(state_size=3, observer=ObservationEncoder(width=8)),
+    )
     assert Scale(small, 2.0).inputs.state_size == Sum([RecordedSuccess(), small]).inputs.state_size == 2
     with pytest.raises(ValueError, match="read different inputs"):
         _ = Sum([small, large]).inputs

@@ -26,6 +26,7 @@ from guerdon.datasets.labels import with_progress_targets, with_success_targets
 from guerdon.datasets.module import EpisodeData
 from guerdon.rewards.ensemble import EnsembleReward, aggregate_rewards, bootstrap_weights, mixture_std
 from guerdon.rewards.fit import RewardTraining
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.rewards.success import SuccessReward
@@ -205,7 +206,9 @@ def test_mixture_of_equal_members_is_the_member():
 
 def seeing(**more):
     eyes, words = FrozenEyes(), FrozenWords()
-    member = ProgressReward(cameras=["a", "b"], encoder=eyes, text=words, width=8, layers=1, heads=2)
+    member = ProgressReward(
+        observer=ObservationEncoder(cameras=["a", "b"], encoder=eyes, text=words, width=8, layers=1, heads=2)
+    )
     return EnsembleReward(member, size=4, **more), eyes, words
 
 
@@ -270,7 +273,9 @@ def test_a_frozen_encoder_is_saved_by_name_alone_and_shared_again(tmp_path):
 
 def test_a_trainable_encoder_belongs_to_each_member():
     encoder = ConvEncoder(width=4, channels=(4, 4), size=8)
-    member = ProgressReward(cameras=["a"], encoder=encoder, text=HashedText(4, 16), width=8, layers=0)
+    member = ProgressReward(
+        observer=ObservationEncoder(cameras=["a"], encoder=encoder, text=HashedText(4, 16), width=8, layers=0)
+    )
     model = EnsembleReward(member, size=3)
     observers = [m.observer for m in model.members]
     assert len({id(o.encoder) for o in observers}) == len({id(o.text) for o in observers}) == 3
@@ -294,7 +299,9 @@ def test_every_promise_is_kept(batch, aggregate, kind):
 
 @given(batch=trajectory_batches(state_size=2), aggregate=st.sampled_from(["mean", "lower", "worst"]))
 def test_identical_members_reduce_to_the_member(batch, aggregate):
-    member = ProgressReward(state_size=2, width=8, layers=1, heads=2, success_weight=0.5).eval()
+    member = ProgressReward(
+        state_size=2, success_weight=0.5, observer=ObservationEncoder(width=8, layers=1, heads=2)
+    ).eval()
     model = EnsembleReward(member, size=3, aggregate=aggregate).eval()
     for other in model.members:
         other.load_state_dict(member.state_dict())
@@ -309,7 +316,7 @@ def test_identical_members_reduce_to_the_member(batch, aggregate):
 
 
 def test_clear_errors():
-    member = SuccessReward(state_size=2, width=8)
+    member = SuccessReward(state_size=2, observer=ObservationEncoder(layers=0, width=8))
     for arguments, message in (
         ({"size": 0}, "at least one member"),
         ({"coefficient": math.nan}, "coefficient"),
@@ -344,7 +351,7 @@ def test_bootstrap_weights_are_poisson_and_depend_on_member_episode_and_seed_alo
 
 def test_members_learn_from_their_own_weights_and_only_in_training():
     batch = logs(np.random.default_rng(0), rows=5)
-    model = EnsembleReward(ProgressReward(state_size=4, width=8, layers=0), size=3, seed=1)
+    model = EnsembleReward(ProgressReward(state_size=4, observer=ObservationEncoder(width=8, layers=0)), size=3, seed=1)
     for bootstrap, mode in ((True, True), (True, False), (False, True)):
         model.bootstrap = bootstrap
         model.train(mode)
@@ -409,7 +416,7 @@ def test_guerdon_fit_trains_every_member_and_a_resumed_run_agrees(tmp_path):
 
     def fresh():
         torch.manual_seed(3)
-        member = ProgressReward(state_size=4, width=8, layers=0)
+        member = ProgressReward(state_size=4, observer=ObservationEncoder(width=8, layers=0))
         return EnsembleReward(member, size=3), EpisodeData(str(tmp_path / "reach"), batch_size=8, val_fraction=0.2)
 
     whole, data = fresh()
@@ -455,7 +462,9 @@ def test_members_disagree_more_on_states_they_were_not_trained_on():
         torch.manual_seed(seed)
         rng = np.random.default_rng(seed)
         train, held, away = logs(rng), logs(rng), logs(rng, far=5.0)
-        model = EnsembleReward(ProgressReward(state_size=4, width=16, layers=0), size=3, seed=seed)
+        model = EnsembleReward(
+            ProgressReward(state_size=4, observer=ObservationEncoder(width=16, layers=0)), size=3, seed=seed
+        )
         model.fit_normaliser([train])
         optimizer = torch.optim.Adam(model.parameters(), 1e-2)
         for _ in range(40):
@@ -474,7 +483,9 @@ def test_a_preference_head_compares_only_what_its_member_sees():
     batch = logs(np.random.default_rng(0), rows=6)
     outcome = (torch.arange(6) % 2).float()
     batch = with_success_targets(replace(batch, success=outcome, labels={}))
-    member = ProgressReward(state_size=4, width=8, layers=0, predicts=["progress", "preference"])
+    member = ProgressReward(
+        state_size=4, predicts=["progress", "preference"], observer=ObservationEncoder(width=8, layers=0)
+    )
     model = EnsembleReward(member, size=1, seed=2).train()
     kept = bootstrap_weights(batch.episode, 0, seed=2) > 0
     won, lost = int((kept & (outcome == 1)).sum()), int((kept & (outcome == 0)).sum())

@@ -78,7 +78,7 @@ def run(trainer, module, data, **more):
 
 @pytest.mark.slow
 def test_training_lowers_the_validation_loss_and_orders_time(data_path, tmp_path):
-    model = ProgressReward(state_size=4, width=32, layers=0, bins=15)
+    model = ProgressReward(state_size=4, bins=15, observer=ObservationEncoder(width=32, layers=0))
     module = RewardTraining(model, learning_rate=3e-3, schedule="cosine", warmup_steps=5)
     # without text a wrong instruction could not be told
     data = EpisodeData(
@@ -96,7 +96,11 @@ def test_training_lowers_the_validation_loss_and_orders_time(data_path, tmp_path
 @pytest.mark.slow
 def test_frames_and_text_train_and_the_model_is_shared(data_path, tmp_path):
     encoder = ConvEncoder(width=8, channels=(4, 8), size=8)
-    model = ProgressReward(cameras=["front"], encoder=encoder, text=HashedText(8, 32), width=16, layers=1, heads=2)
+    model = ProgressReward(
+        observer=ObservationEncoder(
+            cameras=["front"], encoder=encoder, text=HashedText(8, 32), width=16, layers=1, heads=2
+        )
+    )
     data = EpisodeData(data_path, cameras=["front"], frame_count=4, batch_size=8, val_fraction=0.2)
     before = [p.detach().clone() for p in encoder.parameters()]
     run(trainer(tmp_path, max_steps=3), RewardTraining(model), data)
@@ -113,7 +117,7 @@ def test_frames_and_text_train_and_the_model_is_shared(data_path, tmp_path):
 def test_a_resumed_run_goes_on_where_it_was(data_path, tmp_path):
     def fresh():
         torch.manual_seed(3)
-        model = ProgressReward(state_size=4, width=16, layers=1, heads=2)
+        model = ProgressReward(state_size=4, observer=ObservationEncoder(width=16, layers=1, heads=2))
         return RewardTraining(model, warmup_steps=3), EpisodeData(data_path, batch_size=8, val_fraction=0.2)
 
     whole, data = fresh()
@@ -192,7 +196,7 @@ def test_a_model_for_another_robot_is_refused(data_path, tmp_path):
 
 @pytest.mark.slow
 def test_bf16_mixed_works(data_path, tmp_path):
-    module = RewardTraining(SuccessReward(state_size=4, width=16))
+    module = RewardTraining(SuccessReward(state_size=4, observer=ObservationEncoder(layers=0, width=16)))
     data = EpisodeData(data_path, batch_size=8)
     found = run(trainer(tmp_path, max_steps=2, precision="bf16-mixed"), module, data).callback_metrics
     assert np.isfinite(float(found["val_loss"])) if "val_loss" in found else True
@@ -207,7 +211,9 @@ def test_a_frozen_clip_encoder_is_embedded_once_and_travels_by_name(data_path, t
 
     checkpoint = str(tiny_clip(tmp_path / "clip.pt"))
     encoder, text = ClipEncoder(checkpoint), ClipText(checkpoint)
-    model = ProgressReward(cameras=["front"], encoder=encoder, text=text, width=16, layers=1, heads=2)
+    model = ProgressReward(
+        observer=ObservationEncoder(cameras=["front"], encoder=encoder, text=text, width=16, layers=1, heads=2)
+    )
     cache = str(tmp_path / "cache")
     data = EpisodeData(data_path, cameras=["front"], encoder=encoder, cache=cache, batch_size=16, val_fraction=0.2)
     run(trainer(tmp_path, max_steps=2), RewardTraining(model), data)
@@ -264,7 +270,7 @@ def test_training_on_failures_alone_stops_before_the_first_update(tmp_path):
         for index in range(3):
             state = np.zeros((5, 2), np.float32)
             writer.add(Episode(index=index, state=state, actions=np.zeros((4, 1), np.float32), success=0.0))
-    module = RewardTraining(ProgressReward(state_size=2, width=8, layers=0))
+    module = RewardTraining(ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=0)))
     trainer = lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
     )

@@ -8,6 +8,7 @@ from guerdon.core.batch import End, TrajectoryBatch
 from guerdon.datasets.labels import LabelFactory, preference_pairs
 from guerdon.rewards.encoded_observations import EncodedObservations
 from guerdon.rewards.heads import PREDICTS, Heads, PredictionSettings, pooled
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.testing import check_reward_model, trajectory_batches
 
@@ -55,7 +56,9 @@ def test_any_subset_keeps_every_promise(predicts, weight, batch):
     ):
         return
     torch.manual_seed(0)
-    model = ProgressReward(state_size=2, width=16, layers=1, heads=2, predicts=predicts, success_weight=weight)
+    model = ProgressReward(
+        state_size=2, predicts=predicts, success_weight=weight, observer=ObservationEncoder(width=16, layers=1, heads=2)
+    )
     check_reward_model(model, labelled)
 
 
@@ -120,7 +123,9 @@ def train(head_names, seed, **more):
     batch = LabelFactory(0.0, 0.0, 0.0, clip=0.5).draw(
         TrajectoryBatch(**{**vars(batch), "state": batch.state / scale}), torch.Generator().manual_seed(seed)
     )[0]
-    model = ProgressReward(state_size=2, width=16, layers=0, predicts=head_names, longest=12, **more)
+    model = ProgressReward(
+        state_size=2, predicts=head_names, longest=12, observer=ObservationEncoder(width=16, layers=0), **more
+    )
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(120):
         optimizer.zero_grad()

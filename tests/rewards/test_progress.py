@@ -12,6 +12,7 @@ from guerdon.core.edit import reindex
 from guerdon.core.metrics import value_order_correlation
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.negatives import reverse_map
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.testing import check_reward_model, trajectory_batches
 
@@ -207,7 +208,7 @@ def train(model, batch, factory, updates, seed):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_progress_is_learned_and_runs_backwards_on_reversed_trajectories(seed):
     torch.manual_seed(seed)
-    model = ProgressReward(state_size=4, width=32, layers=1, heads=2, bins=15)
+    model = ProgressReward(state_size=4, bins=15, observer=ObservationEncoder(width=32, layers=1, heads=2))
     model = train(model, reaches(48, seed), LabelFactory(wrong_instruction=0.0), 90, seed)
     unseen = reaches(40, 100 + seed)
     with torch.no_grad():
@@ -227,7 +228,9 @@ def test_the_instruction_is_learned(seed):
     texts = ("push the red cube left", "pull the blue drawer right")
     task = (batch.state[:, 0, 2] > 0).long()
     batch = replace(batch, task=task, instructions=tuple(texts[i] for i in task))
-    model = ProgressReward(state_size=4, text=HashedText(width=16, buckets=64), width=32, layers=0, bins=15)
+    model = ProgressReward(
+        state_size=4, bins=15, observer=ObservationEncoder(text=HashedText(width=16, buckets=64), width=32, layers=0)
+    )
     model = train(model, batch, LabelFactory(rewind=0.0, reverse=0.0, wrong_instruction=0.4), 90, seed)
     swapped = replace(batch, instructions=tuple(texts[1 - i] for i in task))
     last = batch.steps[:, None]

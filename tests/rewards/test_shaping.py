@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.interfaces import RewardModel
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedSuccess
 from guerdon.rewards.shaping import Delta, FirstHit, Level, Potential, Shaped, Sparse
@@ -40,7 +41,7 @@ def rows(progress, success, end=None):
 @settings(max_examples=8)
 @given(batch=trajectory_batches(state_size=2))
 def test_every_promise_is_kept(kind, batch):
-    check_reward_model(kind(ProgressReward(state_size=2, width=8, layers=1), 2.0), batch)
+    check_reward_model(kind(ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=1)), 2.0), batch)
 
 
 def test_leaving_costs_nothing_and_coming_back_pays_nothing_by_hand():
@@ -63,7 +64,7 @@ def test_an_unknown_estimate_keeps_the_best_so_far():
 
 @given(batch=trajectory_batches(state_size=2))
 def test_it_is_the_loop(batch):
-    model = ProgressReward(state_size=2, width=8, layers=0)
+    model = ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=0))
     with torch.no_grad():
         inner, scored = model(batch), FirstHit(model, 1.5)(batch)
     for row in range(len(batch.mask)):
@@ -88,7 +89,7 @@ def test_on_rising_estimates_it_is_the_change_of_the_potential():
 
 
 def test_it_is_frozen_and_says_what_it_lacks():
-    model = FirstHit(ProgressReward(state_size=2, width=8, layers=0))
+    model = FirstHit(ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=0)))
     assert not any(p.requires_grad for p in model.parameters())
     assert model.inputs.state_size == 2
     with pytest.raises(ValueError, match="RecordedSuccess estimates neither progress nor success"):
@@ -130,7 +131,7 @@ def test_a_potential_is_zero_after_an_end_and_only_there():
 
 @given(batch=trajectory_batches(state_size=2), gamma=st.floats(0.0, 1.0))
 def test_the_discounted_sum_of_a_potential_telescopes(batch, gamma):
-    model = ProgressReward(state_size=2, width=8, layers=0)
+    model = ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=0))
     with torch.no_grad():
         phi = model(batch).progress.values.double()
         scored = Potential(model, gamma=gamma)(batch)

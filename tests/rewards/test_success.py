@@ -6,6 +6,7 @@ from hypothesis import given, settings
 
 from guerdon.core.batch import End, Labelled, TrajectoryBatch
 from guerdon.datasets.labels import LabelFactory
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.success import SuccessReward, first_runs
 from guerdon.testing import check_reward_model, trajectory_batches
 
@@ -16,7 +17,10 @@ from guerdon.testing import check_reward_model, trajectory_batches
 def test_every_promise_is_kept(batch):
     labelled = LabelFactory(assume_success=True).targets(batch)
     if bool(labelled.labels["success"].valid.any()):
-        check_reward_model(SuccessReward(state_size=2, width=8, threshold=0.4, patience=2), labelled)
+        check_reward_model(
+            SuccessReward(state_size=2, threshold=0.4, patience=2, observer=ObservationEncoder(layers=0, width=8)),
+            labelled,
+        )
 
 
 def test_runs_by_hand():
@@ -29,7 +33,7 @@ def test_runs_by_hand():
 
 def line(values):
     """A model whose probability is σ(state), so that a state of ±5 says yes or no."""
-    model = SuccessReward(state_size=1, width=4).eval()
+    model = SuccessReward(state_size=1, observer=ObservationEncoder(layers=0, width=4)).eval()
     state = torch.tensor(values)[..., None]
     batch = TrajectoryBatch(
         state=state,
@@ -70,7 +74,7 @@ def test_it_learns_what_success_looks_like():
         labels={"success": Labelled(values=flags, valid=torch.ones(64, 9, dtype=torch.bool))},
         end=torch.full((64,), int(End.CUT)),
     )
-    model = SuccessReward(state_size=2, width=16)
+    model = SuccessReward(state_size=2, observer=ObservationEncoder(layers=0, width=16))
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
         optimiser.zero_grad()

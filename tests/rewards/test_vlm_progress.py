@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from safetensors.torch import load_file
 
+from guerdon.backbones.lora import LoRA
 from guerdon.backbones.vlm import VLM
 from guerdon.cli import main
 from guerdon.core.batch import End, Sampled, TrajectoryBatch
@@ -38,7 +39,7 @@ def labelled(batch):
 
 def model(folder, rank=2, **more):
     torch.manual_seed(1)
-    made = VlmProgressReward(VLM(str(folder), lora_rank=rank), **{"cameras": ["wrist"], "bins": 11, **more})
+    made = VlmProgressReward(VLM(str(folder), lora=LoRA(rank=rank)), **{"cameras": ["wrist"], "bins": 11, **more})
     with torch.no_grad():  # updates that are not 0, or a broken save of them would not show
         for parameter in made.vlm.parameters():
             if parameter.requires_grad:
@@ -218,7 +219,9 @@ def test_progress_is_learned_on_held_out_clips(folders):
     gains = []
     for seed in range(3):
         torch.manual_seed(seed)
-        made = VlmProgressReward(VLM(str(folders["smolvlm"]), lora_rank=4), ["wrist"], bins=11)
+        made = VlmProgressReward(
+            VLM(str(folders["smolvlm"]), lora=LoRA(rank=4)), ["wrist"], predictions=PredictionSettings(bins=11)
+        )
         optimiser = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=1e-2)
         held_out = labelled(brightening(24, 100 + seed))
         before = copy.deepcopy(made.vlm.state_dict())

@@ -22,6 +22,7 @@ from guerdon.core.interfaces import RewardModel
 from guerdon.datasets.collate import collate
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.opening import open_dataset
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.scoring import dataset as scoring
@@ -41,7 +42,7 @@ def spoil(data, index):
 
 
 def test_every_recorded_observation_has_a_row_and_it_is_what_the_model_says(data, tmp_path, score):
-    model = ProgressReward(state_size=3, width=16, layers=1, heads=2).eval()
+    model = ProgressReward(state_size=3, observer=ObservationEncoder(width=16, layers=1, heads=2)).eval()
     report = score(model, data, tmp_path / "out", batch_size=3)
     assert report.episodes == 7 and not report.bad and not (tmp_path / "out" / "parts").exists()
     dataset, table = open_dataset(data), pq.read_table(report.path)
@@ -63,7 +64,7 @@ def test_every_recorded_observation_has_a_row_and_it_is_what_the_model_says(data
 
 
 def test_the_metadata_say_what_was_scored_with_what(data, tmp_path, score):
-    model = ProgressReward(state_size=3, width=16, layers=0)
+    model = ProgressReward(state_size=3, observer=ObservationEncoder(width=16, layers=0))
     model.save_pretrained(tmp_path / "model")
     report = score(str(tmp_path / "model"), str(data), tmp_path / "out")
     metadata = read_scores(report.path).metadata
@@ -90,7 +91,11 @@ def test_where_the_last_observation_was_not_made_there_is_no_row_for_it(tmp_path
     state[-1] = state[-2]
     with LeRobotWriter(tmp_path / "data", fps=10) as writer:
         writer.add(episode(0, 4, state=state, last_observed=False, frames={}))
-    table = pq.read_table(score(ProgressReward(state_size=3, layers=0), tmp_path / "data", tmp_path / "out").path)
+    table = pq.read_table(
+        score(
+            ProgressReward(state_size=3, observer=ObservationEncoder(layers=0)), tmp_path / "data", tmp_path / "out"
+        ).path
+    )
     assert table["frame_index"].to_pylist() == [0, 1, 2, 3]
     # the last step leads to an observation nobody made: its reward is unknown
     assert [r is None for r in table["reward"].to_pylist()] == [False, False, False, True]
@@ -99,7 +104,7 @@ def test_where_the_last_observation_was_not_made_there_is_no_row_for_it(tmp_path
 
 def test_a_bad_episode_is_named_in_its_rows_and_the_others_are_scored(data, tmp_path, score):
     spoil(data, 3)
-    report = score(ProgressReward(state_size=3, layers=0), data, tmp_path / "out")
+    report = score(ProgressReward(state_size=3, observer=ObservationEncoder(layers=0)), data, tmp_path / "out")
     assert [(e.index, e.status) for e in report.bad] == [(3, "not_finite")]
     table = pq.read_table(report.path)
     rows = table.filter(pa.compute.equal(table["episode_index"], 3))
@@ -116,7 +121,9 @@ def test_a_bad_episode_is_named_in_its_rows_and_the_others_are_scored(data, tmp_
 def test_a_broken_video_is_named_and_frames_are_held_in_between(data, tmp_path, score, episode):
     encoder = ConvEncoder(width=8, channels=(4,), size=8)
     model = ProgressReward(
-        cameras=["front"], encoder=encoder, text=HashedText(8, 16), width=16, layers=1, heads=2, frames_every=3
+        observer=ObservationEncoder(
+            cameras=["front"], encoder=encoder, text=HashedText(8, 16), width=16, layers=1, heads=2, frames_every=3
+        )
     )
     dataset = open_dataset(data)
     source = dataset[2].frames["front"]
@@ -254,7 +261,7 @@ def test_nothing_is_scored_where_nothing_can_be_written(data, tmp_path, score):
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_gives_the_same_file(data, tmp_path, monkeypatch, score):
-    model = ProgressReward(state_size=3, width=16, layers=0)
+    model = ProgressReward(state_size=3, observer=ObservationEncoder(width=16, layers=0))
     whole = score(model, data, tmp_path / "whole", part_size=2)
     calls = 0
     forward = ProgressReward.forward
@@ -281,7 +288,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_file(data, tmp_path, monk
 
 @pytest.mark.slow
 def test_scores_of_another_run_are_not_mixed_in(data, tmp_path, score):
-    model, other = (ProgressReward(state_size=3, width=w, layers=0) for w in (8, 16))
+    model, other = (ProgressReward(state_size=3, observer=ObservationEncoder(width=w, layers=0)) for w in (8, 16))
     score(model, data, tmp_path / "out")
     with pytest.raises(ValueError, match=r"holds scores of another run \(model: .* there, .* now\): choose another"):
         score(other, data, tmp_path / "out")
@@ -305,7 +312,7 @@ def _die_in_the_third_part(score, model, data, out):
 @pytest.mark.slow
 def test_a_killed_run_goes_on(data, tmp_path, score):
     """A process that dies without a word leaves whole parts only."""
-    model = ProgressReward(state_size=3, width=16, layers=0)
+    model = ProgressReward(state_size=3, observer=ObservationEncoder(width=16, layers=0))
     process = multiprocessing.get_context("fork").Process(
         target=_die_in_the_third_part, args=(score, model, data, tmp_path / "out")
     )

@@ -14,6 +14,7 @@ from guerdon.datasets.joined import JoinedDatasets
 from guerdon.datasets.opening import open_dataset
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.proposer import PolicyProposer
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.scoring.run import begin_run, fingerprint, hash_recording, run_identity, run_metadata
 from guerdon.scoring.scores import read_scores
@@ -21,7 +22,7 @@ from guerdon.scoring.scores import read_scores
 
 def model(width=8, **more):
     torch.manual_seed(0)
-    return ProgressReward(state_size=3, width=width, layers=0, **more)
+    return ProgressReward(state_size=3, observer=ObservationEncoder(width=width, layers=0), **more)
 
 
 def test_the_identity_holds_all_that_scores_depend_on(data):

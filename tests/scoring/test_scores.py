@@ -8,6 +8,7 @@ import torch
 
 from guerdon.core.batch import Labelled, RewardEstimates, ValueEstimates
 from guerdon.datasets.episodes import BadEpisodeError
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.scoring.scores import SCHEMA, ScoredEpisode, bad_episodes, bad_rows, episode_rows, read_scores
 
@@ -95,7 +96,9 @@ def test_what_is_no_score_file_is_refused(tmp_path):
 
 @pytest.fixture
 def scored(data, tmp_path, score):
-    return score(ProgressReward(state_size=3, width=8, layers=0), data, tmp_path / "out").path
+    return score(
+        ProgressReward(state_size=3, observer=ObservationEncoder(width=8, layers=0)), data, tmp_path / "out"
+    ).path
 
 
 def test_a_file_from_before_anything_was_counted_is_read(scored):

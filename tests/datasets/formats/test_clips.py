@@ -1,6 +1,7 @@
 """Clips: what the metadata say, what the files say, and every mistake in either."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_bad_clips_are_named_and_the_rest_goes_on(tmp_path, make_picture):
     folder = clips(tmp_path / "set", [{}, {}, {"frames": 1}, {}], make_picture)
     (folder / "0.mp4").unlink()
     (folder / "1.mp4").write_bytes((folder / "1.mp4").read_bytes()[:300])
-    found = list(readable(ClipsDataset(folder)))
+    found: list[Any] = list(readable(ClipsDataset(folder)))
     assert [(e.index, e.status) for e in found[:3]] == [(0, "video"), (1, "video"), (2, "empty")]
     assert "no such file" in str(found[0]) and "cannot be read" in str(found[1]) and "two frames" in str(found[2])
     assert not isinstance(found[3], BadEpisodeError)

@@ -132,6 +132,7 @@ def test_repeated_pictures_of_a_slow_camera_are_no_frames(tmp_path):
     seconds = np.arange(6) / 10
     every = video_of(tmp_path, info, row, "top", "k", seconds, 0)
     assert every.path == tmp_path / "videos" / "k" / "1-2.mp4" and every.step.tolist() == list(range(6))
+    assert every._seconds is not None
     assert every.episode == 4 and np.allclose(every._seconds, 5.0 + seconds)
     slow = row | {"frame_steps/top": [0, 3, 6, 9]}
     assert video_of(tmp_path, info, slow, "top", "k", seconds, 0).step.tolist() == [0, 3]

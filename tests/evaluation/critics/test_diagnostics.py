@@ -2,6 +2,7 @@
 
 import math
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,8 @@ def test_rank_correlation_by_hand_and_against_scipy():
     generator = np.random.default_rng(0)
     for _ in range(20):
         x, y = generator.integers(0, 5, (2, 30)).astype(float)
-        assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
+        expected: Any = spearmanr(x, y)
+        assert rank_correlation(x, y) == pytest.approx(expected.statistic)
 
 
 def test_the_interval_resamples_episodes_not_steps():

@@ -84,7 +84,7 @@ def test_columns_are_joined_end_to_end(logs):
 class Broken(Critic):
     """Values every observation with one number."""
 
-    def __init__(self, number=0.0, gamma=0.95):
+    def __init__(self, number=0.0, gamma: float | None = 0.95):
         super().__init__()
         self.number = number
         if gamma is not None:

@@ -1,6 +1,7 @@
 """A critic against re-rolled returns: one that knows them, the chunks that are compared, and what is refused."""
 
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class Idle(ValueCritic):
 
 
 def idle():
-    policy = GaussianPolicy(12, 3, hidden=(), log_std=-20.0, log_std_range=(-20.0, 0.0))
+    policy: Any = GaussianPolicy(12, 3, hidden=(), log_std=-20.0, log_std_range=(-20.0, 0.0))
     torch.nn.init.zeros_(policy.network[-1].weight)
     torch.nn.init.zeros_(policy.network[-1].bias)
     return policy

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import lightning
@@ -39,7 +40,7 @@ from guerdon.evaluation.watch.window import RolloutWindow
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
-from guerdon.policies.optimizer import PolicyOptimizer
+from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
 from guerdon.policies.rollouts.data import RolloutData
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.shaping import FirstHit
@@ -205,7 +206,13 @@ def reach(folder, reward, seed, rollouts, **options):
     policy = GaussianPolicy(12, 3, hidden=(16,), log_std=-0.8)
     source = RewardToGo(FirstHit(reward), ValueCritic(12, hidden=(16,)))
     learner = PolicyOptimizer(
-        policy, source, ClippedSurrogate(), passes=8, minibatch_size=128, learning_rate=1e-2, seed=seed
+        policy,
+        source,
+        ClippedSurrogate(),
+        passes=8,
+        minibatch_size=128,
+        seed=seed,
+        optimizer=PolicyAdam(learning_rate=1e-2),
     )
     data = RolloutData(
         "mujoco/reach",
@@ -261,7 +268,9 @@ def test_a_sound_reward_raises_no_alarm_while_a_policy_succeeds(seed, tmp_path):
         eval_contexts=0,
         seed=seed,
     )
-    trainer(tmp_path, HackingWatch(on_alarm="stop", max_false_positive_rate=0.05)).fit(learner, data)
+    trainer(tmp_path, HackingWatch(limits=AlarmLimits(on_alarm="stop", max_false_positive_rate=0.05))).fit(
+        learner, data
+    )
     found = lines(tmp_path)
     assert len(found) == 3 and not any(line["alarms"] for line in found)
     assert found[-1]["failures"] >= 5 and found[-1]["successes"] >= 5, "both must happen, or nothing is proved"
@@ -290,7 +299,9 @@ class Drawing(Told):
 @pytest.mark.slow
 def test_a_watched_run_is_the_same_run(tmp_path):
     def learned(*callbacks):
-        random.seed(3), np.random.seed(3), torch.manual_seed(3)
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
         reward = Drawing()
         source = RewardToGo(reward, ValueCritic(12, hidden=(8,)))
         learner = PolicyOptimizer(
@@ -326,13 +337,13 @@ def test_a_resumed_watch_goes_on_counting(tmp_path):
     batches = [rollout([0.1 * i, 0.9], [0, i % 2]) for i in range(4)]
     watch(tmp_path / "whole", batches, window=3, **QUIET)
     whole = lines(tmp_path / "whole")
-    half = trainer(tmp_path / "half", HackingWatch(window=3, **QUIET))
+    half = trainer(tmp_path / "half", HackingWatch(history=RolloutWindow(window=3), **QUIET))
     half.fit(module(Told()), Loader(batches[:2]))
     half.save_checkpoint(tmp_path / "half.ckpt")
     # two rollouts more that the checkpoint does not know of, as after a crash
     with (tmp_path / "half" / "watch.jsonl").open("a") as file:
         file.write('{"rollout": 2}\n{"rollout": 3}\n{"roll')
-    again = HackingWatch(window=3, **QUIET)
+    again = HackingWatch(history=RolloutWindow(window=3), **QUIET)
     trainer(tmp_path / "half", again, max_epochs=2).fit(
         module(Told()), Loader(batches[2:]), ckpt_path=tmp_path / "half.ckpt"
     )
@@ -380,7 +391,9 @@ def test_a_checkpoint_of_before_goes_on(tmp_path):
     torch.save(checkpoint, tmp_path / "run.ckpt")
     (tmp_path / "run" / "watch").mkdir(exist_ok=True)
     (tmp_path / "run" / "watch" / "labels.jsonl").write_text('{"episode": "000003-0-1", "success": 0}\n')
-    again = HackingWatch(max_retrains=1, min_failures=2, max_false_positive_rate=0.01)
+    again = HackingWatch(
+        limits=AlarmLimits(min_failures=2, max_false_positive_rate=0.01), retraining=Retraining(max_retrains=1)
+    )
     resumed = trainer(tmp_path / "run", again, max_epochs=2)
     resumed.fit(module(Told()), Loader([rollout([0.3], [0])]), ckpt_path=tmp_path / "run.ckpt")
     line = lines(tmp_path / "run")[-1]
@@ -505,7 +518,7 @@ def test_a_person_is_asked_and_answers(tmp_path):
                 (tmp_path / "watch" / "labels.jsonl").write_text("\n".join(map(json.dumps, said)))
 
     batches = [rollout([0.9, 0.1, 0.52, 0.8])] * 3
-    run = trainer(tmp_path, HackingWatch(ask_random=2, ask_doubtful=1, **QUIET), Answering())
+    run = trainer(tmp_path, HackingWatch(questions=SpotChecks(ask_random=2, ask_doubtful=1), **QUIET), Answering())
     with pytest.warns(HackingWarning, match=r"label the episodes of .*to_label.jsonl in .*labels.jsonl"):
         run.fit(module(Told()), Loader(batches))
     asked = [json.loads(line) for line in (tmp_path / "watch" / "to_label.jsonl").read_text().splitlines()]
@@ -582,7 +595,11 @@ def test_pushing_back_ends_the_false_positives_and_keeps_the_successes(model, se
     assert claimed(reward, hacked(seed + 1)) > 0.9 and claimed(reward, real) > 0.9, "it must be fooled first"
     before = {k: v.clone() for k, v in reward.state_dict().items()}
     push = PushBack(Data(data), steps=30, learning_rate=2e-2, seed=seed)
-    callback = HackingWatch(retrain=push, training=Data(data), max_probe=None, max_drift=None, max_retrains=1)
+    callback = HackingWatch(
+        limits=AlarmLimits(max_probe=None, max_drift=None),
+        drift=TrainingDrift(training=Data(data)),
+        retraining=Retraining(retrain=push, max_retrains=1),
+    )
     learner = module(FirstHit(reward))
     with pytest.warns(HackingWarning, match="the reward was retrained"):
         trainer(tmp_path, callback).fit(learner, Loader([hacked(seed), hacked(seed + 1)]))
@@ -590,12 +607,13 @@ def test_pushing_back_ends_the_false_positives_and_keeps_the_successes(model, se
     assert first["retrained"] and first["false_positive_rate"] > 0.9
     assert second["false_positive_rate"] < 0.3 and second["episodes"] == 20, "what the old reward said is forgotten"
     assert claimed(reward, real) > 0.85
-    assert learner.advantage.reward.reward is reward
+    source: Any = learner.advantage
+    assert source.reward.reward is reward
     assert not torch.equal(before["observer.norm.weight"], reward.observer.norm.weight)
     assert all(not p.requires_grad and p.grad is None for p in reward.parameters())
     assert second["drift"] is not None, "the features of the new weights were learned"
     kept = load_component(tmp_path / "watch" / "reward_1")
-    assert all(torch.equal(v, kept.state_dict()[k]) for k, v in learner.advantage.reward.state_dict().items())
+    assert all(torch.equal(v, kept.state_dict()[k]) for k, v in source.reward.state_dict().items())
 
 
 @pytest.mark.slow
@@ -611,7 +629,11 @@ def test_what_a_person_calls_a_failure_is_pushed_back_too(tmp_path):
 
     unknown = replace(hacked(0), success_known=torch.zeros(20, dtype=torch.bool))
     push = PushBack(Data(data), steps=30, learning_rate=2e-2)
-    callback = HackingWatch(retrain=push, ask_random=5, min_failures=5, max_probe=None)
+    callback = HackingWatch(
+        limits=AlarmLimits(min_failures=5, max_probe=None),
+        questions=SpotChecks(ask_random=5),
+        retraining=Retraining(retrain=push),
+    )
     with pytest.warns(HackingWarning):
         trainer(tmp_path, callback, Answering()).fit(module(reward), Loader([unknown, unknown]))
     assert [line["retrained"] for line in lines(tmp_path)] == [False, True]
@@ -646,7 +668,7 @@ def test_after_retraining_what_the_old_weights_predicted_is_forgotten(tmp_path):
     reward, recipe = trained(data, steps=1), Shifting()
     (tmp_path / "labels.jsonl").write_text('{"episode": "000000-0-3", "success": 1}\n')
     callback = Traced(
-        threshold=0.0,
+        claim=SuccessClaim(threshold=0.0),
         limits=AlarmLimits(min_failures=12, max_drift=None, max_probe=None),
         questions=SpotChecks(ask_random=4, labels=str(tmp_path / "labels.jsonl")),
         retraining=Retraining(recipe, max_retrains=1),
@@ -723,9 +745,9 @@ def test_flat_arguments_and_objects_make_the_same_run(tmp_path):
 
 def test_an_object_and_its_arguments_are_refused_together():
     with pytest.raises(TypeError, match="limits and max_drift are both given: put max_drift into limits"):
-        HackingWatch(limits=AlarmLimits(), max_drift=0.1)
+        HackingWatch(limits=AlarmLimits(), max_drift=0.1)  # pyright: ignore[reportCallIssue]
     with pytest.raises(TypeError, match="unexpected keyword argument 'treshold'"):
-        HackingWatch(treshold=0.7)
+        HackingWatch(treshold=0.7)  # pyright: ignore[reportCallIssue]
 
 
 def test_two_watches_share_nothing():
@@ -748,7 +770,8 @@ def test_objects_are_written_in_yaml():
     parser = jsonargparse.ArgumentParser()
     parser.add_argument("--watch", type=HackingWatch)
     written = {"class_path": "guerdon.HackingWatch", "init_args": yaml.safe_load(OBJECTS)}
-    callback = parser.instantiate_classes(parser.parse_object({"watch": written})).watch
+    made: Any = parser.instantiate_classes(parser.parse_object({"watch": written}))
+    callback = made.watch
     assert callback.claim.threshold == 0.7 and callback.drift.features == "state"
     assert (callback.limits.max_drift, callback.limits.on_alarm) == (None, "stop")
     assert (callback.probing.probes, callback.probing.instructions) == (("frozen",), ("open",))

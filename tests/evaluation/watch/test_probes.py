@@ -10,6 +10,7 @@ from guerdon.core.batch import End, Labelled, RewardEstimates, Sampled, Trajecto
 from guerdon.core.interfaces import RewardModel
 from guerdon.evaluation.watch.probes import probe
 from guerdon.evaluation.watch.spot_labels import stack_rows
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 
 from .watched_runs import Told, rollout, with_instructions
@@ -81,7 +82,10 @@ def test_frames_are_frozen_reversed_and_blackened():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 def test_clips_on_the_host_are_probed_by_a_reward_on_an_accelerator():
     torch.manual_seed(0)
-    batch, reward = rollout([0.9, 0.2]), ProgressReward(state_size=2, width=8, layers=1).eval()
+    batch, reward = (
+        rollout([0.9, 0.2]),
+        ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=1)).eval(),
+    )
     here = probe(reward, batch)
     there = probe(reward.to("cuda"), batch)
     assert there.keys() == here.keys() and there["honest"].paid == pytest.approx(here["honest"].paid, abs=1e-3)

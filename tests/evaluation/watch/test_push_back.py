@@ -5,6 +5,7 @@ import torch
 
 from guerdon.evaluation.watch.push_back import PushBack
 from guerdon.rewards.calibration import Calibrated
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 
 from .watched_runs import MIXED, Data, Told, hacked, recordings, trained
@@ -20,7 +21,7 @@ def test_pushing_back_lowers_progress_to_a_share_of_what_it_was():
         assert torch.allclose(rows.labels["progress"].values, 0.5 * reward(fooled).progress.values)
     assert not rows.labels["success"].values.any() and rows.labels["success"].valid.all()
     state = PushBack(Data(data), steps=30, learning_rate=2e-2, progress_decay=0.5)(reward, fooled)
-    lower = ProgressReward(state_size=2, width=16, layers=0)
+    lower = ProgressReward(state_size=2, observer=ObservationEncoder(width=16, layers=0))
     lower.load_state_dict(state)
     with torch.no_grad():
         assert lower.eval()(fooled).progress.values[:, -1].mean() < 0.7 * reward(fooled).progress.values[:, -1].mean()

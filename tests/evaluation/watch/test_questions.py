@@ -23,8 +23,8 @@ RECORDS = [record(str(i), score) for i, score in enumerate(SCORES)]
 
 
 def test_doubtful_episodes_are_those_nearest_to_the_threshold():
-    def draw(*counts, threshold=0.5):
-        return draw_episodes(RECORDS, *counts, threshold, torch.Generator().manual_seed(0))
+    def draw(ask_random, ask_doubtful, threshold=0.5):
+        return draw_episodes(RECORDS, ask_random, ask_doubtful, threshold, torch.Generator().manual_seed(0))
 
     assert draw(0, 2) == {2: "doubtful", 5: "doubtful"}
     assert draw(0, 1, threshold=0.85) == {0: "doubtful"} or draw(0, 1, threshold=0.85) == {3: "doubtful"}

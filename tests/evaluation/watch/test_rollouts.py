@@ -114,7 +114,9 @@ def test_a_reward_model_is_evaluated_without_a_trace():
 
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     expected = drawn()
-    torch.set_rng_state(states[0]), random.setstate(states[1]), np.random.set_state(states[2])
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    np.random.set_state(states[2])
     with undisturbed(reward):
         assert not any(part.training for part in reward.modules())
         assert not reward.learning(torch.ones(1)).requires_grad

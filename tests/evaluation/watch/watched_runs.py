@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -16,6 +17,8 @@ from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import WeightedImitation
 from guerdon.policies.optimizer import PolicyOptimizer
+from guerdon.rewards.observation_encoder import ObservationEncoder
+from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.success import SuccessReward
 
 
@@ -35,6 +38,7 @@ class Abstaining(Told):
     def forward(self, batch):
         estimates = super().forward(batch)
         known = batch.state[:, -1, 0] >= 0
+        assert estimates.success is not None
         success = replace(estimates.success, valid=estimates.success.valid & known[:, None])
         return replace(estimates, valid=estimates.valid & known[:, None], success=success)
 
@@ -43,7 +47,7 @@ def rollout(best, success=None, steps=4, end=End.TIME_LIMIT):
     """Episodes whose first state number climbs evenly from 0 to ``best``."""
     rows = len(best)
     climb = torch.linspace(0, 1, steps + 1)[None] * torch.tensor(best)[:, None]
-    more = {} if success is None else {"success": torch.tensor([float(s) for s in success])}
+    more: dict[str, Any] = {} if success is None else {"success": torch.tensor([float(s) for s in success])}
     if success is None:
         more = {"success": torch.zeros(rows), "success_known": torch.zeros(rows, dtype=torch.bool)}
     return TrajectoryBatch(
@@ -109,13 +113,18 @@ def module(reward, state=2, actions=2):
     return PolicyOptimizer(policy, source, WeightedImitation(), passes=1, minibatch_size=64)
 
 
-def trainer(folder, *callbacks, **more):
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
+def trainer(folder, *callbacks, **more: Any):
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "max_epochs": 1,
+    }
     quiet |= {"enable_model_summary": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
     return lightning.Trainer(**(quiet | {"default_root_dir": folder, "callbacks": list(callbacks)} | more))
 
 
-def watch(folder, batches, reward=None, **options):
+def watch(folder, batches, reward=None, **options: Any):
     """Train on given rollouts under a watch; returns the trainer, the callback and the lines it wrote."""
     callback = HackingWatch(**options)
     run = trainer(folder, callback)
@@ -157,9 +166,9 @@ def hacked(seed, rows=20, steps=4):
     return moved(torch.tensor([[0.0, 1.2]]).expand(rows, -1), steps, 100 + seed)
 
 
-def trained(data, steps=50, model=SuccessReward):
+def trained(data, steps=50, model: type[ProgressReward | SuccessReward] = SuccessReward) -> Any:
     torch.manual_seed(0)
-    reward = model(state_size=2, width=16, layers=0)
+    reward = model(state_size=2, observer=ObservationEncoder(width=16, layers=0))
     reward.fit_normaliser(data)
     optimizer = torch.optim.Adam(reward.parameters(), 2e-2)
     for _ in range(steps):

@@ -8,6 +8,7 @@ import torch
 from guerdon.core.batch import End, TrajectoryBatch, ValueEstimates
 from guerdon.core.interfaces import Critic
 from guerdon.critics.action import ActionCritic
+from guerdon.critics.logged import LoggedChunks
 from guerdon.critics.networks import ChunkPerceptron
 from guerdon.critics.value import ValueCritic
 from guerdon.policies.advantages.action_advantage import ActionAdvantage
@@ -99,7 +100,7 @@ def test_v_comes_from_chunks_of_the_proposing_policy():
             return actions.sum((1, 2)).expand(self.members, -1)
 
     batch = trajectories(rows=3, steps=4)
-    critic = ActionCritic(Sum(), across_replans=True, value_samples=64)
+    critic = ActionCritic(Sum(), value_samples=64, logged=LoggedChunks(across_replans=True))
     source, policies = ActionAdvantage(critic), []
     for mean in (0.0, 1.0):
         policy = GaussianPolicy(2, 3, horizon=2, execute=2, hidden=(), log_std=-4.0)

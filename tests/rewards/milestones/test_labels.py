@@ -106,7 +106,7 @@ def test_labels_of_a_gripper_in_metres(episode):
     wanted = MilestoneLabels().label(plain)
     metres = episode(tracks={"gripper": Column.known(0.08 * grip)})
     ranged = MilestoneDetector(gripper_range=(0, 0.08))
-    for labels in (MilestoneLabels(gripper_range=[0.0, 0.08]), MilestoneLabels(ranged)):
+    for labels in (MilestoneLabels(tracks=MilestoneTracks(gripper_range=[0.0, 0.08])), MilestoneLabels(ranged)):
         for name, column in labels.label(metres).items():
             assert np.array_equal(column.values, wanted[name].values)
     assert not np.array_equal(MilestoneLabels().label(metres)["milestone"].values, wanted["milestone"].values)
@@ -114,12 +114,13 @@ def test_labels_of_a_gripper_in_metres(episode):
     with pytest.raises(BadEpisodeError, match=r"episode 3: gripper is 255\.0 at observation 0: .*pass gripper_range"):
         MilestoneLabels().label(counts)
     assert np.array_equal(
-        MilestoneLabels(gripper_range=(0, 255)).label(counts)["milestone"].values, wanted["milestone"].values
+        MilestoneLabels(tracks=MilestoneTracks(gripper_range=(0, 255))).label(counts)["milestone"].values,
+        wanted["milestone"].values,
     )
     with pytest.raises(ValueError, match=r"gripper_range \(0, 1\), and the detector has \(0, 0\.08\): give one"):
-        MilestoneLabels(ranged, gripper_range=(0, 1))
+        MilestoneLabels(ranged, tracks=MilestoneTracks(gripper_range=(0, 1)))
     with pytest.raises(ValueError, match="expected two different numbers"):
-        MilestoneLabels(gripper_range=(2, 2))
+        MilestoneLabels(tracks=MilestoneTracks(gripper_range=(2, 2)))
 
 
 def test_a_repeated_last_observation_is_no_stop_and_has_no_label(episode):
@@ -169,7 +170,9 @@ def test_a_track_that_does_not_serve_is_named(episode):
     with pytest.raises(BadEpisodeError, match=r"episode 7: no track 'gripper'.*end_effector; for a robot without"):
         labels.label(alone)
     assert labels.targets(collate([good])).labels["progress"].values.shape == (1, 31)
-    assert MilestoneLabels(gripper=None).label(alone)["milestone"].values.sum() == 4 * 5  # a quarter each, 7 or 8 steps
+    assert (
+        MilestoneLabels(tracks=MilestoneTracks(gripper=None)).label(alone)["milestone"].values.sum() == 4 * 5
+    )  # a quarter each, 7 or 8 steps
     with pytest.raises(BadEpisodeError, match=r"no track 'gripper' and none 'end_effector': its tracks are none"):
         labels.label(replace(good, tracks={}))
     broken = np.ones(31)

@@ -37,7 +37,9 @@ def test_the_oracle_by_hand():
         mask=torch.ones(1, 9, dtype=torch.bool),
         end=torch.tensor([int(End.SUCCESS)]),
     )
-    oracle = MilestoneOracle(STAGES, points=COLUMNS, near=2.0, start_steps=0, mode="first_hit")
+    oracle = MilestoneOracle(
+        STAGES, points=COLUMNS, near=2.0, start_steps=0, payment=MilestonePayment(mode="first_hit")
+    )
     scored = oracle(batch)
     # reaching, from 1 to 0.1 m: 0, then (1 − 0.55)/0.9 = 0.5, both thirds; reached at 2; gripper done at 6; then the
     # object is 1 m away: at 7 (1 − 0.55)/0.9 = 0.5 of the last third; at 8 it is 0.05 m from the goal: done, for good
@@ -56,7 +58,7 @@ def graspings(grip, stages, hand=None, **more):
     batch = TrajectoryBatch(
         state=state, actions=torch.zeros(1, count - 1, 0), mask=torch.ones(1, count - 1, dtype=torch.bool), **more
     )
-    return MilestoneOracle(stages, points=COLUMNS, start_steps=0, mode="first_hit")(batch)
+    return MilestoneOracle(stages, points=COLUMNS, start_steps=0, payment=MilestonePayment(mode="first_hit"))(batch)
 
 
 def test_a_change_before_its_turn_is_not_paid():
@@ -109,7 +111,7 @@ def test_a_window_does_not_show_what_was_passed_before_it(mode):
     whole = TrajectoryBatch(
         state=torch.rand(2, 11, 4), actions=torch.zeros(2, 10, 0), mask=torch.ones(2, 10, dtype=torch.bool)
     )
-    oracle = MilestoneOracle(STAGES, points=COLUMNS, start_steps=0, mode=mode)
+    oracle = MilestoneOracle(STAGES, points=COLUMNS, start_steps=0, payment=MilestonePayment(mode=mode))
     begun = oracle(replace(whole, offset=torch.tensor([0, 3]), length=torch.tensor([13, 13])))
     assert begun.valid.all(1).tolist() == [True, False]
     assert not bool(begun.valid[1].any() | begun.progress.valid[1].any())
@@ -121,7 +123,9 @@ def test_a_window_does_not_show_what_was_passed_before_it(mode):
 @settings(max_examples=4)
 @given(batch=trajectory_batches(state_size=4), mode=modes)
 def test_every_promise_of_the_oracle_is_kept(batch, mode):
-    check_reward_model(MilestoneOracle(STAGES, points=COLUMNS, start_steps=1, merge=2, mode=mode), batch)
+    check_reward_model(
+        MilestoneOracle(STAGES, points=COLUMNS, start_steps=1, merge=2, payment=MilestonePayment(mode=mode)), batch
+    )
 
 
 @pytest.mark.slow
@@ -138,7 +142,7 @@ def test_the_oracle_does_not_look_ahead(seed, cut):
         TrajectoryBatch(state=batch.state[:, : cut + 1], actions=batch.actions[:, :cut], mask=batch.mask[:, :cut])
     )
     for mode in MODES:
-        oracle = MilestoneOracle(STAGES, points=COLUMNS, start_steps=1, mode=mode)
+        oracle = MilestoneOracle(STAGES, points=COLUMNS, start_steps=1, payment=MilestonePayment(mode=mode))
         whole, prefix = oracle(batch), oracle(start)
         assert torch.equal(whole.rewards[:, :cut], prefix.rewards)
         assert torch.equal(whole.progress.values[:, : cut + 1], prefix.progress.values)
@@ -167,7 +171,9 @@ def test_tracks_come_before_columns_and_missing_points_are_named(tmp_path, episo
             MilestoneOracle((wrong,))
     with pytest.raises(ValueError, match="0 stages"):
         MilestoneOracle(())
-    MilestoneOracle(STAGES, points=COLUMNS, mode="first_hit").save_pretrained(tmp_path / "oracle")
+    MilestoneOracle(STAGES, points=COLUMNS, payment=MilestonePayment(mode="first_hit")).save_pretrained(
+        tmp_path / "oracle"
+    )
     assert MilestoneOracle.from_pretrained(tmp_path / "oracle").stages == MilestoneOracle(STAGES).stages
 
 

@@ -14,6 +14,7 @@ from guerdon.core.sizes import DataSizes, take_sizes, unknown_sizes
 from guerdon.datasets.collate import collate
 from guerdon.rewards.milestones.payment import MODES, MilestonePayment
 from guerdon.rewards.milestones.reward import MilestoneReward, in_mode
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.shaping import Potential
 from guerdon.testing import check_reward_model, trajectory_batches
 
@@ -29,7 +30,13 @@ def test_every_promise_of_the_model_is_kept(batch, mode):
         "progress": (torch.full_like(batch.state[..., 0], 0.5), batch.made),
     }
     labelled = replace(batch, labels={k: Labelled(values=v * valid, valid=valid) for k, (v, valid) in labels.items()})
-    model = MilestoneReward(state_size=2, action_size=2, width=8, bins=11, mode=mode, layers=1)
+    model = MilestoneReward(
+        state_size=2,
+        action_size=2,
+        bins=11,
+        observer=ObservationEncoder(width=8, layers=1),
+        payment=MilestonePayment(mode=mode),
+    )
     if bool(labelled.mask.any()):
         check_reward_model(model, labelled)
 
@@ -37,7 +44,13 @@ def test_every_promise_of_the_model_is_kept(batch, mode):
 @settings(max_examples=10)
 @given(batch=trajectory_batches(state_size=2, action_size=2))
 def test_the_potential_is_the_one_of_shaping(batch):
-    model = MilestoneReward(state_size=2, action_size=2, width=8, bins=11, beta=0.5, gamma=0.9).eval()
+    model = MilestoneReward(
+        state_size=2,
+        action_size=2,
+        bins=11,
+        observer=ObservationEncoder(layers=0, width=8),
+        payment=MilestonePayment(beta=0.5, gamma=0.9),
+    ).eval()
     with torch.no_grad():
         mine, theirs = model(batch), Potential(model, gamma=0.9)(batch)
     assert torch.equal(mine.valid, theirs.valid)
@@ -45,7 +58,9 @@ def test_the_potential_is_the_one_of_shaping(batch):
 
 
 def test_a_trained_model_can_be_paid_in_another_way(tmp_path, episode):
-    model = MilestoneReward(state_size=4, action_size=2, width=8, threshold=None).eval()
+    model = MilestoneReward(
+        state_size=4, action_size=2, threshold=None, observer=ObservationEncoder(layers=0, width=8)
+    ).eval()
     additive = in_mode(model, "additive", bonus=0.1)
     assert (model.payment.mode, additive.payment.mode, additive.training) == ("potential", "additive", False)
     batch = collate([episode()])
@@ -62,7 +77,10 @@ def test_how_it_pays_is_kept_by_files_and_by_other_modes(tmp_path, episode):
     batch = collate([episode()])
     torch.manual_seed(3)
     model = MilestoneReward(
-        state_size=4, action_size=2, width=8, milestones=3, bonus=0.2, beta=0.7, gamma=0.9, slack=0.3
+        state_size=4,
+        action_size=2,
+        observer=ObservationEncoder(layers=0, width=8),
+        payment=MilestonePayment(milestones=3, bonus=0.2, beta=0.7, gamma=0.9, slack=0.3),
     )
     first = in_mode(model.eval(), "first_hit")
     for number, made in enumerate((model, first, in_mode(first, "potential"), in_mode(first, "potential", beta=0.1))):
@@ -103,7 +121,13 @@ def test_it_learns_labels_that_depend_on_state_and_action():
         torch.manual_seed(seed)
         logs, held_out = points(seed), points(100 + seed)
         for size, kept in ((1, right), (0, wrong)):
-            model = MilestoneReward(state_size=2, action_size=size, width=16, bins=21, mode="additive")
+            model = MilestoneReward(
+                state_size=2,
+                action_size=size,
+                bins=21,
+                observer=ObservationEncoder(layers=0, width=16),
+                payment=MilestonePayment(mode="additive"),
+            )
             optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)
             for _ in range(60):
                 optimiser.zero_grad()
@@ -123,13 +147,15 @@ def test_positives_and_negatives_weigh_the_same_and_pseudo_rewards_weigh_positiv
     few = batch.labels["milestone"].values.clone()
     few[1:] = 0
     batch = replace(batch, labels={"milestone": Labelled(values=few, valid=batch.mask)})
-    model = MilestoneReward(state_size=2, action_size=1, width=8).eval()
+    model = MilestoneReward(state_size=2, action_size=1, observer=ObservationEncoder(layers=0, width=8)).eval()
     torch.nn.init.zeros_(model.step_head[2].weight)
     torch.nn.init.constant_(model.step_head[2].bias, 1.0)
     # −log σ(1) = 0.31326 on every positive, −log σ(−1) = 1.31326 on every negative, however many of each
     with torch.no_grad():
         parts = model.loss(batch)
-        heavy = MilestoneReward(state_size=2, action_size=1, width=8, pseudo_reward=3.0)
+        heavy = MilestoneReward(
+            state_size=2, action_size=1, pseudo_reward=3.0, observer=ObservationEncoder(layers=0, width=8)
+        )
         heavy.load_state_dict(model.state_dict())
         heavier = heavy.loss(batch)
     assert float(parts["milestone_loss"]) == pytest.approx(0.5 * 0.31326 + 0.5 * 1.31326, abs=1e-4)
@@ -138,11 +164,14 @@ def test_positives_and_negatives_weigh_the_same_and_pseudo_rewards_weigh_positiv
 
 
 def test_a_model_names_what_it_cannot_use():
-    model, batch = MilestoneReward(state_size=2, action_size=1, width=8), points(0)
+    model, batch = (
+        MilestoneReward(state_size=2, action_size=1, observer=ObservationEncoder(layers=0, width=8)),
+        points(0),
+    )
     with pytest.raises(ValueError, match="learns from labels milestone and progress, this batch holds none"):
         model.loss(replace(batch, labels={}))
     with pytest.raises(ValueError, match="reads actions of 3 numbers, these trajectories have 1"):
-        MilestoneReward(state_size=2, action_size=3, width=8)(batch)
+        MilestoneReward(state_size=2, action_size=3, observer=ObservationEncoder(layers=0, width=8))(batch)
     broken = batch.actions.clone()
     broken[0, 0] = math.nan
     with pytest.raises(ValueError, match="an action is NaN or infinite"):
@@ -165,12 +194,12 @@ def test_the_payment_is_an_object_or_given_flat():
 
 
 def test_actions_are_read_by_default_and_not_with_a_size_of_zero():
-    model = MilestoneReward(state_size=2, width=8)
+    model = MilestoneReward(state_size=2, observer=ObservationEncoder(layers=0, width=8))
     assert unknown_sizes(model) == ["MilestoneReward.action_size"]
     data = DataSizes(name="data/points", state_size=2, action_size=1)
     take_sizes(model, data)
     assert (model.action_size, model.init_args["action_size"]) == (1, 1)
-    blind = MilestoneReward(action_size=0, width=8)
+    blind = MilestoneReward(action_size=0, observer=ObservationEncoder(layers=0, width=8))
     take_sizes(blind, data)
     batch = points(0, rows=2)
     other = replace(batch, actions=-batch.actions)

@@ -142,7 +142,7 @@ def test_shares_of_letters_become_one_path(filmed):
     shares = {t: [0.1, 0.1, 0.1] for t in range(5)}
     for t, k in enumerate([0, 0, 1, 1, 2]):
         shares[t][k] = 0.8
-    decomposer = VlmDecomposer(Scripted(shares=shares), ["wrist"], hold=1)
+    decomposer = VlmDecomposer(Scripted(shares=shares), ["wrist"], path=StagePath(hold=1))
     batch = numbered(filmed)
     for causal in (False, True):
         done = decomposer.completed(batch, [PLAN], causal)
@@ -157,14 +157,14 @@ def test_one_wrong_answer_is_outvoted_in_a_whole_episode_and_by_holding_online(f
     batch = numbered(filmed)
     whole = VlmDecomposer(Scripted(shares=shares), ["wrist"]).completed(batch, [PLAN], False)
     assert whole.values[0].tolist() == [0, 0, 0, 0, 1]
-    held = VlmDecomposer(Scripted(shares=shares), ["wrist"], hold=2).completed(batch, [PLAN], True)
+    held = VlmDecomposer(Scripted(shares=shares), ["wrist"], path=StagePath(hold=2)).completed(batch, [PLAN], True)
     assert held.values[0].tolist() == [0, 0, 0, 0, 0]
 
 
 def test_what_is_not_shown_or_not_said_is_no_evidence(filmed):
     """Frames at observations 1 and 3; at 3 all letters are unlikely."""
     shares = {1: [0.1, 0.8, 0.1], 3: [1e-4, 1e-4, 1e-4]}
-    decomposer = VlmDecomposer(Scripted(shares=shares), ["wrist"], hold=1)
+    decomposer = VlmDecomposer(Scripted(shares=shares), ["wrist"], path=StagePath(hold=1))
     done = decomposer.completed(numbered(filmed, (1, 3)), [PLAN], False)
     assert done.valid[0].tolist() == [False, True, True, True, True]
     assert done.values[0].tolist() == [0, 1, 1, 1, 1]
@@ -191,7 +191,7 @@ def test_the_question_shows_plan_beginning_and_present(filmed):
 
 @pytest.mark.parametrize("architecture", ["qwen2_5_vl", "smolvlm"])
 def test_online_stages_of_a_real_model_do_not_depend_on_what_comes_later(filmed, folders, architecture):
-    decomposer = VlmDecomposer(VLM(str(folders[architecture])), ["wrist"], min_mass=0.0, hold=1)
+    decomposer = VlmDecomposer(VLM(str(folders[architecture])), ["wrist"], min_mass=0.0, path=StagePath(hold=1))
     batch, other = numbered(filmed), numbered(filmed)
     other.frames["wrist"].values[0, 3:] = 255 - other.frames["wrist"].values[0, 3:]
     one, two = (decomposer.segment(b, [PLAN], True).values[0, :3] for b in (batch, other))
@@ -210,7 +210,7 @@ def test_shares_are_those_of_the_model(filmed, folders):
 
 
 def test_saved_and_opened_again(filmed, folders):
-    decomposer = VlmDecomposer(VLM(str(folders["smolvlm"])), ["wrist"], hold=1, min_mass=0.0)
+    decomposer = VlmDecomposer(VLM(str(folders["smolvlm"])), ["wrist"], min_mass=0.0, path=StagePath(hold=1))
     again = reopen(decomposer)
     row = moments(numbered(filmed), ["wrist"])[0]
     torch.testing.assert_close(again.shares(PLAN, row), decomposer.shares(PLAN, row))

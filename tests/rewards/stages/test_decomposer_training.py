@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from guerdon.backbones.chat import Chat
+from guerdon.backbones.lora import LoRA
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import Labelled, Sampled, TrajectoryBatch
 from guerdon.core.interfaces import TaskDecomposer, TaskPlan, TaskStage
@@ -55,7 +56,7 @@ def episode(number=0, instruction="open the drawer", seen=True):
 
 
 def training(folder, rank=4, **more):
-    vlm = VLM(str(folder), lora_rank=rank)
+    vlm = VLM(str(folder), lora=LoRA(rank=rank))
     decomposer = VlmDecomposer(vlm, ["wrist"], attempts=1, max_new_tokens=4, min_mass=0.0)
     return DecomposerTraining(decomposer, Teacher(), **{"warmup_steps": 0, "frames_per_episode": 6, **more})
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from guerdon.backbones.chat import Chat, Reply
+from guerdon.backbones.lora import LoRA
 from guerdon.backbones.model_inputs import ModelInputs
 from guerdon.backbones.vlm import VLM
 from guerdon.core.batch import End, Labelled, Sampled, TrajectoryBatch
@@ -29,11 +30,13 @@ from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
 from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.rewards.fit import RewardTraining
+from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedSuccess
 from guerdon.rewards.stages.decomposer import VlmDecomposer
 from guerdon.rewards.stages.recorded_plans import RecordedDecomposer
 from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
+from guerdon.rewards.stages.segmentation import StagePath
 from guerdon.rewards.stages.subgoals import StageLabels, SubgoalLabels, SubgoalReward
 from guerdon.testing import check_reward_model, cut_after
 
@@ -307,7 +310,7 @@ def test_a_progress_model_learns_from_stages(episodes, tmp_path):
     shares = stage_proportions([stored[i] for i in range(len(stored))])
     assert len(shares) == 2 and sum(shares) == pytest.approx(1)
     lightning.seed_everything(0)
-    model = ProgressReward(state_size=39, layers=0, width=32)
+    model = ProgressReward(state_size=39, observer=ObservationEncoder(layers=0, width=32))
     labels = LabelFactory(rewind=0.0, reverse=0.0, wrong_instruction=0.0, progress="stages", stages=[0.5, 0.5])
     data = EpisodeData(str(tmp_path / "staged"), batch_size=8, repeats=10, labels=labels, val_fraction=0.0)
     trainer = lightning.Trainer(
@@ -375,7 +378,7 @@ class Planning(VLM):
 
 
 def looking(chat, cameras=("wrist",)):
-    return VlmDecomposer(chat, list(cameras), attempts=1, hold=1)
+    return VlmDecomposer(chat, list(cameras), attempts=1, path=StagePath(hold=1))
 
 
 def seen(levels, steps=(0, 1, 2, 3, 4), texts=None, offset=None):
@@ -504,7 +507,7 @@ def test_a_real_model_scores_a_row_alone_as_in_a_batch(filmed, folders, architec
     vlm = Planning(str(folders[architecture]))  # it holds no plans: those are the reward's
 
     def fresh():
-        return SubgoalReward(VlmDecomposer(vlm, ["wrist"], min_mass=0.0, hold=1), mode="potential")
+        return SubgoalReward(VlmDecomposer(vlm, ["wrist"], min_mass=0.0, path=StagePath(hold=1)), mode="potential")
 
     with torch.no_grad():
         whole, backwards = fresh()(batch), fresh()(batch[[1, 0]])
@@ -552,7 +555,7 @@ def test_stage_labels_look_at_each_episode():
 
 
 def test_the_decomposer_is_frozen_for_good(folders):
-    decomposer = looking(VLM(str(folders["smolvlm"]), lora_rank=2))
+    decomposer = looking(VLM(str(folders["smolvlm"]), lora=LoRA(rank=2)))
     assert any(p.requires_grad for p in decomposer.parameters())
     assert SubgoalReward(decomposer).decomposer is decomposer
     assert not any(p.requires_grad for p in decomposer.parameters())

@@ -47,7 +47,9 @@ def test_keeps_what_every_reward_model_promises(folders, architecture, kind, fil
 def test_what_was_read_once_scores_like_what_is_read_anew(folders, architecture, filmed):
     vlm = VLM(str(folders[architecture]))
     once, anew = (
-        CompletionLikelihood(vlm, ["wrist"], max_frames=3, context_frames=1, min_mass=0.0, reuse=reuse)
+        CompletionLikelihood(
+            vlm, ["wrist"], min_mass=0.0, reuse=reuse, frames=FrameWindows(max_frames=3, context_frames=1)
+        )
         for reuse in (True, False)
     )
     one, other = once(filmed()), anew(filmed())
@@ -114,7 +116,7 @@ def test_long_rows_show_the_first_frame_and_the_last_ones_again(filmed):
     """6 frames, 4 at a time with 2 again: frames 0 … 3, then 0, 3 and the new 4, 5."""
     chat = Told([log(0.5, 0.5)] * 4)
     shown = filmed((5,), ((0, 1, 2, 3, 4, 5),))
-    CompletionLikelihood(chat, ["wrist"], max_frames=4, context_frames=2)(shown)
+    CompletionLikelihood(chat, ["wrist"], frames=FrameWindows(max_frames=4, context_frames=2))(shown)
     frames = shown.frames["wrist"].values[0]
     wanted = [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 3, 4], [0, 3, 4, 5]]
     for prompt, places in zip(chat.prompts, wanted, strict=True):
