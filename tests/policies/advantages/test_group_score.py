@@ -207,8 +207,7 @@ def test_what_a_reward_calls_valid_behind_the_end_of_a_row_does_not_count():
     careless = RewardEstimates(rewards=torch.ones(2, 3), valid=torch.ones(2, 3, dtype=torch.bool))
     whole = batch_of([1.0, 3.0])
     mask = torch.tensor([[True, True, True], [True, False, False]])
-    decisions = torch.tensor([[0, 1, 2], [0, -1, -1]])
-    short = replace(whole, mask=mask, recorded={}, decision_step=decisions)
+    short = batch_of([1.0, 3.0], mask=mask, recorded={})
     source = quiet(normalise="none")
     for batch, scores in ((whole, [3.0, 3.0]), (short, [3.0, 1.0])):
         assert source(batch, careless).returns[:, 0].tolist() == scores
