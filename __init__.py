@@ -1,4 +1,4 @@
-"""guerdon: train, judge and use rewards, values and preferences for vision-language-action robot policies.
+"""guerdon: train, evaluate and use rewards, values and preferences for vision-language-action robot policies.
 
 Every public name is reached from here and imported when it is first used, so ``import guerdon`` costs nothing. Saved
 components and configurations name classes by this path (``guerdon.ProgressReward``), so files may move.
