@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ from guerdon.critics.ensembles import Aggregation
 from guerdon.envs.collect import collect
 from guerdon.envs.experts import scripted_expert
 from guerdon.envs.saved import SavedState
-from guerdon.envs.task import Step, Task
+from guerdon.envs.task import ResumableTask, Step, Task
 from guerdon.envs.vector import VectorEnv, make_task
 from guerdon.evaluation.critics.diagnostics import rank_correlation
 from guerdon.evaluation.critics.reroll import reroll
@@ -74,7 +74,7 @@ CORRIDOR, CORRIDOR_HORIZONS = 100, (1, 5, 10, 25, 50)
 class Disturbed:
     """A task whose actions are disturbed by a persistent push that no state shows; whoever records sees the command."""
 
-    def __init__(self, task: Task, seed: int) -> None:
+    def __init__(self, task: ResumableTask, seed: int) -> None:
         self._task, self._generator = task, np.random.default_rng(seed)
         self._push = np.zeros(task.action_size)
 
@@ -118,7 +118,7 @@ def closed_loop(
     """States on the way of disturbed experts; by horizon their commands there, and what these bring when blind."""
     generator = np.random.default_rng([seed, 3])
     envs = VectorEnv([Disturbed(make_task(f"metaworld/{TASK}", STEPS, seed), seed + i) for i in range(4)])  # pyright: ignore
-    task, longest = envs.tasks[0], max(HORIZONS)
+    task, longest = cast(ResumableTask, envs.tasks[0]), max(HORIZONS)
     saved: list[SavedState] = []
     states: list[np.ndarray] = []
     commands: list[np.ndarray] = []

@@ -229,7 +229,7 @@ def main() -> None:
         assert isinstance(batch, TrajectoryBatch)
         samples, updates, warm = (int(str(setting[name])) for name in ("samples", "updates", "warm"))
         aloe = ActionCritic(critic, target_samples=samples, logged=LoggedChunks(across_replans=True))
-        aloe._warned = True  # random actions are open-loop: there is nothing to warn of
+        aloe.logged._warned = True  # random actions are open-loop: there is nothing to warn of
         found = measure(aloe, policy, batch, updates, warm)
         size = sum(p.numel() for p in critic.parameters())
         results[str(setting["name"])] = {"updates": updates, "parameters": size, **found}

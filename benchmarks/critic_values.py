@@ -27,7 +27,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,12 +47,12 @@ from guerdon.critics.expectile import ExpectileCritic
 from guerdon.critics.monte_carlo import MonteCarloCritic
 from guerdon.critics.networks import ChunkTransformer
 from guerdon.critics.observations import CriticInputs
-from guerdon.critics.value import ValueCritic
+from guerdon.critics.value import StateCritic, ValueCritic
 from guerdon.datasets.collate import Window, collate
 from guerdon.datasets.episodes import Episode
 from guerdon.envs.collect import collect
 from guerdon.envs.experts import scripted_expert
-from guerdon.envs.task import Task
+from guerdon.envs.task import ResumableTask, Task
 from guerdon.envs.vector import VectorEnv, make_task
 from guerdon.evaluation.critics.diagnostics import chunk_ranking_auc, rank_correlation
 from guerdon.evaluation.critics.reroll import reroll
@@ -81,7 +81,8 @@ def clone(task: Task, episodes: int, seed: int, chunk: int = CHUNK, steps: int =
     batch = collate(list(collect(task, {"expert": 1.0}, episodes, seed, "train", frames=False)))
     torch.manual_seed(seed)
     policy = GaussianPolicy(task.state_size, task.action_size, horizon=chunk, execute=chunk, log_std=SPREAD)
-    observation, decision = batch.at(*batch.mask.nonzero(as_tuple=True), chunk)
+    decided = batch.mask.nonzero()
+    observation, decision = batch.at(decided[:, 0], decided[:, 1], chunk)
     policy.inputs.fit(observation)
     optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3)
     generator = torch.Generator().manual_seed(seed)
@@ -146,7 +147,7 @@ def network(task: Task, members: int = 2, chunk: int = CHUNK, shared: bool = Tru
 class Arm:
     """A critic and what it learns from."""
 
-    make: Callable[[Task], Critic]
+    make: Callable[[Task], ChunkCritic | StateCritic]
     data: Callable[[TrajectoryBatch], tuple[TrajectoryBatch, RewardEstimates]] = evaluated
 
 
@@ -228,7 +229,7 @@ def probe(name: str, policy: GaussianPolicy, seed: int, contexts: int = CONTEXTS
     """Let noisy experts and the policy lead to states, and roll the returns of candidate chunks out from there."""
     generator, noise = np.random.default_rng([seed, 7]), torch.Generator().manual_seed(seed)
     envs = VectorEnv([make_task(name, STEPS, seed) for _ in range(4)])
-    task = envs.tasks[0]
+    task = cast(ResumableTask, envs.tasks[0])
     saved, rows = [], []
     for number, context in enumerate(task.contexts("eval", contexts)):
         wanted = {0, *generator.choice(np.arange(1, 80), MOMENTS - 1, replace=False).tolist()}
@@ -275,7 +276,12 @@ def act(policy: GaussianPolicy, state: np.ndarray, noise: torch.Generator) -> np
 
 
 def candidates(
-    task: Task, saved: Any, policy: GaussianPolicy, generator: np.random.Generator, noise: torch.Generator, chunk: int
+    task: ResumableTask,
+    saved: Any,
+    policy: GaussianPolicy,
+    generator: np.random.Generator,
+    noise: torch.Generator,
+    chunk: int,
 ) -> np.ndarray:
     """Chunks of each kind at a saved state, as the environment would clip them."""
     state = task.restore(saved)
@@ -289,7 +295,7 @@ def candidates(
     return np.clip(np.stack(found), -1, 1)
 
 
-def carried(task: Task, saved: Sequence[Any], chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def carried(task: ResumableTask, saved: Sequence[Any], chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where each chunk leads, after how many steps, and whether it solves the task."""
     after = np.zeros((*chunks.shape[:2], task.state_size), np.float32)
     taken, solved = np.zeros(chunks.shape[:2], int), np.zeros(chunks.shape[:2], bool)

@@ -51,7 +51,8 @@ def fit(arm: str, seed: int, data: Path, runs: Path, epochs: int) -> Path:
     if folder.exists():
         return folder
     lightning.seed_everything(seed, verbose=False)
-    shares, since_start = ARMS[arm]
+    shares: dict[str, Any] = ARMS[arm][0]
+    since_start = ARMS[arm][1]
     model = ProgressReward(
         observer=ObservationEncoder(
             cameras=("video",),

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,8 @@ def measure(encoder: ClipEncoder, steps: int, rows: int, device: str, folder: Pa
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-4)
 
     def reader(cache: Path | None) -> EpisodeReader:
-        return EpisodeReader([], ["front"], None, encoder, None if cache is None else FeatureCache(cache))
+        none: Any = []  # the episodes come in windows
+        return EpisodeReader(none, ["front"], None, encoder, None if cache is None else FeatureCache(cache))
 
     cached, plain = reader(folder / str(steps)), reader(None)
     for episode in episodes:

@@ -67,7 +67,7 @@ def measure(name: str, episodes: int, horizon: int, seed: int) -> dict[str, Any]
 
 def people(file: Path) -> list[dict[str, Any]]:
     """Milestones of the gripper beside the signalled sub-tasks, one line per demonstration."""
-    import h5py
+    import h5py  # pyright: ignore[reportMissingImports]
 
     rows: list[dict[str, Any]] = []
     with h5py.File(file) as recorded:

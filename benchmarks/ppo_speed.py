@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3 import PPO  # pyright: ignore[reportMissingImports]
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv  # pyright: ignore[reportMissingImports]
 
 from common import command_line, silent_trainer, write_result
 from guerdon.critics.value import ValueCritic

@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -121,7 +122,7 @@ def measure_steps(steps: int, rows: int, repeats: int) -> list[dict[str, object]
     tall = rewards.T.contiguous().numpy(), values[:, :-1].T.contiguous().numpy()
     tail = np.zeros_like(tall[0]), values[:, -1].numpy(), half.float().numpy()
     columns = values[:, :-1].contiguous()
-    close = {"rtol": 1e-4, "atol": 1e-4}
+    close: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
     ours = gae(rewards, values, whole, half, GAMMA, LAM)
     for got, expected in zip(ours, numpy_gae(*tall, *tail), strict=True):
         np.testing.assert_allclose(got.T.numpy(), expected, **close)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import h5py
+import h5py  # pyright: ignore[reportMissingImports]
 import lightning
 import numpy as np
 import torch

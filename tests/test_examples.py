@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +28,9 @@ def test_doubtful_labels(tmp_path):
     torch.manual_seed(0)
     model = ProgressReward(state_size=2, observer=ObservationEncoder(width=8, layers=0))
     with torch.no_grad():  # says 0.73 of everything: σ(1)
-        model.head.of["success"].weight.zero_()
-        model.head.of["success"].bias.fill_(1.0)
+        linear: Any = model.head.of["success"]
+        linear.weight.zero_()
+        linear.bias.fill_(1.0)
     score_dataset(model, tmp_path / "data", tmp_path / "scores", progress_bar=False)
     command = [sys.executable, EXAMPLES / "doubtful_labels.py", "--data", tmp_path / "data"]
     done = subprocess.run([*command, "--scores", tmp_path / "scores"], capture_output=True, text=True, timeout=120)

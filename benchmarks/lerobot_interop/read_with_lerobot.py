@@ -7,7 +7,7 @@ import json
 import sys
 
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.lerobot_dataset import LeRobotDataset  # pyright: ignore[reportMissingImports]
 
 
 def main(folder: str) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 
 import torch
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.lerobot_dataset import LeRobotDataset  # pyright: ignore[reportMissingImports]
 
 CAMERA = "observation.images.front"
 

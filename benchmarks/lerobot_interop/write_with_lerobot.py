@@ -10,7 +10,7 @@ and step t: state (e, t, e + t), action (−e, t / 10); picture red 40 + 60 e, g
 import sys
 
 import numpy as np
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.lerobot_dataset import LeRobotDataset  # pyright: ignore[reportMissingImports]
 
 CAMERAS = {"front": (48, 64, 90), "wrist": (64, 64, 160)}
 

@@ -1,6 +1,7 @@
 """The Gaussian policy against torch's own normal distribution."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.testing import check_policy, trajectory_batches
 
 
-def made(horizon=3, execute=2, log_std=-0.5, **more):
-    policy = GaussianPolicy(2, 2, horizon=horizon, execute=execute, hidden=(8,), log_std=log_std, **more)
+def made(horizon=3, execute=2, log_std=-0.5, **more: Any) -> Any:
+    policy: Any = GaussianPolicy(2, 2, horizon=horizon, execute=execute, hidden=(8,), log_std=log_std, **more)
     with torch.no_grad():
         policy.network[-1].weight.mul_(50)  # the cautious start would make all means alike
         policy.log_std += 0.1 * torch.arange(horizon * 2).view(horizon, 2)
@@ -24,7 +25,7 @@ def seen(points=5):
     return Observation(state=torch.randn(points, 2))
 
 
-def drawn(policy, observation, seed=0):
+def drawn(policy, observation, seed=0) -> Any:
     return policy.act(observation, generator=torch.Generator().manual_seed(seed))
 
 

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_the_ratio_of_a_chunk_is_the_product_over_the_actions_carried_out(horizo
     execute = data.draw(st.integers(1, horizon))
     policy = GaussianPolicy(2, 2, horizon=horizon, execute=execute, hidden=(4,))
     observation = Observation(state=torch.randn(3, 2))
-    decision = policy.act(observation)
+    decision: Any = policy.act(observation)
     with torch.no_grad():
         for p in policy.parameters():
             p += 0.05 * torch.randn_like(p)

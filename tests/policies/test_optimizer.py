@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning
 import pytest
@@ -45,8 +46,13 @@ class Loader:
         return (self.make(i) for i in range(self.length))
 
 
-def trainer(**more):
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
+def trainer(**more: Any):
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "max_epochs": 1,
+    }
     quiet |= {"enable_model_summary": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
     return lightning.Trainer(**(quiet | more))
 
@@ -98,7 +104,7 @@ class Watching(ClippedSurrogate):
         return parts
 
 
-def made(horizon=1, execute=1, objective=None, advantage=None, **options):
+def made(horizon=1, execute=1, objective=None, advantage=None, **options: Any) -> Any:
     policy = GaussianPolicy(2, 2, horizon=horizon, execute=execute, hidden=(8,))
     source = advantage or RewardToGo(RecordedReward(), ValueCritic(2, hidden=(8,)))
     return PolicyOptimizer(policy, source, objective or Watching(), **options)

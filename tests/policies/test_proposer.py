@@ -3,6 +3,7 @@
 import copy
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,8 @@ def test_a_policy_that_does_not_say_what_it_carries_out_gives_whole_chunks():
 def test_chunks_are_those_of_the_policy_at_the_observation():
     """Their mean over many samples is the policy's mean, observation by observation."""
     policy, batch = GaussianPolicy(2, 3, horizon=4, execute=4, hidden=(8,), log_std=-2.0), trajectories(2, 2)
-    nn.init.normal_(policy.network[-1].weight)
+    last: Any = policy.network[-1]
+    nn.init.normal_(last.weight)
     rows, steps = every(batch)
     chunks = PolicyProposer(policy)(batch, rows, steps, 4000)
     mean = policy.act(batch.observe(rows, steps), deterministic=True).chunk

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,7 +113,8 @@ def test_nothing_unfitted_passes_for_calibrated():
     for model in (Calibrated(Told(), "platt"), Calibrated(Told(), "isotonic", knots=2)):
         with pytest.raises(RuntimeError, match="no map yet"):
             model(batch)
-    for method, knots in (("isotonic", 0), ("platt", 2)):
+    wrong: list[tuple[Any, int]] = [("isotonic", 0), ("platt", 2)]
+    for method, knots in wrong:
         with pytest.raises(ValueError, match="knots with method"):
             Calibrated(Told(), method, knots)
     with pytest.raises(ValueError, match="estimates no success"):

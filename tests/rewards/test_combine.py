@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_what_one_part_does_not_know_the_sum_does_not_know():
 def test_a_sum_is_linear(weights):
     held = batch([[1.0, -3.0, 2.0], [0.5, 0.0, -1.0]])
     parts = [RecordedReward(), RecordedSuccess()]
-    expected = sum(w * part(held).rewards for w, part in zip(weights, parts, strict=True))
+    expected: Any = sum(w * part(held).rewards for w, part in zip(weights, parts, strict=True))
     assert torch.allclose(Sum(parts, weights)(held).rewards, expected)
     scaled = Sum([Scale(part, w) for w, part in zip(weights, parts, strict=True)])
     assert torch.allclose(scaled(held).rewards, expected)
@@ -90,6 +91,7 @@ def test_what_was_fitted_has_deviation_one(rewards):
 def test_a_scale_is_saved_with_the_reward(tmp_path):
     Normalise(RecordedReward("other")).fit([batch([[1.0, -3.0]])]).save_pretrained(tmp_path / "model")
     loaded = load_component(tmp_path / "model")
+    assert isinstance(loaded, Normalise) and isinstance(loaded.reward, RecordedReward)
     assert float(loaded.deviation) == 20.0 and loaded.reward.key == "other"
 
 

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import lightning
 import numpy as np
@@ -24,7 +25,7 @@ from guerdon.datasets.episodes import Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.labels import with_progress_targets, with_success_targets
 from guerdon.datasets.module import EpisodeData
-from guerdon.rewards.ensemble import EnsembleReward, aggregate_rewards, bootstrap_weights, mixture_std
+from guerdon.rewards.ensemble import EnsembleReward, Spread, aggregate_rewards, bootstrap_weights, mixture_std
 from guerdon.rewards.fit import RewardTraining
 from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
@@ -90,6 +91,10 @@ class FrozenWords(TextEncoder):
         return torch.stack(self.cache.lookup(instructions, compute))
 
 
+def members_of(model: Any) -> list[Any]:
+    return list(model.members)
+
+
 def weight(member):
     """Of the progress head."""
     return member.head.of["progress"].weight
@@ -97,7 +102,9 @@ def weight(member):
 
 def row(steps=3):
     return TrajectoryBatch(
-        state=torch.zeros(1, steps + 1, 0), actions=torch.zeros(1, steps, 0), mask=torch.ones(1, steps, dtype=bool)
+        state=torch.zeros(1, steps + 1, 0),
+        actions=torch.zeros(1, steps, 0),
+        mask=torch.ones(1, steps, dtype=torch.bool),
     )
 
 
@@ -227,7 +234,7 @@ def shown(rows=2, cameras=("a", "b"), size=None, seed=0):
 
 def test_members_share_a_frozen_encoder_and_see_each_frame_once():
     model, eyes, words = seeing()
-    assert all(member.observer.encoder is eyes and member.observer.text is words for member in model.members)
+    assert all(member.observer.encoder is eyes and member.observer.text is words for member in members_of(model))
     assert len({float(weight(m).detach().sum()) for m in model.members}) == 4, "each starts with weights of its own"
     batch = shown()
     frames = sum(int(s.mask.sum()) for s in batch.frames.values())
@@ -266,7 +273,7 @@ def test_a_frozen_encoder_is_saved_by_name_alone_and_shared_again(tmp_path):
     kept = load_file(tmp_path / "model" / "model.safetensors")
     assert not [name for name in kept if ".encoder." in name], "weights of a published encoder stay out, under any name"
     loaded = load_component(tmp_path / "model", trust=True, known=(FrozenEyes, FrozenWords))
-    assert len({id(member.observer.encoder) for member in loaded.members}) == 1
+    assert len({id(member.observer.encoder) for member in members_of(loaded)}) == 1
     batch = shown()
     assert torch.equal(loaded(batch).rewards, model.eval()(batch).rewards)
 
@@ -277,7 +284,7 @@ def test_a_trainable_encoder_belongs_to_each_member():
         observer=ObservationEncoder(cameras=["a"], encoder=encoder, text=HashedText(4, 16), width=8, layers=0)
     )
     model = EnsembleReward(member, size=3)
-    observers = [m.observer for m in model.members]
+    observers = [m.observer for m in members_of(model)]
     assert len({id(o.encoder) for o in observers}) == len({id(o.text) for o in observers}) == 3
     assert model.members[0] is member, "the one given is the first"
     assert model.inputs.encoder is None and model.inputs.cameras == ("a",)
@@ -317,12 +324,13 @@ def test_identical_members_reduce_to_the_member(batch, aggregate):
 
 def test_clear_errors():
     member = SuccessReward(state_size=2, observer=ObservationEncoder(layers=0, width=8))
-    for arguments, message in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"size": 0}, "at least one member"),
         ({"coefficient": math.nan}, "coefficient"),
         ({"coefficient": -1.0}, "coefficient"),
         ({"seed": -1}, "seed"),
-    ):
+    ]
+    for arguments, message in refused:
         with pytest.raises(ValueError, match=message):
             EnsembleReward(member, **arguments)
     with pytest.raises(ValueError, match="nothing to train"):
@@ -359,7 +367,7 @@ def test_members_learn_from_their_own_weights_and_only_in_training():
             bootstrap_weights(batch.episode, k, seed=1)[:, None] if bootstrap and mode else 1.0
             for k in range(len(model.members))
         ]
-        alone = [m.loss(replace(batch, weight=batch.weight * w)) for m, w in zip(model.members, times, strict=True)]
+        alone = [m.loss(replace(batch, weight=batch.weight * w)) for m, w in zip(members_of(model), times, strict=True)]
         together = model.loss(batch)
         assert together.keys() == alone[0].keys()
         for name, value in together.items():
@@ -425,7 +433,7 @@ def test_guerdon_fit_trains_every_member_and_a_resumed_run_agrees(tmp_path):
     trainer = fit(whole, data, tmp_path, 2)
     assert whole.normalised and {"val_loss", "val_value_order"} <= set(trainer.callback_metrics)
     mean = torch.cat([b.state[b.observed] for b in data.state_batches()]).mean(0)
-    for member, old in zip(whole.members, before, strict=True):
+    for member, old in zip(members_of(whole), before, strict=True):
         assert torch.allclose(member.observer.state_mean, mean, atol=1e-4) and float(member.observer.state_count) > 100
         assert not torch.equal(weight(member), old)
     half, data = fresh()
@@ -457,7 +465,7 @@ def logs(rng, far=0.0, rows=12, steps=5):
 @pytest.mark.slow
 def test_members_disagree_more_on_states_they_were_not_trained_on():
     """Paired over 5 seeds, one-sided t-test."""
-    gaps: dict[str, list[float]] = {"predictive": [], "levels": []}
+    gaps: dict[Spread, list[float]] = {"predictive": [], "levels": []}
     for seed in range(5):
         torch.manual_seed(seed)
         rng = np.random.default_rng(seed)
@@ -476,7 +484,8 @@ def test_members_disagree_more_on_states_they_were_not_trained_on():
             with torch.no_grad():
                 gaps[model.spread].append(float(model(away).std.mean() - model(held).std.mean()))
     for spread, found in gaps.items():
-        assert ttest_1samp(found, 0, alternative="greater").pvalue < 0.01, (spread, found)
+        test: Any = ttest_1samp(found, 0, alternative="greater")
+        assert test.pvalue < 0.01, (spread, found)
 
 
 def test_a_preference_head_compares_only_what_its_member_sees():

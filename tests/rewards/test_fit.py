@@ -1,4 +1,5 @@
 import warnings
+from typing import Any
 
 import lightning
 import numpy as np
@@ -152,13 +153,14 @@ class SizedData(lightning.LightningDataModule):
         return self.train_dataloader()
 
     def train_dataloader(self):
-        rows = TrajectoryBatch(
+        batch = TrajectoryBatch(
             state=torch.randn(3, 6, self.sizes.state_size),
             actions=torch.randn(3, 5, self.sizes.action_size),
             mask=torch.ones(3, 5, dtype=torch.bool),
             labels={"progress": Labelled(values=torch.rand(3, 6), valid=torch.ones(3, 6, dtype=torch.bool))},
         )
-        return DataLoader([rows], batch_size=None)
+        rows: Any = [batch]
+        return DataLoader(rows, batch_size=None)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -168,7 +170,8 @@ def test_sizes_that_a_model_lacks_come_from_the_data(tmp_path, wrapped):
     run(trainer(tmp_path, max_steps=1), module, SizedData())
     assert member.state_size == 4 and module.reward.normalised
     module.reward.save_pretrained(tmp_path / "model")
-    assert load_component(tmp_path / "model").inputs.state_size == 4
+    loaded: Any = load_component(tmp_path / "model")
+    assert loaded.inputs.state_size == 4
 
 
 def test_actions_that_a_model_reads_are_as_wide_as_those_of_the_data(tmp_path):

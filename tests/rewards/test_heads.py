@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -86,8 +87,9 @@ def test_preferences_by_hand():
     batch = LabelFactory().targets(rows([3, 2], [End.SUCCESS, End.FAILURE]))
     head = Heads(1, PredictionSettings(["preference"]))
     with torch.no_grad():
-        head.of["preference"].weight.fill_(1.0)
-        head.of["preference"].bias.zero_()
+        linear: Any = head.of["preference"]
+        linear.weight.fill_(1.0)
+        linear.bias.zero_()
     seen = tokens(batch, 1)
     seen = EncodedObservations(step=seen.step, hidden=torch.tensor([[[1.0], [2], [3], [6]], [[1], [1], [4], [9]]]))
     parts = head.loss(seen, batch)

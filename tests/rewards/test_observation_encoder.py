@@ -1,6 +1,7 @@
 """The encoder of observations: sizes that come from the data, normalisation, frames and features, fusion, causality."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,8 @@ def test_bad_settings_are_named():
         ObservationEncoder(state_size=2, cameras=("wrist",))
     with pytest.raises(ValueError, match="belong together"):
         ObservationEncoder(state_size=2, encoder=convnet())
-    for wrong in ({"width": 0}, {"layers": -1}, {"frames_every": 0}):
+    refused: list[dict[str, Any]] = [{"width": 0}, {"layers": -1}, {"frames_every": 0}]
+    for wrong in refused:
         with pytest.raises(ValueError, match="expected a positive width and stride, and at least 0 layers"):
             ObservationEncoder(state_size=2, **wrong)
 

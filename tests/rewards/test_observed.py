@@ -1,6 +1,7 @@
 """Models over an observer: which size holds, arguments given flat, and weights saved when they lay in the model."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_the_data_name_the_size_of_a_model_and_of_its_observer(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_a_size_from_the_data_gives_the_weights_of_one_that_was_given(model):
     torch.manual_seed(2)
-    sizes = {"state_size": 3, "action_size": 2} if model is MilestoneReward else {"state_size": 3}
+    sizes: dict[str, Any] = {"state_size": 3, "action_size": 2} if model is MilestoneReward else {"state_size": 3}
     given = model(**sizes)
     torch.manual_seed(2)
     taken = model()
@@ -99,14 +100,15 @@ def test_a_base_without_an_observer_encodes_the_state():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_observers_arguments_may_be_given_flat(model):
-    sizes = {"action_size": 2} if model is MilestoneReward else {}
-    made = model(2, cameras=["wrist"], encoder=convnet(), text=HashedText(8, 16), width=12, frame_size=8, **sizes)
+    sizes: dict[str, Any] = {"action_size": 2} if model is MilestoneReward else {}
+    given: dict[str, Any] = {"cameras": ["wrist"], "encoder": convnet(), "text": HashedText(8, 16)}
+    made = model(2, width=12, frame_size=8, **given, **sizes)  # pyright: ignore[reportCallIssue]
     observer = made.observer
     assert (observer.width, observer.cameras, observer.frame_size, observer.state_size) == (12, ("wrist",), 8, 2)
     assert (observer.temporal is None) == (model is not ProgressReward), "each has its own default of layers"
     assert made.init_args["observer"] is observer and "width" not in made.init_args
     with pytest.raises(TypeError, match="observer and width are both given"):
-        model(observer=ObservationEncoder(), width=8)
+        model(observer=ObservationEncoder(), width=8)  # pyright: ignore[reportCallIssue]
 
 
 def flat(name):
@@ -116,10 +118,10 @@ def flat(name):
 
 def old_models():
     """Models as they were made before, with flat arguments."""
-    yield ProgressReward(state_size=3, width=8, layers=1, heads=2, text=HashedText(8, 16))
-    yield ProgressReward(state_size=3, cameras=["wrist"], encoder=convnet(), width=8, layers=0)
-    yield SuccessReward(state_size=3, width=8)
-    yield MilestoneReward(state_size=3, action_size=2, width=8, layers=1, heads=2)
+    yield ProgressReward(state_size=3, width=8, layers=1, heads=2, text=HashedText(8, 16))  # pyright: ignore[reportCallIssue]
+    yield ProgressReward(state_size=3, cameras=["wrist"], encoder=convnet(), width=8, layers=0)  # pyright: ignore[reportCallIssue]
+    yield SuccessReward(state_size=3, width=8)  # pyright: ignore[reportCallIssue]
+    yield MilestoneReward(state_size=3, action_size=2, width=8, layers=1, heads=2)  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize("model", list(old_models()), ids=["text", "frames", "success", "milestones"])
@@ -135,7 +137,8 @@ def test_weights_saved_before_there_was_an_observer_still_open(model, tmp_path):
 
 def test_old_weights_open_inside_an_ensemble_and_a_checkpoint():
     def made():
-        return torch.nn.ModuleDict({"reward": EnsembleReward(ProgressReward(state_size=3, width=8, layers=0), size=2)})
+        member = ProgressReward(state_size=3, observer=ObservationEncoder(width=8, layers=0))
+        return torch.nn.ModuleDict({"reward": EnsembleReward(member, size=2)})
 
     before, after = made(), made()
     after.load_state_dict({flat(name): value for name, value in before.state_dict().items()})
@@ -143,7 +146,7 @@ def test_old_weights_open_inside_an_ensemble_and_a_checkpoint():
 
 
 def test_an_old_weight_of_another_shape_or_name_is_refused():
-    model = ProgressReward(state_size=3, width=8, layers=0)
+    model = ProgressReward(state_size=3, observer=ObservationEncoder(width=8, layers=0))
     old = {flat(name): value for name, value in model.state_dict().items()}
     with pytest.raises(RuntimeError, match=r"size mismatch for observer\.state_in\.weight"):
         model.load_state_dict({**old, "state_in.weight": torch.zeros(8, 4)})
@@ -153,8 +156,10 @@ def test_an_old_weight_of_another_shape_or_name_is_refused():
 
 def test_parameters_keep_the_order_they_had_in_the_model_itself():
     """Optimizer states in checkpoints go by order: a camera's embedding, then the encoders, inputs and heads."""
-    seen = {"cameras": ["wrist"], "encoder": convnet(), "text": HashedText(8, 16)}
-    model = MilestoneReward(state_size=3, action_size=2, width=8, layers=1, heads=2, **seen)
+    observer = ObservationEncoder(
+        cameras=["wrist"], encoder=convnet(), text=HashedText(8, 16), width=8, layers=1, heads=2
+    )
+    model = MilestoneReward(state_size=3, action_size=2, observer=observer)
     order = list(dict.fromkeys(flat(name).split(".")[0] for name, _ in model.named_parameters()))
     assert order == [
         *("camera_embedding", "encoder", "text", "state_in", "vision_norm", "vision_in", "change_in", "film"),

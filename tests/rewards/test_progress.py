@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def number(x):
     return x.detach().item()
 
 
-def small(**more):
+def small(**more: Any):
     torch.manual_seed(1)
     return ProgressReward(**{"state_size": 2, "width": 16, "layers": 1, "heads": 2, "bins": 11, **more})
 
@@ -77,8 +78,9 @@ def test_rewards_are_differences_of_the_potential():
 def test_the_spread_is_that_of_the_bins():
     model = small(layers=0, bins=3).eval()
     with torch.no_grad():  # probabilities ½, 0, ½ on 0, ½, 1 everywhere: mean ½, variance ¼
-        model.head.of["progress"].weight.zero_()
-        model.head.of["progress"].bias.copy_(torch.tensor([0.0, -100.0, 0.0]))
+        linear: Any = model.head.of["progress"]
+        linear.weight.zero_()
+        linear.bias.copy_(torch.tensor([0.0, -100.0, 0.0]))
     scored = model(rows(torch.randn(1, 3, 2)))
     assert scored.progress.values.tolist() == [pytest.approx([0.5, 0.5, 0.5])]
     assert scored.std.tolist() == [pytest.approx([0.5**0.5, 0.5**0.5])]  # √(¼ + ¼)
@@ -132,7 +134,8 @@ def test_bad_input_is_named():
 def test_the_loss_by_hand():
     model = small(layers=0, bins=3, success_loss_weight=2.0)
     with torch.no_grad():
-        for head, bias in ((model.head.of["progress"], [0.0, 0.0, 0.0]), (model.head.of["success"], [0.0])):
+        heads: Any = model.head.of
+        for head, bias in ((heads["progress"], [0.0, 0.0, 0.0]), (heads["success"], [0.0])):
             head.weight.zero_()
             head.bias.copy_(torch.tensor(bias))
     valid = torch.tensor([[True, True, False]])

@@ -2,6 +2,7 @@ import copy
 import json
 import warnings
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from guerdon.scoring.scores import read_scores
 from guerdon.testing import check_reward_model, pad_steps, trajectory_batches
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
-ARCHITECTURES = ["qwen2_5_vl", "smolvlm"]
+ARCHITECTURES: list[Literal["qwen2_5_vl", "smolvlm"]] = ["qwen2_5_vl", "smolvlm"]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_cameras_show_their_last_frame_under_their_name(folders):
     for moment, shown in zip(found, wanted, strict=True):
         assert [part for part in moment.parts if isinstance(part, str)] == [names[camera] for camera, _ in shown]
         for picture, (camera, place) in zip(moment.parts[1::2], shown, strict=True):
-            assert torch.equal(picture, frames[camera, place])
+            assert isinstance(picture, torch.Tensor) and torch.equal(picture, frames[camera, place])
     assert made(batch).progress.valid.all()
 
 
@@ -167,7 +168,7 @@ def test_a_bad_word_in_an_instruction_is_named(folders):
 
 def test_frames_and_predictions_are_objects_or_given_flat(folders):
     vlm = VLM(str(folders["smolvlm"]))
-    flat = VlmProgressReward(vlm, ["wrist"], max_frames=8, bins=11, success_weight=0.5)
+    flat = VlmProgressReward(vlm, ["wrist"], max_frames=8, bins=11, success_weight=0.5)  # pyright: ignore[reportCallIssue]
     frames, predictions = FrameWindows(max_frames=8), PredictionSettings(bins=11, success_weight=0.5)
     whole = VlmProgressReward(vlm, ["wrist"], frames=frames, predictions=predictions)
     assert describe(flat) == describe(whole)

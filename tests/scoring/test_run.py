@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +21,9 @@ from guerdon.scoring.run import begin_run, fingerprint, hash_recording, run_iden
 from guerdon.scoring.scores import read_scores
 
 
-def model(width=8, **more):
+def model(width=8, **more: Any):
     torch.manual_seed(0)
-    return ProgressReward(state_size=3, observer=ObservationEncoder(width=width, layers=0), **more)
+    return ProgressReward(state_size=3, observer=ObservationEncoder(width=width, layers=0, **more))
 
 
 def test_the_identity_holds_all_that_scores_depend_on(data):
@@ -126,7 +127,11 @@ def test_a_recording_in_memory_is_its_episodes(data):
         def summary(self, place):
             return replace(self.inner.summary(place), instruction=self.instruction)
 
-    assert hash_recording(InMemory()) == hash_recording(InMemory()) != hash_recording(InMemory("push"))
+    def hashed(*instruction: Any) -> str:
+        recording: Any = InMemory(*instruction)
+        return hash_recording(recording)
+
+    assert hashed() == hashed() != hashed("push")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Q − V at decisions by hand, with a critic that says what it is told, and with real ones."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -104,8 +105,9 @@ def test_v_comes_from_chunks_of_the_proposing_policy():
     source, policies = ActionAdvantage(critic), []
     for mean in (0.0, 1.0):
         policy = GaussianPolicy(2, 3, horizon=2, execute=2, hidden=(), log_std=-4.0)
-        torch.nn.init.zeros_(policy.network[-1].weight)
-        torch.nn.init.constant_(policy.network[-1].bias, mean)
+        last: Any = policy.network[-1]
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.constant_(last.bias, mean)
         policies.append(policy)
     low, high = (advantages(source, batch, PolicyProposer(policy)) for policy in policies)
     # chunks of two steps and three dimensions of 1 instead of 0: V is 6 larger

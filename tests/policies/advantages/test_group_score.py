@@ -1,6 +1,7 @@
 import math
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import lightning
 import pytest
@@ -146,7 +147,7 @@ def test_a_whole_row_with_an_open_end_counts_where_the_reward_scores_it():
     assert run(quiet(), batch).advantages[:, 0].tolist() == [-3.0, -1.5, 4.5]
     spoken = -torch.tensor([1.0, 2.0, 6.0])[:, None, None].expand(3, 3, 1)
     batch = replace(batch, behaviour={"log_prob": spoken})
-    given = {"weights": (1.0, 0.0, 0.0)}
+    given: dict[str, Any] = {"weights": (1.0, 0.0, 0.0)}
     advantages = run(GroupScore(GrapeScore(**given, open_ends=True)), batch)
     assert bool(advantages.valid.all())
     assert advantages.advantages[:, 0].tolist() == [9.0, 4.5, -13.5]  # −3, −6, −18 and the means of the others
@@ -322,6 +323,11 @@ def test_saved_and_frozen():
     assert not source.reward.training
 
 
+def batches(listed: Any) -> DataLoader:
+    """A loader of a list of batches: torch asks for no more of a data set than places and a length."""
+    return DataLoader(listed, batch_size=None)
+
+
 def test_it_trains_a_policy_and_its_figures_are_logged(tmp_path):
     """In groups of one state the better actions are the larger ones: their mean rises."""
     torch.manual_seed(0)
@@ -329,7 +335,7 @@ def test_it_trains_a_policy_and_its_figures_are_logged(tmp_path):
     generator = torch.Generator().manual_seed(0)
     state = torch.zeros(32, 4, 2)
     rows, empty = torch.arange(32), batch_of([0.0] * 32, state=state)
-    decided = [policy.act(empty.observe(rows, torch.full((32,), t)), generator=generator) for t in range(3)]
+    decided: list[Any] = [policy.act(empty.observe(rows, torch.full((32,), t)), generator=generator) for t in range(3)]
     sample = torch.stack([d.chunk for d in decided], 1)
     batch = batch_of(
         sample[..., 0, 0].sum(1).tolist(),
@@ -346,7 +352,7 @@ def test_it_trains_a_policy_and_its_figures_are_logged(tmp_path):
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*num_workers|.*does not have many workers|.*log_every_n_steps")
-        trainer.fit(module, DataLoader([batch] * 3, batch_size=None), DataLoader([batch], batch_size=None))
+        trainer.fit(module, batches([batch] * 3), batches([batch]))
     after = float(policy.distribution(batch.observe(torch.tensor([0]), torch.tensor([0])))[0].detach())
     assert after > before
     assert {"share_one", "share_two", "groups", "group_rows_left_out"} <= set(trainer.callback_metrics)

@@ -1,6 +1,7 @@
 """Advantages on decisions: by hand, against a literal loop, and where potentials telescope."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -72,8 +73,9 @@ def rollout(rewards, values, end, decisions=None, valid=None, weight=None, progr
     )
 
 
-def estimated(batch, **options):
-    source = RewardToGo(RecordedReward(), Told(), **({"normalise": False} | options))
+def estimated(batch, **options: Any):
+    given: dict[str, Any] = {"normalise": False, **options}
+    source = RewardToGo(RecordedReward(), Told(), **given)
     return source(batch, source.estimate(batch))
 
 

@@ -1,6 +1,7 @@
 """Rollouts for a trainer: fresh ones in every batch, counted, sized, with held-out starts and hidden outcomes."""
 
 from itertools import product
+from typing import Any
 
 import lightning
 import pytest
@@ -51,7 +52,7 @@ class Counting(lightning.LightningModule):
         fresh = batch.weight > 0  # it decides at every step
         self.shown.append(sorted(set(batch.behaviour["sample"][fresh].flatten().tolist())))
         self.batches.append(batch)
-        optimizer = self.optimizers()
+        optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         self.manual_backward(-self.policy.version)
         optimizer.step()
@@ -60,8 +61,8 @@ class Counting(lightning.LightningModule):
         self.judged.append(batch)
 
 
-def trainer(**more):
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+def trainer(**more: Any):
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     quiet |= {"enable_model_summary": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
     return lightning.Trainer(**(quiet | more))
 

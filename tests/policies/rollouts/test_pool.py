@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow  # every test starts worker processes
 REACH = TaskSetting(task="mujoco/reach", horizon=8)
 
 
-def gaussian(**more):
+def gaussian(**more: Any) -> Any:
     return GaussianPolicy(12, 3, hidden=(8,), **more).eval()
 
 
@@ -126,6 +127,7 @@ def test_a_dead_worker_is_one_clear_error_and_closing_ends_the_rest():
     pool = WorkerPool(REACH, envs=2, workers=2)
     pool.collect(gaussian(), 4, contexts(2), seed=0)
     first, second = (p.pid for p in pool._processes)
+    assert isinstance(second, int)
     timer = threading.Timer(0.2, os.kill, (first, signal.SIGKILL))
     timer.start()
     with pytest.raises(WorkerError, match=r"a worker process died \(exit code -9\)"):  # in the middle of a rollout

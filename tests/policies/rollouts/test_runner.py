@@ -1,6 +1,8 @@
 """Rollouts in a corridor that writes episode and step into everything it returns, and in a simulated arm."""
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -345,7 +347,7 @@ def test_copies_that_would_decide_at_different_moments_are_refused():
 # --- the outcome hidden ---------------------------------------------------------------------------------------------
 
 
-def leaves(value, path=""):
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         yield path, value
     elif isinstance(value, dict):

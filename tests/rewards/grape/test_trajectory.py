@@ -2,6 +2,7 @@ import json
 import math
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -239,15 +240,16 @@ def test_bad_values_are_named():
         model(replace(batch, labels={"stage": replace(stage, values=stage.values + 0.5)}))
     with pytest.raises(ValueError, match="several costs"):
         GrapeScore([COSTS, COSTS])(batch)
-    for wrong in ({"weights": "papers"}, {"weights": [1, 2]}, {"weights": [1, -1, 0]}, {"weights": [1, math.nan, 0]}):
+    weights: list[Any] = ["papers", [1, 2], [1, -1, 0], [1, math.nan, 0]]
+    for wrong in weights:
         with pytest.raises(ValueError, match="weights"):
-            GrapeScore([COSTS], **wrong)
+            GrapeScore([COSTS], weights=wrong)
     with pytest.raises(ValueError, match="no costs"):
         GrapeScore([])
     with pytest.raises(ValueError, match="unreached"):
         GrapeScore([COSTS], unreached=-1)
     with pytest.raises((ValueError, TypeError), match="self_reduce"):
-        GrapeScore([COSTS], self_reduce="median")
+        GrapeScore([COSTS], self_reduce="median")  # pyright: ignore[reportArgumentType]
 
 
 def test_each_row_takes_the_costs_of_its_instruction():

@@ -212,7 +212,7 @@ def test_tracks_are_an_object_or_given_flat(episode):
     renamed = episode(tracks={"tool": episode().tracks["end_effector"], "grip": episode().tracks["gripper"]})
     wanted = MilestoneLabels(margin=0).label(episode())
     for labels in (
-        MilestoneLabels(margin=0, gripper="grip", hand="tool"),
+        MilestoneLabels(margin=0, gripper="grip", hand="tool"),  # pyright: ignore[reportCallIssue]
         MilestoneLabels(margin=0, tracks=MilestoneTracks(gripper="grip", hand="tool")),
     ):
         assert (labels.tracks.gripper, labels.tracks.hand, labels.margin) == ("grip", "tool", 0)

@@ -178,7 +178,7 @@ def test_tracks_come_before_columns_and_missing_points_are_named(tmp_path, episo
 
 
 def test_the_payment_is_an_object_or_given_flat(tmp_path):
-    flat = MilestoneOracle(STAGES, points=COLUMNS, mode="first_hit", bonus=0.5)
+    flat = MilestoneOracle(STAGES, points=COLUMNS, mode="first_hit", bonus=0.5)  # pyright: ignore[reportCallIssue]
     whole = MilestoneOracle(STAGES, points=COLUMNS, payment=MilestonePayment(mode="first_hit", bonus=0.5))
     for oracle in (flat, whole):
         oracle.save_pretrained(tmp_path / "oracle")
@@ -187,4 +187,4 @@ def test_the_payment_is_an_object_or_given_flat(tmp_path):
             assert (paid.mode, paid.bonus, paid.milestones, paid.slack) == ("first_hit", 0.5, 3, 0.0)
     assert MilestoneOracle(STAGES, payment=MilestonePayment(milestones=3)).payment.milestones == 3
     with pytest.raises(ValueError, match="counts 2 milestones, and there are 3 stages"):
-        MilestoneOracle(STAGES, milestones=2)
+        MilestoneOracle(STAGES, milestones=2)  # pyright: ignore[reportCallIssue]

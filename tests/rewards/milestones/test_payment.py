@@ -1,5 +1,7 @@
 """The three ways to pay milestones, by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -39,12 +41,13 @@ def test_a_model_fills_in_what_the_payment_leaves_out():
 
 
 def test_bad_settings_are_named():
-    for wrong, match in (
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"milestones": 0}, "milestones 0"),
         ({"bonus": float("inf")}, "bonus inf"),
         ({"gamma": 1.5}, r"gamma 1\.5"),
         ({"slack": 1.0}, r"slack 1\.0"),
-    ):
+    ]
+    for wrong, match in refused:
         with pytest.raises(ValueError, match=match):
             MilestonePayment(**wrong)
     column = Labelled(values=torch.zeros(1, 2), valid=torch.ones(1, 2, dtype=torch.bool))

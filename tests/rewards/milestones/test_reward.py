@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,8 +149,9 @@ def test_positives_and_negatives_weigh_the_same_and_pseudo_rewards_weigh_positiv
     few[1:] = 0
     batch = replace(batch, labels={"milestone": Labelled(values=few, valid=batch.mask)})
     model = MilestoneReward(state_size=2, action_size=1, observer=ObservationEncoder(layers=0, width=8)).eval()
-    torch.nn.init.zeros_(model.step_head[2].weight)
-    torch.nn.init.constant_(model.step_head[2].bias, 1.0)
+    last: Any = model.step_head[2]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.constant_(last.bias, 1.0)
     # −log σ(1) = 0.31326 on every positive, −log σ(−1) = 1.31326 on every negative, however many of each
     with torch.no_grad():
         parts = model.loss(batch)
@@ -184,10 +186,14 @@ def test_a_model_names_what_it_cannot_use():
 
 
 def test_the_payment_is_an_object_or_given_flat():
-    sizes = {"state_size": 2, "action_size": 1}
+    sizes: dict[str, Any] = {"state_size": 2, "action_size": 1}
     for model in (
-        MilestoneReward(**sizes, width=8, mode="first_hit", bonus=0.5),
-        MilestoneReward(**sizes, width=8, payment=MilestonePayment(mode="first_hit", bonus=0.5)),
+        MilestoneReward(**sizes, width=8, mode="first_hit", bonus=0.5),  # pyright: ignore[reportCallIssue]
+        MilestoneReward(  # one object and one argument of the other
+            **sizes,
+            width=8,  # pyright: ignore[reportCallIssue]
+            payment=MilestonePayment(mode="first_hit", bonus=0.5),
+        ),
     ):
         paid = model.payment
         assert (paid.mode, paid.bonus, paid.milestones, paid.slack) == ("first_hit", 0.5, 4, 0.05)

@@ -239,6 +239,6 @@ def test_wrong_arguments_are_refused(filmed):
 
 
 def test_the_path_is_an_object_or_given_flat():
-    flat = VlmDecomposer(Scripted(), ["wrist"], hold=1, min_length=3)
+    flat = VlmDecomposer(Scripted(), ["wrist"], hold=1, min_length=3)  # pyright: ignore[reportCallIssue]
     whole = VlmDecomposer(Scripted(), ["wrist"], path=StagePath(hold=1, min_length=3))
     assert flat.path.init_args == whole.path.init_args == {"min_length": 3, "threshold": 0.5, "hold": 1}

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def episode(number=0, instruction="open the drawer", seen=True):
     )
 
 
-def training(folder, rank=4, **more):
+def training(folder, rank=4, **more: Any):
     vlm = VLM(str(folder), lora=LoRA(rank=rank))
     decomposer = VlmDecomposer(vlm, ["wrist"], attempts=1, max_new_tokens=4, min_mass=0.0)
     return DecomposerTraining(decomposer, Teacher(), **{"warmup_steps": 0, "frames_per_episode": 6, **more})
@@ -103,7 +104,7 @@ def test_only_the_answer_is_learned_and_read_as_it_will_be_asked(folders, archit
     """The loss of one row is −(log P(answer) + log P(end of the answer)) over their tokens, as the model is used."""
     made = training(folders[architecture])
     found = made.examples([episode()])
-    rows = list(found.dataset().select([0, 3]))
+    rows: Any = list(found.dataset().select([0, 3]))
     assert rows[0]["completion"][0]["content"][0]["text"] == found.answers[0]
     inputs = AnswerCollator(made.vlm)(rows)
     with torch.no_grad():
@@ -121,10 +122,15 @@ def test_only_the_answer_is_learned_and_read_as_it_will_be_asked(folders, archit
 
 def test_pictures_come_through_unchanged(folders):
     found = training(folders["smolvlm"]).examples([episode()])
-    for prompt, row in zip(found.prompts, found.dataset(), strict=True):
+    rows: Any = found.dataset()
+    for prompt, row in zip(found.prompts, rows, strict=True):
         again = prompt_of(row)
         assert [type(p) for p in again] == [type(p) for p in prompt]
-        assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(again, prompt, strict=True))
+        for one, other in zip(again, prompt, strict=True):
+            if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+                assert torch.equal(one, other)
+            else:
+                assert one == other
 
 
 @pytest.mark.slow
@@ -215,7 +221,10 @@ def test_judging_counts_plans_and_leaves_out_what_has_no_truth(folders):
 
 @pytest.mark.slow
 def test_wrong_arguments_are_refused(folders):
-    for wrong in ({"epochs": 0}, {"learning_rate": -1.0}, {"batch_size": 0}, {"max_steps": 0}, {"max_steps": -5}):
+    refused: list[dict[str, Any]] = [
+        *({"epochs": 0}, {"learning_rate": -1.0}, {"batch_size": 0}, {"max_steps": 0}, {"max_steps": -5})
+    ]
+    for wrong in refused:
         with pytest.raises(ValueError):
             training(folders["smolvlm"], **wrong)
     with pytest.raises(ValueError, match="expected positive numbers"):

@@ -35,5 +35,6 @@ def test_a_row_gives_back_its_prompt_and_answer():
     picture = torch.randint(0, 256, (3, 4, 6), dtype=torch.uint8)
     row = to_dataset([["before", picture, "behind"]], ["A"])[0]
     before, shown, behind = prompt_of(row)
-    assert (before, behind) == ("before", "behind") and torch.equal(shown, picture)
+    assert (before, behind) == ("before", "behind")
+    assert isinstance(shown, torch.Tensor) and torch.equal(shown, picture)
     assert row["completion"][0]["content"][0]["text"] == "A"

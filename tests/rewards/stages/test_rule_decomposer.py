@@ -206,9 +206,9 @@ def test_what_cannot_be_used_is_refused():
     flat = {**batch.tracks, "object": Labelled(values=torch.zeros(1, 7), valid=torch.ones(1, 7, dtype=torch.bool))}
     with pytest.raises(ValueError, match=r"expected a point per observation \(1, 7, 3\), got \(1, 7\)"):
         decomposer.segment(replace(batch, tracks=flat), plans, True)
-    for wrong in ({"state_columns": {"nose": [0, 1, 2]}}, {"state_columns": {"goal": [0, 1]}}):
+    for wrong in ({"nose": [0, 1, 2]}, {"goal": [0, 1]}):
         with pytest.raises(ValueError, match="expected three places"):
-            RuleDecomposer(**wrong)
+            RuleDecomposer(state_columns=wrong)
     with pytest.raises(ValueError, match="hold 0"):
         RuleDecomposer(hold=0)
 

@@ -1,6 +1,7 @@
 """Segmentation in one direction: against every path there is, by hand, and as properties."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -204,6 +205,7 @@ def test_a_path_looks_at_the_whole_episode_or_at_the_past():
     path = StagePath(min_length=0, threshold=0.85, hold=2)
     assert torch.equal(path.completed(done, known(done), causal=False), monotone_completed(done, known(done), 0))
     assert torch.equal(path.completed(done, known(done), causal=True), online_completed(done, known(done), 0.85, 2))
-    for wrong in ({"min_length": -1}, {"threshold": 1.0}, {"hold": 0}):
+    refused: list[dict[str, Any]] = [{"min_length": -1}, {"threshold": 1.0}, {"hold": 0}]
+    for wrong in refused:
         with pytest.raises(ValueError, match=r"expected at least 0, 0 <= threshold < 1 and at least 1"):
             StagePath(**wrong)
