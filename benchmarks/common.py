@@ -1,16 +1,16 @@
 """Helpers of the benchmarks: a command line with a result file, a silent trainer, intervals of success rates."""
 
 import argparse
-import math
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import lightning
 import numpy as np
 
-from guerdon.core.files import write_json
+from guerdon.core.files import without_nan, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -62,17 +62,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def write_result(path: Path, record: Any) -> None:
     """Write a result file whole or not at all; numbers that are not finite become null."""
-    write_json(path, _finite(record))
+    plain = json.loads(json.dumps(record, default=lambda number: number.item()))  # numbers of numpy become Python's
+    write_json(path, without_nan(plain))
     print(path)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in cast(Mapping[Any, Any], value).items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in cast(list[Any], value)]
-    return value

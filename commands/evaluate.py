@@ -11,9 +11,7 @@ from typing import Any
 from ..core.files import write_json
 from ..core.interfaces import Critic, RewardModel
 from ..core.opening import open_component, open_reward_model
-from ..datasets.episodes import EpisodeDataset
-from ..datasets.joined import JoinedDatasets
-from ..datasets.opening import open_dataset
+from ..datasets.joined import open_joined
 from ..evaluation.dataset import OpenedModel, evaluate_dataset
 from ..evaluation.table import print_evaluation
 from .arguments import names_in
@@ -41,19 +39,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return _evaluate(options, model, opened)
 
 
-def open_data(options: argparse.Namespace) -> EpisodeDataset:
-    """Open the data set of ``--data``, joined with those of ``--also``.
-
-    Raises:
-        FileNotFoundError: If there is nothing at a path.
-        ValueError: If a folder is no data set, or their states or actions differ in size.
-    """
-    datasets = [open_dataset(path) for path in (options.data, *options.also)]
-    return JoinedDatasets(datasets) if options.also else datasets[0]
-
-
 def _evaluate(options: argparse.Namespace, reward: RewardModel, opened: dict[str, Any]) -> int:
-    dataset = open_data(options)
+    dataset = open_joined([options.data, *options.also])
     given = [name for name in FOR_CRITICS if getattr(options, name) is not None]
     if given:
         raise ValueError(f"--{given[0].replace('_', '-')} is for critics, {options.model} holds a reward model")

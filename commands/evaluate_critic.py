@@ -19,6 +19,7 @@ from ..core.opening import open_component, open_reward_model
 from ..datasets.collate import Window
 from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.features import FeatureCache
+from ..datasets.joined import open_joined
 from ..datasets.reader import EpisodeReader
 from ..evaluation.critics.diagnostics import Calibration, Estimate
 from ..evaluation.critics.evaluate import CriticEvaluation, EvaluationSubject, ReturnFit, evaluate_critic, read_values
@@ -29,7 +30,6 @@ from ..policies.proposer import PolicyProposer
 from ..rewards.step_cost import StepCost
 from ..scoring.ends import reward_beside
 from .arguments import names_in
-from .evaluate import open_data
 from .output import require_writable, table_console
 from .proposer import open_proposer
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, rest: Sequence[str], opened: tuple[Critic, 
     """
     require_writable(options.json)
     critic, model = opened or open_component(options.model, Critic, "a critic", options.device, options.trust)
-    dataset = open_data(options)
+    dataset = open_joined([options.data, *options.also])
     _check_options(options, critic)
     device = str(next((p.device for p in critic.parameters()), "cpu"))
     proposer, policy = None, None

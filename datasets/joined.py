@@ -4,8 +4,10 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 from .episodes import BadEpisodeError, Episode, EpisodeDataset, EpisodeSummary
+from .opening import open_dataset
 from .splits import SplitInfo
 
 _APART = 1 << 32  # numbers of different data sets are this far apart
@@ -14,6 +16,20 @@ _APART = 1 << 32  # numbers of different data sets are this far apart
 def joined(dataset: EpisodeDataset) -> "JoinedDatasets":
     """Return a data set as a joined one; a data set that is joined already is returned as it is."""
     return dataset if isinstance(dataset, JoinedDatasets) else JoinedDatasets([dataset])
+
+
+def open_joined(paths: Sequence[str | Path]) -> EpisodeDataset:
+    """Open one data set as it is, or several as one.
+
+    Args:
+        paths: Folders of data sets, at least one.
+
+    Raises:
+        FileNotFoundError: If there is nothing at a path.
+        ValueError: If a folder is no data set, or their states or actions differ in size.
+    """
+    datasets = [open_dataset(path) for path in paths]
+    return datasets[0] if len(datasets) == 1 else JoinedDatasets(datasets)
 
 
 class JoinedDatasets:

@@ -52,7 +52,9 @@ def written(tmp_path: Path) -> Write:
     def write(name: str = "data", count: int = 9, **changes: Any) -> Path:
         with LeRobotWriter(tmp_path / name, fps=10) as writer:
             for number in range(count):
-                given = {key: value(number) if callable(value) else value for key, value in changes.items()}
+                given: dict[str, Any] = {
+                    key: value(number) if callable(value) else value for key, value in changes.items()
+                }
                 writer.add(episode(number, **given))
         return tmp_path / name
 
