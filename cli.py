@@ -10,7 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import __version__
+from . import __version__, nearest
 from .commands.arguments import Parser, build_parser
 
 COMMANDS = {
@@ -33,6 +33,9 @@ COMMANDS = {
 _EXPECTED = (ValueError, OSError, NotImplementedError, argparse.ArgumentError)
 _ARGUMENT = re.compile(r"\b([Pp])ass (\w+)=True")
 _MISSING = re.compile(r"No module named '(\w+)[\w.]*'")
+_NO_CLASS = re.compile(
+    r"class_path 'guerdon\.(?:\w+\.)*(\w+)': (?:module '[\w.]+' has no attribute '\w+'|No module named '[\w.]+')"
+)
 _OPTIONAL = {"metaworld": "sim", "gymnasium": "sim", "gymnasium_robotics": "sim", "ray": "ray", "minari": "minari"}
 
 
@@ -117,6 +120,9 @@ def _explain(error: Exception, options: argparse.Namespace) -> str | None:
             f"{text[: missing.end()]}; install it or, if it is a module of your own, run the command in its folder or "
             "put that folder on PYTHONPATH"
         )
+    absent = _NO_CLASS.search(text) if expected else None
+    if absent:
+        return f"{text[: absent.end()]}{nearest(absent[1])}"
     if isinstance(error, ModuleNotFoundError):
         extra = _OPTIONAL.get((error.name or "").partition(".")[0])
         return f"{text}; install it with: pip install 'guerdon[{extra}]'" if extra and "pip" not in text else text

@@ -134,6 +134,18 @@ def test_expected_errors_are_told_in_one_line(error, says, monkeypatch, capsys):
     assert says in error_line(capsys)
 
 
+@pytest.mark.parametrize(
+    "path", ["guerdon.ProgresReward", "guerdon.rewards.progress.ProgresReward", "guerdon.no.ProgresReward"]
+)
+def test_a_class_path_that_never_existed_answers_with_the_nearest(path, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text(
+        "model:\n  class_path: guerdon.RewardTraining\n  init_args:\n    reward:\n      class_path: " + path + "\n"
+    )
+    assert main(["fit", "--config", str(tmp_path / "a.yaml")]) == 2
+    line = error_line(capsys)
+    assert f"'{path}'" in line and line.endswith("did you mean ProgressReward or VlmProgressReward or ProgressGain?\n")
+
+
 def test_an_interrupt_and_a_closed_pipe_have_exit_codes_of_their_own(monkeypatch, capsys):
     raising(monkeypatch, KeyboardInterrupt())
     assert main(["inspect", "."]) == 130
