@@ -1,1 +1,1 @@
-"""The contracts everything else is built on: batch types, interfaces, returns, losses, metrics, hub."""
+"""Batches, interfaces, returns, losses, metrics and saved components, on which everything else is built."""

@@ -41,10 +41,10 @@ def open_component(
         model.to(chosen)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"cannot use device {device!r}: {' '.join(str(error).split())[:200]}") from error
-    said: dict[str, Any] = {"path": str(path), "class_path": class_path(type(model))}
+    identity: dict[str, Any] = {"path": str(path), "class_path": class_path(type(model))}
     if folder.is_dir():
-        said |= {"hash": component_hash(folder), "init_args": read_spec(folder)["init_args"]}
-    return model.eval(), said
+        identity |= {"hash": component_hash(folder), "init_args": read_spec(folder)["init_args"]}
+    return model.eval(), identity
 
 
 def open_reward_model(

@@ -1,1 +1,1 @@
-"""Trainable reward models, their training and offline scoring."""
+"""Trainable and zero-shot reward models, and their training."""
