@@ -169,6 +169,6 @@ def _field(value: Any, name: str) -> Any:
 
 
 def short(told: object) -> str:
-    """One line of at most 200 characters."""
+    """Shorten a text to one line of at most 200 characters."""
     text = " ".join(str(told).split())
     return text if len(text) <= 200 else text[:199] + "…"

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,13 +78,60 @@ def renewed_arguments(arguments: Sequence[str], configs: Sequence[Path] = ()) ->
     for config in configs:
         values = _merged(values, yaml.safe_load(config.read_text(encoding="utf-8")) or {})
     found: list[str] = []
+    option = ""
     for argument in arguments:
-        name, sign, value = argument.partition("=") if argument.startswith("--") else (argument, "", "")
-        if argument.startswith("--"):
-            found.append(f"--{_inside_object(name[2:], values)}{sign}{renew(value)[0]}")
-        else:
-            found.append(renew(argument)[0])
+        flag = argument.startswith("--")
+        name, sign, value = argument.partition("=") if flag else ("", "", argument)
+        if flag:
+            more = "+" if name.endswith("+") else ""  # as in --trainer.callbacks+=…
+            option = _inside_object(name[2:].removesuffix("+"), values)
+            name = f"--{option}{more}"
+        value = _renewed_value(value)
+        if option and value:
+            _note_class(values, option, value)
+        found.append(f"{name}{sign}{value}")
     return found
+
+
+def _renewed_value(text: str) -> str:
+    """Renew the value of an argument: a class path, or JSON that holds some."""
+    value = _parsed(text)
+    if isinstance(value, str):
+        return renew(value)[0]
+    renewed = gathered(renew(value)[0])
+    return text if renewed == value else json.dumps(renewed)
+
+
+def _parsed(text: str) -> Any:
+    """Return the mapping or list that a text holds as JSON, else the text, which the parser of arguments refuses."""
+    try:
+        return yaml.safe_load(text) if text.startswith(("{", "[")) else text
+    except yaml.YAMLError:
+        return text
+
+
+def _note_class(values: dict[str, Any], name: str, text: str) -> None:
+    """Note the class that an argument names, which the arguments after it go by."""
+    value = _parsed(text)
+    if isinstance(value, str) and not value.startswith(f"{_PACKAGE}."):
+        return
+    *parents, last = name.split(".")
+    place = values
+    for parent in parents:
+        place = _entry(place, parent) or place.setdefault(parent, {})
+    place[last] = {"class_path": value} if isinstance(value, str) and last != "class_path" else value
+
+
+def _entry(place: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the mapping under a name, in ``init_args`` where that is left out; of a list its last entry."""
+    if name not in place and isinstance(place.get("init_args"), dict):
+        place = cast(dict[str, Any], place["init_args"])
+    entry: Any = place.get(name)
+    if isinstance(entry, list) and entry:
+        entry = cast(list[Any], entry)[-1]
+    if isinstance(entry, str):
+        entry = {"class_path": entry}
+    return cast(dict[str, Any], entry) if isinstance(entry, dict) else None
 
 
 def _merged(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
@@ -100,12 +148,8 @@ def _inside_object(name: str, values: dict[str, Any]) -> str:
     *parents, last = name.split(".")
     place, path = values, ""
     for parent in parents:
-        if parent not in place:
-            place = place.get("init_args", {})
-        entry: Any = place.get(parent)
-        place = cast(dict[str, Any], entry) if isinstance(entry, dict) else {}
-        if parent != "init_args":
-            path = entry if isinstance(entry, str) else place.get("class_path", "")
+        place = _entry(place, parent) or {}
+        path = path if parent == "init_args" else place.get("class_path", "")
     objects = _objects(path)
     own = inspect.signature(_class(path).__init__).parameters if objects else {}
     for taker, make in objects.items():

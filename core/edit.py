@@ -79,10 +79,12 @@ def truncate(batch: TrajectoryBatch, steps: int | Int[Tensor, " B"]) -> Trajecto
         Rows of min(steps, T) steps, or of as many as the longest row keeps.
 
     Raises:
-        ValueError: If a number of steps is negative.
+        ValueError: If a number of steps is negative, or there is not one for each row.
     """
     real = batch.steps
     wanted = torch.full_like(real, steps) if isinstance(steps, int) else steps.to(real.device)
+    if wanted.shape != real.shape:
+        raise ValueError(f"steps: expected one number, or one for each of {len(real)} rows, got {tuple(wanted.shape)}")
     if bool((wanted < 0).any()):
         raise ValueError(f"expected a number of steps to keep of at least 0, got {int(wanted.min())}")
     kept = torch.minimum(wanted, real)

@@ -321,7 +321,7 @@ def _find_class(path: str, trust: bool, known: dict[str, type]) -> type:
     package = __name__.partition(".")[0]
     if not trust and not path.startswith(f"{package}."):
         raise PermissionError(
-            f"this component is a {path}, which is not part of {package}: opening it would run that code. "
+            f"this component is of the class {path}, which is not part of {package}: opening it would run that code. "
             "Pass trust=True if you know where the folder comes from"
         )
     module, _, name = path.rpartition(".")

@@ -83,7 +83,7 @@ class ChunkCritic(Critic):
 
     @property
     def inputs(self) -> ModelInputs:
-        """What the critic reads of a trajectory."""
+        """Inputs that the critic reads."""
         return self.network.inputs
 
     def train(self, mode: bool = True) -> "ChunkCritic":

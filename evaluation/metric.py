@@ -29,7 +29,7 @@ class Sample:
 
     @property
     def value(self) -> float:
-        """The metric of the episodes, each counted once; NaN without an episode."""
+        """Metric of the episodes, each counted once; NaN without an episode."""
         return float(self.compute(np.ones((1, len(self.episodes))))[0]) if self.episodes else math.nan
 
 

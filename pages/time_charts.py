@@ -57,7 +57,7 @@ class CurveChart:
 
     @property
     def kinds(self) -> list[str]:
-        """What there is a line of."""
+        """Return the names of what lines are drawn of."""
         return list(dict.fromkeys(line.kind for line in self.lines))
 
 

@@ -14,7 +14,7 @@ from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ..core.hub import is_component
 from ..core.interfaces import Normalised, RewardModel
-from ..core.sizes import unknown_sizes
+from ..core.sizes import require_sizes, unknown_sizes
 from .observation_encoder import encode_frames
 
 Aggregate = Literal["mean", "lower", "worst"]
@@ -124,6 +124,7 @@ class EnsembleReward(RewardModel):
 
     def _prepared(self, batch: TrajectoryBatch) -> TrajectoryBatch:
         """Move a batch to the members' device and add the features of a shared encoder, so that none encodes again."""
+        require_sizes(self)
         device = next(self.parameters()).device
         batch = batch if batch.mask.device == device else batch.to(device)
         return with_features(batch, self.inputs)

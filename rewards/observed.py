@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..backbones.model_inputs import ModelInputs
+from ..core.arguments import folds
 from ..core.batch import Labelled, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from .observation_encoder import ObservationEncoder
@@ -30,6 +31,7 @@ class ObservedReward(RewardModel):
 
     causal = True
 
+    @folds(observer=ObservationEncoder)
     def __init__(self, state_size: int | None = None, observer: ObservationEncoder | None = None) -> None:
         super().__init__()
         observer = ObservationEncoder() if observer is None else observer

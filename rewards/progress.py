@@ -61,7 +61,8 @@ class ProgressReward(ObservedReward):
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
         """Estimate progress and success at every observation and reward their change; see `Heads.estimates`."""
-        return self.head.estimates(self.observer.encode(batch), batch)
+        encoded = self.observer.encode(batch)  # first: it names a size that is not known yet
+        return self.head.estimates(encoded, batch)
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
         """Compute the loss of every head and their weighted sum; see `Heads.loss`.
@@ -69,7 +70,8 @@ class ProgressReward(ObservedReward):
         Raises:
             ValueError: If the batch holds none of the labels the heads learn from.
         """
-        return self.head.loss(self.observer.encode(batch), batch)
+        encoded = self.observer.encode(batch)
+        return self.head.loss(encoded, batch)
 
 
 __all__ = ["ProgressReward"]

@@ -1,5 +1,6 @@
 """Configurations that version 0.1 wrote are read, with one warning, and only where they need it."""
 
+import json
 import warnings
 
 import pytest
@@ -104,6 +105,47 @@ def test_class_paths_on_the_command_line_are_renewed():
 def test_flat_arguments_on_the_command_line_reach_the_object_that_takes_them(given, meant, tmp_path):
     with pytest.warns(DeprecationWarning), readable_configs([written(tmp_path, OLD)]) as paths:
         assert renewed_arguments([given, "4"], paths) == [meant, "4"]
+
+
+FLAT = {"class_path": "guerdon.rewards.progress.ProgressReward", "init_args": {"width": 33}}
+INSIDE = {
+    "class_path": "guerdon.ProgressReward",
+    "init_args": {"observer": {"class_path": "guerdon.ObservationEncoder", "init_args": {"width": 33}}},
+}
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_json_on_the_command_line_is_renewed_like_a_file(joined):
+    given = [f"--model.reward={json.dumps(FLAT)}"] if joined else ["--model.reward", json.dumps(FLAT)]
+    value = renewed_arguments(given)[-1]
+    assert json.loads(value.partition("=")[2] if joined else value) == INSIDE
+    watch = {"class_path": "guerdon.policies.watch.HackingWatch", "init_args": {"window": 3}}
+    (value,) = renewed_arguments([f"--trainer.callbacks+={json.dumps([watch])}"])
+    name, _, text = value.partition("=")
+    assert name == "--trainer.callbacks+"
+    assert json.loads(text)[0]["init_args"]["history"]["init_args"] == {"window": 3}
+
+
+def test_what_is_no_json_is_left_for_the_parser_to_refuse():
+    assert renewed_arguments(["--model.reward", "{broken"]) == ["--model.reward", "{broken"]
+
+
+def test_flat_arguments_follow_a_class_that_the_command_line_names():
+    reward = ["--model.reward", "guerdon.rewards.progress.ProgressReward", "--model.reward.width", "77"]
+    assert renewed_arguments(["--model", "guerdon.rewards.fit.RewardTraining", *reward])[-2:] == [
+        "--model.reward.observer.width",
+        "77",
+    ]
+    watch = ["--trainer.callbacks+=guerdon.policies.watch.HackingWatch", "--trainer.callbacks.init_args.ask_random=3"]
+    assert renewed_arguments(watch)[-1] == "--trainer.callbacks.init_args.questions.init_args.ask_random=3"
+
+
+def test_flat_arguments_of_a_callback_reach_the_last_one(tmp_path):
+    with pytest.warns(DeprecationWarning), readable_configs([written(tmp_path, OLD)]) as paths:
+        assert renewed_arguments(["--trainer.callbacks.init_args.window", "7"], paths) == [
+            "--trainer.callbacks.init_args.history.init_args.window",
+            "7",
+        ]
 
 
 def test_what_is_no_yaml_is_one_clear_error(tmp_path):

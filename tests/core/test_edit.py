@@ -233,3 +233,9 @@ def test_without_outcome_leaves_out_what_tells_the_end():
 def test_an_edit_reaches_every_field_that_has_time():
     same = Edit(step=lambda v: v, observation=lambda v: v, sample=lambda s: s, decision=lambda v, fill: v)
     assert set(same.fields(grasp_batch())) == {name for name, clock in CLOCKS.items() if clock is not Clock.ROW}
+
+
+def test_steps_that_are_not_one_for_each_row_are_refused():
+    batch = TrajectoryBatch(state=torch.zeros(2, 4, 1), actions=torch.zeros(2, 3, 1), mask=torch.ones(2, 3).bool())
+    with pytest.raises(ValueError, match=r"steps: expected one number, or one for each of 2 rows, got \(3,\)"):
+        truncate(batch, torch.tensor([1, 2, 3]))

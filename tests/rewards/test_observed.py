@@ -193,3 +193,13 @@ def test_a_label_of_several_is_enough_and_none_is_named():
     assert list(required_label(rows(labels={"success": label}), ("progress", "success"), "Model")) == ["success"]
     with pytest.raises(ValueError, match=r"Model learns from labels progress and success, .* holds \['other'\]"):
         required_label(rows(labels={"other": label}), ("progress", "success"), "Model")
+
+
+def test_a_subclass_of_the_base_may_pass_flat_arguments_on():
+    class Own(ObservedReward):
+        def __init__(self, state_size: int = 3, width: int = 8) -> None:
+            super().__init__(state_size=state_size, width=width, layers=0)  # pyright: ignore[reportCallIssue]
+
+    own = Own(width=16)
+    assert (own.observer.width, own.state_size) == (16, 3)
+    assert own.init_args == {"state_size": 3, "width": 16}

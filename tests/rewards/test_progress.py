@@ -13,6 +13,7 @@ from guerdon.core.edit import reindex
 from guerdon.core.metrics import value_order_correlation
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.negatives import reverse_map
+from guerdon.rewards.ensemble import EnsembleReward
 from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
 from guerdon.testing import check_reward_model, trajectory_batches
@@ -241,3 +242,11 @@ def test_the_instruction_is_learned(seed):
         right = model(batch).progress.values.gather(1, last)
         wrong = model(swapped).progress.values.gather(1, last)
     assert number((right > wrong).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("make", [lambda: ProgressReward(), lambda: EnsembleReward(ProgressReward(), size=2)])
+def test_a_model_without_a_size_says_so_when_it_is_used(make):
+    batch = TrajectoryBatch(state=torch.zeros(1, 3, 2), actions=torch.zeros(1, 2, 1), mask=torch.ones(1, 2).bool())
+    for use in (make(), make().loss):
+        with pytest.raises(ValueError, match=r"is not built yet, .*state_size"):
+            use(batch)
