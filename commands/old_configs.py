@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import yaml
 
+from ..core.arguments import taken_by
 from ..core.moved import public_path, renew, warn_of_old_names
 from .run_directory import resolve_config
 
@@ -47,7 +48,7 @@ def renewed_config(path: Path, folder: Path) -> Path:
 
     Args:
         path: YAML file.
-        folder: Where a copy is written, under the same name.
+        folder: Folder that a renewed copy is written into, under the name of the file.
 
     Raises:
         ValueError: If the file is no YAML.
@@ -86,20 +87,14 @@ def renewed_arguments(arguments: Sequence[str], configs: Sequence[Path] = ()) ->
             more = "+" if name.endswith("+") else ""  # as in --trainer.callbacks+=…
             option = _inside_object(name[2:].removesuffix("+"), values)
             name = f"--{option}{more}"
-        value = _renewed_value(value)
+        given = _parsed(value)
+        meant = gathered(renew(given)[0])
         if option and value:
-            _note_class(values, option, value)
+            _note_class(values, option, meant)
+        if meant != given:
+            value = meant if isinstance(meant, str) else json.dumps(meant)
         found.append(f"{name}{sign}{value}")
     return found
-
-
-def _renewed_value(text: str) -> str:
-    """Renew the value of an argument: a class path, or JSON that holds some."""
-    value = _parsed(text)
-    if isinstance(value, str):
-        return renew(value)[0]
-    renewed = gathered(renew(value)[0])
-    return text if renewed == value else json.dumps(renewed)
 
 
 def _parsed(text: str) -> Any:
@@ -110,15 +105,17 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _note_class(values: dict[str, Any], name: str, text: str) -> None:
+def _note_class(values: dict[str, Any], name: str, value: Any) -> None:
     """Note the class that an argument names, which the arguments after it go by."""
-    value = _parsed(text)
     if isinstance(value, str) and not value.startswith(f"{_PACKAGE}."):
         return
     *parents, last = name.split(".")
     place = values
     for parent in parents:
-        place = _entry(place, parent) or place.setdefault(parent, {})
+        inside = _entry(place, parent)
+        if inside is None:
+            inside = place[parent] = {}
+        place = inside
     place[last] = {"class_path": value} if isinstance(value, str) and last != "class_path" else value
 
 
@@ -153,7 +150,7 @@ def _inside_object(name: str, values: dict[str, Any]) -> str:
     objects = _objects(path)
     own = inspect.signature(_class(path).__init__).parameters if objects else {}
     for taker, make in objects.items():
-        if last not in own and last in inspect.signature(make).parameters:
+        if taken_by(make, [last], own):
             return ".".join((*parents, taker, *(["init_args"] if parents[-1] == "init_args" else []), last))
     return name
 
@@ -178,7 +175,7 @@ def _gather(path: str, arguments: dict[str, Any]) -> dict[str, Any]:
     own = inspect.signature(_class(path).__init__).parameters
     flat = dict(arguments)
     for name, make in objects.items():
-        inside = [key for key in arguments if key not in own and key in inspect.signature(make).parameters]
+        inside = taken_by(make, arguments, own)
         if not inside or flat.get(name) is not None:
             continue
         cls = cast(type, make.func if isinstance(make, partial) else make)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -92,7 +92,7 @@ def fold_arguments(
     """
     folded = dict(given)
     for name, make in objects.items():
-        inside = [key for key in given if key not in own and key in inspect.signature(make).parameters]
+        inside = taken_by(make, given, own)
         if not inside:
             continue
         if folded.get(name) is not None:
@@ -101,4 +101,16 @@ def fold_arguments(
     return folded
 
 
-__all__ = ["fold_arguments", "folds", "remember_arguments"]
+def taken_by(make: Callable[..., Any], given: Iterable[str], own: Container[str]) -> list[str]:
+    """Return the names of arguments that an object takes and a constructor does not have.
+
+    Args:
+        make: Class of the object, or a partial of it.
+        given: Names of the arguments that were given.
+        own: Names of the arguments that the constructor has.
+    """
+    accepted = inspect.signature(make).parameters
+    return [name for name in given if name not in own and name in accepted]
+
+
+__all__ = ["fold_arguments", "folds", "remember_arguments", "taken_by"]

@@ -142,7 +142,7 @@ def warn_of_old_names(where: str, names: list[str], remedy: str) -> None:
     Args:
         where: Path of the file.
         names: Old names it holds; no warning without any.
-        remedy: How to renew the file.
+        remedy: Sentence that says how to renew the file.
     """
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""

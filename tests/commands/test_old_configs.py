@@ -140,6 +140,15 @@ def test_flat_arguments_follow_a_class_that_the_command_line_names():
     assert renewed_arguments(watch)[-1] == "--trainer.callbacks.init_args.questions.init_args.ask_random=3"
 
 
+@pytest.mark.parametrize("at", ["--model.reward.observer", "--model.init_args.reward.init_args.observer"])
+def test_a_class_may_be_named_where_a_configuration_holds_null(at, tmp_path):
+    reward = {"class_path": "guerdon.ProgressReward", "init_args": {"observer": None}}
+    config = {"model": {"class_path": "guerdon.RewardTraining", "init_args": {"reward": reward}}}
+    given = [f"{at}.class_path", "guerdon.ObservationEncoder", f"{at}.width", "4"]
+    with readable_configs([written(tmp_path, config)]) as paths:
+        assert renewed_arguments(given, paths) == given
+
+
 def test_flat_arguments_of_a_callback_reach_the_last_one(tmp_path):
     with pytest.warns(DeprecationWarning), readable_configs([written(tmp_path, OLD)]) as paths:
         assert renewed_arguments(["--trainer.callbacks.init_args.window", "7"], paths) == [
