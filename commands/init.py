@@ -20,6 +20,7 @@ from ..core.batch import End
 from ..core.files import write_text
 from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.opening import open_dataset
+from ..datasets.survey import holds_progress, name_of_success
 from .arguments import JOBS
 
 _FRAME_SIZE, _FRAME_COUNT, _EVALUATED = 96, 16, 5.0  # pixels; frames of a training row; evaluated frames a second
@@ -37,7 +38,6 @@ class DataFacts:
     action_size: int
     cameras: tuple[str, ...]
     episodes: int
-    bad: int = 0
     steps: list[int] = field(default_factory=list[int])
     outcomes: Counter[str] = field(default_factory=Counter[str])
     """Episodes by outcome: success, failure, partial, unknown."""
@@ -80,13 +80,13 @@ def survey(dataset: EpisodeDataset, progress_bar: bool = False) -> DataFacts:
         try:
             episode = dataset[place]
         except BadEpisodeError as error:
-            facts.bad, reason = facts.bad + 1, str(error)
+            reason = str(error)
             continue
         facts.steps.append(episode.steps)
         rates.append(episode.fps)
         facts.ends[episode.end] += 1
-        facts.outcomes[_outcome(episode.success)] += 1
-        facts.progress |= "progress" in episode.labels and bool(episode.labels["progress"].valid.any())
+        facts.outcomes[name_of_success(episode.success)] += 1
+        facts.progress |= holds_progress(episode)
         if episode.actions.size:
             facts.action_low = min(facts.action_low, float(episode.actions.min()))
             facts.action_high = max(facts.action_high, float(episode.actions.max()))
@@ -94,10 +94,6 @@ def survey(dataset: EpisodeDataset, progress_bar: bool = False) -> DataFacts:
         raise ValueError(f"no episode of {dataset.name} can be used ({reason}): nothing to write a configuration for")
     facts.fps = median(rates)
     return facts
-
-
-def _outcome(success: float | None) -> str:
-    return "unknown" if success is None else "success" if success >= 1 else "failure" if success <= 0 else "partial"
 
 
 def write_config(data: str | Path, job: str, out: str | Path, progress_bar: bool = False) -> Path:

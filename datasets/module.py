@@ -15,9 +15,8 @@ from ..core.sizes import DataSizes
 from .collate import Window, collate
 from .episodes import BadEpisodeError
 from .features import FeatureCache
-from .joined import JoinedDatasets
+from .joined import JoinedDatasets, joined, open_joined
 from .labels import LabelFactory
-from .opening import open_dataset
 from .reader import EpisodeReader
 from .sampling import EpochSampler, RowBatches, RowKeys
 from .splits import VAL_FRACTION, split_each
@@ -176,7 +175,7 @@ class EpisodeData(lightning.LightningDataModule):
         )
 
     def _opened(self) -> JoinedDatasets:
-        return JoinedDatasets([open_dataset(p) for p in self.paths])
+        return joined(open_joined(self.paths))
 
     def _survey(self, reader: EpisodeReader, dataset: JoinedDatasets) -> Survey:
         """Read every episode once; a frozen encoder fills the cache on the device of the training."""

@@ -88,9 +88,19 @@ def check_targets(episode: Episode) -> None:
 
 def outcome_of(episode: Episode) -> str:
     """Name the outcome of an episode: success, failure, partial, unknown, or labelled by observation."""
-    if "progress" in episode.labels and bool(episode.labels["progress"].valid.any()):
+    if holds_progress(episode):
         return "labelled"
-    if episode.success is None:
-        flags = episode.labels.get("success")
-        return "labelled" if flags is not None and bool((flags.values[flags.valid] > 0).any()) else "unknown"
-    return "success" if episode.success >= 1 else "failure" if episode.success <= 0 else "partial"
+    flags = episode.labels.get("success")
+    if episode.success is None and flags is not None and bool((flags.values[flags.valid] > 0).any()):
+        return "labelled"
+    return name_of_success(episode.success)
+
+
+def holds_progress(episode: Episode) -> bool:
+    """Tell whether progress is recorded at any observation of an episode."""
+    return "progress" in episode.labels and bool(episode.labels["progress"].valid.any())
+
+
+def name_of_success(success: float | None) -> str:
+    """Name the recorded success of an episode: success (1), failure (0), partial, or unknown (None)."""
+    return "unknown" if success is None else "success" if success >= 1 else "failure" if success <= 0 else "partial"
