@@ -124,9 +124,11 @@ class EnsembleReward(RewardModel):
 
     def _prepared(self, batch: TrajectoryBatch) -> TrajectoryBatch:
         """Move a batch to the members' device and add the features of a shared encoder, so that none encodes again."""
-        require_sizes(self)
-        device = next(self.parameters()).device
-        batch = batch if batch.mask.device == device else batch.to(device)
+        parameter = next(self.parameters(), None)
+        if parameter is None:  # members are not built before a data set names a size
+            require_sizes(self)
+        elif batch.mask.device != parameter.device:
+            batch = batch.to(parameter.device)
         return with_features(batch, self.inputs)
 
     def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
