@@ -13,7 +13,7 @@ def open_proposer(path: str, device: str, trust: bool) -> tuple[PolicyProposer, 
     Args:
         path: Folder of the policy or of its run, or repository ``owner/name``.
         device: Device it runs on; ``"auto"`` takes a GPU where there is one.
-        trust: Whether to open classes outside guerdon.
+        trust: Whether code outside guerdon may run to open the policy.
 
     Returns:
         The proposer; and path, class path, content hash and arguments of the policy.

@@ -20,7 +20,7 @@ def stage_fraction(stage: Shaped[np.ndarray, " K"], valid: Bool[np.ndarray, " K"
 
     Args:
         stage: Index 0, 1, … of the stage at each of T + 1 observations.
-        valid: Which indices are known.
+        valid: Whether each index is known, (T+1,).
         completed: Whether the episode succeeded, and so completed its last stage at its last observation.
 
     Returns:

@@ -163,7 +163,7 @@ class Title:
         Args:
             value: Value of the metric.
             threshold: Score from which an episode counts as called a success; NaN where there is none.
-            unlabelled: Whether no outcome is labelled.
+            unlabelled: Whether no episode of the data has a labelled outcome.
         """
         if self.with_threshold and not math.isnan(threshold):
             return f"{self.text} at {threshold:g}"

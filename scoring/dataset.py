@@ -93,7 +93,7 @@ def score_dataset(
         cache: Folder of frozen features or scaled frames; see `FeatureCache`.
         overwrite: Whether to replace scores of another model, data set or setting in ``out``.
         progress_bar: Whether to show a progress bar.
-        trust: Whether to open classes outside guerdon, where ``model`` is a folder.
+        trust: Whether code outside guerdon may run to open the model, where ``model`` is a folder.
         proposer: Source of the policy's chunks, for a critic that values observations by them. Its noise is the same
             for the same part, so that a continued run gives the same scores.
         terminating: Names of the ends after which a critic's value is left out; None takes `priced_ends` where

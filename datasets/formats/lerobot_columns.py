@@ -92,7 +92,7 @@ def columns_of(episode: Episode, fields: dict[str, Field]) -> tuple[dict[str, np
 
     Args:
         episode: Episode to write.
-        fields: Its columns; see `fields_of`.
+        fields: Columns of the episode by name; see `fields_of`.
 
     Raises:
         BadEpisodeError: If a column is valid at an observation that was not made (status ``"label"``), or a valid value

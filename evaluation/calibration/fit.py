@@ -86,7 +86,7 @@ def calibrate_on(
 
     Args:
         reward: Reward model that made the predictions.
-        data: Its predictions and the labels.
+        data: Predictions of the reward model, and the labels of the same observations.
         method: Map of success: ``"temperature"``, ``"platt"`` or ``"isotonic"``.
         progress: Also map progress, by isotonic regression on its labels.
         abstain: Share of the observations to abstain on, in [0, 1).

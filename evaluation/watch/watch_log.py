@@ -45,7 +45,7 @@ class WatchLog:
             number: Number of the rollout, from 0.
             metrics: Metrics by name.
             alarms: Names of the alarms.
-            retrained: Whether the reward model was retrained.
+            retrained: Whether the reward model was retrained after this rollout.
         """
         defined = {name: None if math.isnan(value) else value for name, value in metrics.items()}
         undefined = [name for name, value in defined.items() if value is None]
