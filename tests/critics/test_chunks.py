@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
+from guerdon.core.batch import Labelled, RewardEstimates
 from guerdon.core.sizes import DataSizes, take_sizes
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.best_of import BestOfCritic
@@ -18,17 +18,7 @@ from guerdon.critics.monte_carlo import MonteCarloCritic
 from guerdon.critics.networks import ChunkPerceptron
 from guerdon.testing import pad_steps, reopen
 
-
-def rows_of(lengths, end=End.CUT):
-    steps = max(lengths)
-    mask = torch.arange(steps) < torch.tensor(lengths)[:, None]
-    batch = TrajectoryBatch(
-        state=torch.randn(len(lengths), steps + 1, 2),
-        actions=torch.randn(len(lengths), steps, 1).masked_fill(~mask[..., None], math.nan),
-        mask=mask,
-        end=torch.full((len(lengths),), int(end)),
-    )
-    return batch, RewardEstimates(rewards=torch.where(mask, -1.0, 0.0), valid=mask)
+from .small_parts import rows_of
 
 
 def stepwise(batch):

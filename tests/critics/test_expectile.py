@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End, Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from guerdon.critics.chunks import REPLAN
 from guerdon.critics.expectile import ExpectileCritic
 from guerdon.critics.networks import ChunkNetwork, ChunkPerceptron, ChunkTransformer
 from guerdon.critics.observations import CriticInputs
 from guerdon.testing import check_critic, reopen
+
+from .small_parts import FrozenPixels
 
 
 class Ladder(ChunkNetwork):
@@ -159,15 +160,6 @@ def test_it_keeps_what_every_critic_promises_and_asks_nobody(members):
     critic.fit_scales(batch)
     assert bool(critic.value.fitted)
     check_critic(critic, batch, rewards)
-
-
-class FrozenPixels(ConvEncoder):
-    """A small frozen encoder of frames."""
-
-    def __init__(self) -> None:
-        super().__init__(6, (4, 4), 16)
-        self.trainable = False
-        self.requires_grad_(False)
 
 
 def test_v_reads_what_q_reads_through_the_same_encoder():

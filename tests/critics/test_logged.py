@@ -24,6 +24,8 @@ from guerdon.critics.logged import (
 )
 from guerdon.testing import reopen, trajectory_batches
 
+from .small_parts import rows_of
+
 
 @st.composite
 def logs(draw):
@@ -155,18 +157,6 @@ def test_replans_are_told_by_rollouts_and_by_a_column():
     for ask in (replans, silent_rows):
         with pytest.raises(ValueError, match=r"expected one flag a step.*\(2, 3, 2\)"):
             ask(replace(batch, recorded={REPLAN: several}))
-
-
-def rows_of(lengths, end=End.CUT):
-    steps = max(lengths)
-    mask = torch.arange(steps) < torch.tensor(lengths)[:, None]
-    batch = TrajectoryBatch(
-        state=torch.randn(len(lengths), steps + 1, 2),
-        actions=torch.randn(len(lengths), steps, 1).masked_fill(~mask[..., None], math.nan),
-        mask=mask,
-        end=torch.full((len(lengths),), int(end)),
-    )
-    return batch, RewardEstimates(rewards=torch.where(mask, -1.0, 0.0), valid=mask)
 
 
 def test_the_rules_are_saved_and_weigh_the_steps_of_each_source():

@@ -19,24 +19,7 @@ from guerdon.critics.networks import ChunkPerceptron, ChunkTransformer, Scale
 from guerdon.critics.observations import CriticInputs
 from guerdon.testing import reopen
 
-
-class FrozenPixels(ConvEncoder):
-    """A small frozen encoder of frames."""
-
-    def __init__(self) -> None:
-        super().__init__(6, (4, 4), 16)
-        self.trainable = False
-        self.requires_grad_(False)
-
-
-class FrozenWords(HashedText):
-    """A small frozen encoder of instructions."""
-
-    def __init__(self) -> None:
-        super().__init__(5, 64, 1.0)
-        self.trainable = False
-        self.requires_grad_(False)
-
+from .small_parts import FrozenPixels, FrozenWords
 
 SMALL: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2}
 KINDS = ["shared", "separate", "attention", "perceptron"]

@@ -13,25 +13,9 @@ from guerdon.core.sizes import DataSizes, take_sizes
 from guerdon.critics.observations import CriticInputs, ObservationNetwork, Scale, check_values
 from guerdon.testing import reopen
 
+from .small_parts import FrozenPixels, FrozenWords
+
 HOST = torch.device("cpu")
-
-
-class FrozenPixels(ConvEncoder):
-    """A small frozen encoder of frames."""
-
-    def __init__(self) -> None:
-        super().__init__(6, (4, 4), 16)
-        self.trainable = False
-        self.requires_grad_(False)
-
-
-class FrozenWords(HashedText):
-    """A small frozen encoder of instructions."""
-
-    def __init__(self) -> None:
-        super().__init__(5, 64, 1.0)
-        self.trainable = False
-        self.requires_grad_(False)
 
 
 def observe(points, state=3, seen=False):
