@@ -11,6 +11,11 @@ from .saved import SavedState
 EVAL_OFFSET = 1_000_000
 """Index of the first evaluation context; everything below is a training context, so the splits cannot overlap."""
 
+OFFICIAL_OFFSET = 2 * EVAL_OFFSET
+"""Index of the first context of the split ``"official"``: a benchmark's own protocol, which may repeat other states."""
+
+_RANGES = {"train": 0, "eval": EVAL_OFFSET, "official": OFFICIAL_OFFSET}
+
 TRAIN_CONTEXTS = 40
 EVAL_CONTEXTS = 100
 """Default number of contexts that `Task.contexts` lists for evaluation; for training it is `TRAIN_CONTEXTS`."""
@@ -25,14 +30,27 @@ class Context:
     index: int
     """Number of the initial state, unique across splits: training below `EVAL_OFFSET`, evaluation from there on."""
     split: str
-    """``"train"`` or ``"eval"``."""
+    """``"train"``, ``"eval"``, or ``"official"`` in tasks with a protocol of their own."""
 
     def __post_init__(self) -> None:
-        if self.split not in ("train", "eval"):
+        if self.split not in _RANGES:
             raise ValueError(f"expected split 'train' or 'eval', got {self.split!r}")
-        first, last = (0, EVAL_OFFSET) if self.split == "train" else (EVAL_OFFSET, 2 * EVAL_OFFSET)
-        if not first <= self.index < last:
-            raise ValueError(f"expected a {self.split} index in [{first}, {last}), got {self.index}")
+        first = _RANGES[self.split]
+        if not first <= self.index < first + EVAL_OFFSET:
+            raise ValueError(f"expected a {self.split} index in [{first}, {first + EVAL_OFFSET}), got {self.index}")
+
+    @classmethod
+    def numbered(cls, task: str, index: int) -> "Context":
+        """Make the context of a number; the split follows from it.
+
+        Args:
+            task: Full name of the task.
+            index: Number of the initial state.
+
+        Raises:
+            ValueError: If no split has this number.
+        """
+        return cls(task, index, list(_RANGES)[min(max(index, 0) // EVAL_OFFSET, len(_RANGES) - 1)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +105,7 @@ class Task(Protocol):
         """List the first contexts of a split, the same ones for the same (task, seed).
 
         Args:
-            split: ``"train"`` or ``"eval"``; the two are disjoint by construction.
+            split: ``"train"`` or ``"eval"``, disjoint by construction; LIBERO's tasks have ``"official"`` as well.
             count: Number of contexts; None lists 40 for training and 100 for evaluation.
         """
         ...
@@ -159,7 +177,8 @@ def list_contexts(task: str, split: str, count: int | None) -> list[Context]:
         ValueError: If the split is unknown, or the number out of range.
     """
     if split not in ("train", "eval"):
-        raise ValueError(f"expected split 'train' or 'eval', got {split!r}")
+        official = " (only tasks of LIBERO have an official protocol)" if split == "official" else ""
+        raise ValueError(f"{task}: expected split 'train' or 'eval', got {split!r}{official}")
     if count is None:
         count = TRAIN_CONTEXTS if split == "train" else EVAL_CONTEXTS
     if not 0 < count <= EVAL_OFFSET:
