@@ -50,8 +50,9 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Simulated tasks": {
         "envs.collect": ("collect_dataset", "CollectReport"),
-        "envs.vector": ("make_task", "task_names", "VectorEnv"),
-        "envs.task": ("Context", "Task", "ResumableTask"),
+        "envs.naming": ("make_task", "task_names"),
+        "envs.vector": ("VectorEnv",),
+        "envs.task": ("Context", "Task", "ResumableTask", "ExpertTask"),
     },
     "Train reward models and critics on logged episodes": {
         "datasets.module": ("EpisodeData",),
@@ -264,12 +265,13 @@ if TYPE_CHECKING:
     from .datasets.opening import open_dataset as open_dataset
     from .envs.collect import CollectReport as CollectReport
     from .envs.collect import collect_dataset as collect_dataset
+    from .envs.naming import make_task as make_task
+    from .envs.naming import task_names as task_names
     from .envs.task import Context as Context
+    from .envs.task import ExpertTask as ExpertTask
     from .envs.task import ResumableTask as ResumableTask
     from .envs.task import Task as Task
     from .envs.vector import VectorEnv as VectorEnv
-    from .envs.vector import make_task as make_task
-    from .envs.vector import task_names as task_names
     from .evaluation.calibration.fit import calibrate as calibrate
     from .evaluation.dataset import evaluate_dataset as evaluate_dataset
     from .evaluation.evaluate import evaluate as evaluate

@@ -25,6 +25,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         cameras=options.camera,
         split=options.split,
         horizon=options.horizon,
+        noise=options.noise,
     )
     print("\n".join(report.lines()))
     return 0

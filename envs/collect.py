@@ -15,11 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..core.batch import End
 from ..datasets.episodes import ArrayFrames, Column, Episode
 from ..datasets.formats.lerobot_writer import LeRobotWriter
-from .experts import has_expert
-from .quality import MIXED, NOISE, QUALITIES, Behaviour, behaviour
+from .naming import make_task
+from .quality import MIXED, QUALITIES, Behaviour, behaviour
 from .render import NO_BACKEND, rendering_backend, require_backend
-from .task import Context, Step, Task
-from .vector import make_task
+from .task import Context, ExpertTask, Step, Task
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ def collect(
     frames: bool | None = None,
     image_size: tuple[int, int] = (96, 96),
     cameras: Sequence[str] | None = None,
-    noise: float = NOISE,
+    noise: float | int | None = None,
     stop_at_success: bool = True,
 ) -> Iterator[Episode]:
     """Act in a task and yield its episodes.
@@ -55,7 +54,7 @@ def collect(
         frames: Whether to record frames; None records them if an OpenGL backend works.
         image_size: Size (H, W) of the frames, in pixels.
         cameras: Names of the task's cameras that are recorded; None takes its first.
-        noise: Noise of noisy experts; see `guerdon.envs.quality.behaviour`.
+        noise: Noise of noisy experts; None takes the task's own, see `guerdon.envs.quality.behaviour`.
         stop_at_success: End an episode with the first success. Otherwise episodes run on, and count as a success if
             there was one at any time.
 
@@ -63,7 +62,7 @@ def collect(
         ValueError: If a quality, camera or split is unknown, or a quality needs an expert and the task has none.
         RuntimeError: If frames are requested and no OpenGL backend works.
     """
-    shares = check_qualities(task.name, qualities)
+    shares = check_qualities(task, qualities)
     if frames:
         require_backend()
     views = _check_cameras(task, cameras) if frames or (frames is None and rendering_backend()) else ()
@@ -80,11 +79,11 @@ def collect(
         yield recording.episode(index, context, quality, end)
 
 
-def check_qualities(name: str, qualities: Mapping[str, float]) -> dict[str, float]:
+def check_qualities(task: Task, qualities: Mapping[str, float]) -> dict[str, float]:
     """Check the weights of qualities for a task, and normalise the positive ones to a sum of 1.
 
     Args:
-        name: Full name of the task.
+        task: Task.
         qualities: Weight of each quality.
 
     Raises:
@@ -100,9 +99,11 @@ def check_qualities(name: str, qualities: Mapping[str, float]) -> dict[str, floa
     if total == 0:
         raise ValueError("expected at least one quality with a positive weight")
     shares = {quality: weight / total for quality, weight in qualities.items() if weight > 0}
-    if not has_expert(name) and set(shares) != {"random"}:
+    if not isinstance(task, ExpertTask) and set(shares) != {"random"}:
         wanted = ", ".join(quality for quality in shares if quality != "random")
-        raise ValueError(f"{name} has no scripted expert, so it gives no {wanted} episodes: ask for quality 'random'")
+        raise ValueError(
+            f"{task.name} has no scripted expert, so it gives no {wanted} episodes: ask for quality 'random'"
+        )
     return shares
 
 
@@ -241,7 +242,7 @@ def collect_dataset(
     cameras: Sequence[str] | None = None,
     split: str = "train",
     horizon: int | None = None,
-    noise: float = NOISE,
+    noise: float | int | None = None,
     console: Console | None = None,
 ) -> CollectReport:
     """Collect episodes of one task into a LeRobot v3.0 data set; ``guerdon collect`` calls this.
@@ -261,7 +262,7 @@ def collect_dataset(
         cameras: Names of the task's cameras that are recorded; None takes its first.
         split: Split whose contexts are used, ``"train"`` or ``"eval"``.
         horizon: Time limit in control steps; None takes the task's own.
-        noise: Noise of noisy experts, in half ranges of the action.
+        noise: Noise of noisy experts, in half ranges of the action; None takes the task's own.
         console: Console for progress and messages; None takes standard error.
 
     Raises:
@@ -275,11 +276,11 @@ def collect_dataset(
     if image_size < 16:
         raise ValueError(f"expected pictures of at least 16 pixels, got {image_size}")
     console = Console(stderr=True) if console is None else console
-    qualities = _named_qualities(env, quality)
     if frames is None and rendering_backend() is None:
         console.print(f"recording states only: {NO_BACKEND}")
         frames = False
     with closing(make_task(env, horizon, seed)) as task:
+        qualities = _named_qualities(task, quality)
         stream = collect(
             task, qualities, episodes, seed, split, frames is not False, (image_size, image_size), cameras, noise
         )
@@ -301,11 +302,11 @@ def collect_dataset(
     return report
 
 
-def _named_qualities(env: str, quality: str | Mapping[str, float]) -> Mapping[str, float]:
+def _named_qualities(task: Task, quality: str | Mapping[str, float]) -> Mapping[str, float]:
     if not isinstance(quality, str):
         return quality
     if quality == "mixed":
-        return MIXED if has_expert(env) else {"random": 1.0}
+        return MIXED if isinstance(task, ExpertTask) else {"random": 1.0}
     if quality not in QUALITIES:
         raise ValueError(f"unknown quality {quality!r}: expected mixed, {', '.join(QUALITIES)}")
     return {quality: 1.0}
