@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning
 import torch
@@ -46,6 +46,16 @@ class PolicyAdam(ClippedGradients):
             groups.append({"params": learning, "lr": self.critic_learning_rate})
         # one kernel for all parameters: for small networks the loop over them costs more than the arithmetic
         return torch.optim.Adam(groups, eps=1e-5, fused=True)
+
+
+@runtime_checkable
+class HasTasks(Protocol):
+    """A data module that plays tasks by name."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks; ``batch.task`` counts them in this order."""
+        ...
 
 
 class PolicyOptimizer(lightning.LightningModule):
@@ -210,12 +220,24 @@ class PolicyOptimizer(lightning.LightningModule):
         if bool(known.any()):
             success = batch.success[known].mean()
             self.log("val_success", success, batch_size=int(known.sum()), prog_bar=True, sync_dist=True)
+            self._log_success_by_task(batch)
         if "sample" not in batch.behaviour and bool(batch.mask.any()):
             rows, steps = batch.mask.nonzero(as_tuple=True)
             observation, decision = batch.at(rows, steps, self.policy.horizon)
             carried = torch.arange(self.policy.horizon, device=self.device)[None] < decision.executed[:, None]
             error = self.policy.imitation_loss(observation, decision.chunk, carried).mean()
             self.log("val_imitation", error, batch_size=len(rows), prog_bar=True, sync_dist=True)
+
+    def _log_success_by_task(self, batch: TrajectoryBatch) -> None:
+        """Log the success rate of each task, if the data module has several and names them."""
+        data = cast(Any, self.trainer).datamodule
+        if not isinstance(data, HasTasks) or len(data.tasks) < 2:
+            return
+        for number, name in enumerate(data.tasks):
+            of = batch.success_known & (batch.task == number)
+            if bool(of.any()):
+                rate = batch.success[of].mean()
+                self.log(f"val_success/{name}", rate, batch_size=int(of.sum()), sync_dist=True)
 
     def _fit_inputs(self, batch: TrajectoryBatch) -> None:
         """Compute input scales that are not fitted yet from the first batch.

@@ -79,7 +79,8 @@ class Libero:
         if state not in ("full", "proprio"):
             raise ValueError(f"expected state 'full' or 'proprio', got {state!r}")
         entry = find_task(suite, number)
-        self.name, self.instruction = entry.name, entry.instruction
+        self.name = entry.name if state == "full" else f"{entry.name}/{state}"
+        self.instruction = entry.instruction
         self.horizon = horizon_of(suite) if horizon is None else horizon
         self.action_low, self.action_high = np.full(7, -1, np.float32), np.full(7, 1, np.float32)
         self.seed, self.fps = seed, 20.0

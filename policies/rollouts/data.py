@@ -2,18 +2,20 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 import lightning
 
+from ...core.arguments import folds
 from ...core.batch import End, TrajectoryBatch
 from ...core.interfaces import Policy
 from ...core.sizes import DataSizes
-from ...envs.task import Task
-from ...envs.vector import make_task
-from .pool import TaskSetting, WorkerError, WorkerPool, play_episodes
-from .runner import batch_pieces
+from ...envs.task import Context
+from ...envs.vector import sizes_of
+from .frames import RolloutFrames
+from .pieces import batch_pieces
+from .pool import TaskSetting, WorkerError, WorkerPool, check_tasks, play_episodes
 
 
 class RolloutStream:
@@ -46,7 +48,7 @@ class RolloutStream:
             self.policy.train(was_training)
             data.env_steps += sum(len(p.actions) - p.fresh for p in pieces)
             data.outcomes = [math.nan if p.end == End.CUT else float(any(p.success)) for p in pieces]
-            yield batch_pieces(pieces, data.instruction, data.hide_outcome)
+            yield batch_pieces(pieces, hide_outcome=data.hide_outcome)
 
 
 def hash_seed(*parts: int) -> int:
@@ -57,28 +59,38 @@ def hash_seed(*parts: int) -> int:
 class RolloutData(lightning.LightningDataModule):
     """Data module of rollouts of the policy in training: fresh ones to train on, held-out starts to validate on.
 
+    Several tasks are trained at once. Each environment holds one of them, so that each task gets the same share of the
+    steps if their number divides that of the environments. ``batch.task`` is the number of a row's task in the order
+    given.
+
     Args:
-        task: Name of the task, see `guerdon.make_task`.
+        task: Name of the task, see `guerdon.make_task`, or names of several tasks with the same state and action sizes.
         steps: Number of environment steps in a rollout (on every rank).
         rollouts: Number of rollouts in an epoch.
         envs: Number of environments on this machine.
         workers: Number of processes that hold them; 0 uses this one.
-        horizon: Time limit in control steps; None takes the task's own.
+        horizon: Time limit in control steps; None takes that of each task.
         end_on_success: Whether the first success ends an episode.
         hide_outcome: Hide the environment's reward and success from training; see
             `guerdon.policies.rollouts.runner.batch_pieces`.
-        contexts: Number of training contexts.
-        eval_contexts: Number of held-out contexts that a validation plays; 0 leaves validation out.
+        contexts: Number of training contexts of each task.
+        eval_contexts: Number of held-out contexts of each task that a validation plays; 0 leaves validation out.
         task_seed: Seed that fixes the contexts.
         seed: Random seed of everything that is drawn while acting.
+        frames: Cameras that are rendered for the policy and stored in the batch; None renders nothing. Its arguments
+            may also be given one by one, such as ``cameras=["front"], image_size=96``.
+        spares: Number of further simulators in each process, which reset to their next contexts in the background while
+            the others play. The result does not depend on the time that resets take.
+        eval_split: Split of the contexts that a validation plays.
 
     Raises:
-        ValueError: If the outcome is to be hidden and a success ends an episode.
+        ValueError: If the outcome is to be hidden and a success ends an episode, or a setting makes no sense.
     """
 
+    @folds(frames=RolloutFrames)
     def __init__(
         self,
-        task: str,
+        task: str | Sequence[str],
         steps: int = 4096,
         rollouts: int = 10,
         envs: int = 8,
@@ -90,14 +102,24 @@ class RolloutData(lightning.LightningDataModule):
         eval_contexts: int = 20,
         task_seed: int = 0,
         seed: int = 0,
+        frames: RolloutFrames | None = None,
+        spares: int = 0,
+        eval_split: str = "eval",
     ) -> None:
         super().__init__()
         if hide_outcome and end_on_success:
             raise ValueError("hide_outcome needs end_on_success=False: an episode that ends early shows its outcome")
-        self.setting = TaskSetting(task=task, horizon=horizon, end_on_success=end_on_success, task_seed=task_seed)
+        self.setting = TaskSetting(
+            task=task,
+            horizon=horizon,
+            end_on_success=end_on_success,
+            task_seed=task_seed,
+            frames=frames,
+            spares=spares,
+        )
         self.steps, self.rollouts, self.envs, self.workers = steps, rollouts, envs, workers
         self.hide_outcome, self.seed = hide_outcome, seed
-        self.counts = (contexts, eval_contexts)
+        self.counts, self.eval_split = (contexts, eval_contexts), eval_split
         self.env_steps, self.rollouts_made = 0, 0
         self.outcomes: list[float] = []
         """Success of every row of the latest rollout, NaN while it goes on; for observers of training, not for it."""
@@ -105,32 +127,45 @@ class RolloutData(lightning.LightningDataModule):
         self._sizes: DataSizes | None = None
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks; ``batch.task`` counts them in this order."""
+        return self.setting.tasks
+
+    @property
     def sizes(self) -> DataSizes:
-        """Widths of the task's states and actions; the task is built once to read them.
+        """Widths of the tasks' states and actions; the first task is built once to read them.
 
         Raises:
             ValueError: If there is no task of that name.
             ModuleNotFoundError: If its simulator is not installed.
         """
         if self._sizes is None:
-            with closing(self._task()) as task:
-                self._sizes = _sizes_of(task)
+            with closing(self.setting.make(0)) as task:
+                self._sizes = sizes_of(task)
         return self._sizes
 
-    def _task(self) -> Task:
-        return make_task(self.setting.task, self.setting.horizon, self.setting.task_seed)
-
     def setup(self, stage: str) -> None:
-        """Start the workers, and list the contexts of both splits."""
+        """List the contexts of all tasks and of both splits, and start the workers.
+
+        Raises:
+            ValueError: If the tasks cannot be played together.
+        """
         if self._pool is not None:
             return
-        with closing(self._task()) as task:
-            self.instruction, self._sizes = task.instruction, _sizes_of(task)
-            self.train_contexts = task.contexts("train", self.counts[0])
-            self.eval_contexts = task.contexts("eval", self.counts[1]) if self.counts[1] else []
+        sizes: list[DataSizes] = []
+        self.train_contexts: list[Context] = []
+        self.eval_contexts: list[Context] = []
+        for number in range(len(self.tasks)):
+            with closing(self.setting.make(number)) as task:
+                sizes.append(sizes_of(task))
+                self.train_contexts += task.contexts("train", self.counts[0])
+                if self.counts[1]:
+                    self.eval_contexts += task.contexts(self.eval_split, self.counts[1])
+        check_tasks(sizes)
+        self._sizes = sizes[0]
         if not self.eval_contexts and self.trainer is not None:
             self.trainer.limit_val_batches = 0  # an empty loader would do the same, with a warning
-        self._pool = WorkerPool(self.setting, self.envs, self.workers)
+        self._pool = WorkerPool(self.setting, self.envs, self.workers, sizes)
 
     def train_dataloader(self) -> RolloutStream:
         """Make a sized stream of fresh rollouts."""
@@ -167,10 +202,6 @@ class RolloutData(lightning.LightningDataModule):
         self.env_steps, self.rollouts_made = state_dict["env_steps"], state_dict["rollouts_made"]
 
 
-def _sizes_of(task: Task) -> DataSizes:
-    return DataSizes(name=task.name, state_size=task.state_size, action_size=task.action_size)
-
-
 class _Validation:
     """Stream of one batch of deterministic episodes."""
 
@@ -186,11 +217,12 @@ class _Validation:
         # environments of its own would double the memory; training episodes in progress are dropped instead
         pieces = self.pool.play(self.policy, self.data.eval_contexts, self.data.seed)
         self.policy.train(was_training)
-        yield batch_pieces(pieces, self.data.instruction)
+        yield batch_pieces(pieces)
 
 
 __all__ = [
     "RolloutData",
+    "RolloutFrames",
     "RolloutStream",
     "TaskSetting",
     "WorkerError",

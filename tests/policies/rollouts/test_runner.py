@@ -116,7 +116,6 @@ class Expert(Policy):
 def corridor(envs=2, horizon=7, end_on_success=True, task=Corridor):
     runner = Runner("mujoco/reach", envs, end_on_success=end_on_success)
     runner.envs = VectorEnv([task(horizon) for _ in range(envs)])
-    runner._low, runner._high = Corridor.action_low, Corridor.action_high
     return runner
 
 

@@ -1,0 +1,182 @@
+"""Episodes in progress, and batches made of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.batch import End, Labelled, Sampled, TrajectoryBatch
+from ...core.joining import join_fields
+from ...envs.task import Context
+
+GROUPS_APART = 1 << 32
+"""Distance of the groups of two tasks, larger than any number of a context: two tasks never share a group."""
+
+
+@dataclass(kw_only=True)
+class Piece:
+    """One episode so far: states, actions and decisions since the reset of its environment."""
+
+    context: Context
+    """Initial state."""
+    task: int = 0
+    """Number of the task in the run: its place in the order that was given."""
+    instruction: str = ""
+    """Instruction of the task."""
+    state: list[np.ndarray]
+    """State (S,) of each observation."""
+    actions: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    """Executed action (A,) of each step."""
+    reward: list[float] = field(default_factory=list[float])
+    """The environment's reward of each step."""
+    success: list[bool] = field(default_factory=lambda: [False])
+    """Success flag of each observation; that of the first one is not known to the simulator."""
+    decision_step: list[int] = field(default_factory=list[int])
+    """Step of each decision."""
+    behaviour: dict[str, list[np.ndarray]] = field(default_factory=dict[str, list[np.ndarray]])
+    """Records of the policy at each decision: ``sample``, and ``log_prob`` and extras if it returned them."""
+    tracks: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    """All tracks of each observation concatenated, (W,): one array is sent faster than four."""
+    track_widths: dict[str, int] = field(default_factory=dict[str, int])
+    """Width of each track, in their order in ``tracks``; W is their sum."""
+    frames: dict[str, list[np.ndarray]] = field(default_factory=dict[str, list[np.ndarray]])
+    """Rendered frames (3, H, W) uint8 of each camera."""
+    frame_step: list[int] = field(default_factory=list[int])
+    """Observation of each frame, ascending, the same for all cameras."""
+    end: End = End.CUT
+    """How the episode ended; ``CUT`` while it goes on."""
+    fresh: int = 0
+    """First step that was not handed out before; earlier ones are context of weight 0."""
+
+
+def snapshot(piece: Piece) -> Piece:
+    """Copy an unfinished episode; its arrays are never changed, so that copies of the lists are enough."""
+    return Piece(
+        context=piece.context,
+        task=piece.task,
+        instruction=piece.instruction,
+        state=list(piece.state),
+        actions=list(piece.actions),
+        reward=list(piece.reward),
+        success=list(piece.success),
+        decision_step=list(piece.decision_step),
+        behaviour={name: list(parts) for name, parts in piece.behaviour.items()},
+        tracks=list(piece.tracks),
+        track_widths=piece.track_widths,
+        frames={camera: list(shown) for camera, shown in piece.frames.items()},
+        frame_step=list(piece.frame_step),
+        fresh=piece.fresh,
+    )
+
+
+def batch_pieces(
+    pieces: Sequence[Piece], instruction: str | None = None, hide_outcome: bool = False
+) -> TrajectoryBatch:
+    """Pad pieces to one batch: one row each, with decisions, tracks, frames and what the policy recorded.
+
+    Tracks are laid out as in collected episodes: (B, T+1, 3) for a point, (B, T+1) for a number, one entry per
+    observation, that of the reset first. A number that is not finite is unknown, and so is a track that a row's task
+    does not have. The ``length`` of an episode that goes on is not known; it is given as one more than the steps so
+    far, so that no piece passes for a whole episode.
+
+    ``task`` is the number of the task in the run. ``group`` is the number of the context plus ``task`` times
+    `GROUPS_APART`, so that initial states of two tasks are never one group.
+
+    Args:
+        pieces: At least one.
+        instruction: Instruction of all rows; None takes that of each piece's task.
+        hide_outcome: Leave out the environment's reward and success, so that nothing that learns from the batch can
+            look at them; tracks stay, as the state does. A piece that the simulator ended on success would still show
+            it: collect with ``end_on_success=False``.
+
+    Raises:
+        ValueError: If there is no piece, pieces of one task hold different tracks, only some hold frames, or an outcome
+            that should be hidden shows in how a piece ended.
+    """
+    if hide_outcome and any(p.end in (End.SUCCESS, End.FAILURE) for p in pieces):
+        raise ValueError(
+            "the outcome cannot be hidden: an episode ended because of it; collect with end_on_success=False"
+        )
+    _check_alike(pieces)
+    fields = join_fields([_row(piece, instruction, hide_outcome) for piece in pieces])
+    return TrajectoryBatch(**fields, frames=_frames(pieces))
+
+
+def _check_alike(pieces: Sequence[Piece]) -> None:
+    """Check that the pieces of a task hold the same tracks, and that all pieces show the same cameras."""
+    first: dict[str, Piece] = {}
+    for piece in pieces:
+        widths, expected = piece.track_widths, first.setdefault(piece.context.task, piece).track_widths
+        if widths != expected:
+            raise ValueError(f"expected pieces of one task to hold one set of tracks, got {expected} and {widths}")
+        if piece.frames.keys() != pieces[0].frames.keys():
+            raise ValueError(
+                f"expected pieces of one run, got frames of {list(pieces[0].frames)} and of {list(piece.frames)}"
+            )
+
+
+def _row(piece: Piece, instruction: str | None, hide_outcome: bool) -> dict[str, Any]:
+    """Make the fields of one row, frames excepted, each with a leading dimension of 1."""
+    steps = len(piece.actions)
+    goes_on = piece.end == End.CUT
+    asked = torch.arange(steps + 1)[None] > 0  # observation 0 has no flag
+    mask = torch.ones(1, steps, dtype=torch.bool)
+    row: dict[str, Any] = {
+        "state": _tensor(np.stack(piece.state)),
+        "actions": _tensor(np.stack(piece.actions)),
+        "mask": mask,
+        "instructions": (piece.instruction if instruction is None else instruction,),
+        "task": [piece.task],
+        "end": [int(piece.end)],
+        "length": [steps + int(goes_on)],
+        "success": [0.0 if hide_outcome else float(any(piece.success))],
+        "success_known": [not hide_outcome and not goes_on],
+        "group": [piece.task * GROUPS_APART + piece.context.index],
+        "weight": (torch.arange(steps) >= piece.fresh).float()[None],
+        "tracks": _tracks(piece),
+        "decision_step": torch.tensor([piece.decision_step], dtype=torch.long),
+        "behaviour": {name: _tensor(np.stack(parts)) for name, parts in piece.behaviour.items()},
+    }
+    if not hide_outcome:
+        flags = _tensor(np.array(piece.success, np.float32))
+        row["labels"] = {"success": Labelled(values=flags, valid=asked)}
+        row["recorded"] = {"reward": Labelled(values=_tensor(np.array(piece.reward, np.float32)), valid=mask)}
+    return row
+
+
+def _frames(pieces: Sequence[Piece]) -> dict[str, Sampled]:
+    """Copy the frames of all pieces into one tensor per camera; there is no copy of them between."""
+    longest = max(len(piece.frame_step) for piece in pieces)
+    step = torch.full((len(pieces), longest), -1, dtype=torch.long)
+    for row, piece in enumerate(pieces):
+        step[row, : len(piece.frame_step)] = torch.tensor(piece.frame_step, dtype=torch.long)
+    found: dict[str, Sampled] = {}
+    for camera, shown in pieces[0].frames.items():
+        values = np.zeros((*step.shape, *shown[0].shape), np.uint8)
+        for row, piece in enumerate(pieces):
+            np.stack(piece.frames[camera], out=values[row, : len(piece.frame_step)])
+        found[camera] = Sampled(values=torch.from_numpy(values), step=step.clone())
+    return found
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values)[None]
+
+
+def _tracks(piece: Piece) -> dict[str, Labelled]:
+    """Split the tracks of a piece by name; they are valid where they are finite."""
+    if not piece.track_widths:
+        return {}
+    widths = piece.track_widths
+    found: dict[str, Labelled] = {}
+    for name, values in zip(widths, _tensor(np.stack(piece.tracks)).split(list(widths.values()), dim=2), strict=True):
+        valid = values.isfinite().all(2)
+        known = torch.where(valid[..., None], values, 0.0)
+        found[name] = Labelled(values=known[..., 0] if widths[name] == 1 else known, valid=valid)
+    return found
+
+
+__all__ = ["GROUPS_APART", "Piece", "batch_pieces", "snapshot"]
