@@ -1,0 +1,1 @@
+"""Tasks of LIBERO and LIBERO-PRO, their goals and a scripted expert."""
