@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from .goals import Predicate, order
-from .geometry import DOWN
+from .joints import joint_skill
 from .picking import PickAndPlace
 from .scene import Scene
 
@@ -51,4 +51,6 @@ class LiberoExpert:
 
     def _skill(self, predicate: Predicate) -> Generator[np.ndarray, None, bool]:
         """Return the motion that makes one predicate true."""
+        if len(predicate) == 2:
+            return joint_skill(self._scene, predicate)
         return PickAndPlace(self._scene, predicate, self._goal).run()

@@ -16,6 +16,16 @@ def rotation_z(angle: float) -> np.ndarray:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
+def raised(point: np.ndarray, height: float) -> np.ndarray:
+    """Return a point (3,) moved up by a height in metres.
+
+    Args:
+        point: Point (3,).
+        height: Height to add, in metres.
+    """
+    return point + np.array([0.0, 0.0, height])
+
+
 def rotation_vector(rotation: np.ndarray) -> np.ndarray:
     """Convert a rotation (3, 3) into axis times angle (3,), in radians.
 

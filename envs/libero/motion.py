@@ -13,6 +13,8 @@ Motion = Generator[np.ndarray, None, bool]
 OPEN, CLOSE = -1.0, 1.0
 _MOVE_GAIN = 25.0  # action per metre: the largest action is a goal 5 cm ahead
 _TURN_GAIN = 2.5  # action per radian: the largest action is a goal 0.5 rad ahead
+_PROGRESS = 0.002  # a motion that comes no nearer than this, in metres, …
+_PATIENCE = 8  # … for so many steps is stuck
 
 
 def action_towards(
@@ -40,11 +42,12 @@ def move_to(
     gripper: float,
     *,
     tolerance: float = 0.012,
+    vertical: float | None = None,
     limit: int = 60,
     speed: float = 1.0,
     keep: Callable[[], bool] | None = None,
 ) -> Motion:
-    """Move to a pose; return whether it was reached within the limit.
+    """Move to a pose; return whether it was reached before the limit and before the arm got stuck.
 
     Args:
         scene: Simulator.
@@ -52,17 +55,23 @@ def move_to(
         rotation: Rotation (3, 3) of the gripper.
         gripper: −1 opens, 1 closes.
         tolerance: Distance at which the point counts as reached, in metres.
+        vertical: Vertical distance at which it does, if `tolerance` is for the plane only, in metres.
         limit: Largest number of control steps.
         speed: Largest translation of an action along each axis, in (0, 1].
         keep: Condition checked at each step; the motion ends as failed once it is false.
     """
+    best, since = np.inf, 0
     for _ in range(limit):
         wanted = position() if callable(position) else position
         at, turned = scene.grip()
         off = float(np.linalg.norm(rotation_vector(rotation @ turned.T)))
-        if np.linalg.norm(wanted - at) < tolerance and off < 0.15:
+        apart = wanted - at
+        far = float(np.linalg.norm(apart))
+        near = far < tolerance if vertical is None else np.hypot(*apart[:2]) < tolerance and abs(apart[2]) < vertical
+        if near and off < 0.15:
             return True
-        if keep is not None and not keep():
+        best, since = (far + 0.05 * off, 0) if far + 0.05 * off < best - _PROGRESS else (best, since + 1)
+        if since > _PATIENCE or (keep is not None and not keep()):
             return False
         yield action_towards(scene, wanted, rotation, gripper, speed)
     return False

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .geometry import DOWN
+from .geometry import raised
 from .goals import Predicate
 from .grasps import find_grasp
 from .motion import CLOSE, OPEN, Motion, clear_height, close_gripper, hold, move_to
@@ -44,7 +44,7 @@ class PickAndPlace:
         scene = self._scene
         at, rotation = scene.grip()
         yield from hold(scene, rotation, OPEN, 3)
-        return (yield from move_to(scene, at + [0.0, 0.0, 0.1], rotation, OPEN, tolerance=0.03, limit=15))
+        return (yield from move_to(scene, raised(at, 0.1), rotation, OPEN, tolerance=0.03, limit=15))
 
     def _pick(self) -> Motion:
         """Grasp the object and lift it; return whether it came along."""
@@ -69,7 +69,7 @@ class PickAndPlace:
         if not (yield from close_gripper(scene, grasp.rotation)):
             return False
         before, (low, _) = scene.position(self._thing), scene.grip()
-        yield from move_to(scene, low + [0.0, 0.0, 0.06], grasp.rotation, CLOSE, tolerance=0.02, limit=20)
+        yield from move_to(scene, raised(low, 0.06), grasp.rotation, CLOSE, tolerance=0.02, limit=20)
         return scene.position(self._thing)[2] - before[2] > 0.02
 
     def _place(self) -> Motion:
@@ -101,13 +101,12 @@ class PickAndPlace:
             up = np.array([*at[:2], height])
             yield from move_to(scene, up, rotation, CLOSE, tolerance=0.02, limit=50, keep=held)
         over = lambda: np.array([*wanted()[:2], height])  # noqa: E731
-        if not (yield from move_to(scene, over, placement.rotation, CLOSE, tolerance=0.012, limit=110, keep=held)):
+        yield from move_to(scene, over, placement.rotation, CLOSE, tolerance=0.012, vertical=0.03, limit=110, keep=held)
+        if not held():
             return False
         yield from move_to(scene, wanted, placement.rotation, CLOSE, tolerance=0.010, limit=40, keep=held)
         yield from hold(scene, placement.rotation, OPEN, 8)
-        yield from move_to(
-            scene, scene.grip()[0] + [0.0, 0.0, 0.08], placement.rotation, OPEN, tolerance=0.03, limit=15
-        )
+        yield from move_to(scene, raised(scene.grip()[0], 0.08), placement.rotation, OPEN, tolerance=0.03, limit=15)
         return True
 
     def _placement(self) -> Placement | None:
@@ -124,7 +123,7 @@ class PickAndPlace:
         return placement
 
     def _region(self) -> tuple[np.ndarray, Callable[[np.ndarray], bool], float]:
-        """Return spots (N, 2) for the object's origin and a test whether an origin (3,) fulfils the predicate; and the height."""
+        """Return spots (N, 2) for the object's origin, a test of a resting origin (3,), and the region's height."""
         scene, problem = self._scene, self._scene.problem
         if self._target not in problem.object_sites_dict:
             centre = scene.position(self._target)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .geometry import Terrain, height_map, rotation_z
+from .geometry import Terrain, height_map, raised, rotation_z
 from .grasps import hand_hits
 
 _LIFTS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.10, 0.13, 0.16)
@@ -77,17 +77,17 @@ def find_placement(
         for rank, spot in enumerate(spots):
             shift = spot - turned.origin[:2]
             fall = terrain.drop(cells, heights, shift)
-            rest = turned.origin + [*shift, -fall]
-            if np.isfinite(fall) and accepts(rest + [0.0, 0.0, 0.002]):
+            rest = turned.origin + np.array([*shift, -fall])
+            if np.isfinite(fall) and accepts(raised(rest, 0.002)):
                 options.append((0.02 * rank + 0.5 * abs(angle) + 20.0 * rest[2], rest - turned.origin))
         for base, move in sorted(options, key=lambda option: option[0]):
             if best is not None and base >= best.cost:
                 break
             grip = turned.grip + move
             near = fixed[np.all(np.abs(fixed[:, :2] - grip[:2]) < 0.2, axis=1)]
-            blocked = [hand_hits(near, grip + [0.0, 0.0, lift], turned.rotation) for lift in _LIFTS]
+            blocked = [hand_hits(near, raised(grip, lift), turned.rotation) for lift in _LIFTS]
             free = next((k for k, hits in enumerate(blocked) if hits == 0), int(np.argmin(blocked)))
             cost = base + 30.0 * _LIFTS[free] + min(50.0, 1.0 * blocked[free])
             if best is None or cost < best.cost:
-                best = Placement(grip + [0.0, 0.0, _LIFTS[free]], turned.rotation, _LIFTS[free], cost)
+                best = Placement(raised(grip, _LIFTS[free]), turned.rotation, _LIFTS[free], cost)
     return best

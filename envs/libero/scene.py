@@ -3,6 +3,7 @@
 """Poses, surfaces and joints that the scripted expert reads from LIBERO's simulator."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import mujoco
@@ -114,3 +115,70 @@ class Scene:
             local = box_points(half, spacing, around, 1.8 * reach)
             parts.append((local + middle) @ rotation.T + origin)
         return np.concatenate(parts)
+
+    def joint(self, name: str) -> "Joint":
+        """Return the joint of a drawer region, a door or a stove.
+
+        Raises:
+            ValueError: If it has none.
+        """
+        region = self.problem.object_sites_dict.get(name)
+        names = region.joints if region is not None else self.problem.get_object(name).joints
+        if not names:
+            raise ValueError(f"expected a drawer, door or knob, got {name!r}, which has no joint")
+        parent = region.parent_name if region is not None else name
+        ranges = self.problem.get_object(parent).object_properties["articulation"]
+        opened = np.mean(ranges.get("default_open_ranges") or ranges.get("default_turnon_ranges") or [1.0])
+        index = int(self.model.joint(names[0]).id)
+        return Joint(
+            index=index,
+            body=int(self.model.jnt_bodyid[index]),
+            slides=bool(self.model.jnt_type[index] == mujoco.mjtJoint.mjJNT_SLIDE),
+            opening=np.sign(opened) * self.data.xaxis[index],
+            anchor=self.data.xanchor[index].copy(),
+        )
+
+    def handle(self, joint: "Joint") -> np.ndarray:
+        """Return the middle (3,) of the part of a drawer that stands out farthest: its bar."""
+        geoms = self._geoms[joint.body]
+        out = [float(self.data.geom_xpos[g] @ joint.opening) for g in geoms]
+        return self.data.geom_xpos[geoms[int(np.argmax(out))]].copy()
+
+    def fin(self, joint: "Joint") -> tuple[np.ndarray, float]:
+        """Return where a knob is grasped, (3,), and the angle of the gripper that closes on its fin."""
+        points = self._sample(self._geoms[joint.body], joint.anchor, 0.004, 0.3)
+        top = points[points[:, 2] > points[:, 2].max() - 0.015]
+        centred = top[:, :2] - top[:, :2].mean(0)
+        angles = np.deg2rad(np.arange(-90, 90, 5))
+        widths = [np.ptp(centred @ np.array([-np.sin(a), np.cos(a)])) for a in angles]
+        yaw = float(angles[int(np.argmin(np.asarray(widths) + 0.002 * np.abs(angles)))])
+        return np.array([*joint.anchor[:2], points[:, 2].max() - 0.012]), yaw
+
+    def door_face(self, joint: "Joint") -> tuple[np.ndarray, np.ndarray]:
+        """Return a point (3,) on the outside of a hinged door and the outward normal (3,) there."""
+        boxes = [g for g in self._geoms[joint.body] if self.model.geom_type[g] == mujoco.mjtGeom.mjGEOM_BOX]
+        panel = max(boxes, key=lambda g: float(np.prod(np.sort(self.model.geom_size[g])[1:])))
+        others = [self.data.geom_xpos[g] for g in self._geoms[joint.body] if g != panel]
+        middle, rotation = self.data.geom_xpos[panel], self.data.geom_xmat[panel].reshape(3, 3)
+        thin = int(np.argmin(self.model.geom_size[panel]))
+        normal = rotation[:, thin].copy()
+        if others and float((np.mean(others, 0) - middle) @ normal) < 0:
+            normal = -normal
+        along = (middle - joint.anchor) * np.array([1.0, 1.0, 0.0])
+        return middle + 0.3 * along + self.model.geom_size[panel][thin] * normal, normal
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Joint of a drawer, a door or a knob."""
+
+    index: int
+    """Index of the joint."""
+    body: int
+    """Index of the body that it moves."""
+    slides: bool
+    """Whether it slides instead of turns."""
+    opening: np.ndarray
+    """Axis (3,), turned so that a motion along it opens or switches on."""
+    anchor: np.ndarray
+    """Point (3,) on the axis."""
