@@ -11,7 +11,18 @@ import numpy as np
 
 from ..render import OffscreenRenderer
 from ..saved import SavedState, check_saved
-from ..task import EVAL_OFFSET, OFFICIAL_OFFSET, Context, Step, check_action, check_context, check_state, list_contexts
+from ..task import (
+    EVAL_OFFSET,
+    OFFICIAL_OFFSET,
+    Context,
+    Controller,
+    Step,
+    check_action,
+    check_context,
+    check_state,
+    list_contexts,
+)
+from .expert import LiberoExpert
 from .layout import ARM, PROPRIO, suite_layout
 from .places import Places
 from .saved import Snapshot
@@ -237,6 +248,14 @@ class Libero:
         """See `ResumableTask.restore`."""
         check_saved(self, saved).parts["snapshot"].put(self._problem)
         return self._observe()
+
+    def expert(self) -> Controller:
+        """Make the scripted expert of the episode that has just begun; see `guerdon.envs.libero.expert.LiberoExpert`.
+
+        Raises:
+            ValueError: If the expert has no plan for the goal.
+        """
+        return LiberoExpert(self._problem)
 
     def tracks(self) -> Mapping[str, np.ndarray]:
         """See `Task.tracks` and `Libero`."""

@@ -39,8 +39,8 @@ def test_a_missing_simulator_says_how_to_install_it(monkeypatch):
 
 def test_every_name_is_a_task_of_its_family():
     names = task_names()
-    assert len(names) == len(set(names)) == 50 + 7 + 1
-    assert {name.split("/")[0] for name in names} == {"metaworld", "kitchen", "mujoco"}
+    assert len(names) == len(set(names)) == 50 + 7 + 290 + 1
+    assert {name.split("/")[0] for name in names} == {"metaworld", "kitchen", "mujoco", "libero"}
 
 
 def test_an_unknown_name_says_which_forms_there_are():
