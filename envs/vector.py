@@ -100,15 +100,16 @@ class VectorEnv:
 
         Args:
             index: Number of the environment.
-            task: Copy of its task that was reset by the caller.
+            task: Copy of its task that was reset by the caller, or the simulator that is there.
             state: First state (S,) of the episode.
 
         Raises:
-            ValueError: If the copy is another task's, or is an environment of this object already.
+            ValueError: If the copy is another task's, or is another environment already.
         """
         before = self.tasks[index]
-        if task.name != before.name or any(task is held for held in self.tasks):
-            raise ValueError(f"environment {index}: expected another copy of {before.name}, got {task.name} of its own")
+        if task.name != before.name or any(task is held for i, held in enumerate(self.tasks) if i != index):
+            what = task.name if task.name != before.name else "another environment's"
+            raise ValueError(f"environment {index}: expected a separate copy of {before.name}, got {what}")
         self.tasks[index] = task
         self._state[index], self._steps[index], self._running[index] = state, 0, True
         return before

@@ -49,11 +49,11 @@ class PolicyAdam(ClippedGradients):
 
 
 @runtime_checkable
-class HasTasks(Protocol):
+class HasTaskNames(Protocol):
     """A data module that plays tasks by name."""
 
     @property
-    def tasks(self) -> tuple[str, ...]:
+    def task_names(self) -> tuple[str, ...]:
         """Names of the tasks; ``batch.task`` counts them in this order."""
         ...
 
@@ -231,9 +231,9 @@ class PolicyOptimizer(lightning.LightningModule):
     def _log_success_by_task(self, batch: TrajectoryBatch) -> None:
         """Log the success rate of each task, if the data module has several and names them."""
         data = cast(Any, self.trainer).datamodule
-        if not isinstance(data, HasTasks) or len(data.tasks) < 2:
+        if not isinstance(data, HasTaskNames) or len(data.task_names) < 2:
             return
-        for number, name in enumerate(data.tasks):
+        for number, name in enumerate(data.task_names):
             of = batch.success_known & (batch.task == number)
             if bool(of.any()):
                 rate = batch.success[of].mean()

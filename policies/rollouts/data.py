@@ -127,7 +127,7 @@ class RolloutData(lightning.LightningDataModule):
         self._sizes: DataSizes | None = None
 
     @property
-    def tasks(self) -> tuple[str, ...]:
+    def task_names(self) -> tuple[str, ...]:
         """Names of the tasks; ``batch.task`` counts them in this order."""
         return self.setting.tasks
 
@@ -155,7 +155,7 @@ class RolloutData(lightning.LightningDataModule):
         sizes: list[DataSizes] = []
         self.train_contexts: list[Context] = []
         self.eval_contexts: list[Context] = []
-        for number in range(len(self.tasks)):
+        for number in range(len(self.task_names)):
             with closing(self.setting.make(number)) as task:
                 sizes.append(sizes_of(task))
                 self.train_contexts += task.contexts("train", self.counts[0])

@@ -108,6 +108,71 @@ def test_a_vector_env_holds_separate_copies_of_one_task():
     task.close()
 
 
+class Renamed:
+    """A reach task under another name, with other sizes or tracks."""
+
+    def __init__(self, name, **more):
+        self._task = make_task("mujoco/reach", horizon=3)
+        self.__dict__.update(more, name=name)
+
+    def __getattr__(self, name):
+        return getattr(self._task, name)
+
+    def step(self, action):
+        return replace(self._task.step(action), tracks=self.__dict__.get("given", {}))
+
+
+def test_tasks_of_one_size_keep_their_time_limits_and_bounds():
+    tasks: list[Any] = [make_task("mujoco/reach", horizon=2), Renamed("other/reach", action_high=np.full(3, 0.5))]
+    vector = VectorEnv(tasks)
+    assert vector.action_high.tolist() == [[1] * 3, [0.5] * 3] and vector.action_low.shape == (2, 3)
+    for i, task in enumerate(tasks):
+        vector.reset(i, make_task("mujoco/reach").contexts("train", 1)[0] if i else task.contexts("train", 1)[0])
+    ends = [vector.step(np.zeros((2, 3)), vector.running) for _ in range(3)]
+    assert [step.truncated.tolist() for step in ends] == [[False, False], [True, False], [False, True]]
+    assert np.isnan(ends[2].tracks.get("goal", np.full((2, 3), np.nan))).all(), "the other task has no track"
+    with pytest.raises(RuntimeError, match="other/reach, environment 1: the episode is over"):
+        vector.step(np.zeros((2, 3)), np.array([False, True]))
+    vector.close()
+
+
+def test_the_task_of_other_sizes_is_named():
+    tasks: list[Any] = [make_task("mujoco/reach"), Renamed("other/odd", action_size=4), make_task("mujoco/reach")]
+    message = "other/odd has states of width 12 and actions of width 4, mujoco/reach has 12 and 3.*run other/odd apart"
+    with pytest.raises(ValueError, match=message):
+        VectorEnv(tasks)
+
+
+def test_a_track_of_two_widths_is_named():
+    points = {"goal": np.zeros(3, np.float32)}, {"goal": np.zeros(1, np.float32)}
+    tasks: list[Any] = [Renamed(f"other/{i}", given=given) for i, given in enumerate(points)]
+    vector = VectorEnv(tasks)
+    for i in range(2):
+        vector.reset(i, make_task("mujoco/reach").contexts("train", 1)[0])
+    with pytest.raises(ValueError, match="other/1: track 'goal' has 1 numbers, and 3 in another task"):
+        vector.step(np.zeros((2, 3)))
+
+
+def test_a_simulator_is_exchanged_for_one_that_was_reset():
+    vector = VectorEnv([make_task("mujoco/reach", horizon=2) for _ in range(2)])
+    spare, contexts = make_task("mujoco/reach", horizon=2), make_task("mujoco/reach").contexts("train", 3)
+    for i in range(2):
+        vector.reset(i, contexts[i])
+    vector.step(np.ones((2, 3)))
+    vector.step(np.ones((2, 3)))
+    before, state = vector.tasks[1], spare.reset(contexts[2])
+    assert vector.exchange(1, spare, state) is before
+    assert (vector.steps.tolist(), vector.running.tolist()) == ([2, 0], [False, True])
+    alone = make_task("mujoco/reach")
+    alone.reset(contexts[2])
+    assert np.array_equal(vector.step(np.ones((2, 3)), vector.running).state[1], alone.step(np.ones(3)).state)
+    other: Any = Renamed("other/reach")
+    for wrong, what in ((vector.tasks[0], "another environment's"), (other, "other/reach")):
+        with pytest.raises(ValueError, match=f"environment 1: expected a separate copy of mujoco/reach, got {what}"):
+            vector.exchange(1, wrong, state)
+    vector.close()
+
+
 def test_the_time_limit_of_a_vector_env_counts_from_the_restored_step():
     vector = VectorEnv([make_task("mujoco/reach", horizon=5) for _ in range(2)])
     state = vector.reset(0, vector.contexts("train", 1)[0])

@@ -1,13 +1,17 @@
 """Rollouts for a trainer: fresh ones in every batch, counted, sized, with held-out starts and hidden outcomes."""
 
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
 from typing import Any
+from unittest import mock
 
 import lightning
 import pytest
 import torch
 from torch import nn
 
+from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import Decision
 from guerdon.core.interfaces import Policy
 from guerdon.core.sizes import DataSizes
@@ -17,8 +21,14 @@ from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate
 from guerdon.policies.optimizer import PolicyOptimizer
-from guerdon.policies.rollouts.data import RolloutData, hash_seed
+from guerdon.policies.rollouts import pool as pool_module
+from guerdon.policies.rollouts.data import RolloutData, RolloutFrames, hash_seed
+from guerdon.policies.rollouts.pieces import GROUPS_APART
+from guerdon.rewards.observation_encoder import ObservationEncoder
+from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.recorded import RecordedReward
+
+from .small_tasks import Corridor, Slow, SlowStreet, Street, building
 
 
 class Versioned(Policy):
@@ -132,3 +142,132 @@ def test_seeds_of_ranks_and_rollouts_never_meet():
     seeds = {hash_seed(*parts) for parts in product(range(12), range(12), range(60))}
     assert len(seeds) == 12 * 12 * 60
     assert all(0 <= s < 1 << 48 for s in seeds)
+
+
+# --- several tasks, frames ------------------------------------------------------------------------------------------
+
+
+def fit(module, data, *tasks, **more):
+    """Train with tasks of the test's own."""
+    built: dict[str, Any] = {task.name: task for task in tasks}
+    with ExitStack() as stack:
+        stack.enter_context(building(lambda name: built[name]()))
+        stack.enter_context(mock.patch.object(pool_module, "make_task", lambda name, horizon, seed: built[name]()))
+        run = trainer(max_epochs=1, **more)
+        run.fit(module, data)
+    return run
+
+
+def test_training_and_validation_play_every_task():
+    module = Counting(Walker())
+    data = RolloutData(
+        [Corridor.name, Street.name], steps=24, rollouts=2, envs=4, contexts=6, eval_contexts=2, spares=2
+    )
+    fit(module, data, Corridor, Street)
+    assert data.task_names == ("test/corridor", "test/street")
+    for batch in module.batches:
+        fresh = (batch.weight > 0).sum(1)
+        assert [int(fresh[batch.task == number].sum()) for number in range(2)] == [12, 12]
+    judged = module.judged[0]
+    first = EVAL_OFFSET
+    assert judged.group.tolist() == [first, first + 1, GROUPS_APART + first, GROUPS_APART + first + 1]
+    assert judged.instructions == ("walk", "walk", "cross", "cross")
+
+
+class Walker(Versioned):
+    """The policy that counts its updates, with one action."""
+
+    def act(self, observation, deterministic=False, generator=None):
+        decision = super().act(observation)
+        return replace(decision, chunk=decision.chunk[..., :1])
+
+
+def test_the_split_of_validation_can_be_chosen():
+    module = Counting(Versioned())
+    data = RolloutData(
+        "mujoco/reach", steps=4, rollouts=1, envs=1, horizon=2, contexts=3, eval_contexts=2, eval_split="train"
+    )
+    trainer(max_epochs=1).fit(module, data)
+    assert module.judged[0].group.tolist() == [0, 1]
+
+
+class Winning(Corridor):
+    """Every episode from a held-out context succeeds, the first at once."""
+
+    def step(self, action):
+        return replace(super().step(action), success=True)
+
+
+def test_validation_logs_the_success_of_each_task():
+    source = RewardToGo(RecordedReward(), ValueCritic(hidden=(8,)))
+    module = PolicyOptimizer(GaussianPolicy(hidden=(8,)), source, ClippedSurrogate(), passes=1)
+    data = RolloutData([Winning.name, Street.name], steps=12, rollouts=1, envs=2, contexts=2, eval_contexts=3)
+    run = fit(module, data, Winning, Street)
+    metrics = {name: float(value) for name, value in run.callback_metrics.items() if "val_success" in name}
+    assert metrics == {"val_success": 0.5, "val_success/test/corridor": 1.0, "val_success/test/street": 0.0}
+    module = PolicyOptimizer(GaussianPolicy(hidden=(8,)), source, ClippedSurrogate(), passes=1)
+    run = fit(module, RolloutData(Winning.name, steps=4, rollouts=1, envs=1, eval_contexts=1), Winning)
+    assert [name for name in run.callback_metrics if "val_success" in name] == ["val_success"]
+
+
+def test_tasks_that_cannot_be_trained_together_are_named():
+    class Wide(Street):
+        state_size = 3
+
+    class Twin(Corridor):
+        """Calls itself what the other does."""
+
+    data = RolloutData([Corridor.name, Street.name], envs=2)
+    with pytest.raises(ValueError, match=r"test/street has states of width 3.*test/corridor has 2 and 1"):
+        fit(Counting(Versioned()), data, Corridor, Wide)
+    with (
+        mock.patch.object(pool_module, "make_task", lambda name, horizon, seed: Twin()),
+        pytest.raises(ValueError, match="two of the tasks call themselves 'test/corridor'"),
+    ):
+        RolloutData(["one", "two"], envs=2).setup("fit")
+    data = RolloutData([Corridor.name, Street.name], envs=1)
+    with pytest.raises(ValueError, match="one environment per task, got 1 for 2"):
+        fit(Counting(Versioned()), data, Corridor, Street)
+
+
+class Seeing(GaussianPolicy):
+    """Reads the mean of each colour of the frame, and nothing else."""
+
+    def __init__(self):
+        super().__init__(0, 1, hidden=(8,), horizon=2, execute=2, feature_sizes={"eye": 3})
+
+    def distribution(self, observation):
+        colours = observation.frames["eye"].float().mean((2, 3)) / 255
+        blind = replace(observation, state=observation.state[:, :0], features={"eye": colours}, frames={})
+        return super().distribution(blind)
+
+
+def test_a_policy_that_reads_frames_learns_from_a_reward_that_reads_frames():
+    torch.manual_seed(1)
+    seeing = ObservationEncoder(
+        cameras=("eye",), encoder=ConvEncoder(width=8, channels=(4, 8), size=8), width=16, layers=1, heads=2
+    )
+    module = PolicyOptimizer(
+        Seeing(), RewardToGo(ProgressReward(observer=seeing), ValueCritic(2, hidden=(8,))), ClippedSurrogate(), passes=1
+    )
+    data = RolloutData(
+        [Slow.name, SlowStreet.name],
+        steps=40,
+        rollouts=1,
+        envs=2,
+        end_on_success=False,
+        hide_outcome=False,
+        eval_contexts=1,
+        frames=RolloutFrames(cameras=["eye"], image_size=8),
+    )
+    before = [p.clone() for p in module.policy.parameters()]
+    run = fit(module, data, Slow, SlowStreet)
+    assert float(run.callback_metrics["ratio_error"]) < 1e-5, "training saw what acting saw"
+    assert float(run.callback_metrics["reward_unknown"]) == 0
+    assert any(not torch.equal(p, b) for p, b in zip(module.policy.parameters(), before, strict=True))
+
+
+def test_cameras_may_be_given_one_by_one():
+    data: Any = RolloutData
+    one = data("mujoco/reach", cameras=["top"], image_size=32)
+    assert one.setting.frames == RolloutFrames(cameras=["top"], image_size=32)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -17,8 +18,9 @@ from guerdon.envs.task import EVAL_OFFSET
 from guerdon.envs.vector import make_task
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.rollouts.data import hash_seed
+from guerdon.policies.rollouts.frames import RolloutFrames
+from guerdon.policies.rollouts.pieces import GROUPS_APART, batch_pieces
 from guerdon.policies.rollouts.pool import TaskSetting, WorkerError, WorkerPool, play_episodes
-from guerdon.policies.rollouts.runner import batch_pieces
 
 pytestmark = pytest.mark.slow  # every test starts worker processes
 
@@ -168,3 +170,80 @@ def test_playing_episodes_gives_one_batch_in_order():
     batch = play_episodes(REACH, gaussian(), contexts(3, "eval"), envs=2)
     assert batch.group.tolist() == [EVAL_OFFSET, EVAL_OFFSET + 1, EVAL_OFFSET + 2]
     assert batch.success_known.all()
+    assert set(batch.instructions) == {make_task("mujoco/reach").instruction}
+
+
+# --- several tasks --------------------------------------------------------------------------------------------------
+
+ARMS = TaskSetting(task=["metaworld/push-v3", "metaworld/reach-v3", "metaworld/pick-place-v3"], horizon=4)
+
+
+def test_workers_share_several_tasks_and_give_each_what_it_asked_for():
+    pytest.importorskip("metaworld")
+    train = [context for name in ARMS.tasks for context in make_task(name).contexts("train", 3)]
+    policy = GaussianPolicy(39, 4, hidden=(8,)).eval()
+    with WorkerPool(ARMS, envs=4, workers=2) as pool:  # tasks 0 and 1; tasks 2 and 0
+        order = [train[i] for i in (8, 0, 3, 1, 6, 4, 2, 0)]
+        there = pool.play(policy, order, seed=0)
+        assert [p.context for p in there] == order
+        assert [p.task for p in there] == [ARMS.tasks.index(c.task) for c in order]
+        assert len(pool.seconds) == 2 and min(pool.seconds) > 0
+        pieces = pool.collect(policy, 32, train, seed=0)
+        steps = [sum(len(p.actions) for p in pieces if p.task == number) for number in range(3)]
+        assert steps == [16, 8, 8], "four environments of three tasks: the first has two"
+        assert {int(g) // GROUPS_APART for g in batch_pieces(pieces).group} == {0, 1, 2}
+        with pytest.raises(ValueError, match="no environment plays mujoco/reach: they play metaworld/push-v3, meta"):
+            pool.play(policy, contexts(1), seed=0)
+    here = WorkerPool(ARMS, envs=3)
+    for one, other in zip(here.play(policy, order, seed=0), there, strict=True):
+        assert np.allclose(one.state, other.state, atol=1e-5) and one.instruction == other.instruction
+    here.close()
+
+
+def test_tasks_that_cannot_be_played_together_fail_here():
+    for workers in (0, 2):
+        with pytest.raises(ValueError, match=r"mujoco/reach has states of width 12.*metaworld/push-v3 has 39 and 4"):
+            tasks = ["metaworld/push-v3", "metaworld/reach-v3", "mujoco/reach"]
+            WorkerPool(TaskSetting(task=tasks), envs=3, workers=workers)
+
+
+def test_every_task_needs_an_environment():
+    with pytest.raises(ValueError, match=r"one environment per task, got 2 for 3.*set envs to 3 or a multiple"):
+        WorkerPool(ARMS, envs=2)
+
+
+@pytest.mark.parametrize("task", [[], ["mujoco/reach", "mujoco/reach"]])
+def test_tasks_are_named_once(task):
+    with pytest.raises(ValueError, match="at least one name, each once"):
+        TaskSetting(task=task)
+    with pytest.raises(ValueError, match="spares -1: expected a number of simulators"):
+        TaskSetting(task="mujoco/reach", spares=-1)
+
+
+# --- frames, spares, folders ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.pixels
+def test_frames_and_spares_in_workers():
+    setting = replace(REACH, frames=RolloutFrames(cameras=["top"], image_size=16), spares=1)
+    policy, order, task = gaussian(horizon=3, execute=2), contexts(4), make_task("mujoco/reach")
+    with WorkerPool(setting, envs=2, workers=2) as pool:
+        pieces = [*pool.play(policy, order, seed=0), *pool.collect(policy, 8, order, seed=0)]
+    for piece in pieces:
+        task.reset(piece.context)
+        shown = [task.render("top", (16, 16))]
+        for number, action in enumerate(piece.actions, 1):
+            task.step(action)
+            if number in piece.frame_step:
+                shown.append(task.render("top", (16, 16)))
+        assert piece.frame_step == sorted({*range(0, len(piece.actions), 2), len(piece.actions)})
+        assert np.array_equal(shown, piece.frames["top"])
+    task.close()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+def test_workers_work_in_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with WorkerPool(REACH, envs=1, workers=1) as pool:
+        pool.play(gaussian(), contexts(1), seed=0)
+        assert os.readlink(f"/proc/{pool._processes[0].pid}/cwd") == str(tmp_path.resolve())

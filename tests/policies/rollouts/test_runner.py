@@ -1,8 +1,6 @@
 """Rollouts in a corridor that writes episode and step into everything it returns, and in a simulated arm."""
 
-from collections.abc import Iterator
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,88 +9,16 @@ import torch
 from guerdon.core.batch import Decision, End
 from guerdon.core.interfaces import Policy
 from guerdon.envs.reach import joint_angles
-from guerdon.envs.task import Step, check_context, list_contexts
-from guerdon.envs.vector import VectorEnv, make_task
+from guerdon.envs.vector import make_task
 from guerdon.policies.advantages.group_score import GroupScore
 from guerdon.policies.gaussian import GaussianPolicy
-from guerdon.policies.rollouts.runner import Runner, batch_pieces, split_evenly
+from guerdon.policies.rollouts.pieces import batch_pieces
+from guerdon.policies.rollouts.runner import Runner, split_evenly
 from guerdon.rewards.grape.trajectory import GrapeScore
 from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
 from guerdon.rewards.stages.subgoals import SubgoalReward
 
-
-class Corridor:
-    """State (context, step); reward 100 · context + step. What happens at which step is told by the context's number.
-
-    Context 3 succeeds at step 4; context 4 is ended by the simulator at step 2, context 5 likewise but in success;
-    every other context walks to the time limit.
-    """
-
-    name, instruction, seed, fps = "test/corridor", "walk", 0, 10.0
-    state_size, action_size, stage_names, cameras = 2, 1, (), ()
-    action_low, action_high = np.full(1, -1, np.float32), np.full(1, 1, np.float32)
-
-    def __init__(self, horizon=7):
-        self.horizon = horizon
-
-    def contexts(self, split, count=None):
-        return list_contexts(self.name, split, count)
-
-    def reset(self, context):
-        check_context(self.name, context)
-        self.index, self.at = context.index, 0
-        return self._state()
-
-    def step(self, action):
-        assert abs(float(action[0])) <= 1, "the bounds are the environment's, and the runner keeps them"
-        self.at += 1
-        return Step(
-            state=self._state(),
-            reward=100.0 * self.index + self.at,
-            success=(self.index, self.at) in ((3, 4), (5, 2)),
-            terminated=self.index in (4, 5) and self.at == 2,
-            stages={},
-            tracks={},
-        )
-
-    def tracks(self):
-        return {}
-
-    def render(self, camera=None, size=(96, 96)):
-        raise AssertionError("nobody asked for pictures")
-
-    def close(self):
-        pass
-
-    def _state(self):
-        return np.array([self.index, self.at], np.float32)
-
-
-class Tracked(Corridor):
-    """A point with the context and the step in it, and a number of a sensor that fails after the third step."""
-
-    def step(self, action):
-        return replace(super().step(action), tracks=self.tracks())
-
-    def tracks(self):
-        reading = np.nan if self.at == 3 else self.at / 10
-        return {"point": np.array([self.index, self.at, 1], np.float32), "sensor": np.array([reading], np.float32)}
-
-
-class Numbered(Policy):
-    """Every decision it ever takes has a number of its own, written into each step of its sample."""
-
-    def __init__(self, horizon: int = 1, execute: int = 1):
-        super().__init__()
-        self.horizon, self.execute, self.given = horizon, execute, 0
-
-    def act(self, observation, deterministic=False, generator=None):
-        count = len(observation)
-        numbers = self.given + torch.arange(count)
-        self.given += count
-        chunk = 1000.0 * numbers[:, None, None] + torch.arange(self.horizon)[None, :, None]
-        executed, log_prob = torch.full((count,), self.execute), -numbers.float()[:, None]
-        return Decision(chunk=chunk, executed=executed, log_prob=log_prob, extras={"number": numbers})
+from .small_tasks import Corridor, Noisy, Numbered, Street, Tracked, both, contexts, corridor, generator
 
 
 class Expert(Policy):
@@ -111,20 +37,6 @@ class Expert(Policy):
         if not deterministic:
             action = action + self.noise * torch.randn(action.shape, generator=generator)
         return Decision(chunk=action[:, None], executed=torch.ones(len(state), dtype=torch.long))
-
-
-def corridor(envs=2, horizon=7, end_on_success=True, task=Corridor):
-    runner = Runner("mujoco/reach", envs, end_on_success=end_on_success)
-    runner.envs = VectorEnv([task(horizon) for _ in range(envs)])
-    return runner
-
-
-def contexts(*indices):
-    return [c for i in indices for c in list_contexts(Corridor.name, "train", i + 1) if c.index == i]
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def numbers(batch):
@@ -316,13 +228,6 @@ def test_a_task_without_tracks_gives_none():
     assert batch_pieces(corridor().play(Numbered(), contexts(0), generator())).tracks == {}
 
 
-def test_pieces_with_other_tracks_are_refused():
-    one = corridor().play(Numbered(), contexts(0), generator())
-    other = corridor(task=Tracked).play(Numbered(), contexts(0), generator())
-    with pytest.raises(ValueError, match=r"pieces of one task.*\{\} and \{'point': 3, 'sensor': 1\}"):
-        batch_pieces([*one, *other])
-
-
 # --- whole episodes -------------------------------------------------------------------------------------------------
 
 
@@ -343,48 +248,45 @@ def test_copies_that_would_decide_at_different_moments_are_refused():
         corridor(envs=2).play(Uneven(3), contexts(0, 1), generator())
 
 
-# --- the outcome hidden ---------------------------------------------------------------------------------------------
+# --- several tasks --------------------------------------------------------------------------------------------------
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield path, value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            yield from leaves(inner, f"{path}[{name!r}]")
-    elif hasattr(value, "__dataclass_fields__"):
-        for f in fields(value):
-            yield from leaves(getattr(value, f.name), f"{path}.{f.name}")
+def test_environments_are_dealt_to_the_tasks_in_turns():
+    for first, envs, wanted in ((0, 3, [0, 1, 0]), (3, 3, [1, 0, 1]), (2, 1, [0])):
+        runner = both(envs, first=first)
+        train = [*contexts(0, 6), *contexts(1, 7, task=Street)]
+        pieces = runner.collect(Numbered(), 4 * envs, train, generator())
+        assert [piece.task for piece in pieces] == wanted
+        assert [piece.context.task for piece in pieces] == [(Corridor, Street)[k].name for k in wanted]
 
 
-def test_nothing_of_a_hidden_outcome_is_left_in_a_batch():
-    pieces = corridor(end_on_success=False).play(Numbered(), contexts(0, 3), generator())
-    pieces += corridor(envs=1, end_on_success=False).collect(Numbered(), 5, contexts(3), generator())
-    other = [
-        replace(p, reward=[-9.0] * len(p.reward), success=[not s for s in p.success])  # another world, the same motions
-        for p in pieces
-    ]
-    one, two = (
-        dict(leaves(batch_pieces(pieces, hide_outcome=True))),
-        dict(leaves(batch_pieces(other, hide_outcome=True))),
-    )
-    assert one.keys() == two.keys()
-    for path, value in one.items():
-        assert torch.equal(value, two[path]), f"{path} tells the outcome"
-    open_book = dict(leaves(batch_pieces(pieces)))
-    assert not torch.equal(open_book[".success"], dict(leaves(batch_pieces(other)))[".success"])
+def test_each_task_keeps_its_bounds_time_limit_and_instruction():
+    pieces = both().play(Numbered(), [*contexts(0), *contexts(0, task=Street)], generator())
+    assert [len(piece.actions) for piece in pieces] == [7, 5]
+    assert [max(float(a[0]) for a in piece.actions) for piece in pieces] == [1, 5]
+    assert [piece.instruction for piece in pieces] == ["walk", "cross"]
 
 
-@pytest.mark.parametrize("index", [3, 4, 5])
-def test_an_outcome_that_shows_in_how_an_episode_ended_is_refused(index):
-    pieces = corridor().play(Numbered(), contexts(0, index), generator())
-    with pytest.raises(ValueError, match=r"cannot be hidden.*end_on_success=False"):
-        batch_pieces(pieces, hide_outcome=True)
+def test_the_policy_reads_the_instruction_of_each_task():
+    policy = Noisy()
+    both().play(policy, [*contexts(0), *contexts(0, task=Street)], generator())
+    assert [observation.instructions for observation in policy.seen] == [("walk", "cross")] * 5 + [("walk",)] * 2
 
 
-def test_no_piece_is_no_batch():
-    with pytest.raises(ValueError, match="at least one row"):
-        batch_pieces([])
+def test_whole_episodes_of_several_tasks_come_in_the_order_of_their_contexts():
+    order = [*contexts(0, task=Street), *contexts(4, 0), *contexts(9, 4, 2, task=Street), *contexts(3)]
+    pieces = both(3).play(Numbered(), order, generator())
+    assert [piece.context for piece in pieces] == order
+    assert [(piece.context.task == Street.name) == piece.task for piece in pieces] == [True] * len(order)
+
+
+def test_contexts_of_a_task_that_nobody_plays_are_named():
+    with pytest.raises(ValueError, match="no environment plays test/street: they play test/corridor"):
+        corridor().play(Numbered(), contexts(0, task=Street), generator())
+    with pytest.raises(ValueError, match="test/street: expected contexts of this task, got 1 of test/corridor"):
+        both().collect(Numbered(), 4, contexts(0), generator())
+    with pytest.raises(ValueError, match="test/corridor: expected contexts of this task, got 0 of none"):
+        corridor().collect(Numbered(), 4, [], generator())
 
 
 # --- a real simulator -----------------------------------------------------------------------------------------------
