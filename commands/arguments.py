@@ -126,7 +126,17 @@ def _add_collect(parser: Parser) -> None:
     )
     parser.add_argument("--camera", action="append", metavar="NAME", help="may be repeated; default: the first camera")
     parser.add_argument(
-        "--split", choices=("train", "eval"), default="train", help="set of initial states; default: %(default)s"
+        "--frames-every",
+        type=_number_of("step"),
+        default=1,
+        metavar="STEPS",
+        help="control steps from one picture to the next; default: %(default)s",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "eval", "official"),
+        default="train",
+        help="set of initial states; official: the published protocol of a LIBERO task; default: %(default)s",
     )
     parser.add_argument(
         "--horizon", type=_number_of("step"), metavar="STEPS", help="time limit; default: that of the task"

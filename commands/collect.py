@@ -26,6 +26,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         split=options.split,
         horizon=options.horizon,
         noise=options.noise,
+        frames_every=options.frames_every,
     )
     print("\n".join(report.lines()))
     return 0

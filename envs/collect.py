@@ -34,6 +34,7 @@ def collect(
     cameras: Sequence[str] | None = None,
     noise: float | int | None = None,
     stop_at_success: bool = True,
+    frames_every: int = 1,
 ) -> Iterator[Episode]:
     """Act in a task and yield its episodes.
 
@@ -50,18 +51,21 @@ def collect(
         qualities: Weight of each quality, 0 or more; see `guerdon.envs.quality`.
         episodes: Number of episodes.
         seed: Random seed of the behaviour; the initial states follow from the task and its own seed.
-        split: Split whose contexts are used, ``"train"`` or ``"eval"``.
+        split: Split whose contexts are used, ``"train"`` or ``"eval"``; LIBERO's tasks have ``"official"`` as well.
         frames: Whether to record frames; None records them if an OpenGL backend works.
         image_size: Size (H, W) of the frames, in pixels.
         cameras: Names of the task's cameras that are recorded; None takes its first.
         noise: Noise of noisy experts; None takes the task's own, see `guerdon.envs.quality.behaviour`.
         stop_at_success: End an episode with the first success. Otherwise episodes run on, and count as a success if
             there was one at any time.
+        frames_every: Number of control steps from one frame to the next; the last observation always has one.
 
     Raises:
         ValueError: If a quality, camera or split is unknown, or a quality needs an expert and the task has none.
         RuntimeError: If frames are requested and no OpenGL backend works.
     """
+    if frames_every < 1:
+        raise ValueError(f"expected a frame every 1 or more control steps, got {frames_every}")
     shares = check_qualities(task, qualities)
     if frames:
         require_backend()
@@ -70,7 +74,7 @@ def collect(
     for index, (context, quality) in enumerate(zip(contexts, _deal(shares, episodes), strict=True)):
         generator = np.random.default_rng([seed, index, 1])
         actor = behaviour(task, context, quality, generator, noise)
-        recording = _Recording(task, views, image_size)
+        recording = _Recording(task, views, image_size, frames_every)
         try:
             end = recording.play(context, actor, stop_at_success)
         except FloatingPointError as error:
@@ -127,8 +131,9 @@ def _check_cameras(task: Task, cameras: Sequence[str] | None) -> tuple[str, ...]
 class _Recording:
     """Recorder of one episode."""
 
-    def __init__(self, task: Task, cameras: Sequence[str], image_size: tuple[int, int]) -> None:
-        self._task, self._size = task, image_size
+    def __init__(self, task: Task, cameras: Sequence[str], image_size: tuple[int, int], frames_every: int) -> None:
+        self._task, self._size, self._every = task, image_size, frames_every
+        self._frame_steps: list[int] = []
         self._states: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
         self._steps: list[Step] = []
@@ -136,6 +141,11 @@ class _Recording:
         self._pictures: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
 
     def play(self, context: Context, actor: Behaviour, stop_at_success: bool) -> End:
+        end = self._act(context, actor, stop_at_success)
+        self._picture(last=True)
+        return end
+
+    def _act(self, context: Context, actor: Behaviour, stop_at_success: bool) -> End:
         task = self._task
         self._observe(task.reset(context))
         for _ in range(task.horizon):
@@ -156,6 +166,15 @@ class _Recording:
     def _observe(self, state: np.ndarray) -> None:
         self._states.append(state)
         self._tracks.append(self._task.tracks())
+        self._picture()
+
+    def _picture(self, last: bool = False) -> None:
+        """Render the current observation if its turn has come, or it is the last one and has none."""
+        step = len(self._states) - 1
+        due = step % self._every == 0 if not last else self._frame_steps[-1:] != [step]
+        if not self._pictures or not due:
+            return
+        self._frame_steps.append(step)
         for camera, pictures in self._pictures.items():
             pictures.append(self._task.render(camera, self._size))
 
@@ -177,7 +196,7 @@ class _Recording:
             fps=task.fps,
             end=end,
             success=float(any(solved)),
-            frames={camera: _frames(pictures) for camera, pictures in self._pictures.items()},
+            frames={camera: _frames(pictures, self._frame_steps) for camera, pictures in self._pictures.items()},
             labels=labels,
             tracks=tracks,
             recorded={"reward": Column.known(np.array([step.reward for step in self._steps], np.float32))},
@@ -194,10 +213,10 @@ def _after_first(values: np.ndarray) -> Column:
     return Column(values=np.concatenate([[np.float32(0)], values]), valid=np.arange(len(values) + 1) > 0)
 
 
-def _frames(pictures: Sequence[np.ndarray]) -> ArrayFrames:
+def _frames(pictures: Sequence[np.ndarray], steps: Sequence[int]) -> ArrayFrames:
     values = np.stack(pictures)
     identity = hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
-    return ArrayFrames(values=values, step=np.arange(len(values)), identity=identity)
+    return ArrayFrames(values=values, step=np.array(steps), identity=identity)
 
 
 @dataclass
@@ -244,6 +263,7 @@ def collect_dataset(
     horizon: int | None = None,
     noise: float | int | None = None,
     console: Console | None = None,
+    frames_every: int = 1,
 ) -> CollectReport:
     """Collect episodes of one task into a LeRobot v3.0 data set; ``guerdon collect`` calls this.
 
@@ -264,6 +284,7 @@ def collect_dataset(
         horizon: Time limit in control steps; None takes the task's own.
         noise: Noise of noisy experts, in half ranges of the action; None takes the task's own.
         console: Console for progress and messages; None takes standard error.
+        frames_every: Number of control steps from one frame to the next; the last observation always has one.
 
     Raises:
         FileExistsError: If the folder holds something.
@@ -282,7 +303,16 @@ def collect_dataset(
     with closing(make_task(env, horizon, seed)) as task:
         qualities = _named_qualities(task, quality)
         stream = collect(
-            task, qualities, episodes, seed, split, frames is not False, (image_size, image_size), cameras, noise
+            task,
+            qualities,
+            episodes,
+            seed,
+            split,
+            frames is not False,
+            (image_size, image_size),
+            cameras,
+            noise,
+            frames_every=frames_every,
         )
         recorded: set[int] = set()
         report = CollectReport(folder=Path(out), frames=frames is not False)

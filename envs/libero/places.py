@@ -26,10 +26,10 @@ class Places:
 
     Args:
         problem: Environment of robosuite.
-        goal: Predicates of the goal.
+        parts: Predicates that are made true one after another; see `guerdon.envs.libero.goals.order`.
     """
 
-    def __init__(self, problem: Any, goal: Sequence[Sequence[str]]) -> None:
+    def __init__(self, problem: Any, parts: Sequence[Sequence[str]]) -> None:
         robot, model = problem.robots[0], problem.sim.model._model
         self._hand_site = robot.eef_site_id
         self._hand_body = model.body(robot.robot_model.eef_name).id
@@ -43,7 +43,7 @@ class Places:
             for name, fixture in problem.fixtures_dict.items()
             if name in self._bodies
         }
-        self._subject = _subject(problem, model, goal[0])
+        self._subjects = [_subject(problem, model, part) for part in parts]
         self._model = model
 
     def robot(self, data: mujoco.MjData) -> np.ndarray:
@@ -64,7 +64,9 @@ class Places:
         """Return the tracks: points (3,) in metres, and the opening of the gripper (1,) in metres."""
         left, right = data.qpos[self._fingers]
         found = {"end_effector": data.site_xpos[self._hand_site], "gripper": np.array([left - right])}
-        found["object"], found["goal"] = self._subject.points(self._model, data)
+        for number, subject in enumerate(self._subjects):
+            end = f"_{number + 1}" if number else ""
+            found[f"object{end}"], found[f"goal{end}"] = subject.points(self._model, data)
         found |= {name: data.xpos[body] for name, body in self._bodies.items()}
         return {name: point.astype(np.float32) for name, point in found.items()}
 

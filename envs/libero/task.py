@@ -23,6 +23,7 @@ from ..task import (
     list_contexts,
 )
 from .expert import LiberoExpert
+from .goals import order
 from .layout import ARM, PROPRIO, suite_layout
 from .places import Places
 from .saved import Snapshot
@@ -58,7 +59,8 @@ class Libero:
 
     **Stages.** ``satisfied``, the number of predicates of the goal that hold, and one number for each, ``goal_1`` … in
     the order of `goal`. **Tracks.** ``end_effector``, ``gripper`` (distance of the fingers in metres), every object and
-    fixture by its name, and ``object`` and ``goal``: what the first predicate of the goal moves, and where to.
+    fixture by its name, and ``object`` and ``goal``: what the first of `parts` moves, and where to (a handle or knob,
+    where a joint moves). Further parts have ``object_2``, ``goal_2`` and so on.
 
     Pictures are upright, and without shadows and reflections.
 
@@ -76,7 +78,7 @@ class Libero:
     """
 
     action_size: int = 7
-    expert_noise: np.ndarray = np.array([0.3] * 6 + [0.0])
+    expert_noise: np.ndarray = np.array([0.45] * 6 + [0.0])
     """Largest standard deviation of the noise of noisy experts by dimension; none on the gripper."""
 
     def __init__(
@@ -101,8 +103,10 @@ class Libero:
         self._problem = _build(str(entry.bddl))
         self.goal = goal_of(self._problem.parsed_problem)
         """Predicates of the goal, such as ``("in", "milk_1", "basket_1_contain_region")``; all must hold."""
+        self.parts = order(self.goal, self._problem.parsed_problem["initial_state"])
+        """Predicates in the order in which they can be made true, with the drawers that have to be opened first."""
         self.stage_names: tuple[str, ...] = ("satisfied", *(f"goal_{i + 1}" for i in range(len(self.goal))))
-        self._places = Places(self._problem, self.goal)
+        self._places = Places(self._problem, self.parts)
         self.cameras: tuple[str, ...] = _camera_names(self._model)
         self._renderer = OffscreenRenderer(self._model, hidden=(0,))  # group 0 holds the collision shapes
         self._states = official_states(entry)
