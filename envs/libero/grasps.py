@@ -10,10 +10,13 @@ from .geometry import DOWN, count_inside, rotation_z
 HAND: tuple[tuple[np.ndarray, np.ndarray], ...] = (
     (np.array([-0.067, -0.0125, -0.0445]), np.array([-0.038, 0.0125, 0.0095])),
     (np.array([0.038, -0.0125, -0.0445]), np.array([0.067, 0.0125, 0.0095])),
-    (np.array([-0.106, -0.035, -0.125]), np.array([0.106, 0.035, -0.030])),
-    (np.array([-0.06, -0.14, -0.29]), np.array([0.06, 0.05, -0.15])),
+    (np.array([-0.104, -0.032, -0.30]), np.array([0.104, 0.032, -0.030])),
+    (np.array([-0.057, -0.137, -0.30]), np.array([0.045, 0.045, -0.15])),
 )
-"""Boxes (low, high) of the open fingers, the palm and the wrist, in the frame of the point between the fingertips."""
+"""Boxes (low, high) of the open fingers, the palm and the wrist, in the frame of the point between the fingertips.
+
+The palm reaches up as far as the wrist, so that the way down is free too.
+"""
 
 _PAD = (0.0116, 0.0044)  # the finger pads reach this far above and below the grip point
 _HALF_OPENING = 0.036
@@ -77,7 +80,7 @@ def find_grasp(
         if best is not None and grasp.cost >= best.cost:
             break
         hits = 3 * hand_hits(surface, grasp.position, grasp.rotation)
-        hits += hand_hits(obstacles, grasp.position, grasp.rotation, 0.003)
+        hits += hand_hits(obstacles, grasp.position, grasp.rotation, 0.002)
         if best is None or grasp.cost + 10.0 * hits < best.cost:
             best = replace(grasp, cost=grasp.cost + 10.0 * hits)
     return best
@@ -87,6 +90,16 @@ def _similar(first: Grasp, second: Grasp) -> float:
     """Return 1 for the same grasp, less the farther apart two grasps are, 0 from 3 cm and half a right angle on."""
     apart = float(np.linalg.norm(first.position - second.position)) / 0.03 + abs(first.yaw - second.yaw) / 0.8
     return max(0.0, 1.0 - apart)
+
+
+def _contact(pad: np.ndarray) -> float:
+    """Return the extent of the surface that the pads meet, on the worse side, in metres: small at a slanted surface.
+
+    Args:
+        pad: Points (N, 2) between the pads: along the closing direction, along the pads.
+    """
+    near = (pad[:, 0] < pad[:, 0].min() + 0.003, pad[:, 0] > pad[:, 0].max() - 0.003)
+    return min(float(np.ptp(pad[side, 1])) for side in near)
 
 
 def _grasps_at(surface: np.ndarray, mass_centre: np.ndarray, yaw: float) -> list[Grasp]:
@@ -108,11 +121,12 @@ def _grasps_at(surface: np.ndarray, mass_centre: np.ndarray, yaw: float) -> list
             for depth in _DEPTHS:
                 # the approach axis points down: the top is the smallest coordinate; fingertips stay above the support
                 z = min(column[:, 2].min() + depth, own[:, 2].max() - _TIP)
-                pad = column[(column[:, 2] > z - _PAD[0]) & (column[:, 2] < z + _PAD[1]), 0]
-                if len(pad) == 0 or abs((pad.min() + pad.max()) / 2 - x) > 0.0045:
+                pad = column[(column[:, 2] > z - _PAD[0]) & (column[:, 2] < z + _PAD[1]), :2]
+                if len(pad) == 0 or abs((pad[:, 0].min() + pad[:, 0].max()) / 2 - x) > 0.0045:
                     continue
-                point, width = np.array([(pad.min() + pad.max()) / 2, y, z]), float(np.ptp(pad))
+                point, width = np.array([(pad[:, 0].min() + pad[:, 0].max()) / 2, y, z]), float(np.ptp(pad[:, 0]))
                 away = float(np.linalg.norm((point - centre)[:2]))
-                cost = 40.0 * away + 0.8 * abs(yaw) + 20.0 * width + 100.0 * max(0.0, width - 0.06) - 40.0 * depth
+                cost = 40.0 * away + 0.8 * abs(yaw) + 20.0 * width + 100.0 * max(0.0, width - 0.055) - 40.0 * depth
+                cost += 150.0 * max(0.0, 0.010 - _contact(pad))
                 grasps.append(Grasp(rotation @ point, yaw, cost))
     return grasps

@@ -2,10 +2,13 @@
 # pyright: reportAttributeAccessIssue=false
 """Opening and closing of drawers and doors, and turning of knobs."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from .geometry import DOWN, raised, rotation_vector, rotation_z
 from .goals import Predicate
+from .grasps import hand_hits
 from .motion import CLOSE, OPEN, Motion, action_towards, clear_height, close_gripper, hold, move_to
 from .scene import Joint, Scene
 
@@ -25,35 +28,43 @@ def joint_skill(scene: Scene, predicate: Predicate) -> Motion:
     return pull_drawer(scene, joint, predicate)
 
 
-def facing(outward: np.ndarray, lean: float) -> np.ndarray:
-    """Return the rotation (3, 3) of a gripper that points against a horizontal direction and down.
+def facing(outward: np.ndarray, lean: float, *, upright: bool) -> list[np.ndarray]:
+    """Return the two rotations (3, 3) of a gripper that points against a horizontal direction and down.
 
     Args:
         outward: Horizontal unit vector (3,) out of the surface that the gripper faces.
         lean: Angle between the approach and the vertical, in radians: 0 points down, π/2 is horizontal.
+        upright: Whether the fingers lie above each other instead of side by side.
     """
     approach = -np.sin(lean) * outward - np.array([0.0, 0.0, np.cos(lean)])
     closing = np.cross(np.array([0.0, 0.0, 1.0]), outward)
-    options = [np.column_stack([s * closing, np.cross(approach, s * closing), approach]) for s in (1.0, -1.0)]
-    return min(options, key=lambda r: float(np.linalg.norm(rotation_vector(r @ DOWN.T))))
+    if upright:
+        closing = np.cross(approach, closing)
+    return [np.column_stack([s * closing, np.cross(approach, s * closing), approach]) for s in (1.0, -1.0)]
 
 
-def rolled(rotation: np.ndarray) -> np.ndarray:
-    """Return a gripper's rotation (3, 3) after a quarter turn about its approach axis, the way nearer to pointing down.
+def freest(scene: Scene, joint: Joint, rotations: Sequence[np.ndarray], point: np.ndarray) -> np.ndarray:
+    """Choose the rotation at which the hand has most room, and of those the one nearest to pointing down.
 
     Args:
-        rotation: Rotation (3, 3) of the gripper.
+        scene: Simulator.
+        joint: Joint whose own body does not count as an obstacle.
+        rotations: Rotations (3, 3) of the gripper.
+        point: Point (3,) between the fingertips.
     """
-    closing, side, approach = rotation.T
-    options = [np.column_stack([s * side, -s * closing, approach]) for s in (1.0, -1.0)]
-    return min(options, key=lambda r: float(np.linalg.norm(rotation_vector(r @ DOWN.T))))
+    around = scene.around_joint(joint, point, 0.35)
+
+    def cost(rotation: np.ndarray) -> float:
+        return hand_hits(around, point, rotation) + float(np.linalg.norm(rotation_vector(rotation @ DOWN.T)))
+
+    return min(rotations, key=cost)
 
 
 def pull_drawer(scene: Scene, joint: Joint, predicate: Predicate) -> Motion:
     """Grasp the bar of a drawer from the front and pull it out."""
     outward = joint.opening
-    rotation = rolled(facing(outward, np.pi / 2))
     handle = scene.handle(joint)
+    rotation = freest(scene, joint, facing(outward, np.pi / 2, upright=True), handle + 0.004 * outward)
     yield from approach(scene, handle + 0.12 * outward, rotation, OPEN)
     if not (yield from move_to(scene, handle + 0.004 * outward, rotation, OPEN, tolerance=0.01, limit=50)):
         if float((scene.grip()[0] - handle) @ outward) > 0.03:
@@ -72,8 +83,10 @@ def pull_drawer(scene: Scene, joint: Joint, predicate: Predicate) -> Motion:
 def push_drawer(scene: Scene, joint: Joint, predicate: Predicate) -> Motion:
     """Push a drawer shut with the closed fingertips on its bar, the hand leaning outward."""
     outward = joint.opening
-    rotation = facing(outward, np.deg2rad(50))
     handle = scene.handle(joint)
+    shut = handle - scene.opened_by(joint) * outward
+    options = [r for lean in (38, 50) for r in facing(outward, np.deg2rad(lean), upright=False)]
+    rotation = freest(scene, joint, options, shut + 0.02 * outward)
     yield from approach(scene, handle + 0.08 * outward, rotation, CLOSE)
     for _ in range(80):
         if scene.holds(predicate):
@@ -86,7 +99,7 @@ def push_door(scene: Scene, joint: Joint, predicate: Predicate) -> Motion:
     """Push a hinged door shut along its arc with the closed fingertips."""
     for _ in range(3):
         point, normal = scene.door_face(joint)
-        rotation = facing(normal, np.deg2rad(20))
+        rotation = freest(scene, joint, facing(normal, np.deg2rad(20), upright=False), point + 0.02 * normal)
         yield from approach(scene, point + 0.08 * normal, rotation, CLOSE)
         for _ in range(100):
             if scene.holds(predicate):

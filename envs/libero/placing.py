@@ -8,6 +8,7 @@ import numpy as np
 from .geometry import Terrain, height_map, raised, rotation_z
 from .grasps import hand_hits
 
+_STRADDLE = 0.012  # an object that rests this much higher than elsewhere stands on a rim, in metres
 _LIFTS = (0.0, 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.10, 0.13, 0.16)
 
 
@@ -80,6 +81,8 @@ def find_placement(
             rest = turned.origin + np.array([*shift, -fall])
             if np.isfinite(fall) and accepts(raised(rest, 0.002)):
                 options.append((0.02 * rank + 0.5 * abs(angle) + 20.0 * rest[2], rest - turned.origin))
+        lowest = min((move[2] for _, move in options), default=0.0)
+        options = [(base, move) for base, move in options if move[2] < lowest + _STRADDLE]
         for base, move in sorted(options, key=lambda option: option[0]):
             if best is not None and base >= best.cost:
                 break

@@ -138,6 +138,16 @@ class Scene:
             anchor=self.data.xanchor[index].copy(),
         )
 
+    def around_joint(self, joint: "Joint", centre: np.ndarray, reach: float) -> np.ndarray:
+        """Sample surface points (N, 3) near a point of everything but the robot and the body that a joint moves."""
+        geoms = [g for body, own in self._geoms.items() if body != joint.body for g in own]
+        points = self._sample(geoms, centre, 0.008, reach)
+        return points[np.all(np.abs(points - centre) < reach, axis=1)]
+
+    def opened_by(self, joint: "Joint") -> float:
+        """Return how far a joint is open, in metres or radians."""
+        return abs(float(self.data.qpos[self.model.jnt_qposadr[joint.index]]))
+
     def handle(self, joint: "Joint") -> np.ndarray:
         """Return the middle (3,) of the part of a drawer that stands out farthest: its bar."""
         geoms = self._geoms[joint.body]
