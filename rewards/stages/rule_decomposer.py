@@ -1,8 +1,7 @@
 """Stages of the simulated tasks by rule: distances between the tracks of a hand, an object and a goal."""
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,126 +9,15 @@ from torch import Tensor
 
 from ...core.batch import End, Labelled, TrajectoryBatch
 from ...core.interfaces import TaskDecomposer, TaskPlan, TaskStage
-from ...envs.instructions import KITCHEN, METAWORLD, REACH
 from .segmentation import monotone_completed, online_completed
+from .task_rules import GOAL, HAND, OBJECT, RULES, TaskRule, plain, task_of
 
-HAND, OBJECT, GOAL = "end_effector", "object", "goal"
 METAWORLD_COLUMNS: dict[str, list[int]] = {HAND: [0, 1, 2], OBJECT: [4, 5, 6], GOAL: [36, 37, 38]}
 """Places in Meta-World's state of 39 numbers that hold the tracks, for data without tracks."""
 _PUSHED = 0.02  # metres; an object that moved this far since the hand met it was reached, even if it rolls ahead
 _ALMOST = 0.99  # a fraction never counts as a whole stage
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskRule:
-    """Stages of a task, and the distances in metres at which they count as complete."""
-
-    near: float
-    """Distance from hand to object, or to the goal without an object, below which the first stage is complete."""
-    lift: float | None = None
-    """Height of the object above its place when the hand came near, above which the second stage is complete."""
-    goal: float | None = None
-    """Distance from object to goal below which the last stage is complete."""
-    moved: float | None = None
-    """Distance of the object from its first place above which the last stage is complete, without a goal track."""
-    object: bool = True
-    """Whether there is an object; without one the hand has to reach the goal, in one stage."""
-
-    @property
-    def tracks(self) -> tuple[str, ...]:
-        """Names of the tracks that the rule reads."""
-        if not self.object:
-            return HAND, GOAL
-        return (HAND, OBJECT, GOAL) if self.goal is not None else (HAND, OBJECT)
-
-    @property
-    def needs_success(self) -> bool:
-        """Whether only the success flag shows the end of the task, because no distance does."""
-        return self.object and self.goal is None and self.moved is None
-
-
-def _carry(near: float, goal: float | None) -> TaskRule:
-    return TaskRule(near=near, lift=0.02, goal=goal)
-
-
-def _move(near: float, goal: float | None) -> TaskRule:
-    return TaskRule(near=near, goal=goal)
-
-
-_METAWORLD: dict[str, TaskRule] = {
-    "assembly-v3": _carry(0.06, None),
-    "basketball-v3": _carry(0.045, 0.1),
-    "bin-picking-v3": _carry(0.05, 0.05),
-    "box-close-v3": _carry(0.08, 0.08),
-    "button-press-topdown-v3": _move(0.06, 0.024),
-    "button-press-topdown-wall-v3": _move(0.085, 0.024),
-    "button-press-v3": _move(0.09, 0.02),
-    "button-press-wall-v3": _move(0.065, 0.03),
-    "coffee-button-v3": _move(0.1, 0.02),
-    "coffee-pull-v3": _move(0.075, 0.07),
-    "coffee-push-v3": _move(0.075, 0.07),
-    "dial-turn-v3": _move(0.12, 0.07),
-    "disassemble-v3": _carry(0.055, None),
-    "door-close-v3": _move(0.195, 0.08),
-    "door-lock-v3": _move(0.07, 0.047),
-    "door-open-v3": _move(0.045, 0.089),
-    "door-unlock-v3": _move(0.06, 0.047),
-    "drawer-close-v3": _move(0.04, 0.065),
-    "drawer-open-v3": _move(0.03, 0.03),
-    "faucet-close-v3": _move(0.07, 0.07),
-    "faucet-open-v3": _move(0.065, 0.05),
-    "hammer-v3": _carry(0.06, None),
-    "hand-insert-v3": _move(0.055, 0.05),
-    "handle-press-side-v3": _move(0.03, 0.02),
-    "handle-press-v3": _move(0.04, 0.02),
-    "handle-pull-side-v3": _move(0.03, 0.08),
-    "handle-pull-v3": _move(0.05, 0.071),
-    "lever-pull-v3": _move(0.12, 0.027),
-    "peg-insert-side-v3": _carry(0.04, 0.2),
-    "peg-unplug-side-v3": _move(0.035, 0.07),
-    "pick-out-of-hole-v3": _carry(0.04, 0.07),
-    "pick-place-v3": _carry(0.06, 0.07),
-    "pick-place-wall-v3": _carry(0.055, 0.07),
-    "plate-slide-back-side-v3": _move(0.08, 0.07),
-    "plate-slide-back-v3": _move(0.105, 0.07),
-    "plate-slide-side-v3": _move(0.09, 0.07),
-    "plate-slide-v3": _move(0.095, 0.07),
-    "push-back-v3": _move(0.06, 0.07),
-    "push-v3": _move(0.05, 0.05),
-    "push-wall-v3": _move(0.05, 0.07),
-    "reach-v3": TaskRule(near=0.058, object=False),
-    "reach-wall-v3": TaskRule(near=0.092, object=False),
-    "shelf-place-v3": _carry(0.06, 0.07),
-    "soccer-v3": _move(0.065, 0.07),
-    "stick-pull-v3": _carry(0.045, None),
-    "stick-push-v3": _carry(0.07, None),
-    "sweep-into-v3": _move(0.045, 0.071),
-    "sweep-v3": _move(0.07, 0.05),
-    "window-close-v3": _move(0.06, None),
-    "window-open-v3": _move(0.055, 0.108),
-}
-# Kitchen: how far the touched point has moved at the simulator's tolerance of success; a knob's turns about itself
-_KITCHEN: dict[str, TaskRule] = {
-    "microwave": TaskRule(near=0.1, moved=0.221),
-    "kettle": TaskRule(near=0.1, moved=0.109),
-    "light_switch": TaskRule(near=0.1, moved=0.0318),
-    "slide_cabinet": TaskRule(near=0.1, moved=0.0741),
-    "hinge_cabinet": TaskRule(near=0.1, moved=0.36),
-    "bottom_burner": TaskRule(near=0.1),
-    "top_burner": TaskRule(near=0.1),
-}
-RULES: dict[str, TaskRule] = {
-    **{f"metaworld/{name}": rule for name, rule in _METAWORLD.items()},
-    **{f"kitchen/{name}": rule for name, rule in _KITCHEN.items()},
-    "mujoco/reach": TaskRule(near=0.05, object=False),
-}
-"""Rule of each task, by the task's full name."""
-
-_TASKS = {
-    **{text: f"metaworld/{name}" for name, text in METAWORLD.items()},
-    **{text: f"kitchen/{name}" for name, text in KITCHEN.items()},
-    REACH: "mujoco/reach",
-}
 _REACHING = TaskStage(
     name="reach", description="move the hand to the object", completion="the hand is at the object", keypoints=(OBJECT,)
 )
@@ -187,7 +75,7 @@ class RuleDecomposer(TaskDecomposer):
                     f"state_columns[{name!r}] is {places}: expected three places in the state for one of {HAND}, "
                     f"{OBJECT} and {GOAL}"
                 )
-        self.aliases = {_plain(text): known for text, known in (aliases or {}).items()}
+        self.aliases = {plain(text): known for text, known in (aliases or {}).items()}
         for known in self.aliases.values():
             task_of(known)
 
@@ -244,7 +132,7 @@ class RuleDecomposer(TaskDecomposer):
         """Count complete stages plus a fraction, and where that is known, for rows of one task."""
         points: dict[str, Tensor] = {}
         known = whole
-        for name in rule.tracks:
+        for name in dict.fromkeys(name for part in rule.parts for name in part.tracks):
             points[name], seen = self._track(batch, name, task)
             known = known & seen
         succeeded, success_known = self._succeeded(batch)
@@ -255,9 +143,11 @@ class RuleDecomposer(TaskDecomposer):
                 )
             first = torch.arange(known.shape[1], device=known.device) == 0  # by definition nothing is complete there
             known = known & (success_known | first)
-        met, left = _conditions(rule, points, known)
-        met = torch.cat([met[..., :-1], met[..., -1:] | (succeeded & known)[..., None]], -1)
-        met = met.flip(-1).cummax(-1).values.flip(-1)  # a complete later stage completes those before it
+        found = [_conditions(part, points, known) for part in rule.parts]
+        # a complete later stage completes those before it in its part, success completes them all
+        met = torch.cat([stages.flip(-1).cummax(-1).values.flip(-1) for stages, _ in found], -1)
+        met = met | (succeeded & known)[..., None]
+        left = torch.cat([distances for _, distances in found], -1)
         values = torch.zeros_like(left[..., 0])
         for row in range(len(batch)):
             done, valid = met[row].to(values.dtype), known[row]
@@ -315,45 +205,37 @@ class RuleDecomposer(TaskDecomposer):
         return succeeded | at_end, known
 
     def _task(self, instruction: str) -> str:
-        return task_of(self.aliases.get(_plain(instruction), instruction))
-
-
-def task_of(instruction: str) -> str:
-    """Find the full name of the simulated task of an instruction; capitals and outer blanks do not matter.
-
-    Args:
-        instruction: Instruction of `guerdon.envs.instructions`.
-
-    Raises:
-        ValueError: If it is none of them, naming the most similar ones.
-    """
-    text = _plain(instruction)
-    if text not in _TASKS:
-        near = difflib.get_close_matches(text, _TASKS, 3, 0.0)
-        raise ValueError(
-            f"no rule for the instruction {instruction!r}: expected one of the {len(_TASKS)} in "
-            f"guerdon.envs.instructions, such as {', '.join(map(repr, near))}; give other wordings as aliases"
-        )
-    return _TASKS[text]
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).rstrip(".").casefold()
+        return task_of(self.aliases.get(plain(instruction), instruction))
 
 
 def _plan(instruction: str, rule: TaskRule) -> TaskPlan:
     if not rule.object:
         stage = replace(_REACHING, description=instruction, completion="the hand is at the goal", keypoints=(GOAL,))
         return TaskPlan(instruction=instruction, stages=(stage,))
-    keypoints = (OBJECT,) if rule.goal is None else (OBJECT, GOAL)
+    return TaskPlan(
+        instruction=instruction, stages=tuple(stage for part in rule.parts for stage in _stages(instruction, part))
+    )
+
+
+def _stages(instruction: str, rule: TaskRule) -> tuple[TaskStage, ...]:
+    """Return the stages of one part of a task; with an item in the rule they are named after it."""
     last = TaskStage(
         name="move" if rule.lift is None else "place",
         description=instruction,
         completion="the task is done" if rule.goal is None else "the object is at the goal",
-        keypoints=keypoints,
+        keypoints=(OBJECT,) if rule.goal is None else (OBJECT, GOAL),
     )
-    return TaskPlan(
-        instruction=instruction, stages=(_REACHING, last) if rule.lift is None else (_REACHING, _GRASPING, last)
+    stages = (_REACHING, last) if rule.lift is None else (_REACHING, _GRASPING, last)
+    if not rule.item:
+        return stages
+    return tuple(
+        TaskStage(
+            name=f"{stage.name} {rule.item}",
+            description=stage.description.replace("the object", f"the {rule.item}"),
+            completion=stage.completion.replace("the object", f"the {rule.item}"),
+            keypoints=tuple(rule.track(point) for point in stage.keypoints),
+        )
+        for stage in stages
     )
 
 
@@ -363,9 +245,9 @@ def _conditions(
     """Find where each stage's condition holds, and its remaining distance (infinite where it has none)."""
     hand = points[HAND]
     if not rule.object:
-        distance = (hand - points[GOAL]).norm(dim=-1)
+        distance = (hand - points[rule.track(GOAL)]).norm(dim=-1)
         return (known & (distance < rule.near))[..., None], (distance - rule.near).clamp(min=0)[..., None]
-    item = points[OBJECT]
+    item = points[rule.track(OBJECT)]
     distance = (hand - item).norm(dim=-1)
     at = known & (distance < rule.near)
     reached = at.int().cummax(1).values.bool()
@@ -377,7 +259,7 @@ def _conditions(
         left.append(torch.full_like(distance, torch.inf))
     rest = torch.full_like(distance, torch.inf)
     if rule.goal is not None:
-        rest = ((item - points[GOAL]).norm(dim=-1) - rule.goal).clamp(min=0)
+        rest = ((item - points[rule.track(GOAL)]).norm(dim=-1) - rule.goal).clamp(min=0)
     elif rule.moved is not None:
         start = item.gather(1, known.int().argmax(1)[:, None, None].expand(-1, -1, 3))  # its first known place
         rest = (rule.moved - (item - start).norm(dim=-1)).clamp(min=0)
