@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
+import lightning  # noqa: F401  # before any test renders: after OpenGL in software, importing triton crashes
 import pytest
+import torchvision  # noqa: F401  # the same
 
 from guerdon.cli import main
 from guerdon.datasets.opening import open_dataset
