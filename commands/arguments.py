@@ -95,7 +95,11 @@ def _noise(text: str) -> float:
 
 
 def _add_collect(parser: Parser) -> None:
-    parser.add_argument("--env", required=True, help="task, such as metaworld/drawer-open-v3 or mujoco/reach")
+    parser.add_argument(
+        "--env",
+        required=True,
+        help="task: metaworld/drawer-open-v3, mujoco/reach, gymnasium/<ID>, my_module:MyTask, …",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder for the data set")
     parser.add_argument(
         "--episodes",

@@ -44,7 +44,7 @@ def collect(
     Each episode holds ``recorded["reward"]``, per-observation ``labels["success"]`` and ``labels["stage.<name>"]``
     (unknown at the first observation, which the simulator does not report on), and the task's tracks. It ends with
     `SUCCESS`, with `FAILURE` if the expert gave up or the simulator ended it, or with `TIME_LIMIT`. An episode whose
-    simulation diverges is left out with a warning in the log.
+    simulation diverges is left out with a warning in the log; a camera that shows one colour is named there once.
 
     Args:
         task: Task to act in.
@@ -71,6 +71,7 @@ def collect(
         require_backend()
     views = _check_cameras(task, cameras) if frames or (frames is None and rendering_backend()) else ()
     contexts = task.contexts(split, episodes)
+    blank: set[str] = set()
     for index, (context, quality) in enumerate(zip(contexts, _deal(shares, episodes), strict=True)):
         generator = np.random.default_rng([seed, index, 1])
         actor = behaviour(task, context, quality, generator, noise)
@@ -80,6 +81,13 @@ def collect(
         except FloatingPointError as error:
             _log.warning("episode %d left out: %s", index, error)
             continue
+        for camera in recording.blank_cameras() - blank:
+            _log.warning(
+                "%s: every picture of camera %r in episode %d is one colour: choose another camera, or correct the "
+                "renderer (MUJOCO_GL chooses the backend)",
+                *(task.name, camera, index),
+            )
+            blank.add(camera)
         yield recording.episode(index, context, quality, end)
 
 
@@ -177,6 +185,14 @@ class _Recording:
         self._frame_steps.append(step)
         for camera, pictures in self._pictures.items():
             pictures.append(self._task.render(camera, self._size))
+
+    def blank_cameras(self) -> set[str]:
+        """Return the cameras whose every picture has one colour everywhere: black, most often."""
+        return {
+            camera
+            for camera, pictures in self._pictures.items()
+            if all(picture.max() == picture.min() for picture in pictures)
+        }
 
     def episode(self, index: int, context: Context, quality: str, end: End) -> Episode:
         task = self._task

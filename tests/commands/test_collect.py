@@ -22,6 +22,15 @@ def test_the_episodes_are_those_that_were_asked_for(tmp_path, monkeypatch, capsy
     assert (open_dataset("b")[0].state == dataset[0].state).all()
 
 
+def test_the_noise_of_noisy_experts_can_be_chosen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "collect --env mujoco/reach --episodes 1 --quality noisy --horizon 9 --states-only"
+    for name, noise in (("own", ()), ("half", ("--noise", "0.5")), ("loud", ("--noise", "1.5"))):
+        assert main([*command.split(), *noise, "--out", name]) == 0
+    own, half, loud = (open_dataset(name)[0].actions for name in ("own", "half", "loud"))
+    assert (own == half).all() and not (own[: len(loud)] == loud[: len(own)]).all()
+
+
 def test_a_quality_is_a_name_or_shares():
     assert parse_quality("mixed") == "mixed"
     assert parse_quality("expert=0.5, random=0.25,noisy=.25") == {"expert": 0.5, "random": 0.25, "noisy": 0.25}
@@ -38,6 +47,12 @@ def test_a_quality_is_a_name_or_shares():
         ("collect --env mujoco/reach --out d --episodes 0", "at least one episode"),
         ("collect --env mujoco/reach --out d --quality perfect", "perfect"),
         ("collect --env mujoco/reach --out d --quality expert=lots", "expected shares"),
+        ("collect --env mujoco/reach --out d --noise lots", "expected a number of at least 0, got lots"),
+        ("collect --env mujoco/reach --out d --noise -1", "expected a number of at least 0, got -1"),
+        ("collect --env gymnasium/Pendulum-v1 --out d", "success="),
+        ("collect --env gymnasium/CartPole-v1 --out d", "continuous actions"),
+        ("collect --env gymnasium/FetchReech-v4 --out d", "gymnasium/FetchReach-v4"),
+        ("collect --env nowhere:Task --out d", "no module nowhere"),
         ("collect --env mujoco/reach --out {place}/held", "held"),
         ("collect --env mujoco/reach --out {place}/tiny.yaml/d", "tiny.yaml"),
     ],

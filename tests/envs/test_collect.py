@@ -222,6 +222,16 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_camera_that_shows_nothing_is_named_once(reach, caplog, monkeypatch):
+    monkeypatch.setattr("guerdon.envs.collect.require_backend", lambda: None)
+    pictures = {"front": np.zeros((3, 8, 8), np.uint8), "top": np.arange(192, dtype=np.uint8).reshape(3, 8, 8)}
+    monkeypatch.setattr(reach, "render", lambda camera, size: pictures[camera])
+    found = collect(reach, {"random": 1.0}, 3, frames=True, image_size=(8, 8), cameras=["front", "top"])
+    assert len(list(found)) == 3
+    told = [record.message for record in caplog.records if "one colour" in record.message]
+    assert len(told) == 1 and "mujoco/reach: every picture of camera 'front' in episode 0" in told[0]
+
+
 def test_a_diverging_episode_is_left_out_and_named(reach, caplog):
     class Diverging:
         def __init__(self):

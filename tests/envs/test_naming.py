@@ -43,6 +43,14 @@ def test_every_name_is_a_task_of_its_family():
     assert {name.split("/")[0] for name in names} == {"metaworld", "kitchen", "mujoco", "libero"}
 
 
+def test_gymnasium_itself_may_be_missing(monkeypatch: pytest.MonkeyPatch):
+    for module in [name for name in sys.modules if name.startswith("guerdon.envs.gym_tasks.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ModuleNotFoundError, match=r"gymnasium/Any-v0 needs gymnasium.*pip install 'guerdon\[sim\]'"):
+        make_task("gymnasium/Any-v0")
+
+
 def test_an_unknown_name_says_which_forms_there_are():
     with pytest.raises(ValueError, match=r"unknown task 'zzz': Names are .*gymnasium/<ID>.*package.module:Class"):
         make_task("zzz")
