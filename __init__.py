@@ -50,8 +50,13 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Simulated tasks": {
         "envs.collect": ("collect_dataset", "CollectReport"),
-        "envs.vector": ("make_task", "task_names", "VectorEnv"),
-        "envs.task": ("Context", "Task", "ResumableTask"),
+        "envs.naming": ("make_task", "task_names"),
+        "envs.vector": ("VectorEnv",),
+        "envs.task": ("Context", "Task", "ResumableTask", "ExpertTask"),
+        "envs.checking": ("check_task",),
+        "envs.promises": ("TaskReport",),
+        "envs.gym_tasks.task": ("GymnasiumTask",),
+        "envs.gym_tasks.success": ("InfoKey", "InfoThreshold", "RewardThreshold"),
     },
     "Train reward models and critics on logged episodes": {
         "datasets.module": ("EpisodeData",),
@@ -262,14 +267,21 @@ if TYPE_CHECKING:
     from .datasets.labels import LabelFactory as LabelFactory
     from .datasets.module import EpisodeData as EpisodeData
     from .datasets.opening import open_dataset as open_dataset
+    from .envs.checking import check_task as check_task
     from .envs.collect import CollectReport as CollectReport
     from .envs.collect import collect_dataset as collect_dataset
+    from .envs.gym_tasks.success import InfoKey as InfoKey
+    from .envs.gym_tasks.success import InfoThreshold as InfoThreshold
+    from .envs.gym_tasks.success import RewardThreshold as RewardThreshold
+    from .envs.gym_tasks.task import GymnasiumTask as GymnasiumTask
+    from .envs.naming import make_task as make_task
+    from .envs.naming import task_names as task_names
+    from .envs.promises import TaskReport as TaskReport
     from .envs.task import Context as Context
+    from .envs.task import ExpertTask as ExpertTask
     from .envs.task import ResumableTask as ResumableTask
     from .envs.task import Task as Task
     from .envs.vector import VectorEnv as VectorEnv
-    from .envs.vector import make_task as make_task
-    from .envs.vector import task_names as task_names
     from .evaluation.calibration.fit import calibrate as calibrate
     from .evaluation.dataset import evaluate_dataset as evaluate_dataset
     from .evaluation.evaluate import evaluate as evaluate

@@ -1,6 +1,7 @@
 """Arguments of the ``guerdon`` command; nothing heavier than argparse is imported, so ``--help`` answers at once."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,17 @@ def _number_of(what: str) -> Callable[[str], int]:
     return convert
 
 
+def _noise(text: str) -> float:
+    """Convert the argument of ``--noise`` to a number of at least 0."""
+    try:
+        noise = float(text)
+    except ValueError:
+        noise = math.nan
+    if not 0 <= noise < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
+    return noise
+
+
 def _add_collect(parser: Parser) -> None:
     parser.add_argument("--env", required=True, help="task, such as metaworld/drawer-open-v3 or mujoco/reach")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder for the data set")
@@ -96,6 +108,12 @@ def _add_collect(parser: Parser) -> None:
     parser.add_argument(
         "--quality", default="mixed", help="mixed, expert, noisy, aborted, random, or shares: expert=0.5,random=0.5"
     )
+    parser.add_argument(
+        "--noise",
+        type=_noise,
+        metavar="SD",
+        help="noise of noisy experts, in half ranges of the action; default: that of the task",
+    )
     frames = parser.add_mutually_exclusive_group()
     frames.add_argument("--frames", action="store_true", default=None, help="record pictures, or fail without OpenGL")
     frames.add_argument("--states-only", dest="frames", action="store_false", help="record no pictures")
@@ -108,7 +126,17 @@ def _add_collect(parser: Parser) -> None:
     )
     parser.add_argument("--camera", action="append", metavar="NAME", help="may be repeated; default: the first camera")
     parser.add_argument(
-        "--split", choices=("train", "eval"), default="train", help="set of initial states; default: %(default)s"
+        "--frames-every",
+        type=_number_of("step"),
+        default=1,
+        metavar="STEPS",
+        help="control steps from one picture to the next; default: %(default)s",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "eval", "official"),
+        default="train",
+        help="set of initial states; official: the published protocol of a LIBERO task; default: %(default)s",
     )
     parser.add_argument(
         "--horizon", type=_number_of("step"), metavar="STEPS", help="time limit; default: that of the task"

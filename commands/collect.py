@@ -25,6 +25,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         cameras=options.camera,
         split=options.split,
         horizon=options.horizon,
+        noise=options.noise,
+        frames_every=options.frames_every,
     )
     print("\n".join(report.lines()))
     return 0

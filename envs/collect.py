@@ -15,11 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..core.batch import End
 from ..datasets.episodes import ArrayFrames, Column, Episode
 from ..datasets.formats.lerobot_writer import LeRobotWriter
-from .experts import has_expert
-from .quality import MIXED, NOISE, QUALITIES, Behaviour, behaviour
+from .naming import make_task
+from .quality import MIXED, QUALITIES, Behaviour, behaviour
 from .render import NO_BACKEND, rendering_backend, require_backend
-from .task import Context, Step, Task
-from .vector import make_task
+from .task import Context, ExpertTask, Step, Task
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +32,9 @@ def collect(
     frames: bool | None = None,
     image_size: tuple[int, int] = (96, 96),
     cameras: Sequence[str] | None = None,
-    noise: float = NOISE,
+    noise: float | int | None = None,
     stop_at_success: bool = True,
+    frames_every: int = 1,
 ) -> Iterator[Episode]:
     """Act in a task and yield its episodes.
 
@@ -51,19 +51,22 @@ def collect(
         qualities: Weight of each quality, 0 or more; see `guerdon.envs.quality`.
         episodes: Number of episodes.
         seed: Random seed of the behaviour; the initial states follow from the task and its own seed.
-        split: Split whose contexts are used, ``"train"`` or ``"eval"``.
+        split: Split whose contexts are used, ``"train"`` or ``"eval"``; LIBERO's tasks have ``"official"`` as well.
         frames: Whether to record frames; None records them if an OpenGL backend works.
         image_size: Size (H, W) of the frames, in pixels.
         cameras: Names of the task's cameras that are recorded; None takes its first.
-        noise: Noise of noisy experts; see `guerdon.envs.quality.behaviour`.
+        noise: Noise of noisy experts; None takes the task's own, see `guerdon.envs.quality.behaviour`.
         stop_at_success: End an episode with the first success. Otherwise episodes run on, and count as a success if
             there was one at any time.
+        frames_every: Number of control steps from one frame to the next; the last observation always has one.
 
     Raises:
         ValueError: If a quality, camera or split is unknown, or a quality needs an expert and the task has none.
         RuntimeError: If frames are requested and no OpenGL backend works.
     """
-    shares = check_qualities(task.name, qualities)
+    if frames_every < 1:
+        raise ValueError(f"expected a frame every 1 or more control steps, got {frames_every}")
+    shares = check_qualities(task, qualities)
     if frames:
         require_backend()
     views = _check_cameras(task, cameras) if frames or (frames is None and rendering_backend()) else ()
@@ -71,7 +74,7 @@ def collect(
     for index, (context, quality) in enumerate(zip(contexts, _deal(shares, episodes), strict=True)):
         generator = np.random.default_rng([seed, index, 1])
         actor = behaviour(task, context, quality, generator, noise)
-        recording = _Recording(task, views, image_size)
+        recording = _Recording(task, views, image_size, frames_every)
         try:
             end = recording.play(context, actor, stop_at_success)
         except FloatingPointError as error:
@@ -80,11 +83,11 @@ def collect(
         yield recording.episode(index, context, quality, end)
 
 
-def check_qualities(name: str, qualities: Mapping[str, float]) -> dict[str, float]:
+def check_qualities(task: Task, qualities: Mapping[str, float]) -> dict[str, float]:
     """Check the weights of qualities for a task, and normalise the positive ones to a sum of 1.
 
     Args:
-        name: Full name of the task.
+        task: Task.
         qualities: Weight of each quality.
 
     Raises:
@@ -100,9 +103,11 @@ def check_qualities(name: str, qualities: Mapping[str, float]) -> dict[str, floa
     if total == 0:
         raise ValueError("expected at least one quality with a positive weight")
     shares = {quality: weight / total for quality, weight in qualities.items() if weight > 0}
-    if not has_expert(name) and set(shares) != {"random"}:
+    if not isinstance(task, ExpertTask) and set(shares) != {"random"}:
         wanted = ", ".join(quality for quality in shares if quality != "random")
-        raise ValueError(f"{name} has no scripted expert, so it gives no {wanted} episodes: ask for quality 'random'")
+        raise ValueError(
+            f"{task.name} has no scripted expert, so it gives no {wanted} episodes: ask for quality 'random'"
+        )
     return shares
 
 
@@ -126,8 +131,9 @@ def _check_cameras(task: Task, cameras: Sequence[str] | None) -> tuple[str, ...]
 class _Recording:
     """Recorder of one episode."""
 
-    def __init__(self, task: Task, cameras: Sequence[str], image_size: tuple[int, int]) -> None:
-        self._task, self._size = task, image_size
+    def __init__(self, task: Task, cameras: Sequence[str], image_size: tuple[int, int], frames_every: int) -> None:
+        self._task, self._size, self._every = task, image_size, frames_every
+        self._frame_steps: list[int] = []
         self._states: list[np.ndarray] = []
         self._actions: list[np.ndarray] = []
         self._steps: list[Step] = []
@@ -135,6 +141,11 @@ class _Recording:
         self._pictures: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
 
     def play(self, context: Context, actor: Behaviour, stop_at_success: bool) -> End:
+        end = self._act(context, actor, stop_at_success)
+        self._picture(last=True)
+        return end
+
+    def _act(self, context: Context, actor: Behaviour, stop_at_success: bool) -> End:
         task = self._task
         self._observe(task.reset(context))
         for _ in range(task.horizon):
@@ -155,6 +166,15 @@ class _Recording:
     def _observe(self, state: np.ndarray) -> None:
         self._states.append(state)
         self._tracks.append(self._task.tracks())
+        self._picture()
+
+    def _picture(self, last: bool = False) -> None:
+        """Render the current observation if its turn has come, or it is the last one and has none."""
+        step = len(self._states) - 1
+        due = step % self._every == 0 if not last else self._frame_steps[-1:] != [step]
+        if not self._pictures or not due:
+            return
+        self._frame_steps.append(step)
         for camera, pictures in self._pictures.items():
             pictures.append(self._task.render(camera, self._size))
 
@@ -176,7 +196,7 @@ class _Recording:
             fps=task.fps,
             end=end,
             success=float(any(solved)),
-            frames={camera: _frames(pictures) for camera, pictures in self._pictures.items()},
+            frames={camera: _frames(pictures, self._frame_steps) for camera, pictures in self._pictures.items()},
             labels=labels,
             tracks=tracks,
             recorded={"reward": Column.known(np.array([step.reward for step in self._steps], np.float32))},
@@ -193,10 +213,10 @@ def _after_first(values: np.ndarray) -> Column:
     return Column(values=np.concatenate([[np.float32(0)], values]), valid=np.arange(len(values) + 1) > 0)
 
 
-def _frames(pictures: Sequence[np.ndarray]) -> ArrayFrames:
+def _frames(pictures: Sequence[np.ndarray], steps: Sequence[int]) -> ArrayFrames:
     values = np.stack(pictures)
     identity = hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
-    return ArrayFrames(values=values, step=np.arange(len(values)), identity=identity)
+    return ArrayFrames(values=values, step=np.array(steps), identity=identity)
 
 
 @dataclass
@@ -241,8 +261,9 @@ def collect_dataset(
     cameras: Sequence[str] | None = None,
     split: str = "train",
     horizon: int | None = None,
-    noise: float = NOISE,
+    noise: float | int | None = None,
     console: Console | None = None,
+    frames_every: int = 1,
 ) -> CollectReport:
     """Collect episodes of one task into a LeRobot v3.0 data set; ``guerdon collect`` calls this.
 
@@ -261,8 +282,9 @@ def collect_dataset(
         cameras: Names of the task's cameras that are recorded; None takes its first.
         split: Split whose contexts are used, ``"train"`` or ``"eval"``.
         horizon: Time limit in control steps; None takes the task's own.
-        noise: Noise of noisy experts, in half ranges of the action.
+        noise: Noise of noisy experts, in half ranges of the action; None takes the task's own.
         console: Console for progress and messages; None takes standard error.
+        frames_every: Number of control steps from one frame to the next; the last observation always has one.
 
     Raises:
         FileExistsError: If the folder holds something.
@@ -275,13 +297,22 @@ def collect_dataset(
     if image_size < 16:
         raise ValueError(f"expected pictures of at least 16 pixels, got {image_size}")
     console = Console(stderr=True) if console is None else console
-    qualities = _named_qualities(env, quality)
     if frames is None and rendering_backend() is None:
         console.print(f"recording states only: {NO_BACKEND}")
         frames = False
     with closing(make_task(env, horizon, seed)) as task:
+        qualities = _named_qualities(task, quality)
         stream = collect(
-            task, qualities, episodes, seed, split, frames is not False, (image_size, image_size), cameras, noise
+            task,
+            qualities,
+            episodes,
+            seed,
+            split,
+            frames is not False,
+            (image_size, image_size),
+            cameras,
+            noise,
+            frames_every=frames_every,
         )
         recorded: set[int] = set()
         report = CollectReport(folder=Path(out), frames=frames is not False)
@@ -301,11 +332,11 @@ def collect_dataset(
     return report
 
 
-def _named_qualities(env: str, quality: str | Mapping[str, float]) -> Mapping[str, float]:
+def _named_qualities(task: Task, quality: str | Mapping[str, float]) -> Mapping[str, float]:
     if not isinstance(quality, str):
         return quality
     if quality == "mixed":
-        return MIXED if has_expert(env) else {"random": 1.0}
+        return MIXED if isinstance(task, ExpertTask) else {"random": 1.0}
     if quality not in QUALITIES:
         raise ValueError(f"unknown quality {quality!r}: expected mixed, {', '.join(QUALITIES)}")
     return {quality: 1.0}

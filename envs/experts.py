@@ -1,24 +1,25 @@
-"""Scripted experts that solve the simulated tasks."""
+"""Scripted experts by the name of a task; in a program, `guerdon.envs.task.ExpertTask.expert` makes one."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .reach import MAX_SPEED, joint_angles
+from .reach import reach_expert
+from .task import Controller
 
-Controller = Callable[[np.ndarray], np.ndarray]
-"""Function from a state (S,) to an action (A,) within the task's bounds."""
+__all__ = ["Controller", "MetaWorldExpert", "has_expert", "reach_expert", "scripted_expert"]
 
 
 def has_expert(name: str) -> bool:
-    """Return whether a task has a scripted expert: Meta-World's tasks and the reach task have one, the kitchen not.
+    """Return whether `scripted_expert` knows a task: Meta-World's tasks and the reach task.
+
+    Other tasks may have an expert that reads more than the state; `guerdon.envs.task.ExpertTask` is its interface.
 
     Args:
         name: Full name of the task.
     """
-    return not name.startswith("kitchen/")
+    return name == "mujoco/reach" or name.startswith("metaworld/")
 
 
 def scripted_expert(name: str) -> Controller:
@@ -40,20 +41,6 @@ def scripted_expert(name: str) -> Controller:
 
         return MetaWorldExpert(ENV_POLICY_MAP[name.removeprefix("metaworld/")]())
     raise ValueError(f"{name} has no scripted expert: collect random episodes there, or bring demonstrations")
-
-
-def reach_expert(state: np.ndarray, gain: float = 5.0) -> np.ndarray:
-    """Move every joint of the reach task towards the angle at which the tip is on the goal, by inverse kinematics.
-
-    Args:
-        state: State (12,) of `guerdon.envs.reach.Reach`.
-        gain: Joint speed per error of the angle, in 1/s.
-
-    Returns:
-        Action (3,) in [−1, 1].
-    """
-    error = joint_angles(state[9:12]) - state[0:3]
-    return np.clip(gain * error / MAX_SPEED, -1.0, 1.0)
 
 
 class MetaWorldExpert:

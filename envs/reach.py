@@ -11,7 +11,7 @@ import numpy as np
 from .instructions import REACH
 from .render import OffscreenRenderer
 from .saved import Physics, SavedState, check_saved
-from .task import Context, Step, check_action, check_context, check_state, list_contexts
+from .task import Context, Controller, Step, check_action, check_context, check_state, list_contexts
 
 LINK = 0.3
 """Length of both links, in metres."""
@@ -53,6 +53,20 @@ def joint_angles(point: np.ndarray) -> np.ndarray:
     span = np.clip(np.hypot(reach, z) / (2 * LINK), 0.0, 1.0)
     elbow = -2 * np.arccos(span)
     return np.array([np.arctan2(y, x), np.arctan2(z, reach) - elbow / 2, elbow])
+
+
+def reach_expert(state: np.ndarray, gain: float = 5.0) -> np.ndarray:
+    """Move every joint of the reach task towards the angle at which the tip is on the goal, by inverse kinematics.
+
+    Args:
+        state: State (12,) of `Reach`.
+        gain: Joint speed per error of the angle, in 1/s.
+
+    Returns:
+        Action (3,) in [−1, 1].
+    """
+    error = joint_angles(state[9:12]) - state[0:3]
+    return np.clip(gain * error / MAX_SPEED, -1.0, 1.0)
 
 
 class Reach:
@@ -118,6 +132,10 @@ class Reach:
             stages={"distance": distance},
             tracks=self.tracks(),
         )
+
+    def expert(self) -> Controller:
+        """See `guerdon.envs.task.ExpertTask.expert`."""
+        return reach_expert
 
     def save(self) -> SavedState:
         """See `ResumableTask.save`."""

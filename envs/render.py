@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import mujoco
@@ -15,44 +16,91 @@ import numpy as np
 
 _OFF = ("disable", "disabled", "off", "false", "0")
 
-# A driver may fail with an exception that cannot be printed, or take the whole process with it: hence a subprocess.
+# A driver may fail with an exception that cannot be printed, or take the whole process with it: hence a subprocess. It
+# draws a sphere of as many faces as a simulated kitchen has, and prints the median time of a picture in seconds.
 _PROBE = """
+import statistics, time
 import mujoco
 from mujoco.{backend} import GLContext
-context = GLContext(16, 16)
+context = GLContext(128, 128)
 context.make_current()
-model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size="1"/></worldbody></mujoco>')
-mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
-print("works", flush=True)
+model = mujoco.MjModel.from_xml_string(
+    '<mujoco><visual><quality numslices="256" numstacks="512" offsamples="0" shadowsize="0"/></visual>'
+    '<worldbody><light pos="0 0 3"/><geom size="1"/></worldbody></mujoco>'
+)
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, drawing)
+scene, area = mujoco.MjvScene(model, maxgeom=10), mujoco.MjrRect(0, 0, 128, 128)
+view, option = mujoco.MjvCamera(), mujoco.MjvOption()
+mujoco.mjv_updateScene(model, data, option, None, view, mujoco.mjtCatBit.mjCAT_ALL.value, scene)
+import numpy
+picture, times = numpy.zeros((128, 128, 3), numpy.uint8), []
+for _ in range(6):
+    start = time.perf_counter()
+    mujoco.mjr_render(area, scene, drawing)
+    mujoco.mjr_readPixels(picture, None, area, drawing)
+    times.append(time.perf_counter() - start)
+print("black" if not picture.any() else statistics.median(times[1:]), flush=True)
 import os
 os._exit(0)
 """
 
+_MUCH_FASTER = 1.5
+"""Factor by which a later candidate must be faster than an earlier one to replace it; pictures differ in the last bits,
+and the choice should not depend on what else the machine does."""
+
+_FOUND = "GUERDON_RENDERER"
+"""Variable that hands the choice to processes started later, so that only the first one tries."""
+
 
 @functools.cache
 def rendering_backend() -> str | None:
-    """Find an OpenGL backend that renders here: ``"egl"``, ``"osmesa"``, ``"glfw"``, or None.
+    """Find the OpenGL backend to render with: ``"egl"``, ``"osmesa"``, ``"glfw"``, or None if none works here.
 
-    If ``MUJOCO_GL`` is set, it decides alone. Otherwise EGL and OSMesa are tried in this order, each once per process
-    and in a process of its own.
+    If ``MUJOCO_GL`` is set, it decides alone. Otherwise EGL and OSMesa are tried once, in processes of their own: EGL
+    is taken unless it fails, gives black pictures, or takes 1.5 times as long as OSMesa. Processes started later are
+    told.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if chosen in _OFF:
         return None
-    candidates = [chosen] if chosen in ("egl", "osmesa", "glfw") else ["egl", "osmesa"]
-    return next((backend for backend in candidates if _works(backend)), None)
+    if chosen in ("egl", "osmesa", "glfw"):
+        return chosen if _seconds_per_picture(chosen) is not None else None
+    if os.environ.get(_FOUND) in ("egl", "osmesa"):
+        return os.environ[_FOUND]
+    times = {name: seconds for name in ("egl", "osmesa") if (seconds := _seconds_per_picture(name)) is not None}
+    found = fastest(times)
+    if found is not None:
+        os.environ[_FOUND] = found
+    return found
 
 
-def _works(backend: str) -> bool:
+def fastest(times: Mapping[str, float]) -> str | None:
+    """Choose a backend: the first, unless a later one is faster by half; None if there is none.
+
+    Args:
+        times: Seconds per picture of each backend, in the order of preference.
+    """
+    best: str | None = None
+    for name, seconds in times.items():
+        if best is None or seconds * _MUCH_FASTER < times[best]:
+            best = name
+    return best
+
+
+def _seconds_per_picture(backend: str) -> float | None:
+    """Return the time that a backend takes for a picture, in seconds; None if it gives none."""
     environment = os.environ | {"MUJOCO_GL": backend, "PYOPENGL_PLATFORM": backend}
     if backend == "glfw":
         del environment["PYOPENGL_PLATFORM"]
     command = [sys.executable, "-c", _PROBE.format(backend=backend)]
     try:
-        result = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
-    except subprocess.TimeoutExpired:
-        return False
-    return result.returncode == 0 and b"works" in result.stdout
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return float(result.stdout.split()[-1]) if result.returncode == 0 else None
+    except (subprocess.TimeoutExpired, ValueError, IndexError):
+        return None
 
 
 NO_BACKEND = (
@@ -101,6 +149,7 @@ class OffscreenRenderer:
         self._context: mujoco.MjrContext | None = None
         self._size = (0, 0)
         self._gl: Any = None  # GLContext of the backend in use
+        self._seen = False  # whether a picture was ever not black
 
     def render(self, data: mujoco.MjData, camera: str, size: tuple[int, int]) -> np.ndarray:
         """Render the current state; return (3, H, W) uint8 RGB.
@@ -111,7 +160,7 @@ class OffscreenRenderer:
             size: Size (H, W) in pixels, at least (1, 1).
 
         Raises:
-            RuntimeError: If no OpenGL backend works.
+            RuntimeError: If no OpenGL backend works, or the first picture is all black.
             ValueError: If the size is impossible or the camera unknown.
         """
         height, width = size
@@ -128,6 +177,12 @@ class OffscreenRenderer:
         area = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(area, self._scene, self._context)
         mujoco.mjr_readPixels(picture, None, area, self._context)
+        if not self._seen and not picture.any():
+            raise RuntimeError(
+                f"{rendering_backend()} gives black pictures of camera {camera!r}: try MUJOCO_GL=osmesa or "
+                "MUJOCO_GL=egl, or work with states alone (frames=False)"
+            )
+        self._seen = True
         return np.ascontiguousarray(picture[::-1].transpose(2, 0, 1))  # OpenGL counts rows from the bottom
 
     def _camera(self, name: str) -> mujoco.MjvCamera:

@@ -13,10 +13,11 @@ from gymnasium.envs.mujoco import MujocoEnv
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.types import Task as MetaWorldTask
 
+from .experts import scripted_expert
 from .instructions import METAWORLD
 from .render import OffscreenRenderer
 from .saved import Physics, SavedState, check_saved
-from .task import Context, Step, check_action, check_context, check_state, list_contexts
+from .task import Context, Controller, Step, check_action, check_context, check_state, list_contexts
 
 _CLOSE_VIEW = (0.75, 0.075, 0.7)
 """Position of the camera ``corner2`` in published results from pixels; the shipped model has it far from the table."""
@@ -119,6 +120,10 @@ class MetaWorld:
             stages={name: float(info[name]) for name in self.stage_names},
             tracks=self.tracks(),
         )
+
+    def expert(self) -> Controller:
+        """See `guerdon.envs.task.ExpertTask.expert`: Meta-World's own policy; a few fail on some contexts."""
+        return scripted_expert(self.name)
 
     def save(self) -> SavedState:
         """See `ResumableTask.save`."""

@@ -1,6 +1,6 @@
 """Protocol of simulated tasks: contexts, steps, and what every simulator here can do."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +10,17 @@ from .saved import SavedState
 
 EVAL_OFFSET = 1_000_000
 """Index of the first evaluation context; everything below is a training context, so the splits cannot overlap."""
+
+OFFICIAL_OFFSET = 2 * EVAL_OFFSET
+"""Index of the first context of the split ``"official"``: a benchmark's own protocol, which may repeat other states."""
+
+_RANGES = {"train": 0, "eval": EVAL_OFFSET, "official": OFFICIAL_OFFSET}
+
+Controller = Callable[[np.ndarray], np.ndarray]
+"""Function from a state (S,) to an action (A,) within the task's bounds."""
+
+EXPERT_NOISE = 0.5
+"""Default noise of noisy experts, in half ranges of the action: enough that some of them fail."""
 
 TRAIN_CONTEXTS = 40
 EVAL_CONTEXTS = 100
@@ -25,14 +36,27 @@ class Context:
     index: int
     """Number of the initial state, unique across splits: training below `EVAL_OFFSET`, evaluation from there on."""
     split: str
-    """``"train"`` or ``"eval"``."""
+    """``"train"``, ``"eval"``, or ``"official"`` in tasks with a protocol of their own."""
 
     def __post_init__(self) -> None:
-        if self.split not in ("train", "eval"):
+        if self.split not in _RANGES:
             raise ValueError(f"expected split 'train' or 'eval', got {self.split!r}")
-        first, last = (0, EVAL_OFFSET) if self.split == "train" else (EVAL_OFFSET, 2 * EVAL_OFFSET)
-        if not first <= self.index < last:
-            raise ValueError(f"expected a {self.split} index in [{first}, {last}), got {self.index}")
+        first = _RANGES[self.split]
+        if not first <= self.index < first + EVAL_OFFSET:
+            raise ValueError(f"expected a {self.split} index in [{first}, {first + EVAL_OFFSET}), got {self.index}")
+
+    @classmethod
+    def numbered(cls, task: str, index: int) -> "Context":
+        """Make the context of a number; the split follows from it.
+
+        Args:
+            task: Full name of the task.
+            index: Number of the initial state.
+
+        Raises:
+            ValueError: If no split has this number.
+        """
+        return cls(task, index, list(_RANGES)[min(max(index, 0) // EVAL_OFFSET, len(_RANGES) - 1)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +111,7 @@ class Task(Protocol):
         """List the first contexts of a split, the same ones for the same (task, seed).
 
         Args:
-            split: ``"train"`` or ``"eval"``; the two are disjoint by construction.
+            split: ``"train"`` or ``"eval"``, disjoint by construction; LIBERO's tasks have ``"official"`` as well.
             count: Number of contexts; None lists 40 for training and 100 for evaluation.
         """
         ...
@@ -147,6 +171,56 @@ class ResumableTask(Task, Protocol):
         ...
 
 
+@runtime_checkable
+class ExpertTask(Task, Protocol):
+    """Task with a scripted expert, from which episodes of chosen quality are collected.
+
+    A task may also have ``expert_noise``, an array (A,): the default noise of noisy experts per action dimension, in
+    half ranges of the action; see `expert_noise`.
+    """
+
+    def expert(self) -> Controller:
+        """Make a new controller for the episode in progress.
+
+        It is called after each `Task.reset`, and the controller acts in that one episode. It may read whatever the
+        simulator knows, not only the state that it is given.
+        """
+        ...
+
+
+def expert_noise(task: Task, noise: float | int | None = None) -> np.ndarray:
+    """Return the largest standard deviation of the noise of noisy experts, (A,), in half ranges of the action.
+
+    Args:
+        task: Task; its attribute ``expert_noise`` holds its default, and marks with 0 the dimensions that take no
+            noise, such as a gripper. Without the attribute it is 0.5 everywhere.
+        noise: Noise of every dimension that takes noise; None takes the task's default.
+
+    Raises:
+        ValueError: If the noise is negative or not finite, or the attribute has another shape.
+    """
+    own = np.asarray(getattr(task, "expert_noise", np.full(task.action_size, EXPERT_NOISE)), np.float64)
+    if own.shape != (task.action_size,) or not (np.isfinite(own).all() and (own >= 0).all()):
+        raise ValueError(
+            f"{task.name}: expected expert_noise of shape ({task.action_size},), finite and at least 0, got {own}"
+        )
+    if noise is None:
+        return own
+    if not (np.isfinite(noise) and noise >= 0):
+        raise ValueError(f"expected a noise of at least 0, in half ranges of the action, got {noise}")
+    return np.where(own > 0, float(noise), 0.0)
+
+
+def missing_members(task: object) -> list[str]:
+    """List the attributes and methods of the `Task` protocol that an object lacks, in the order of the protocol.
+
+    Args:
+        task: Object that should be a task.
+    """
+    methods = [name for name, value in vars(Task).items() if callable(value) and not name.startswith("_")]
+    return [name for name in (*Task.__annotations__, *methods) if not hasattr(task, name)]
+
+
 def list_contexts(task: str, split: str, count: int | None) -> list[Context]:
     """List contexts 0, 1, … of a split of a task; see `Task.contexts`.
 
@@ -159,7 +233,8 @@ def list_contexts(task: str, split: str, count: int | None) -> list[Context]:
         ValueError: If the split is unknown, or the number out of range.
     """
     if split not in ("train", "eval"):
-        raise ValueError(f"expected split 'train' or 'eval', got {split!r}")
+        official = " (only tasks of LIBERO have an official protocol)" if split == "official" else ""
+        raise ValueError(f"{task}: expected split 'train' or 'eval', got {split!r}{official}")
     if count is None:
         count = TRAIN_CONTEXTS if split == "train" else EVAL_CONTEXTS
     if not 0 < count <= EVAL_OFFSET:

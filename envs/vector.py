@@ -1,8 +1,5 @@
-"""Tasks by name, and several copies of one task stepped together."""
+"""Several copies of one task stepped together."""
 
-import contextlib
-import difflib
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,56 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.sizes import DataSizes
-from .instructions import KITCHEN, METAWORLD
-from .reach import Reach
+from .naming import make_task, task_names
 from .saved import SavedState
 from .task import Context, ResumableTask, Step, Task
 
 __all__ = ["Context", "Step", "Task", "VectorEnv", "VectorStep", "make_task", "task_names"]
-
-
-def task_names() -> list[str]:
-    """List every name that `make_task` accepts; tasks of Meta-World and Franka Kitchen need the `sim` extra."""
-    kitchen = [f"kitchen/{name}" for name in KITCHEN]
-    return [f"metaworld/{name}" for name in METAWORLD] + kitchen + ["mujoco/reach"]
-
-
-def make_task(name: str, horizon: int | None = None, seed: int = 0) -> ResumableTask:
-    """Build one task by name.
-
-    Args:
-        name: ``"metaworld/<task>-v3"``, ``"kitchen/<sub-task>"`` or ``"mujoco/reach"``.
-        horizon: Time limit in control steps; None takes the task's default (150, 280 and 50).
-        seed: Seed that fixes every context, together with the name; two seeds have different initial states.
-
-    Raises:
-        ValueError: If the name is unknown (near matches are listed), or the horizon impossible.
-        ModuleNotFoundError: If the simulator is not installed; the message names the command that installs it.
-    """
-    if name not in task_names():
-        near = difflib.get_close_matches(name, task_names(), n=4, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "see guerdon.task_names()"
-        raise ValueError(f"unknown task {name!r}: {hint}")
-    if horizon is not None and horizon < 1:
-        raise ValueError(f"{name}: expected a horizon of at least one step, got {horizon}")
-    if name == "mujoco/reach":
-        return Reach(seed=seed) if horizon is None else Reach(horizon, seed)
-    family, task = name.split("/", 1)
-    try:
-        if family == "metaworld":
-            from .sawyer import MetaWorld
-
-            return MetaWorld(task, seed=seed) if horizon is None else MetaWorld(task, horizon, seed)
-        with contextlib.redirect_stderr(io.StringIO()):  # a notice about environments of another family
-            from .franka import Kitchen
-
-        return Kitchen(task, seed=seed) if horizon is None else Kitchen(task, horizon, seed)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("gymnasium", "metaworld", "gymnasium_robotics"):
-            raise
-        raise ModuleNotFoundError(
-            f"{name} needs {error.name}, which is not installed: pip install 'guerdon[sim]'", name=error.name
-        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,27 @@ from typing import Any
 import numpy as np
 
 from ...core.batch import End
-from ..episodes import BadEpisodeError, Column, Episode, EpisodeSummary
-from .lerobot_columns import KINDS, REWARD
+from ..episodes import BadEpisodeError, Column, Episode, EpisodeSummary, FrameSource
+from .lerobot_columns import KINDS, REWARD, valid_name
+from .lerobot_final import (
+    CHECKED,
+    FOLDER,
+    ROWS,
+    ChainedFrames,
+    FinalObservation,
+    FinalReader,
+    OtherRowsError,
+    checksum,
+    finite,
+    with_final,
+    with_unknown,
+)
 from .lerobot_meta import (
     camera_names,
     inconsistencies,
     read_episodes,
     read_info,
+    read_own,
     read_tasks,
     split_of,
     vector_key,
@@ -45,8 +59,12 @@ class Piece:
 class LeRobotDataset:
     """LeRobot v3.0 data set, written by guerdon or any other program.
 
-    N recorded rows are N steps whose last observation is a repeat. Where the column ``final`` marks the last row as a
-    real final observation, they are N − 1 steps.
+    N recorded rows are N steps. Their last observation comes from the folder ``final``, where guerdon keeps it, and is
+    a repeat otherwise. In data sets that guerdon wrote before, the column ``final`` marks the last row as the final
+    observation, so that N rows are N − 1 steps.
+
+    A final observation is used only with the rows that it was written with. Where another program has changed the rows,
+    the last observation counts as not recorded, and a warning says so.
 
     An episode in which the task changes is split at the changes. Every piece but the last ends in ``CUT``, with a real
     last observation and unknown success. Episodes keep their recorded number, unless an episode of the data set is
@@ -78,12 +96,15 @@ class LeRobotDataset:
         self._action = vector_key(self.folder, features, action_key, "action")
         self.state_size = int(features[self._state]["shape"][0]) if self._state else 0
         self.action_size = int(features[self._action]["shape"][0]) if self._action else 0
+        self._own = read_own(self.folder, self.info)
         self._episodes = read_episodes(self.folder, self._cameras)
         self.tasks = read_tasks(self.folder)
         wanted = [n for n in features if n in _SIGNALS or n.split(".")[0] in KINDS]
         wanted += [n for n in (self._state, self._action) if n]
+        wanted += [n for n in CHECKED if self._own and n in features and n not in wanted]
         self._columns = [n for n in wanted if features[n]["dtype"] not in ("video", "image", "string")]
         self._rows = EpisodeRows([*self._columns, "timestamp", "episode_index", "task_index"])
+        self._finals = FinalReader(self.folder, self._observed_columns(), tuple(self._cameras.values()), self.fps)
         self._pieces = self._split()
         self._renumber = len(self._pieces) > len(self._episodes)
         self._warn()
@@ -122,6 +143,11 @@ class LeRobotDataset:
             if error.index == self._number(place):
                 raise
             raise BadEpisodeError(self._number(place), error.status, error.reason) from error
+
+    def _observed_columns(self) -> list[str]:
+        """Return the columns that a final observation may have, those that are left out of the rows included."""
+        names = dict.fromkeys((*self._columns, *self._own.get("unknown", {})))
+        return [*names, *(valid_name(name) for name in names if valid_name(name) not in names)]
 
     def _number(self, place: int) -> int:
         return (
@@ -162,15 +188,21 @@ class LeRobotDataset:
         images = [name for name, feature in self.info["features"].items() if feature["dtype"] == "image"]
         if images:
             wrong.append(f"{', '.join(images)}: pictures inside parquet are not read, only video is")
+        if self._own.get("final_observations") and not self._finals.exists:
+            wrong.append(f"there is no {ROWS}, so that the last observation of an episode counts as not recorded")
         if wrong:
             warnings.warn(f"{self.folder / 'meta' / 'info.json'}: {'; '.join(wrong)}", stacklevel=3)
 
     def _assemble(self, index: int, piece: Piece, row: dict[str, Any], table: Table) -> Episode:
         columns = {name: numbers(table, name, index) for name in self._rows.columns}
-        final = self._final(index, columns, int(row["length"])) and piece.last
-        steps = piece.end - piece.first - int(final)
-        seen = piece.end - piece.first + int(not piece.last)  # observations that were recorded
+        flagged = self._flagged(index, columns, int(row["length"])) and piece.last
+        steps = piece.end - piece.first - int(flagged)
+        seen = piece.end - piece.first + int(not piece.last)  # observations that are rows
         cut = {name: values[piece.first : piece.first + seen] for name, values in columns.items()}
+        seconds = cut["timestamp"]
+        final, changed = self._final(row, columns, steps) if piece.last and not flagged else (None, "")
+        cut = with_final(with_unknown(cut, self._own), final)
+        seen += int(final is not None)
         state = self._vectors(index, cut, self._state, self.state_size, seen)
         if seen == steps:
             state = np.concatenate([state, state[-1:]])
@@ -181,32 +213,62 @@ class LeRobotDataset:
             )
         success, end = self._outcome(index, row, columns) if piece.last else (None, End.CUT)
         kinds = self._labelled(cut, steps)
-        return Episode(
+        episode = Episode(
             index=index,
             state=state,
             actions=self._vectors(index, cut, self._action, self.action_size, seen)[:steps],
             instruction=self.tasks[task],
-            task=task if row.get("task") is None else int(row["task"]),
+            task=task if not self._own or row.get("task") is None else int(row["task"]),
             fps=self.fps,
             end=end,
             last_observed=seen > steps,
             success=success,
-            frames={
-                camera: video_of(self.folder, self.info, row, camera, key, cut["timestamp"], piece.first)
-                for camera, key in self._cameras.items()
-            },
+            frames=self._frames(row, piece, seconds, final),
             labels=kinds["label"],
             tracks=kinds["track"],
             recorded=kinds["recorded"],
-            group=row.get("group"),
+            group=row.get("group") if self._own else None,  # joined sets may share numbers
             source=int(row.get("source") or 0),
             quality=row.get("quality") or "",
             context=row.get("context") or "",
             split=split_of(self.info, row),
         )
+        if changed:
+            warnings.warn(
+                f"{self.folder}: {changed}, so another program has changed the data set; the last observation of such "
+                "an episode counts as not recorded",
+                stacklevel=2,
+            )
+        return episode
 
-    def _final(self, index: int, columns: dict[str, np.ndarray], rows: int) -> bool:
-        """Tell whether the last row is a final observation."""
+    def _frames(
+        self, row: dict[str, Any], piece: Piece, seconds: np.ndarray, final: FinalObservation | None
+    ) -> dict[str, FrameSource]:
+        """Return the frames of a piece at the rows of the given times, and at the final observation."""
+        frames: dict[str, FrameSource] = {}
+        for camera, key in self._cameras.items():
+            frames[camera] = video_of(self.folder, self.info, row, camera, key, seconds, piece.first)
+            if final is not None and key in final.frames:
+                frames[camera] = ChainedFrames(frames[camera], final.frames[key])
+        return frames
+
+    def _final(
+        self, row: dict[str, Any], columns: dict[str, np.ndarray], steps: int
+    ) -> tuple[FinalObservation | None, str]:
+        """Return the final observation of an episode, or None, and why it cannot be used if there is one."""
+        if not self._own or not self._finals.exists:
+            return None, ""
+        number = int(row["episode_index"])
+        try:
+            final = self._finals.read(number, checksum(columns), steps)
+        except OtherRowsError as error:
+            return None, str(error)
+        if final is not None and self._state and self._state not in final.values:
+            return None, f"the final observation of episode {number} has no {self._state}"
+        return final, ""
+
+    def _flagged(self, index: int, columns: dict[str, np.ndarray], rows: int) -> bool:
+        """Tell whether the last row is a final observation, as guerdon wrote it in format 1."""
         flags = columns.get("final", np.zeros(rows, bool)).astype(bool)
         if flags[:-1].any():
             raise BadEpisodeError(index, "shape", f"row {int(flags.argmax())} of {rows} is flagged final")
@@ -244,6 +306,7 @@ class LeRobotDataset:
         elif (
             success is None
             and REWARD in columns
+            and columns.get(valid_name(REWARD), np.ones(1, bool)).all()
             and np.isin(columns[REWARD], (0, 1)).all()
             and (columns[REWARD] == 1).any()
         ):
@@ -254,7 +317,7 @@ class LeRobotDataset:
 
     def _labelled(self, columns: dict[str, np.ndarray], steps: int) -> dict[str, dict[str, Column]]:
         """Return the columns that carry their own validity, by kind and name."""
-        own: dict[str, Any] = self.info.get("guerdon", {}).get("columns", {})
+        own: dict[str, Any] = self._own.get("columns", {})
         found: dict[str, dict[str, Column]] = {kind: {} for kind in KINDS}
         for stored, values in columns.items():
             key = "recorded.reward" if stored == REWARD else stored
@@ -265,10 +328,11 @@ class LeRobotDataset:
                 continue
             layout = own.get(key, {"per": "step" if kind == "recorded" else "observation"})
             values = values.reshape(len(values), *layout["shape"]) if "shape" in layout else values
+            valid = finite(values)
             if f"{key}.valid" in columns:
                 valid = columns[f"{key}.valid"].astype(bool)
-            else:
-                valid = np.asarray(np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+                if values.dtype.kind == "f":  # 0 on disk
+                    values = np.where(valid.reshape(-1, *(1,) * (values.ndim - 1)), values, values.dtype.type(np.nan))
             length = steps if layout["per"] == "step" else steps + 1
             if len(values) < length:  # the last observation was not recorded, so its value is unknown
                 blank = np.full_like(values[:1], np.nan if values.dtype.kind == "f" else 0)
@@ -292,7 +356,7 @@ class LeRobotFormat:
 
     def files(self, folder: Path) -> list[Path]:
         """List the tables, rows and videos."""
-        return [file for part in ("meta", "data", "videos") for file in (folder / part).rglob("*")]
+        return [file for part in ("meta", "data", "videos", FOLDER) for file in (folder / part).rglob("*")]
 
 
 def _stored_success(row: dict[str, Any]) -> float | None:

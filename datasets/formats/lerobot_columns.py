@@ -24,7 +24,7 @@ class Field:
     shape: tuple[int, ...]
     """Shape of a row; () for a single number."""
     per: str = "observation"
-    """``observation`` for T + 1 values; ``step`` for T values, of which the final row holds none."""
+    """``observation`` for T + 1 values, the last of which is no row of the data; ``step`` for T values."""
 
     @property
     def feature(self) -> dict[str, Any]:
@@ -44,14 +44,18 @@ def fields_of(episode: Episode) -> dict[str, Field]:
         BadEpisodeError: If a name holds a slash (status ``"schema"``), or a column holds no numbers (``"dtype"``).
     """
     fields: dict[str, Field] = {}
-    for name, values in (("observation.state", episode.state), ("action", episode.actions)):
+    for name, values, per in (("observation.state", episode.state, "observation"), ("action", episode.actions, "step")):
         if values.shape[1]:
-            fields[name] = Field("float32", (values.shape[1],))
+            fields[name] = Field("float32", (values.shape[1],), per)
     for kind, attribute in KINDS.items():
         columns: dict[str, Column] = getattr(episode, attribute)
         for name, column in columns.items():
             if "/" in name:
                 raise BadEpisodeError(episode.index, "schema", f"{kind} {name!r}: LeRobot allows no '/' in names")
+            if name.endswith(".valid") and name.removesuffix(".valid") in columns:
+                raise BadEpisodeError(
+                    episode.index, "schema", f"{kind} {name!r} has the name of the flags of {name[:-6]!r}: rename it"
+                )
             if column.values.dtype.kind not in "fiub":
                 raise BadEpisodeError(
                     episode.index, "dtype", f"{kind} {name!r}: expected numbers or bools, got {column.values.dtype}"
@@ -64,7 +68,7 @@ def fields_of(episode: Episode) -> dict[str, Field]:
     for camera in episode.frames:
         if "/" in camera:
             raise BadEpisodeError(episode.index, "schema", f"camera {camera!r}: LeRobot allows no '/' in names")
-    return fields | dict.fromkeys(("next.done", "next.success", "final"), Field("bool", ()))
+    return fields | dict.fromkeys(("next.done", "next.success"), Field("bool", (), "step"))
 
 
 def require_same_fields(episode: Episode, fields: dict[str, Field], wanted: dict[str, Field]) -> None:
@@ -88,53 +92,62 @@ def require_same_fields(episode: Episode, fields: dict[str, Field], wanted: dict
 
 
 def columns_of(episode: Episode, fields: dict[str, Field]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the values (rows, …) of each parquet column, and the validity masks (rows,) of those that have one.
+    """Return the values of each parquet column: the rows of the steps, and the final observation.
+
+    Unknown values are 0, so that no column holds a NaN; the column ``….valid`` says which they are.
 
     Args:
         episode: Episode to write.
         fields: Columns of the episode by name; see `fields_of`.
 
+    Returns:
+        Values (T, …) by column, and values (1, …) at the final observation of the columns that are per observation;
+        empty where the final observation was not made.
+
     Raises:
         BadEpisodeError: If a column is valid at an observation that was not made (status ``"label"``), or a valid value
             is not finite (``"not_finite"``).
     """
-    steps, rows = episode.steps, episode.steps + int(episode.last_observed)
+    steps, observed = episode.steps, episode.steps + int(episode.last_observed)
     columns: dict[str, np.ndarray] = {}
-    masks: dict[str, np.ndarray] = {}
     if "observation.state" in fields:
-        columns["observation.state"] = episode.state[:rows]
+        columns["observation.state"] = episode.state[:observed]
     if "action" in fields:
-        columns["action"] = episode.actions[np.minimum(np.arange(rows), steps - 1)]
+        columns["action"] = episode.actions
     for kind, attribute in KINDS.items():
         for name, column in getattr(episode, attribute).items():
             key = f"{kind}.{name}"
             stored = key if key in fields else REWARD
-            values, valid = _fit(episode, key, column, rows)
-            if stored == REWARD and rows > steps:
-                values[-1] = 0
-            columns[stored], columns[f"{key}.valid"], masks[stored] = values, valid, valid
-    last = np.arange(rows) >= steps - 1
+            columns[stored], columns[valid_name(stored)] = _filled(episode, key, column, observed)
+    last = np.arange(steps) == steps - 1
     columns["next.done"] = last & (episode.end != End.CUT)
     columns["next.success"] = last & (episode.success == 1.0)
-    columns["final"] = np.arange(rows) == steps
-    return {name: columns[name] for name in fields}, masks
+    final = {name: columns[name][steps:] for name, field in fields.items() if field.per == "observation"}
+    return {name: columns[name][:steps] for name in fields}, final if episode.last_observed else {}
 
 
-def _fit(episode: Episode, key: str, column: Column, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fit a column to a number of rows; unknown values are NaN where the type has one, else 0."""
-    if column.valid[rows:].any():
+def valid_name(stored: str) -> str:
+    """Return the name of the column that tells which values of a label, track or recorded column are known."""
+    return f"{'recorded.reward' if stored == REWARD else stored}.valid"
+
+
+def masks_of(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the masks (rows,) of the known values, by the name of the column that holds the values."""
+    return {name: columns[valid_name(name)] for name in columns if valid_name(name) in columns}
+
+
+def _filled(episode: Episode, key: str, column: Column, observed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values and the mask of a column at the observations that were made; unknown values are 0."""
+    if column.valid[observed:].any():
         raise BadEpisodeError(
             episode.index, "label", f"{key} is marked valid at the last observation, which was not observed"
         )
-    known = column.valid.astype(bool)
-    if column.values.dtype.kind == "f" and not np.isfinite(column.values[known]).all():
+    known = column.valid[:observed].astype(bool)
+    if column.values.dtype.kind == "f" and not np.isfinite(column.values[:observed][known]).all():
         raise BadEpisodeError(episode.index, "not_finite", f"{key} holds a valid value that is not a number")
-    blank = np.nan if column.values.dtype.kind == "f" else 0
-    values = np.full((rows, *column.values.shape[1:]), blank, column.values.dtype)
-    valid = np.zeros(rows, bool)
-    valid[: len(known)] = known[:rows]
-    values[valid] = column.values[:rows][known[:rows]]
-    return values, valid
+    values = np.zeros((len(known), *column.values.shape[1:]), column.values.dtype)
+    values[known] = column.values[:observed][known]
+    return values, known
 
 
 def index_columns(number: int, task: int, first: int, rows: int, fps: float | int) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Files of a LeRobot v3.0 data set that is written: rows and video in chunks, tables of episodes and tasks."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,13 @@ class VideoFiles:
             self.container = None
 
 
-def drop_column(path: Path, name: str) -> None:
-    """Rewrite a parquet file without one of its columns."""
+def drop_columns(path: Path, names: Collection[str]) -> None:
+    """Rewrite a parquet file without some of its columns."""
     with replacing(path) as fresh, pq.ParquetFile(path) as source:
-        schema = source.schema_arrow
-        with pq.ParquetWriter(fresh, schema.remove(schema.get_field_index(name))) as writer:
+        kept = [name for name in source.schema_arrow.names if name not in names]
+        with pq.ParquetWriter(fresh, pa.schema([source.schema_arrow.field(name) for name in kept])) as writer:
             for group in range(source.num_row_groups):
-                table = source.read_row_group(group).drop_columns([name])
+                table = source.read_row_group(group).select(kept)
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
 
 

@@ -1,5 +1,6 @@
 """Folder ``meta`` of a LeRobot v3.0 data set, read and checked before any row."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...core.files import read_json
+from .lerobot_columns import KINDS, Field
 from .video import VideoFrames
 
+OWN = "meta/guerdon.json"
+"""File of what only guerdon reads; ``lerobot`` warns of entries in ``info.json`` that it does not know."""
 INDEX_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _NEEDED = ("episode_index", "length", "data/chunk_index", "data/file_index")
 _VIDEO_PARTS = ("chunk_index", "file_index", "from_timestamp")
@@ -41,6 +45,33 @@ def read_info(folder: Path) -> dict[str, Any]:
         if not isinstance(feature, dict) or "dtype" not in feature or "shape" not in feature:
             raise ValueError(f"{path}: feature {name!r} needs a dtype and a shape, got {feature!r}")
     return info
+
+
+def own_entries(fields: Mapping[str, Field], unknown: Mapping[str, Field], finals: int) -> dict[str, Any]:
+    """Make the content of ``meta/guerdon.json``.
+
+    Args:
+        fields: All columns of the episodes.
+        unknown: Columns that are left out because no row of them is known.
+        finals: Number of final observations.
+    """
+    columns = {n: {"per": f.per, "shape": list(f.shape)} for n, f in fields.items() if n.split(".")[0] in KINDS}
+    left_out = {n: {"per": f.per, "shape": list(f.shape), "dtype": f.dtype} for n, f in unknown.items()}
+    return {"format": 2, "columns": columns, "unknown": left_out, "final_observations": finals}
+
+
+def read_own(folder: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """Read what guerdon wrote about its columns; empty for a data set of another program.
+
+    Format 1 kept it in ``info.json``, format 2 keeps it in ``meta/guerdon.json``.
+
+    Raises:
+        ValueError: If the file is not JSON.
+    """
+    path = folder / OWN
+    if path.is_file():
+        return read_json(path, "the description of guerdon's columns")
+    return info.get("guerdon", {})
 
 
 def read_episodes(folder: Path, cameras: dict[str, str]) -> list[dict[str, Any]]:

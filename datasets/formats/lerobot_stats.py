@@ -1,5 +1,8 @@
 """Statistics of a LeRobot v3.0 data set: per episode, and joined over episodes as ``lerobot`` joins them."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
@@ -67,3 +70,28 @@ def join_stats(parts: list[Stats]) -> Stats:
     joined = {"min": stack("min").min(0), "max": stack("max").max(0), "mean": mean, "std": np.sqrt(variance)}
     joined |= {name: (stack(name) * weights).sum(0) for name in QUANTILES}
     return joined | {"count": np.array([counts.sum()])}
+
+
+def complete_stats(episodes: Sequence[Mapping[str, Stats | None]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Join the statistics of all episodes, and leave no gap in those of an episode.
+
+    ``lerobot`` reads the statistics of every episode when episodes are removed, and accepts numbers only. An episode in
+    which nothing of a column is known therefore gets the statistics of the data set, counted as one row.
+
+    Args:
+        episodes: Statistics of each episode by column; None where nothing of the column is known.
+
+    Returns:
+        Statistics of the data set for ``stats.json``, and those of each episode as columns of the table of episodes.
+    """
+    names = dict.fromkeys(name for stats in episodes for name in stats)
+    whole: dict[str, Stats] = {}
+    for name in names:
+        parts = [part for stats in episodes if (part := stats.get(name)) is not None]
+        if parts:
+            whole[name] = join_stats(parts)
+    rows: list[dict[str, Any]] = []
+    for stats in episodes:
+        full = {name: stats.get(name) or joined | {"count": np.ones(1, np.int64)} for name, joined in whole.items()}
+        rows.append({f"stats/{n}/{key}": value.tolist() for n, part in full.items() for key, value in part.items()})
+    return {name: {key: value.tolist() for key, value in part.items()} for name, part in whole.items()}, rows

@@ -13,7 +13,7 @@ from ...core.batch import Observation
 from ...core.interfaces import Policy
 from ...datasets.episodes import Episode
 from ...envs.saved import SavedState
-from ...envs.task import EVAL_OFFSET, Context, ResumableTask, Task
+from ...envs.task import Context, ResumableTask, Task
 from ...envs.vector import VectorEnv
 
 Tail = Literal["never", "failure", "zero"]
@@ -255,7 +255,7 @@ def context_of(episode: Episode) -> tuple[str, int, Context]:
             f"episode {episode.index} does not record which simulated start it is from (its context is "
             f"{episode.context!r}, expected <task>#<seed>.<number>): only episodes of `guerdon collect` can be replayed"
         )
-    return name, int(seed), Context(name, int(index), "train" if int(index) < EVAL_OFFSET else "eval")
+    return name, int(seed), Context.numbered(name, int(index))
 
 
 def replay(task: Task, episode: Episode, steps: Sequence[int], tolerance: float = 1e-5) -> list[SavedState]:

@@ -43,6 +43,13 @@ def success_rate(task, quality, episodes=30, noise=0.5):
     return float(np.mean(np.array(successes, float)))
 
 
+def test_the_noise_of_a_data_set_is_that_of_the_task_or_the_one_given(reach):
+    def first(noise=None):
+        return next(collect(reach, {"noisy": 1.0}, 1, seed=5, frames=False, noise=noise)).actions
+
+    assert np.array_equal(first(), first(0.5)) and not np.array_equal(first()[:3], first(1.5)[:3])
+
+
 @pytest.mark.slow
 def test_qualities_are_ordered_by_success(reach):
     expert, noisy, aborted, wild = (
@@ -126,13 +133,15 @@ def test_metaworld_episodes_carry_stages_and_tracks():
 
 def test_bad_requests_are_refused(reach, tmp_path):
     with pytest.raises(ValueError, match="unknown quality 'clumsy'"):
-        check_qualities("mujoco/reach", {"clumsy": 1.0})
+        check_qualities(reach, {"clumsy": 1.0})
     with pytest.raises(ValueError, match="weight of at least 0, got nan"):
-        check_qualities("mujoco/reach", {"expert": float("nan")})
+        check_qualities(reach, {"expert": float("nan")})
     with pytest.raises(ValueError, match="at least one quality with a positive weight"):
-        check_qualities("mujoco/reach", {"expert": 0.0})
+        check_qualities(reach, {"expert": 0.0})
+    kettle = make_task("kitchen/kettle")
     with pytest.raises(ValueError, match="kitchen/kettle has no scripted expert, so it gives no expert, noisy"):
-        check_qualities("kitchen/kettle", {"expert": 1.0, "noisy": 1.0, "random": 1.0})
+        check_qualities(kettle, {"expert": 1.0, "noisy": 1.0, "random": 1.0})
+    kettle.close()
     with pytest.raises(ValueError, match="unknown camera 'back'; it has front, top"):
         next(collect(reach, episodes=1, frames=rendering_backend() is not None or None, cameras=["back"]))
     with pytest.raises(ValueError, match="at least one episode, got 0"):

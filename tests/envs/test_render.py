@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+from guerdon.envs import render
 from guerdon.envs.reach import Reach
-from guerdon.envs.render import rendering_backend, require_backend
+from guerdon.envs.render import fastest, rendering_backend, require_backend
 from guerdon.envs.vector import make_task
 
 pytestmark = pytest.mark.slow
@@ -91,3 +92,51 @@ def test_a_process_that_rendered_ends_quietly(renders):
 
 def test_require_backend_agrees(renders):
     assert require_backend() == rendering_backend()
+
+
+def test_the_faster_backend_is_taken_if_it_is_much_faster():
+    assert fastest({"egl": 1.0, "osmesa": 0.7}) == "egl"
+    assert fastest({"egl": 1.0, "osmesa": 0.6}) == "osmesa"
+    assert fastest({"osmesa": 9.0}) == "osmesa"
+    assert fastest({}) is None
+
+
+def test_backends_are_tried_once_and_later_processes_are_told(monkeypatch):
+    tried = []
+
+    def seconds(backend):
+        tried.append(backend)
+        return {"egl": 0.09, "osmesa": 0.03}[backend]
+
+    monkeypatch.setattr(render, "_seconds_per_picture", seconds)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setenv("GUERDON_RENDERER", "")
+    rendering_backend.cache_clear()
+    assert rendering_backend() == rendering_backend() == "osmesa" and tried == ["egl", "osmesa"]
+    rendering_backend.cache_clear()  # as in a process that was started now
+    assert rendering_backend() == "osmesa" and tried == ["egl", "osmesa"]
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    rendering_backend.cache_clear()
+    assert rendering_backend() == "egl"
+    rendering_backend.cache_clear()
+
+
+def test_a_backend_that_gives_nothing_or_black_pictures_does_not_count(monkeypatch):
+    assert render._seconds_per_picture("nonsense") is None
+    monkeypatch.setattr(render, "_PROBE", "print('black')  # {backend}")
+    assert render._seconds_per_picture("egl") is None
+
+
+@pytest.mark.pixels
+def test_black_pictures_are_noticed(renders, monkeypatch):
+    import mujoco
+
+    task = Reach()
+    task.reset(task.contexts("train", 1)[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(mujoco, "mjr_render", lambda *_: None)
+        patched.setattr(mujoco, "mjr_readPixels", lambda picture, *_: picture.fill(0))
+        with pytest.raises(RuntimeError, match=r"black pictures of camera 'front'.*MUJOCO_GL=osmesa"):
+            task.render()
+    assert task.render().any()
+    task.close()

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ from guerdon.core.hub import component_hash
 from guerdon.core.interfaces import RewardModel
 from guerdon.datasets.collate import collate
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
+from guerdon.datasets.formats.video import VideoFrames
 from guerdon.datasets.opening import open_dataset
 from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
@@ -129,7 +129,7 @@ def test_a_broken_video_is_named_and_frames_are_held_in_between(data, tmp_path, 
         )
     )
     dataset = open_dataset(data)
-    source: Any = dataset[2].frames["front"]
+    source = dataset[2].frames["front"]
 
     class Broken:
         def __getattr__(self, name):
@@ -140,7 +140,7 @@ def test_a_broken_video_is_named_and_frames_are_held_in_between(data, tmp_path, 
 
         def __getitem__(self, place):
             good = dataset[place]
-            gone = type(source)(data / "gone.mp4", source.step, fps=10, episode=2)
+            gone = VideoFrames(data / "gone.mp4", source.step, fps=10, episode=2)
             return episode(2, good.steps, frames={"front": gone}) if place == 2 else good
 
     report = score(model, Broken(), tmp_path / "out", batch_size=4)

@@ -164,8 +164,8 @@ def test_several_tasks_are_split(tmp_path, make_episode):
     folder = write(tmp_path / "set", [make_episode(0, 6), make_episode(1, 3)])
     strip_our_columns(folder)
 
-    def tasks(columns):  # rows of episode 0: task 0 0 0 1 1 1 1 (the last row is its final observation)
-        columns["task_index"][:7] = [0, 0, 0, 1, 1, 1, 1]
+    def tasks(columns):  # rows of episode 0: task 0 0 0 1 1 1, and its final observation
+        columns["task_index"][:6] = [0, 0, 0, 1, 1, 1]
 
     change_table(folder / DATA, tasks)
     change_table(folder / EPISODES, lambda c: c.update(tasks=[["task 0", "task 1"], ["task 1"]]))
@@ -204,7 +204,7 @@ def test_several_tasks_are_split(tmp_path, make_episode):
 def test_outcome_by_lerobot_conventions(tmp_path, make_episode, columns, success, end):
     folder = write(tmp_path / "set", [make_episode(0, 4, last=False)])
     strip_our_columns(folder)
-    signals = ("next.success", "next.done", "next.reward", "recorded.reward.valid")
+    signals = ("next.success", "next.done", "next.reward")
     change_info(folder, lambda info: [info["features"].pop(n) for n in signals if n not in columns])
 
     def replace(table):
@@ -222,14 +222,13 @@ def test_outcome_by_lerobot_conventions(tmp_path, make_episode, columns, success
     ("change", "status", "message"),
     [
         (lambda c: c.pop("action"), "column", "lacks action"),
-        (lambda c: c.update({"observation.state": [[0.0]] * 12}), "shape", "expected 2 numbers per row"),
-        (lambda c: c["observation.state"].__setitem__(8, [0.0]), "shape", "at row 2 it is 1 wide"),
-        (lambda c: c["observation.state"].__setitem__(8, [np.nan, 0.0]), "not_finite", r"state\[0\] at step 2"),
-        (lambda c: c["observation.state"].__setitem__(8, None), "not_finite", "1 empty row"),
-        (lambda c: c.update(action=["left"] * 12), "dtype", "expected numbers, got string"),
-        (lambda c: c["task_index"].__setitem__(6, 7), "task", "task_index 7"),
-        (lambda c: c["final"].__setitem__(7, True), "shape", "flagged final"),
-        (lambda c: [v.pop() for v in c.values()], "shape", "6 consecutive rows"),
+        (lambda c: c.update({"observation.state": [[0.0]] * 10}), "shape", "expected 2 numbers per row"),
+        (lambda c: c["observation.state"].__setitem__(7, [0.0]), "shape", "at row 2 it is 1 wide"),
+        (lambda c: c["observation.state"].__setitem__(7, [np.nan, 0.0]), "not_finite", r"state\[0\] at step 2"),
+        (lambda c: c["observation.state"].__setitem__(7, None), "not_finite", "1 empty row"),
+        (lambda c: c.update(action=["left"] * 10), "dtype", "expected numbers, got string"),
+        (lambda c: c["task_index"].__setitem__(5, 7), "task", "task_index 7"),
+        (lambda c: [v.pop() for v in c.values()], "shape", "5 consecutive rows"),
     ],
 )
 def test_a_bad_episode_is_named_and_the_others_go_on(tmp_path, make_episode, change, status, message):
@@ -291,7 +290,7 @@ def test_refused_at_the_door(tmp_path, make_episode):
 
 def test_other_columns_need_a_name(tmp_path, make_episode):
     """A state under another name is never taken for no state at all."""
-    folder = write(tmp_path / "set", [make_episode(0)])
+    folder = write(tmp_path / "set", [make_episode(0, last=False)])
     change_info(folder, lambda i: i["features"].update({"observation.qpos": i["features"].pop("observation.state")}))
     change_table(folder / DATA, lambda c: c.update({"observation.qpos": c.pop("observation.state")}))
     with pytest.raises(ValueError, match=r"name one of observation\.qpos"):

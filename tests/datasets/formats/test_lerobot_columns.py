@@ -12,6 +12,7 @@ from guerdon.datasets.formats.lerobot_columns import (
     columns_of,
     fields_of,
     index_columns,
+    masks_of,
     require_same_fields,
 )
 
@@ -21,11 +22,14 @@ def test_the_columns_of_an_episode_in_order(make_episode):
     found = fields_of(make_episode(0, tracks={"tip": tip}))
     assert list(found) == [
         *("observation.state", "action", "track.tip", "track.tip.valid", "next.reward", "recorded.reward.valid"),
-        *("next.done", "next.success", "final"),
+        *("next.done", "next.success"),
     ]
     assert found["track.tip"] == Field("float64", (3,)) and found["next.reward"] == Field("float32", (), "step")
     assert found["track.tip"].feature == {"dtype": "float64", "shape": [3], "names": None}
-    assert found["final"].feature["shape"] == [1]
+    assert found["next.done"].feature["shape"] == [1]
+    assert [name for name, field in found.items() if field.per == "step"] == [
+        *("action", "next.reward", "recorded.reward.valid", "next.done", "next.success")
+    ]
     empty = make_episode(0, state=np.zeros((6, 0), np.float32), actions=np.zeros((5, 0), np.float32))
     assert "action" not in fields_of(empty) and "observation.state" not in fields_of(empty)
 
@@ -37,40 +41,47 @@ def test_a_reward_per_observation_is_no_reward_of_lerobot(make_episode):
 
 def test_the_rows_of_an_episode_whose_last_observation_is_real(make_episode):
     episode = make_episode(1, 3, recorded={"reward": Column.known(np.array([1, 2, 3], np.float32))})
-    columns, masks = columns_of(episode, fields_of(episode))
-    assert columns["final"].tolist() == [False, False, False, True]
-    assert columns["next.reward"].tolist() == [1, 2, 3, 0]  # the final row is no step
-    assert columns["action"][-1].tolist() == columns["action"][-2].tolist()
-    assert columns["next.done"].tolist() == columns["next.success"].tolist() == [False, False, True, True]
-    assert masks["next.reward"].tolist() == [True, True, True, False]
+    columns, final = columns_of(episode, fields_of(episode))
+    assert columns["next.reward"].tolist() == [1, 2, 3] and columns["action"].tolist() == episode.actions.tolist()
+    assert columns["observation.state"].tolist() == episode.state[:3].tolist()
+    assert columns["next.done"].tolist() == columns["next.success"].tolist() == [False, False, True]
+    assert {name: values.tolist() for name, values in final.items()} == {"observation.state": [[1, 3]]}
+    assert {name: mask.tolist() for name, mask in masks_of(columns).items()} == {"next.reward": [True] * 3}
     cut, _ = columns_of(make_episode(1, 3, end=End.CUT, success=0.5), fields_of(episode))
     assert not cut["next.done"].any() and not cut["next.success"].any()
 
 
 def test_the_rows_of_an_episode_whose_last_observation_is_a_repeat(make_episode):
     episode = make_episode(1, 3, last=False)
-    columns, _ = columns_of(episode, fields_of(episode))
-    assert len(columns["action"]) == 3 and not columns["final"].any()
+    columns, final = columns_of(episode, fields_of(episode))
+    assert len(columns["action"]) == 3 and final == {}
     assert columns["observation.state"].tolist() == episode.state[:3].tolist()
 
 
-def test_unknown_values_are_nan_or_0(make_episode):
-    known = np.array([True, False, True, True])
+def test_unknown_values_are_0(make_episode):
+    known = np.array([True, False, True, False])
     labels = {
-        "progress": Column(values=np.full(4, 0.5, np.float32), valid=known),
+        "progress": Column(values=np.array([0.5, np.nan, 0.5, np.inf], np.float32), valid=known),
         "stage": Column(values=np.full(4, 7), valid=known),
     }
     episode = make_episode(0, 3, labels=labels)
-    columns, masks = columns_of(episode, fields_of(episode))
-    assert columns["label.stage"].tolist() == [7, 0, 7, 7]
-    assert np.isnan(columns["label.progress"]).tolist() == [False, True, False, False]
-    assert masks["label.stage"].tolist() == columns["label.stage.valid"].tolist() == known.tolist()
+    columns, final = columns_of(episode, fields_of(episode))
+    assert columns["label.stage"].tolist() == [7, 0, 7] and columns["label.progress"].tolist() == [0.5, 0, 0.5]
+    assert final["label.stage"].tolist() == final["label.progress"].tolist() == [0]
+    masks = masks_of(columns)
+    assert masks["label.stage"].tolist() == columns["label.progress.valid"].tolist() == known[:3].tolist()
+    assert final["label.stage.valid"].tolist() == [False]
 
 
 @pytest.mark.parametrize(
     ("changes", "status", "message"),
     [
         ({"labels": {"a/b": Column.known(np.zeros(4))}}, "schema", "label 'a/b': LeRobot allows no '/' in names"),
+        (
+            {"labels": {"a": Column.known(np.zeros(4)), "a.valid": Column.known(np.zeros(4))}},
+            "schema",
+            "label 'a.valid' has the name of the flags of 'a': rename it",
+        ),
         ({"labels": {"a": Column.known(np.array(["x"] * 4))}}, "dtype", "label 'a': expected numbers or bools"),
         ({"labels": {"a": Column.known(np.full(4, np.inf))}}, "not_finite", "holds a valid value that is not a number"),
         ({"last": False, "labels": {"a": Column.known(np.zeros(4))}}, "label", "which was not observed"),

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from guerdon.datasets.formats.lerobot import LeRobotDataset
-from guerdon.datasets.formats.lerobot_files import DataFiles, VideoFiles, drop_column, episode_table, task_table
+from guerdon.datasets.formats.lerobot_files import DataFiles, VideoFiles, drop_columns, episode_table, task_table
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.formats.video import VideoFrames, write_video
 
@@ -75,7 +75,7 @@ def test_a_column_is_dropped_and_row_groups_stay(tmp_path):
     with pq.ParquetWriter(path, rows(0).schema) as writer:
         for number in range(2):
             writer.write_table(rows(number))
-    drop_column(path, "y")
+    drop_columns(path, {"y"})
     file = pq.ParquetFile(path)
     assert file.schema_arrow.names == ["x"] and file.num_row_groups == 2
     assert file.read()["x"].to_pylist() == [0, 0, 0, 1, 1, 1] and list(tmp_path.iterdir()) == [path]

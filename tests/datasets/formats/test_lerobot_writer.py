@@ -22,36 +22,39 @@ def test_rows_and_meta_by_hand(tmp_path, make_episode):
         assert writer.add(make_episode(0, steps=2)) == 0
         assert writer.add(make_episode(1, steps=3, last=False)) == 1
     rows = rows_of(folder)
-    # 2 steps + a final row, then 3 steps whose last observation nobody saw
-    assert rows["episode_index"] == [0, 0, 0, 1, 1, 1]
-    assert rows["frame_index"] == [0, 1, 2, 0, 1, 2]
-    assert rows["index"] == [0, 1, 2, 3, 4, 5]
-    assert rows["final"] == [False, False, True, False, False, False]
-    assert rows["next.reward"] == [0, 1, 0, 0, 0, 1]
-    assert rows["next.done"] == [False, True, True, False, False, True]
-    assert rows["next.success"] == [False, True, True, False, False, True]
-    assert rows["task_index"] == [0, 0, 0, 1, 1, 1]
-    np.testing.assert_allclose(rows["action"], [0, 0.01, 0.01, 1, 1.01, 1.02], rtol=1e-6)
-    np.testing.assert_allclose(rows["timestamp"], [0, 0.1, 0.2, 0, 0.1, 0.2], rtol=1e-6)
+    # 2 steps, then 3 steps whose last observation nobody saw
+    assert rows["episode_index"] == [0, 0, 1, 1, 1]
+    assert rows["frame_index"] == [0, 1, 0, 1, 2]
+    assert rows["index"] == [0, 1, 2, 3, 4]
+    assert rows["observation.state"] == [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2]]
+    assert rows["next.reward"] == [0, 1, 0, 0, 1]
+    assert rows["next.done"] == [False, True, False, False, True]
+    assert rows["next.success"] == [False, True, False, False, True]
+    assert rows["task_index"] == [0, 0, 1, 1, 1]
+    np.testing.assert_allclose(rows["action"], [0, 0.01, 1, 1.01, 1.02], rtol=1e-6)
+    np.testing.assert_allclose(rows["timestamp"], [0, 0.1, 0, 0.1, 0.2], rtol=1e-6)
+    final = pq.read_table(folder / "final" / "rows.parquet").to_pydict()
+    assert final["episode_index"] == [0] and final["observation.state"] == [[0, 2]]
+    assert final["videos/observation.images.front/timestamp"] == [0]
     info = json.loads((folder / "meta" / "info.json").read_text())
     assert (info["codebase_version"], info["fps"], info["robot_type"]) == ("v3.0", 10, "arm")
-    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (2, 6, 2)
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (2, 5, 2)
     assert set(rows) == {name for name, f in info["features"].items() if f["dtype"] != "video"}
     assert info["features"]["observation.images.front"]["shape"] == [32, 32, 3]
     meta = pq.read_table(folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet").to_pydict()
-    assert meta["length"] == [3, 3] and meta["dataset_from_index"] == [0, 3] and meta["dataset_to_index"] == [3, 6]
+    assert meta["length"] == [2, 3] and meta["dataset_from_index"] == [0, 2] and meta["dataset_to_index"] == [2, 5]
     key = "videos/observation.images.front"
-    assert meta[f"{key}/from_timestamp"] == [0, 0.3] and meta[f"{key}/to_timestamp"] == [0.3, 0.6]
+    assert meta[f"{key}/from_timestamp"] == [0, 0.2] and meta[f"{key}/to_timestamp"] == [0.2, 0.5]
     assert meta["success"] == [1, 1] and meta["end"] == ["SUCCESS", "SUCCESS"]
     stats = json.loads((folder / "meta" / "stats.json").read_text())
-    # steps 0 1 2 and 0 1 2: mean 1, variance 2/3
-    assert stats["observation.state"]["mean"][1] == pytest.approx(1)
-    assert stats["observation.state"]["std"][1] == pytest.approx((2 / 3) ** 0.5)
+    # steps 0 1 and 0 1 2: mean 4/5, variance 14/25
+    assert stats["observation.state"]["mean"][1] == pytest.approx(0.8)
+    assert stats["observation.state"]["std"][1] == pytest.approx(0.56**0.5)
     assert np.shape(stats["observation.images.front"]["mean"]) == (3, 1, 1)
-    # red is 40 in episode 0, 100 in episode 1, three frames each
-    assert stats["observation.images.front"]["mean"][0][0][0] == pytest.approx(70 / 255, abs=1e-6)
+    # red is 40 in two frames of episode 0, 100 in three of episode 1
+    assert stats["observation.images.front"]["mean"][0][0][0] == pytest.approx(76 / 255, abs=1e-6)
     assert {p.name for p in tmp_path.iterdir()} == {"set"}, "nothing else remains"
-    assert sorted(p.name for p in folder.iterdir()) == ["data", "meta", "videos"]
+    assert sorted(p.name for p in folder.iterdir()) == ["data", "final", "meta", "videos"]
 
 
 def test_unknown_success_leaves_no_flag(tmp_path, make_episode):
@@ -60,7 +63,9 @@ def test_unknown_success_leaves_no_flag(tmp_path, make_episode):
         writer.add(make_episode(1))
     info = json.loads((tmp_path / "set" / "meta" / "info.json").read_text())
     assert "next.success" not in info["features"] and "next.success" not in rows_of(tmp_path / "set")
-    assert len(rows_of(tmp_path / "set")["final"]) == 12
+    assert len(rows_of(tmp_path / "set")["next.done"]) == 10
+    columns = pq.read_schema(tmp_path / "set" / "meta" / "episodes" / "chunk-000" / "file-000.parquet").names
+    assert "stats/next.done/mean" in columns and "stats/next.success/mean" not in columns
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
@@ -124,4 +129,6 @@ def test_a_bad_episode_is_refused_and_the_rest_goes_on(tmp_path, make_episode, s
         assert caught.value.status == status
         writer.add(make_episode(1))
     rows = rows_of(tmp_path / "set")
-    assert rows["episode_index"] == [0] * 6 + [1] * 6 and rows["observation.state"][-1] == [1, 5]
+    assert rows["episode_index"] == [0] * 5 + [1] * 5 and rows["observation.state"][-1] == [1, 4]
+    final = pq.read_table(tmp_path / "set" / "final" / "rows.parquet").to_pydict()
+    assert final["episode_index"] == [0, 1] and final["observation.state"] == [[0, 5], [1, 5]]

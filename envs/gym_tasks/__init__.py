@@ -1,0 +1,1 @@
+"""Registered Gymnasium environments behind the task protocol."""
