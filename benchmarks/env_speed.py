@@ -10,6 +10,7 @@ to which a simulator may reset by a snapshot. Those of "new contexts", with spar
 the same context twice.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -76,16 +77,27 @@ class Rollouts:
         self.policy = GaussianPolicy(task.state_size, task.action_size).eval()
         self.pool, self.calls = WorkerPool(setting, envs, workers), 0
         task.close()
-        self.collect(envs)  # builds the simulators
+        self.rate = 0.0
+        for _ in range(2):  # the first builds the simulators, the second shows about how fast they are
+            self._collect(4 * envs)
 
-    def collect(self, steps: int) -> tuple[float, float]:
-        """Return steps per second of one rollout, and the share of the workers' time that was spent on waiting."""
+    def collect(self, seconds: float) -> tuple[float, float]:
+        """Measure one rollout.
+
+        Args:
+            seconds: About how long it takes.
+
+        Returns:
+            Steps per second, and the share of the workers' time that was spent on waiting.
+        """
+        self._collect(max(self.pool.envs, int(self.rate * seconds)))
+        return self.rate, 1 - float(np.mean(self.pool.seconds)) / max(self.pool.seconds)
+
+    def _collect(self, steps: int) -> None:
         self.calls += 1
         begun = time.perf_counter()
         pieces = self.pool.collect(self.policy, steps, self.contexts, self.calls)
-        rate = sum(len(piece.actions) - piece.fresh for piece in pieces) / (time.perf_counter() - begun)
-        seconds = self.pool.seconds
-        return rate, 1 - float(np.mean(seconds)) / max(seconds)
+        self.rate = sum(len(piece.actions) - piece.fresh for piece in pieces) / (time.perf_counter() - begun)
 
 
 def resets(task: Task, seconds: float, first: int) -> dict[str, float]:
@@ -128,13 +140,12 @@ def measure(name: str, options: Any) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     used = 0
     for _ in range(options.repeats):
-        run: dict[str, Any] = {"bare": bare(single, options.seconds, False)}
+        run: dict[str, Any] = {"load": os.getloadavg()[0], "bare": bare(single, options.seconds, False)}
         if camera is not None:
             run["bare, frames"] = bare(single, options.seconds, True)
         for way, rollouts in ways.items():
             basis = run["bare, frames" if "frames" in way else "bare"]
-            steps = max(options.envs, int(basis * options.seconds))
-            run[way], run[f"{way}: waiting"] = rollouts.collect(steps)
+            run[way], run[f"{way}: waiting"] = rollouts.collect(options.seconds)
             run[f"{way}: ratio"] = run[way] / basis
         run |= {f"resets: {way}": rate for way, rate in resets(single, options.seconds, used).items()}
         used += int(run["resets: contexts"])
@@ -166,6 +177,7 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield way, shown(way), shown(f"{way}: ratio", ".2f"), shown(f"{way}: waiting", ".0%")
     for way in ("new", "again", "restore"):
         yield f"resets, {way}", shown(f"resets: {way}", ",.1f"), "", ""
+    yield f"load average of the machine ({os.cpu_count()} cores)", shown("load", ".1f"), "", ""
 
 
 def main() -> None:
@@ -190,6 +202,7 @@ def main() -> None:
             table.add_row(*row)
         Console(width=120).print(table)
     settings = {"envs": options.envs, "spares": options.spares, "seconds": options.seconds, "pixels": PIXELS}
+    settings["cores"] = os.cpu_count()
     write_result(options.out, settings | {"backend": rendering_backend(), "results": results})
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from guerdon.envs.task import EVAL_OFFSET
+from guerdon.core.sizes import DataSizes
+from guerdon.envs.task import EVAL_OFFSET, list_contexts
 from guerdon.envs.vector import make_task
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.rollouts.data import hash_seed
@@ -247,3 +248,36 @@ def test_workers_work_in_the_current_folder(monkeypatch, tmp_path):
     with WorkerPool(REACH, envs=1, workers=1) as pool:
         pool.play(gaussian(), contexts(1), seed=0)
         assert os.readlink(f"/proc/{pool._processes[0].pid}/cwd") == str(tmp_path.resolve())
+
+
+CHATTY = '''
+import sys, warnings
+from guerdon.envs.reach import Reach
+
+print("imported, with an advertisement")
+print("and a complaint", file=sys.stderr)
+warnings.warn("deprecated since before you were born", DeprecationWarning)
+
+
+class Chatty(Reach):
+    """A reach task of somebody's own."""
+
+    name, instruction = "chatty/reach", "chat"
+
+    def __init__(self, horizon=50, seed=0):
+        warnings.warn("another")
+        print("built")
+        super().__init__(horizon, seed)
+'''
+
+
+def test_a_class_of_the_users_own_may_print_and_warn_in_workers(monkeypatch, tmp_path):
+    (tmp_path / "chatty_envs.py").write_text(CHATTY)
+    monkeypatch.chdir(tmp_path)
+    setting = TaskSetting(task=["chatty_envs:Chatty", "mujoco/reach"], horizon=8)
+    sizes = [DataSizes(name=name, state_size=12, action_size=3) for name in ("chatty/reach", "mujoco/reach")]
+    order = [*list_contexts("chatty/reach", "train", 2), *contexts(1)]
+    with WorkerPool(setting, envs=2, workers=2, sizes=sizes) as pool:
+        pieces = pool.play(gaussian(), order, seed=0)
+    assert [(p.context, p.task) for p in pieces] == list(zip(order, (0, 0, 1), strict=True))
+    assert pieces[0].instruction == "chat"

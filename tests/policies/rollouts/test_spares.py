@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.rollouts.pieces import batch_pieces
+from guerdon.policies.rollouts.runner import Runner
 from guerdon.policies.rollouts.spares import Spares, Start
 
 from .small_tasks import Corridor, Noisy, Numbered, Slow, SlowStreet, Street, both, contexts, corridor, generator, same
@@ -189,3 +191,21 @@ def test_the_error_of_a_reset_is_the_tasks_own_and_the_runner_goes_on(spares):
         pieces = runner.play(Numbered(), contexts(*ORDER), generator())
         assert [int(p.state[0][0]) for p in pieces] == list(ORDER)
     runner.close()
+
+
+# --- a real simulator, whose resets draw from a generator that all copies share -------------------------------------
+
+
+@pytest.mark.slow
+def test_spares_of_libero_change_nothing():
+    pytest.importorskip("libero")
+    name = "libero/libero_object/0"
+    plain, spared = Runner(name, 2, horizon=4), Runner(name, 2, horizon=4, spares=1)
+    task = plain.envs.task
+    policy = GaussianPolicy(task.state_size, task.action_size, hidden=(8,), horizon=4, execute=4).eval()
+    # official initial states, and two that are drawn
+    order = [*task.contexts("train", 1), *task.contexts("eval", 2), *task.contexts("train", 42)[40:]]
+    one, other = (batch_pieces(r.play(policy, order, generator(), False)) for r in (plain, spared))
+    assert same(one, other)
+    plain.close()
+    spared.close()
