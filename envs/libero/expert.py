@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from .goals import Predicate, order
+from .goals import is_pushed, order
 from .joints import joint_skill
+from .motion import Motion
 from .picking import PickAndPlace
+from .pushing import push_dish
 from .scene import Scene
 
 _IDLE = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
@@ -30,6 +32,8 @@ class LiberoExpert:
         self._scene = Scene(problem)
         parsed = problem.parsed_problem
         self._goal: list[tuple[str, ...]] = order(parsed["goal_state"], parsed["initial_state"])
+        self._attempts: dict[tuple[str, ...], int] = {}
+        self._placing: dict[tuple[str, ...], PickAndPlace] = {}
         self._actions = self._run()
 
     def __call__(self, state: np.ndarray) -> np.ndarray:
@@ -49,8 +53,13 @@ class LiberoExpert:
                 continue
             yield from self._skill(false)
 
-    def _skill(self, predicate: Predicate) -> Generator[np.ndarray, None, bool]:
-        """Return the motion that makes one predicate true."""
+    def _skill(self, predicate: tuple[str, ...]) -> Motion:
+        """Return the motion that makes one predicate true; a dish that could not be pushed is lifted."""
+        self._attempts[predicate] = self._attempts.get(predicate, 0) + 1
         if len(predicate) == 2:
             return joint_skill(self._scene, predicate)
-        return PickAndPlace(self._scene, predicate, self._goal).run()
+        if is_pushed(predicate[1], predicate[2]) and self._attempts[predicate] == 1:
+            return push_dish(self._scene, predicate)
+        if predicate not in self._placing:
+            self._placing[predicate] = PickAndPlace(self._scene, predicate, self._goal)
+        return self._placing[predicate].run()
