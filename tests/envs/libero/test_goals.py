@@ -1,6 +1,6 @@
 import pytest
 
-from guerdon.envs.libero.goals import PlanStep, covers, is_drawer, order, plan_steps
+from guerdon.envs.libero.goals import PlanStep, covers, is_drawer, known, order, plan_steps
 
 
 def test_placing_is_reach_grasp_place():
@@ -64,9 +64,27 @@ def test_shelves_have_no_drawers():
 
 @pytest.mark.parametrize("goal", [[], [["up", "bowl_1"]], [["on", "bowl_1"]], [["open", "a", "b"]]])
 def test_unknown_goals_are_not_covered(goal: list[list[str]]):
-    assert not covers(goal)
-    with pytest.raises(ValueError, match="demonstrations"):
+    assert not known(goal) and not covers(goal)
+    with pytest.raises(ValueError, match="expected a goal of"):
         plan_steps(goal)
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        ["in", "white_yellow_mug_1", "microwave_1_heating_region"],
+        ["in", "black_book_1", "wooden_two_layer_shelf_1_top_region"],
+        ["open", "microwave_1"],
+    ],
+)
+def test_what_cannot_be_reached_from_above_has_stages_but_no_expert(predicate: list[str]):
+    assert known([predicate]) and not covers([predicate])
+    assert plan_steps([predicate])[0] == PlanStep("reach", predicate[1], "")
+
+
+def test_drawers_and_knobs_and_what_is_placed_from_above_are_covered():
+    assert covers([["open", "wooden_cabinet_1_top_region"], ["close", "microwave_1"], ["turnoff", "flat_stove_1"]])
+    assert covers([["in", "black_book_1", "desk_caddy_1_back_contain_region"], ["on", "bowl_1", "plate_1"]])
 
 
 def test_goals_that_wait_for_each_other():
