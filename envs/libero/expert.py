@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from .goals import Predicate, order
+from .goals import covers, is_pushed, order
 from .joints import joint_skill
+from .motion import Motion
 from .picking import PickAndPlace
+from .pushing import push_dish
 from .scene import Scene
 
 _IDLE = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
@@ -23,13 +25,25 @@ class LiberoExpert:
         problem: LIBERO's inner environment (`ControlEnv.env`).
 
     Raises:
-        ValueError: If a predicate of the goal is unknown.
+        ValueError: If the goal is one that `goals.covers` denies, or names a drawer, door or knob without a joint.
     """
 
     def __init__(self, problem: Any) -> None:
         self._scene = Scene(problem)
         parsed = problem.parsed_problem
-        self._goal: list[tuple[str, ...]] = order(parsed["goal_state"], parsed["initial_state"])
+        wanted = [tuple(predicate) for predicate in parsed["goal_state"]]
+        if not covers(wanted):
+            raise ValueError(
+                "expected a goal of on, in, open, close, turnon and turnoff that can be reached from above, "
+                f"got {wanted}: bring demonstrations for this task"
+            )
+        self._wanted = wanted
+        self._goal: list[tuple[str, ...]] = order(wanted, parsed["initial_state"])
+        for predicate in self._goal:
+            if len(predicate) == 2:
+                self._scene.joint(predicate[1])  # raises where there is none
+        self._attempts: dict[tuple[str, ...], int] = {}
+        self._placing: dict[tuple[str, ...], PickAndPlace] = {}
         self._actions = self._run()
 
     def __call__(self, state: np.ndarray) -> np.ndarray:
@@ -43,14 +57,24 @@ class LiberoExpert:
     def _run(self) -> Generator[np.ndarray, None, None]:
         """Yield actions for ever: reach each predicate in turn, start again with the first that is false, then rest."""
         while True:
-            false = next((p for p in self._goal if not self._scene.holds(p)), None)
+            false = next((p for p in self._goal if not self._scene.holds(p) and self._needed(p)), None)
             if false is None:
                 yield _IDLE
                 continue
             yield from self._skill(false)
 
-    def _skill(self, predicate: Predicate) -> Generator[np.ndarray, None, bool]:
-        """Return the motion that makes one predicate true."""
+    def _needed(self, predicate: tuple[str, ...]) -> bool:
+        """Return whether a predicate is part of the goal, or a drawer that something must still be put into."""
+        into = [p for p in self._wanted if p[0] == "in" and p[2] == predicate[1]]
+        return predicate in self._wanted or not all(self._scene.holds(p) for p in into)
+
+    def _skill(self, predicate: tuple[str, ...]) -> Motion:
+        """Return the motion that makes one predicate true; a dish that could not be pushed is lifted."""
+        self._attempts[predicate] = self._attempts.get(predicate, 0) + 1
         if len(predicate) == 2:
             return joint_skill(self._scene, predicate)
-        return PickAndPlace(self._scene, predicate, self._goal).run()
+        if is_pushed(predicate[1], predicate[2]) and self._attempts[predicate] == 1:
+            return push_dish(self._scene, predicate)
+        if predicate not in self._placing:
+            self._placing[predicate] = PickAndPlace(self._scene, predicate, self._goal)
+        return self._placing[predicate].run()

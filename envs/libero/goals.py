@@ -22,7 +22,7 @@ class PlanStep(NamedTuple):
     """Name of the region or object where `object` goes; ``"on"`` or ``"off"`` for a knob; else empty."""
 
 
-def covers(goal: Sequence[Predicate]) -> bool:
+def known(goal: Sequence[Predicate]) -> bool:
     """Return whether every predicate of a goal is one that `plan_steps` knows.
 
     Args:
@@ -31,6 +31,18 @@ def covers(goal: Sequence[Predicate]) -> bool:
     return len(goal) > 0 and all(
         len(predicate) == (3 if predicate[0] in _PLACING else 2 if predicate[0] in _JOINTS else -1)
         for predicate in goal
+    )
+
+
+def covers(goal: Sequence[Predicate]) -> bool:
+    """Return whether the scripted expert can pursue a goal; it places from above only, and opens drawers only.
+
+    Args:
+        goal: Predicates of the goal (`parsed_problem["goal_state"]`).
+    """
+    return known(goal) and not any(
+        (p[0] == "in" and ("microwave" in p[2] or "shelf" in p[2])) or (p[0] == "open" and not is_drawer(p[1]))
+        for p in goal
     )
 
 
@@ -60,10 +72,10 @@ def order(goal: Sequence[Predicate], initial: Sequence[Predicate] = ()) -> list[
     Raises:
         ValueError: If a predicate is unknown, or two objects are to be placed on each other.
     """
-    if not covers(goal):
+    if not known(goal):
         raise ValueError(
             f"expected a goal of {', '.join(_PLACING)} (object, target) and {', '.join(_JOINTS)} (object), "
-            f"got {[list(p) for p in goal]}: bring demonstrations for this task"
+            f"got {[list(p) for p in goal]}"
         )
     waiting = [tuple(predicate) for predicate in goal]
     opened = {p[1] for p in (*initial, *goal) if p[0] == "open"}
@@ -83,7 +95,7 @@ def steps_of(predicate: Predicate) -> list[PlanStep]:
     """Return the steps that make one predicate true.
 
     Args:
-        predicate: One predicate that `covers` accepts.
+        predicate: One predicate that `known` accepts.
     """
     verb, thing = predicate[0], predicate[1]
     if verb in _PLACING:

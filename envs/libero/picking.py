@@ -6,7 +6,7 @@ import numpy as np
 
 from .geometry import raised
 from .goals import Predicate
-from .grasps import find_grasp
+from .grasps import Grasp, find_grasp
 from .motion import CLOSE, OPEN, Motion, clear_height, close_gripper, hold, move_to
 from .placing import Carried, Placement, find_placement
 from .scene import Scene
@@ -28,6 +28,7 @@ class PickAndPlace:
         self._scene, self._predicate = scene, predicate
         self._thing, self._target = predicate[1], predicate[2]
         self._sharing = [p[1] for p in goal if p[0] in ("on", "in") and p[2] == self._target]
+        self._failed: list[Grasp] = []
 
     def run(self) -> Motion:
         """Yield the actions of one attempt; return whether the predicate is true at the end."""
@@ -46,6 +47,10 @@ class PickAndPlace:
         yield from hold(scene, rotation, OPEN, 3)
         return (yield from move_to(scene, raised(at, 0.1), rotation, OPEN, tolerance=0.03, limit=15))
 
+    def _open(self) -> bool:
+        """Return whether the predicate is still false."""
+        return not self._scene.holds(self._predicate)
+
     def _pick(self) -> Motion:
         """Grasp the object and lift it; return whether it came along."""
         scene = self._scene
@@ -53,7 +58,7 @@ class PickAndPlace:
         surface = scene.surface(self._thing)
         around = scene.obstacles([self._thing], centre, 0.35)
         around = around[around[:, 2] > surface[:, 2].min() + 0.004]  # grasps stay above the support by themselves
-        grasp = find_grasp(surface, around, centre, _YAWS)
+        grasp = find_grasp(surface, around, centre, _YAWS, self._failed)
         if grasp is None:
             return False
         at, _ = scene.grip()
@@ -63,14 +68,20 @@ class PickAndPlace:
         above = np.array([*grasp.position[:2], max(grasp.position[2] + 0.08, height)])
         if at[2] < height - 0.01 and np.linalg.norm(at[:2] - above[:2]) > 0.05:
             yield from move_to(scene, np.array([*at[:2], height]), grasp.rotation, OPEN, tolerance=0.03, limit=30)
-        yield from move_to(scene, above, grasp.rotation, OPEN, tolerance=0.02, limit=70)
+        yield from move_to(scene, above, grasp.rotation, OPEN, tolerance=0.02, limit=70, keep=self._open)
+        if not self._open():
+            return False
         moved = scene.mass_centre(self._thing) - centre
         yield from move_to(scene, grasp.position + moved, grasp.rotation, OPEN, tolerance=0.007, limit=40)
+        self._failed.append(grasp)  # until it is lifted
         if not (yield from close_gripper(scene, grasp.rotation)):
             return False
         before, (low, _) = scene.position(self._thing), scene.grip()
         yield from move_to(scene, raised(low, 0.06), grasp.rotation, CLOSE, tolerance=0.02, limit=20)
-        return scene.position(self._thing)[2] - before[2] > 0.02
+        if scene.position(self._thing)[2] - before[2] < 0.02:
+            return False
+        self._failed.pop()
+        return True
 
     def _place(self) -> Motion:
         """Carry the object to its target and let it go; return whether it was still held on arrival."""
