@@ -1,6 +1,6 @@
 """What other programs say of our data sets: ``lerobot-doctor``, and ``lerobot`` as a trainer uses it.
 
-Usage: python benchmarks/lerobot_checks.py
+Usage: python benchmarks/lerobot_checks.py [NAME …]; names of data sets leave out the others
 
 Set GUERDON_LEROBOT_DOCTOR to the program ``lerobot-doctor`` (0.2.0) and GUERDON_LEROBOT_PYTHON to a Python that has
 ``lerobot[dataset]`` (0.6.1), each in an environment of its own, for example with Python 3.12. A check whose program is
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -134,12 +135,18 @@ def expected(folder: Path, target: Path) -> None:
     np.savez(target, **values)
 
 
-def lerobot(folder: Path, home: Path) -> dict[str, Any] | None:
-    """Return what ``check_with_lerobot.py`` prints, and what guerdon reads of the edited data sets."""
+def lerobot(folder: Path, truth: Path, home: Path) -> dict[str, Any] | None:
+    """Return what ``check_with_lerobot.py`` prints, and what guerdon reads of the edited data sets.
+
+    Args:
+        folder: Data set.
+        truth: Data set that holds what should be seen; another one where the data set was spoilt.
+        home: Folder for temporary files.
+    """
     python = os.environ.get("GUERDON_LEROBOT_PYTHON")
     if not python:
         return None
-    expected(folder, home / "expected.npz")
+    expected(truth, home / "expected.npz")
     edited = home / f"{folder.name}-edited"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home / "hf"), "PYTHONPATH": ""}
     script = HERE / "lerobot_interop" / "check_with_lerobot.py"
@@ -190,14 +197,17 @@ def make_sets(home: Path) -> dict[str, Path]:
 
 def main() -> None:
     console = Console(width=160)
-    results: dict[str, dict[str, Any]] = {}
+    target = HERE / "results" / "lerobot_checks.json"
+    results: dict[str, dict[str, Any]] = json.loads(target.read_text()) if target.is_file() else {}
     with tempfile.TemporaryDirectory() as home, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*final observation")  # of the spoilt ones
-        for name, folder in make_sets(Path(home)).items():
-            results[name] = {"lerobot-doctor": doctor(folder), "lerobot": lerobot(folder, Path(home))}
+        folders = make_sets(Path(home))
+        for name in sys.argv[1:] or folders:
+            truth = folders["mujoco/reach"] if name.startswith("spoilt") else folders[name]
+            seen = lerobot(folders[name], truth, Path(home))
+            results[name] = {"lerobot-doctor": doctor(folders[name]), "lerobot": seen}
             console.print(table_of(name, results[name]))
-    target = HERE / "results" / "lerobot_checks.json"
-    target.write_text(json.dumps(results, indent=2) + "\n")
+            target.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def table_of(name: str, result: dict[str, Any]) -> Table:
