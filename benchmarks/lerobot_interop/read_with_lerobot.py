@@ -1,6 +1,6 @@
 """Open a LeRobot v3.0 data set with ``lerobot`` itself and print what it sees as JSON.
 
-Usage: python read_with_lerobot.py FOLDER; run by a Python that has lerobot 0.4 installed.
+Usage: python read_with_lerobot.py FOLDER; run by a Python that has lerobot 0.4 … 0.6 installed.
 """
 
 import json
@@ -21,7 +21,6 @@ def main(folder: str) -> None:
             "task": item["task"],
             "state": item["observation.state"].tolist(),
             "action": torch.atleast_1d(item["action"]).tolist(),
-            "final": bool(item["final"]),
             "reward": float(item["next.reward"]),
             "success": bool(item["next.success"]),
         }

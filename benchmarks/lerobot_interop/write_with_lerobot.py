@@ -1,4 +1,4 @@
-"""Write a small LeRobot v3.0 data set with ``lerobot`` itself; run by a Python that has lerobot 0.4 installed.
+"""Write a small LeRobot v3.0 data set with ``lerobot`` itself; run by a Python that has lerobot 0.4 … 0.6 installed.
 
 Usage: python write_with_lerobot.py FOLDER
 
@@ -7,6 +7,7 @@ and step t: state (e, t, e + t), action (−e, t / 10); picture red 40 + 60 e, g
 (wrist).
 """
 
+import inspect
 import sys
 
 import numpy as np
@@ -23,7 +24,13 @@ def main(folder: str) -> None:
     for camera, (height, width, _) in CAMERAS.items():
         names = ["height", "width", "channels"]
         features[f"observation.images.{camera}"] = {"dtype": "video", "shape": (height, width, 3), "names": names}
-    dataset = LeRobotDataset.create("test/interop", fps=10, features=features, root=folder, vcodec="h264")
+    if "vcodec" in inspect.signature(LeRobotDataset.create).parameters:
+        codec = {"vcodec": "h264"}
+    else:  # since 0.6
+        from lerobot.configs import RGBEncoderConfig  # pyright: ignore[reportMissingImports]
+
+        codec = {"rgb_encoder": RGBEncoderConfig(vcodec="h264")}
+    dataset = LeRobotDataset.create("test/interop", fps=10, features=features, root=folder, **codec)
     for episode in range(3):
         for step in range(9 + episode):
             row = {

@@ -20,7 +20,7 @@ from guerdon.datasets.formats.lerobot import LeRobotDataset, LeRobotFormat
 from guerdon.datasets.formats.lerobot_files import task_table
 from guerdon.datasets.formats.lerobot_final import ChainedFrames, checksum
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
-from guerdon.datasets.formats.video import write_video
+from guerdon.datasets.formats.video import VideoFrames, write_video
 from guerdon.testing.strategies import trajectory_batches
 
 DATA = "data/chunk-000/file-000.parquet"
@@ -156,6 +156,13 @@ def test_both_forms_give_the_same_episode(tmp_path, frame_steps):
         assert dataset.summary(0) == old.summary(0) and dataset.summary(0).steps == 3
         assert dataset[0].last_observed
     assert sum(int(row["length"]) for row in new._episodes) == 3, "three steps are three rows"
+
+
+def test_cached_features_of_the_old_form_stay_valid(tmp_path):
+    folder = old_form(tmp_path / "old")
+    path = folder / f"videos/{KEY}/chunk-000/file-000.mp4"
+    before = VideoFrames(path, np.arange(4), seconds=np.arange(4) / 10, fps=10)
+    assert LeRobotDataset(folder)[0].frames["front"].identity == before.identity
 
 
 def test_a_row_of_the_old_form_that_is_flagged_too_early_is_refused(tmp_path):

@@ -21,12 +21,12 @@ def lerobot(tmp_path):
     """Run one of the scripts with lerobot's Python; its standard output."""
     python = os.environ.get("GUERDON_LEROBOT_PYTHON")
     if not python:
-        pytest.skip("set GUERDON_LEROBOT_PYTHON to a Python that has lerobot 0.4 installed")
+        pytest.skip("set GUERDON_LEROBOT_PYTHON to a Python that has lerobot 0.4 … 0.6 installed")
 
     def run(script: str, folder: Path) -> str:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
         done = subprocess.run(
-            [python, str(SCRIPTS / script), str(folder)], env=environment, capture_output=True, text=True, timeout=300
+            [python, str(SCRIPTS / script), str(folder)], env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
@@ -70,17 +70,16 @@ def test_lerobot_reads_what_we_write(tmp_path, lerobot, make_episode):
         for episode in episodes:
             writer.add(episode)
     seen = json.loads(lerobot("read_with_lerobot.py", tmp_path / "ours").splitlines()[-1])
-    assert (seen["episodes"], seen["frames"], seen["fps"]) == (3, 24, 10)
+    assert (seen["episodes"], seen["frames"], seen["fps"]) == (3, 21, 10)
     for row in seen["rows"]:
         e, t = row["episode"], row["frame"]
         assert row["state"] == [e, t] and row["action"] == [1, 1]
         assert row["task"] == f"task {e % 2}"
-        assert row["final"] == (t == 7) and row["reward"] == float(t == 6)
-        assert row["success"] == (e != 1 and t >= 6)
+        assert row["reward"] == float(t == 6) and row["success"] == (e != 1 and t == 6)
         assert row["observation.images.front.shape"] == [3, 32, 32]
         want = [40 + 60 * e, 10 + 8 * t, 90]
         assert np.abs(np.array(row["observation.images.front"]) - want).max() < 6
-    assert [(r["episode"], r["frame"]) for r in seen["rows"]] == [(e, t) for e in range(3) for t in range(8)]
+    assert [(r["episode"], r["frame"]) for r in seen["rows"]] == [(e, t) for e in range(3) for t in range(7)]
     assert seen["window"] == [2, 3, 32, 32] and np.abs(np.array(seen["window_greens"]) - [10, 18]).max() < 6
     assert seen["batch"] == [4, 2]
-    assert seen["stats"]["observation.state"] == pytest.approx([1.0, 3.5])
+    assert seen["stats"]["observation.state"] == pytest.approx([1.0, 3.0])

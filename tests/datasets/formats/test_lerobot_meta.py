@@ -7,11 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from guerdon.datasets.formats.lerobot_columns import Field
 from guerdon.datasets.formats.lerobot_meta import (
+    OWN,
     camera_names,
     inconsistencies,
+    own_entries,
     read_episodes,
     read_info,
+    read_own,
     read_tasks,
     split_of,
     vector_key,
@@ -139,3 +143,17 @@ def test_repeated_pictures_of_a_slow_camera_are_no_frames(tmp_path):
     # a piece from row 4 on begins with the picture of row 3, which it repeats
     piece = video_of(tmp_path, info, slow, "top", "k", seconds, 4)
     assert piece.step.tolist() == [0, 2, 5]
+
+
+def test_what_only_guerdon_reads_lies_in_a_file_of_its_own_or_where_it_was_before(tmp_path):
+    write_info(tmp_path)
+    assert read_own(tmp_path, read_info(tmp_path)) == {}, "somebody else's data set"
+    write_info(tmp_path, guerdon={"format": 1, "columns": {}})
+    assert read_own(tmp_path, read_info(tmp_path)) == {"format": 1, "columns": {}}
+    fields = {"action": Field("float32", (2,), "step"), "track.tip": Field("float64", (2, 3))}
+    entries = own_entries(fields, {"next.reward": Field("float32", (), "step")}, finals=4)
+    (tmp_path / OWN).write_text(json.dumps(entries))
+    found = read_own(tmp_path, read_info(tmp_path))
+    assert found["columns"] == {"track.tip": {"per": "observation", "shape": [2, 3]}}
+    assert found["unknown"] == {"next.reward": {"per": "step", "shape": [], "dtype": "float32"}}
+    assert (found["format"], found["final_observations"]) == (2, 4)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from guerdon.datasets.formats.lerobot_stats import QUANTILES, join_stats, picture_stats, vector_stats
+from guerdon.datasets.formats.lerobot_stats import QUANTILES, complete_stats, join_stats, picture_stats, vector_stats
 
 
 def test_vector_by_hand():
@@ -41,3 +41,13 @@ def test_joining_equals_all_at_once():
     # quantiles are averaged by count: (4 a + 1 b + 9 c) / 14
     medians = [np.median(part, axis=0) for part in parts]
     np.testing.assert_allclose(joined["q50"], (4 * medians[0] + medians[1] + 9 * medians[2]) / 14)
+
+
+def test_an_episode_without_known_values_gets_the_statistics_of_the_others():
+    parts = [{"x": vector_stats(np.array(values)), "never": None} for values in ([1.0, 3.0], [], [5.0])]
+    whole, rows = complete_stats(parts)
+    assert list(whole) == ["x"], "a column that is known nowhere has no statistics"
+    assert whole["x"]["mean"] == [3.0] and whole["x"]["count"] == [3] and whole["x"]["max"] == [5.0]
+    assert [row["stats/x/mean"] for row in rows] == [[2.0], [3.0], [5.0]]
+    assert [row["stats/x/count"] for row in rows] == [[2], [1], [1]]
+    assert all(set(row) == set(rows[0]) for row in rows) and "stats/never/mean" not in rows[0]
