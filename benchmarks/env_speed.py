@@ -5,14 +5,16 @@
 The bare simulator is one task object in one process: random actions, no policy, a reset at the time limit, and with
 frames one picture a step. Rollouts run a 2x128 policy in `--envs` environments, on 1 and 2 worker processes. All ways
 alternate within a repeat, and each ratio is taken within its repeat, so that a machine that slows down slows both.
-"Waiting" is the share of the workers' time that is spent on waiting for the slowest. All episodes begin in one context,
-to which a simulator may reset by a snapshot. Those of "new contexts", with spares and without, hardly ever begin in
-the same context twice.
+"Per CPU second" is the ratio by processor time of all processes and threads: on a machine that others use, it shows the
+overhead of rollouts, which the time on the wall does not. "Waiting" is the share of the workers' time that is spent on
+waiting for the slowest. All episodes begin in one context, to which a simulator may reset by a snapshot. Those of "new
+contexts", with spares and without, hardly ever begin in the same context twice.
 """
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +34,17 @@ PIXELS = 128
 MANY = 4_000  # contexts of which hardly one is drawn twice
 
 
-def bare(task: Task, seconds: float, frames: bool) -> float:
-    """Measure steps per second of one simulator with random actions.
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Return the processor time that this process and others have used (Linux), in seconds."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def bare(task: Task, seconds: float, frames: bool) -> tuple[float, float]:
+    """Measure steps per second, and per CPU second, of one simulator with random actions.
 
     Args:
         task: The simulator.
@@ -45,7 +56,7 @@ def bare(task: Task, seconds: float, frames: bool) -> float:
     task.reset(context)
     if frames:
         task.render(size=(PIXELS, PIXELS))  # the first picture takes seconds
-    taken, begun = 0, time.perf_counter()
+    taken, begun, cpu = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - begun < seconds:
         if taken % task.horizon == 0:
             task.reset(context)
@@ -53,7 +64,7 @@ def bare(task: Task, seconds: float, frames: bool) -> float:
         if frames:
             task.render(size=(PIXELS, PIXELS))
         taken += 1
-    return taken / (time.perf_counter() - begun)
+    return taken / (time.perf_counter() - begun), taken / (time.process_time() - cpu)
 
 
 class Rollouts:
@@ -81,23 +92,31 @@ class Rollouts:
         for _ in range(2):  # the first builds the simulators, the second shows about how fast they are
             self._collect(4 * envs)
 
-    def collect(self, seconds: float) -> tuple[float, float]:
+    def collect(self, seconds: float) -> tuple[float, float, float]:
         """Measure one rollout.
 
         Args:
             seconds: About how long it takes.
 
         Returns:
-            Steps per second, and the share of the workers' time that was spent on waiting.
+            Steps per second, steps per CPU second, and the share of the workers' time that was spent on waiting.
         """
-        self._collect(max(self.pool.envs, int(self.rate * seconds)))
-        return self.rate, 1 - float(np.mean(self.pool.seconds)) / max(self.pool.seconds)
+        pids = [process.pid or 0 for process in self.pool._processes]
+        before = cpu_seconds(pids)
+        taken = self._collect(max(self.pool.envs, int(self.rate * seconds)))
+        return (
+            self.rate,
+            taken / (cpu_seconds(pids) - before),
+            1 - float(np.mean(self.pool.seconds)) / max(self.pool.seconds),
+        )
 
-    def _collect(self, steps: int) -> None:
+    def _collect(self, steps: int) -> int:
         self.calls += 1
         begun = time.perf_counter()
         pieces = self.pool.collect(self.policy, steps, self.contexts, self.calls)
-        self.rate = sum(len(piece.actions) - piece.fresh for piece in pieces) / (time.perf_counter() - begun)
+        taken = sum(len(piece.actions) - piece.fresh for piece in pieces)
+        self.rate = taken / (time.perf_counter() - begun)
+        return taken
 
 
 def resets(task: Task, seconds: float, first: int) -> dict[str, float]:
@@ -140,13 +159,15 @@ def measure(name: str, options: Any) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     used = 0
     for _ in range(options.repeats):
-        run: dict[str, Any] = {"load": os.getloadavg()[0], "bare": bare(single, options.seconds, False)}
+        run: dict[str, Any] = {"load": os.getloadavg()[0]}
+        run["bare"], run["bare: cpu"] = bare(single, options.seconds, False)
         if camera is not None:
-            run["bare, frames"] = bare(single, options.seconds, True)
+            run["bare, frames"], run["bare, frames: cpu"] = bare(single, options.seconds, True)
         for way, rollouts in ways.items():
-            basis = run["bare, frames" if "frames" in way else "bare"]
-            run[way], run[f"{way}: waiting"] = rollouts.collect(options.seconds)
-            run[f"{way}: ratio"] = run[way] / basis
+            basis = "bare, frames" if "frames" in way else "bare"
+            run[way], run[f"{way}: cpu"], run[f"{way}: waiting"] = rollouts.collect(options.seconds)
+            run[f"{way}: ratio"] = run[way] / run[basis]
+            run[f"{way}: cpu ratio"] = run[f"{way}: cpu"] / run[f"{basis}: cpu"]
         run |= {f"resets: {way}": rate for way, rate in resets(single, options.seconds, used).items()}
         used += int(run["resets: contexts"])
         runs.append(run)
@@ -172,12 +193,13 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
     for way in ("bare", "bare, frames"):
         if way in summary:
-            yield way, shown(way), "", ""
+            yield way, shown(way), "", "", ""
     for way in result["ways"]:
-        yield way, shown(way), shown(f"{way}: ratio", ".2f"), shown(f"{way}: waiting", ".0%")
+        ratios = (shown(f"{way}: {what}", ".2f") for what in ("ratio", "cpu ratio"))
+        yield way, shown(way), *ratios, shown(f"{way}: waiting", ".0%")
     for way in ("new", "again", "restore"):
-        yield f"resets, {way}", shown(f"resets: {way}", ",.1f"), "", ""
-    yield f"load average of the machine ({os.cpu_count()} cores)", shown("load", ".1f"), "", ""
+        yield f"resets, {way}", shown(f"resets: {way}", ",.1f"), "", "", ""
+    yield f"load average of the machine ({os.cpu_count()} cores)", shown("load", ".1f"), "", "", ""
 
 
 def main() -> None:
@@ -197,10 +219,10 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in options.task or ["mujoco/reach", "metaworld/push-v3"]:
         results[name] = measure(name, options)
-        table = Table(name, "per second: median (range)", "of the bare simulator", "waiting")
+        table = Table(name, "per second: median (range)", "of the bare simulator", "per CPU second", "waiting")
         for row in rows(results[name]):
             table.add_row(*row)
-        Console(width=120).print(table)
+        Console(width=150).print(table)
     settings = {"envs": options.envs, "spares": options.spares, "seconds": options.seconds, "pixels": PIXELS}
     settings["cores"] = os.cpu_count()
     write_result(options.out, settings | {"backend": rendering_backend(), "results": results})
