@@ -2,7 +2,7 @@
 # pyright: reportAttributeAccessIssue=false, reportUnknownParameterType=false, reportOptionalMemberAccess=false
 """Tasks of LIBERO and LIBERO-PRO behind the task protocol."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..task import (
     list_contexts,
 )
 from .expert import LiberoExpert
-from .goals import order
+from .goals import covers, order
 from .layout import ARM, PROPRIO, suite_layout
 from .places import Places
 from .saved import Snapshot
@@ -81,6 +81,10 @@ class Libero:
     expert_noise: np.ndarray = np.array([0.45] * 6 + [0.0])
     """Largest standard deviation of the noise of noisy experts by dimension; none on the gripper."""
 
+    expert: Callable[[], Controller]
+    """Function that makes the scripted expert of the episode that has just begun, see
+    `guerdon.envs.libero.expert.LiberoExpert`; missing if it cannot pursue the goal."""
+
     def __init__(
         self,
         suite: str,
@@ -106,6 +110,8 @@ class Libero:
         self.parts = order(self.goal, self._problem.parsed_problem["initial_state"])
         """Predicates in the order in which they can be made true, with the drawers that have to be opened first."""
         self.stage_names: tuple[str, ...] = ("satisfied", *(f"goal_{i + 1}" for i in range(len(self.goal))))
+        if covers(self.goal):
+            self.expert = lambda: LiberoExpert(self._problem)
         self._places = Places(self._problem, self.parts)
         self.cameras: tuple[str, ...] = _camera_names(self._model)
         self._renderer = OffscreenRenderer(self._model, hidden=(0,))  # group 0 holds the collision shapes
@@ -180,7 +186,7 @@ class Libero:
         seeds = np.random.SeedSequence([self.seed, context.index, 1] if number is None else [self.seed, number])
         for _ in range(100):
             self._pristine.put(self._problem)
-            with _numpy_seed(int(seeds.spawn(1)[0].generate_state(1)[0])), quiet():
+            with _numpy_seed(int(seeds.spawn(1)[0].generate_state(1)[0])):
                 try:
                     self._problem.reset()
                 except load_package().placement_error:
@@ -252,14 +258,6 @@ class Libero:
         """See `ResumableTask.restore`."""
         check_saved(self, saved).parts["snapshot"].put(self._problem)
         return self._observe()
-
-    def expert(self) -> Controller:
-        """Make the scripted expert of the episode that has just begun; see `guerdon.envs.libero.expert.LiberoExpert`.
-
-        Raises:
-            ValueError: If the expert has no plan for the goal.
-        """
-        return LiberoExpert(self._problem)
 
     def tracks(self) -> Mapping[str, np.ndarray]:
         """See `Task.tracks` and `Libero`."""
