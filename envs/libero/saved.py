@@ -38,11 +38,17 @@ class Snapshot:
     """Attributes of the environment, the robot, its controller and its gripper."""
 
     @classmethod
-    def of(cls, problem: Any) -> "Snapshot":
-        """Copy the state of a robosuite environment."""
+    def of(cls, problem: Any, placed: Any = None) -> "Snapshot":
+        """Copy the state of a robosuite environment.
+
+        Args:
+            problem: Environment.
+            placed: Model to take the changing parts from; None takes the environment's own.
+        """
         model, data = problem.sim.model._model, problem.sim.data._data
         parts = {name: copy.deepcopy(_attributes(owner, name)) for name, owner in _owners(problem).items()}
-        return cls(Physics.of(model, data), {name: getattr(model, name).copy() for name in _MODEL}, parts)
+        changed = {name: getattr(placed or model, name).copy() for name in _MODEL}
+        return cls(Physics.of(model, data), changed, parts)
 
     def put(self, problem: Any) -> None:
         """Copy the state back, into the environment it came from or into another one of the same task."""

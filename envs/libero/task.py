@@ -122,7 +122,7 @@ class Libero:
                 f"{self.name}: its official initial states have {self._states.shape[1]} numbers and the scene {width}; "
                 "the installed package is inconsistent, install the one that guerdon asks for"
             )
-        self._pristine = Snapshot.of(self._problem)
+        self._pristine = Snapshot.of(self._problem, _as_compiled(self._problem))
         self._snapshots: dict[int, tuple[Snapshot, np.ndarray]] = {}
 
     @property
@@ -288,6 +288,11 @@ def _build(bddl: str) -> Any:
         )
         problem.visualize({name: False for name in problem._visualizations})
     return problem
+
+
+def _as_compiled(problem: Any) -> mujoco.MjModel:
+    """Compile the model once more: the fixtures stand where every full reset of robosuite finds them."""
+    return type(problem.sim).from_xml_string(problem.model.get_xml()).model._model
 
 
 def _camera_names(model: mujoco.MjModel) -> tuple[str, ...]:
