@@ -141,7 +141,7 @@ def final_values(reward: ProgressReward, episodes: Sequence[Episode]) -> np.ndar
     """Return the predicted value at the end of each episode."""
     values: list[float] = []
     for start in range(0, len(episodes), 8):
-        batch = collate(episodes[start : start + 8], cameras=reward.observer.cameras or None)
+        batch = collate(episodes[start : start + 8], cameras=reward.observer.cameras)
         with torch.no_grad():
             estimates = reward(batch)
         assert estimates.values is not None

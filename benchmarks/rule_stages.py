@@ -1,6 +1,7 @@
 """Do the rules for stages fit what happens? All of Meta-World, scripted experts and mixed behaviour, held-out starts.
 
     python benchmarks/rule_stages.py
+    python benchmarks/rule_stages.py --suite libero_object --episodes 5
 
 For successes of the expert: how often all stages are passed in order, each for at least one observation, online and in
 hindsight; and how often the distances alone see the end that the simulator's flag sees. For failures of noisy, aborted
@@ -22,7 +23,9 @@ from guerdon.datasets.collate import collate
 from guerdon.datasets.episodes import Episode
 from guerdon.envs.collect import collect
 from guerdon.envs.instructions import METAWORLD
-from guerdon.envs.vector import make_task
+from guerdon.envs.libero.suites import SUITES
+from guerdon.envs.naming import make_task
+from guerdon.envs.task import ExpertTask
 from guerdon.rewards.stages.rule_decomposer import RULES, RuleDecomposer
 
 WORSE = {"noisy": 0.4, "aborted": 0.3, "random": 0.3}
@@ -51,8 +54,11 @@ def batch_of(episodes: Sequence[Episode]) -> TrajectoryBatch:
 
 def one(name: str, episodes: int, seed: int) -> dict[str, Any]:
     """Count for one task."""
-    rule = RULES[f"metaworld/{name}"]
-    task = make_task(f"metaworld/{name}", HORIZON, seed)
+    rule = RULES[name]
+    task = make_task(name, HORIZON if name.startswith("metaworld/") else None, seed)
+    if not isinstance(task, ExpertTask):
+        task.close()
+        return {"stages": [], "successes": 0, "failures": 0}
     expert = list(collect(task, {"expert": 1.0}, episodes=episodes, seed=seed, split="eval", frames=False))
     worse = list(collect(task, WORSE, episodes=episodes, seed=seed, split="eval", frames=False))
     task.close()
@@ -82,15 +88,18 @@ def one(name: str, episodes: int, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, write."""
     parser = command_line(__doc__, "rule_stages")
-    parser.add_argument("--task", action="append", help="default: all fifty")
+    parser.add_argument("--task", action="append", help="full name; default: all fifty")
     parser.add_argument("--episodes", type=int, default=25, help="of the expert, and as many of the mixture")
     parser.add_argument("--seed", type=int, default=1, help="0 chose the distances")
+    parser.add_argument("--suite", action="append", help="suites of LIBERO in place of Meta-World")
     options = parser.parse_args()
+    libero = [f"libero/{suite}/{number}" for suite in options.suite or () for number in range(SUITES[suite])]
+    names = options.task or libero or [f"metaworld/{name}" for name in METAWORLD]
     torch.set_num_threads(1)
-    results = {name: one(name, options.episodes, options.seed) for name in options.task or METAWORLD}
+    results = {name: one(name, options.episodes, options.seed) for name in names}
     table = Table("task", "stages, completed at", "in order", "in hindsight", "end seen", "false ends")
     for name, found in results.items():
-        told = "flag" if RULES[f"metaworld/{name}"].needs_success else None
+        told = "flag" if RULES[name].needs_success else None
         at = zip(found["stages"], found.get("median_completion", []), strict=False)
         table.add_row(
             name,

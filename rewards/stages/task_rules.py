@@ -132,6 +132,23 @@ _KITCHEN: dict[str, TaskRule] = {
 }
 
 
+# LIBERO: largest distances of the scripted expert at its grasps, and at the first success, with a margin
+_LIBERO_NEAR = {"wine_bottle": 0.16, "black_book": 0.13, "mug": 0.11}
+_LIBERO_GOAL = {
+    "contain_region": 0.078,
+    "cabinet": 0.05,
+    "top_side": 0.03,
+    "plate_": 0.032,
+    "rack": 0.025,
+    "bowl": 0.065,
+    "cook_region": 0.035,
+    "table": 0.12,
+}
+_LIBERO_OTHERS = 0.09, 0.08
+_WIDE = ("moka_pot", "frypan")  # their origin lies beside the burner they stand on
+_LIBERO_JOINT = {"open": 0.0101, "close": 0.008, "turnon": 0.04, "turnoff": 0.04}
+
+
 def _libero(goal: TaskGoal) -> TaskRule:
     """Build the rule of a task of LIBERO from the parts of its goal."""
     several = len(goal.parts) > 1
@@ -143,12 +160,13 @@ def _libero_part(part: Sequence[str], number: int, several: bool) -> TaskRule:
     """Build the rule of one predicate; distances are those of the scripted expert, and of LIBERO's own predicates."""
     verb, thing = part[0], part[1]
     item = thing.replace("_", " ") if several else ""
-    if verb in ("turnon", "turnoff"):
-        return TaskRule(near=0.08, goal=0.032, part=number, item=item)
-    if verb in ("open", "close"):
-        return TaskRule(near=0.08, goal=0.0101 if verb == "open" else 0.008, part=number, item=item)
-    lift = None if is_pushed(thing, part[2]) else 0.02
-    return TaskRule(near=0.1, lift=lift, goal=0.08, part=number, item=item)
+    if len(part) == 2:
+        return TaskRule(near=0.08, goal=_LIBERO_JOINT[verb], part=number, item=item)
+    near = next((distance for name, distance in _LIBERO_NEAR.items() if name in thing), _LIBERO_OTHERS[0])
+    goal = next((distance for name, distance in _LIBERO_GOAL.items() if name in part[2]), _LIBERO_OTHERS[1])
+    if "cook_region" in part[2] and any(name in thing for name in _WIDE):
+        goal = 0.11
+    return TaskRule(near=near, lift=None if is_pushed(thing, part[2]) else 0.02, goal=goal, part=number, item=item)
 
 
 RULES: dict[str, TaskRule] = {
