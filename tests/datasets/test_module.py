@@ -153,7 +153,6 @@ def test_a_broken_video_is_replaced_when_it_shows(written):
     reader = data._reader
     broken = reader(2)
     source = broken.frames["front"]
-    assert isinstance(source, VideoFrames)
     gone = VideoFrames(path / "gone.mp4", source.step, fps=10, episode=2)
     reader._kept[2] = replace(broken, frames={"front": gone})
     with pytest.warns(UserWarning, match=r"left out from now on: episode 2: video .*gone.mp4") as caught:

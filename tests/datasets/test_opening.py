@@ -66,7 +66,8 @@ def test_the_files_of_a_recording_are_listed_without_what_lies_beside_them(robot
     listed = {f.relative_to(robot).as_posix() for f in recorded_files(str(robot))}
     tables = {"meta/info.json", "meta/tasks.parquet", "meta/stats.json", "meta/episodes/chunk-000/file-000.parquet"}
     frames = "videos/observation.images.front/chunk-000/file-000.mp4"
-    assert listed == {*tables, "data/chunk-000/file-000.parquet", frames}
+    final = {"meta/guerdon.json", "final/rows.parquet", f"final/{frames}"}
+    assert listed == {*tables, *final, "data/chunk-000/file-000.parquet", frames}
     assert recorded_files(robot / "nowhere") == [] == recorded_files(robot / "notes.txt")
 
 
