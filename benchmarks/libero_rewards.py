@@ -29,7 +29,7 @@ from guerdon.backbones.language import HashedText
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.hub import load_component
 from guerdon.datasets.collate import collate
-from guerdon.datasets.episodes import Episode
+from guerdon.datasets.episodes import Episode, EpisodeSummary
 from guerdon.datasets.joined import JoinedDatasets
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
@@ -73,12 +73,19 @@ class Reworded:
 
     def __init__(self, episodes: JoinedDatasets, words: Mapping[str, str]) -> None:
         self.episodes, self.words = episodes, words
+        self.name, self.fps, self.cameras = episodes.name, episodes.fps, episodes.cameras
+        self.state_size, self.action_size = episodes.state_size, episodes.action_size
 
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def __getitem__(self, index: int) -> Episode:
-        episode = self.episodes[index]
+    def summary(self, place: int) -> EpisodeSummary:
+        """Return what is known of an episode without reading it."""
+        return self.episodes.summary(place)
+
+    def __getitem__(self, place: int) -> Episode:
+        """Read an episode, under its other instruction."""
+        episode = self.episodes[place]
         return replace(episode, instruction=self.words[episode.instruction])
 
 
@@ -138,15 +145,15 @@ def test_sets(runs: Path) -> Iterator[tuple[str, Any]]:
 
 
 def final_values(reward: ProgressReward, episodes: Sequence[Episode]) -> np.ndarray:
-    """Return the predicted value at the end of each episode."""
+    """Return the predicted probability of success at the end of each episode."""
     values: list[float] = []
     for start in range(0, len(episodes), 8):
         batch = collate(episodes[start : start + 8], cameras=reward.observer.cameras)
         with torch.no_grad():
             estimates = reward(batch)
-        assert estimates.values is not None
+        assert estimates.success is not None
         rows = torch.arange(len(batch))
-        values += estimates.values[rows, batch.steps].tolist()
+        values += estimates.success.values[rows, batch.steps].tolist()
     return np.array(values)
 
 
@@ -188,6 +195,8 @@ def judge(inputs: str, runs: Path, folder: Path) -> dict[str, Any]:
     assert isinstance(reward, ProgressReward)
     found: dict[str, Any] = {}
     for name, data in test_sets(runs):
+        if inputs == "states" and name == VARIANTS["object"]:
+            continue  # other objects, so another state
         cache = runs / "frames" if inputs == "pixels" else None
         metrics = evaluate_dataset(reward, data, cache=cache, progress_bar=False).to_json()["figures"]
         found[name] = {
@@ -206,7 +215,7 @@ def show(results: Mapping[str, Any], inputs: str) -> Table:
     for metric in (*METRICS, "right > wrong object that lies there"):
         cells: list[str] = []
         for part in runs[0]:
-            found = [run[part][metric] for run in runs if metric in run[part]]
+            found = [run[part][metric] for run in runs if metric in run.get(part, {})]
             values = [f["value"] for f in found if f["value"] is not None]
             if not values:
                 cells.append("–")
