@@ -55,6 +55,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "envs.task": ("Context", "Task", "ResumableTask", "ExpertTask"),
         "envs.checking": ("check_task",),
         "envs.promises": ("TaskReport",),
+        "envs.libero.task": ("Libero",),
         "envs.gym_tasks.task": ("GymnasiumTask",),
         "envs.gym_tasks.success": ("InfoKey", "InfoThreshold", "RewardThreshold"),
     },
@@ -140,6 +141,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "policies.weights": ("Weighting", "Exponential", "Positive", "TopShare", "RewardAligned"),
         "policies.proposer": ("PolicyProposer",),
         "policies.rollouts.data": ("RolloutData",),
+        "policies.rollouts.frames": ("RolloutFrames",),
         "policies.rollouts.pool": ("TaskSetting", "play_episodes"),
     },
     "Watch for reward hacking": {
@@ -274,6 +276,7 @@ if TYPE_CHECKING:
     from .envs.gym_tasks.success import InfoThreshold as InfoThreshold
     from .envs.gym_tasks.success import RewardThreshold as RewardThreshold
     from .envs.gym_tasks.task import GymnasiumTask as GymnasiumTask
+    from .envs.libero.task import Libero as Libero
     from .envs.naming import make_task as make_task
     from .envs.naming import task_names as task_names
     from .envs.promises import TaskReport as TaskReport
@@ -316,6 +319,7 @@ if TYPE_CHECKING:
     from .policies.optimizer import PolicyOptimizer as PolicyOptimizer
     from .policies.proposer import PolicyProposer as PolicyProposer
     from .policies.rollouts.data import RolloutData as RolloutData
+    from .policies.rollouts.frames import RolloutFrames as RolloutFrames
     from .policies.rollouts.pool import TaskSetting as TaskSetting
     from .policies.rollouts.pool import play_episodes as play_episodes
     from .policies.weights import Exponential as Exponential

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from .goals import covers, is_pushed, order
-from .joints import joint_skill
-from .motion import Motion
-from .picking import PickAndPlace
-from .pushing import push_dish
-from .scene import Scene
+from .skills.joints import joint_skill
+from .skills.motion import Motion
+from .skills.picking import PickAndPlace
+from .skills.pushing import push_dish
+from .skills.scene import Scene
 
 _IDLE = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 

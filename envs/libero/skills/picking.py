@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ..goals import Predicate
 from .geometry import raised
-from .goals import Predicate
 from .grasps import Grasp, find_grasp
 from .motion import CLOSE, OPEN, Motion, clear_height, close_gripper, hold, move_to
 from .placing import Carried, Placement, find_placement

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from ..goals import Predicate
 from .geometry import DOWN, raised
-from .goals import Predicate
 from .joints import approach
 from .motion import CLOSE, OPEN, Motion, action_towards, move_to
 from .scene import Scene

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..goals import Predicate
 from .geometry import DOWN, raised, rotation_vector, rotation_z
-from .goals import Predicate
 from .grasps import hand_hits
 from .motion import CLOSE, OPEN, Motion, action_towards, clear_height, close_gripper, hold, move_to
 from .scene import Joint, Scene

@@ -1,0 +1,1 @@
+"""Skills of the scripted expert: geometry of the scene, grasps, placements, and motions made of them."""
