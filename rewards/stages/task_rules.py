@@ -188,7 +188,7 @@ def plain(text: str) -> str:
 
 
 _TASKS = {
-    **{plain(goal.instruction): name for name, goal in reversed(task_goals().items())},
+    **{plain(goal.instruction): name for name, goal in reversed(list(task_goals().items()))},
     **{text: f"metaworld/{name}" for name, text in METAWORLD.items()},
     **{text: f"kitchen/{name}" for name, text in KITCHEN.items()},
     REACH: "mujoco/reach",
