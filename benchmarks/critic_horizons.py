@@ -157,7 +157,7 @@ def run(seed: int, marks: tuple[int, ...], episodes: int, contexts: int) -> list
         for horizon, one in policies.items():
             one.execute = horizon
         calm = fragments(list(collect(task, MIXTURE, episodes, seed, "train", frames=False, noise=NOISE)), seed)
-        pushed = Disturbed(task, seed)
+        pushed = Disturbed(cast(ResumableTask, task), seed)
         moved = fragments(list(collect(pushed, MIXTURE, episodes, seed, "train", frames=False, noise=NOISE)), seed)  # pyright: ignore
         states, chunks, blind = closed_loop(seed, policies, contexts)
         for horizon in HORIZONS:

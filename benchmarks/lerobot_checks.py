@@ -133,7 +133,7 @@ def expected(folder: Path, target: Path) -> None:
         for camera, source in episode.frames.items():
             held = np.searchsorted(source.step, np.arange(episode.steps), side="right") - 1
             values[f"frames/{place}/{camera}"] = source.read(held)
-    np.savez(target, **values)
+    np.savez(target, allow_pickle=False, **values)
 
 
 def lerobot(folder: Path, truth: Path, home: Path) -> dict[str, Any] | None:

@@ -181,9 +181,10 @@ def test_classes_that_are_no_tasks_say_what_is_missing(own: str):
 
 @pytest.mark.slow
 def test_workers_find_a_class_of_the_current_folder(own: str):
-    setting = TaskSetting(task=f"{own}:Line", horizon=4, end_on_success=False)
+    name = f"{own}:Line"
+    setting = TaskSetting(task=name, horizon=4, end_on_success=False)
     policy: Any = GaussianPolicy(1, 1, hidden=(4,))
-    contexts = make_task(setting.task).contexts("train", 3)
+    contexts = make_task(name).contexts("train", 3)
     with WorkerPool(setting, envs=1, workers=1) as pool:
         pieces = pool.play(policy, contexts, seed=0)
     with WorkerPool(setting, envs=1) as here:

@@ -69,7 +69,8 @@ def test_an_expert_is_made_after_the_reset_that_it_acts_in(reach, quality):
     task.made.clear()  # an aborted expert ran once, to count its steps
     state = reach.reset(context)
     goal = reach.tracks()["goal"]
-    actor(state), actor(state)
+    actor(state)
+    actor(state)
     assert len(task.made) == 1 and np.array_equal(task.made[0], goal)
 
 
@@ -188,7 +189,7 @@ def test_qualities_that_cannot_be_given_are_refused(reach):
 
 
 def test_an_expert_that_fails_needs_the_whole_time_limit():
-    task = make_task("mujoco/reach", horizon=2)  # nobody arrives in two steps
+    task: Any = make_task("mujoco/reach", horizon=2)  # nobody arrives in two steps
     assert expert_steps(task, task.contexts("train", 1)[0]) == 2
     assert callable(scripted_expert(task.name))
     task.close()

@@ -1,5 +1,7 @@
 """Saved states go on as if nothing had happened, in the task that saved them and in another copy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -89,7 +91,9 @@ def test_a_restored_task_can_be_reset_to_its_contexts_as_before(pair):
 
 
 def test_states_of_other_tasks_are_refused():
-    reach, seeded, drawer = make_task("mujoco/reach"), make_task("mujoco/reach", seed=1), make_task("kitchen/kettle")
+    reach: Any = make_task("mujoco/reach")
+    seeded: Any = make_task("mujoco/reach", seed=1)
+    drawer: Any = make_task("kitchen/kettle")
     reach.reset(reach.contexts("train", 1)[0])
     saved = reach.save()
     with pytest.raises(ValueError, match=r"saved by Reach mujoco/reach with seed 1, got one of .* with seed 0"):

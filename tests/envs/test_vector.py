@@ -198,7 +198,7 @@ def test_a_task_without_save_cannot_be_restored():
             for name in (*Task.__annotations__, "contexts", "reset", "step", "tracks", "render", "close"):
                 setattr(self, name, getattr(task, name))
 
-    task = make_task("mujoco/reach")
+    task: Any = make_task("mujoco/reach")
     task.reset(task.contexts("train", 1)[0])
     bare: Any = Bare(task)
     vector = VectorEnv([bare])

@@ -267,7 +267,11 @@ def recordings(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
 @given(recordings(), st.sampled_from([1e-6, 100]))
 def test_what_is_written_is_read(episodes, file_mb):
     with tempfile.TemporaryDirectory() as home:

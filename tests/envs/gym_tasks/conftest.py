@@ -18,7 +18,7 @@ class Dot(gymnasium.Env[Any, Any]):
 
     def __init__(self, render_mode: str | None = None, **odd: Any) -> None:
         self.render_mode, self.odd = render_mode, odd
-        self.action_space = odd.get("actions", spaces.Box(np.float32([-2]), np.float32([4])))
+        self.action_space = odd.get("actions", spaces.Box(np.array([-2], np.float32), np.array([4], np.float32)))
         self.observation_space = odd.get("space") or spaces.Dict(
             {
                 "velocity": spaces.Box(-np.inf, np.inf, (2, 2)),

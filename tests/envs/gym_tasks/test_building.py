@@ -61,7 +61,8 @@ class Old:
 
 
 def test_an_environment_of_the_old_package_is_named():
-    gymnasium.register("guerdon_test/Old-v0", entry_point=Old)
+    old: Any = Old
+    gymnasium.register("guerdon_test/Old-v0", entry_point=old)
     with pytest.raises(ValueError, match=r"guerdon_test/Old-v0 is no gymnasium.Env: .*old gym package: wrap it"):
         build_environment("guerdon_test/Old-v0")
     with pytest.raises(ValueError, match=r"cannot be built with \{'size': 3\}"):

@@ -59,7 +59,7 @@ def test_from_logs_to_a_policy(task, sizes, tmp_path, monkeypatch, capsys):
     assert (logs.state_size, logs.action_size) == sizes
     summaries = [logs.summary(i) for i in range(len(logs))]
     assert {s.quality for s in summaries} == {"expert", "noisy", "aborted", "random"}
-    assert sum(s.success or 0 for s in summaries) >= 3 and min(s.success for s in summaries) == 0
+    assert sum(s.success or 0 for s in summaries) >= 3 and 0 in {s.success for s in summaries}
     assert logs[0].context == f"{env}#0.0"
     short = ["--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
     reward = ["fit", "--config", str(CONFIGS / "progress_state.yaml"), "--out", "reward", *short]

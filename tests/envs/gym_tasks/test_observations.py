@@ -16,7 +16,11 @@ def test_the_order_is_that_of_flatten():
     layout = Observations("here", space)
     observation = {"a": {"z": np.array([3.0]), "c": np.array([1.0, 2.0])}, "b": np.array([4.0, 5.0]), "d": 6}
     assert list(layout.state_parts) == ["a.c", "a.z", "b", "d"]
-    assert layout.state(observation).tolist() == [1, 2, 3, 4, 5, 6] == spaces.flatten(space, observation).tolist()
+    assert (
+        layout.state(observation).tolist()
+        == [1, 2, 3, 4, 5, 6]
+        == np.asarray(spaces.flatten(space, observation)).tolist()
+    )
     chosen = Observations("here", space, ("d", "a.c"))
     assert chosen.state(observation).tolist() == [6, 1, 2] and chosen.state_parts == {
         "d": slice(0, 1),

@@ -1,5 +1,7 @@
 """LIBERO behind the task protocol: its own numbers, exact contexts, exact restoring, and what each split holds."""
 
+# MuJoCo's compiled half ships no type stubs: its names are unknown to the type checker.
+# pyright: reportAttributeAccessIssue=false
 import contextlib
 import io
 

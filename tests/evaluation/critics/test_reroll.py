@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,8 @@ def test_it_is_what_playing_by_hand_gives(envs):
     parts = [chunk[:length] for chunk, length in zip(chunks, lengths, strict=True)]
     still = Deterministic(Scripted(horizon=2, noise=0.5))
     found = reroll(envs, still, saved, parts, rollouts=2, gamma=0.97)
-    task, expert = make_task("mujoco/reach"), scripted_expert("mujoco/reach")
+    task: Any = make_task("mujoco/reach")
+    expert = scripted_expert("mujoco/reach")
     for row in range(3):
         state, total, queue = task.restore(saved[row]), 0.0, list(chunks[row, : lengths[row]])
         for step in range(task.horizon):
@@ -163,7 +165,7 @@ def test_a_policy_that_executes_more_than_it_planned_is_refused(envs):
 def test_a_logged_episode_is_replayed_and_goes_on_from_any_of_its_steps(name):
     task = make_task(name, seed=4)
     episodes = list(collect(task, {"noisy": 1.0, "random": 1.0}, episodes=2, seed=4, frames=False))
-    fresh = make_task(name, seed=4)
+    fresh: Any = make_task(name, seed=4)
     for episode in episodes:
         wanted = [episode.steps - 3, 0, 5]
         saved = replay(fresh, episode, wanted)

@@ -1,5 +1,7 @@
 """Frames of rollouts: which observations they show, who sees them, and renderers that do not work."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -97,7 +99,7 @@ def test_a_renderer_that_gives_black_frames_is_noticed():
 
 
 def test_a_scene_may_become_black_later():
-    task = Slow()
+    task: Any = Slow()
     task.reset(contexts(0)[0])
     eye = Eye(EYE, [task])
     eye.render(task)

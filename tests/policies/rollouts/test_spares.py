@@ -71,7 +71,8 @@ def test_episodes_that_were_prepared_are_given_up():
 def test_closing_closes_idle_and_prepared_simulators_and_ends_the_thread():
     idle: list[Any] = [Slow(), Slow(), SlowStreet()]
     spares = Spares(idle)
-    prepared = spares.begin(Slow(), supply(*starts(0, 1, 2, 3)))
+    other: Any = Slow()
+    prepared = spares.begin(other, supply(*starts(0, 1, 2, 3)))
     assert prepared is not None and reset_threads()
     spares.close()
     assert [getattr(task, "closed", False) for task in idle if task is not prepared.task] == [True, True]
