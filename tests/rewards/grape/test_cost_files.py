@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from guerdon.core.interfaces import TaskPlan, TaskStage
+from guerdon.envs.libero.catalogue import task_goals
 from guerdon.rewards.costs import cost_table
 from guerdon.rewards.grape.cost_files import (
     TaskCosts,
@@ -168,12 +169,17 @@ def test_the_library_reads_what_the_simulators_record():
     names = library()
     assert sum(name.startswith("metaworld/") for name in names) >= 12
     assert sum(name.startswith("kitchen/") for name in names) == 7
+    for suite, least in {"libero_object": 10, "libero_spatial": 9, "libero_goal": 9, "libero_10": 7}.items():
+        assert sum(name.startswith(f"libero/{suite}/") for name in names) >= least
     for name in names:
         costs = load_costs(name)
         assert costs.task == name
         (plan,) = RuleDecomposer().plan(costs.instructions)
         costs.check_plan(plan)
         recorded = {"end_effector", "object"} | (set() if name.startswith("kitchen/") else {"goal"})
+        if name.startswith("libero/"):
+            parts = range(2, len(task_goals()[name].parts) + 1)
+            recorded |= {f"{track}_{number}" for track in ("object", "goal") for number in parts}
         assert costs.read_points <= recorded
         assert costs.read_numbers <= {"gripper"}
         assert not costs.read_flags
