@@ -12,7 +12,7 @@ STAMP := .venv/.installed
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP)  ## put guerdon and its tools into .venv (about 7 GB, a few minutes the first time)
+install: $(STAMP)  ## put guerdon and its tools into .venv (about 9 GB, a few minutes the first time)
 
 # Written last, so an interrupted install is taken up again by the next call and a finished one costs nothing.
 $(STAMP): pyproject.toml constraints.txt

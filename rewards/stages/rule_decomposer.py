@@ -30,10 +30,11 @@ _GRASPING = TaskStage(
 
 
 class RuleDecomposer(TaskDecomposer):
-    """Rule-based decomposer of Meta-World's 50 tasks, seven sub-tasks of the Franka kitchen and the small reach task.
+    """Rule-based decomposer of the tasks of Meta-World, Franka Kitchen and LIBERO, and of the small reach task.
 
     A task where an object is carried has the stages reach, grasp and place. One where an object is pushed, pulled,
-    turned or slid has reach and move. One where only the hand moves has reach. A stage is complete where the distance
+    turned or slid has reach and move. One where only the hand moves has reach. A task of LIBERO whose goal has several
+    parts has the stages of each, named after its object. A stage is complete where the distance
     that `RULES` names is small enough, or a later stage is complete; the last stage also where the success flag is set.
     There is no contact sensor: "grasp" means that the object is off its place with the hand at it, which a scoop
     achieves as well.
