@@ -55,7 +55,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "envs.task": ("Context", "Task", "ResumableTask", "ExpertTask"),
         "envs.checking": ("check_task",),
         "envs.promises": ("TaskReport",),
-        "envs.libero.task": ("Libero",),
+        "envs.libero_tasks.task": ("Libero",),
         "envs.gym_tasks.task": ("GymnasiumTask",),
         "envs.gym_tasks.success": ("InfoKey", "InfoThreshold", "RewardThreshold"),
     },
@@ -276,7 +276,7 @@ if TYPE_CHECKING:
     from .envs.gym_tasks.success import InfoThreshold as InfoThreshold
     from .envs.gym_tasks.success import RewardThreshold as RewardThreshold
     from .envs.gym_tasks.task import GymnasiumTask as GymnasiumTask
-    from .envs.libero.task import Libero as Libero
+    from .envs.libero_tasks.task import Libero as Libero
     from .envs.naming import make_task as make_task
     from .envs.naming import task_names as task_names
     from .envs.promises import TaskReport as TaskReport

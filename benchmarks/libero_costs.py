@@ -25,7 +25,7 @@ from common import command_line, write_result
 from guerdon.datasets.collate import collate
 from guerdon.datasets.episodes import Episode
 from guerdon.envs.collect import collect
-from guerdon.envs.libero.suites import SUITES
+from guerdon.envs.libero_tasks.suites import SUITES
 from guerdon.envs.naming import make_task
 from guerdon.envs.task import ExpertTask
 from guerdon.rewards.grape.cost_files import LIBRARY

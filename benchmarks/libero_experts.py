@@ -18,8 +18,8 @@ from rich.table import Table
 
 from common import command_line, write_result
 from guerdon.core.intervals import wilson_interval
-from guerdon.envs.libero.suites import SUITES
-from guerdon.envs.libero.task import Libero
+from guerdon.envs.libero_tasks.suites import SUITES
+from guerdon.envs.libero_tasks.task import Libero
 from guerdon.envs.quality import behaviour
 from guerdon.envs.task import Context
 

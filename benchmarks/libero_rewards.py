@@ -35,7 +35,7 @@ from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
 from guerdon.envs.collect import collect_dataset
-from guerdon.envs.libero.catalogue import task_goals
+from guerdon.envs.libero_tasks.catalogue import task_goals
 from guerdon.evaluation.dataset import evaluate_dataset
 from guerdon.rewards.fit import RewardTraining
 from guerdon.rewards.observation_encoder import ObservationEncoder

@@ -23,7 +23,7 @@ from guerdon.datasets.collate import collate
 from guerdon.datasets.episodes import Episode
 from guerdon.envs.collect import collect
 from guerdon.envs.instructions import METAWORLD
-from guerdon.envs.libero.suites import SUITES
+from guerdon.envs.libero_tasks.suites import SUITES
 from guerdon.envs.naming import make_task
 from guerdon.envs.task import ExpertTask
 from guerdon.rewards.stages.rule_decomposer import RULES, RuleDecomposer

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from .instructions import KITCHEN, METAWORLD
-from .libero.suites import SUITES, parse_name
+from .libero_tasks.suites import SUITES, parse_name
 from .reach import Reach
 from .task import Task, missing_members
 
@@ -123,7 +123,7 @@ def _libero(task: str, horizon: int | None, seed: int) -> Task:
     task, state = (task.removesuffix("/proprio"), "proprio") if task.endswith("/proprio") else (task, "full")
     suite, number = parse_name(task)
     with _needs(f"libero/{task}", "libero", "libero", "robosuite", "bddl"):
-        from .libero.task import Libero
+        from .libero_tasks.task import Libero
 
         return Libero(suite, number, horizon, seed, state)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...envs.instructions import KITCHEN, METAWORLD, REACH
-from ...envs.libero.catalogue import TaskGoal, task_goals
-from ...envs.libero.goals import is_pushed
+from ...envs.libero_tasks.catalogue import TaskGoal, task_goals
+from ...envs.libero_tasks.goals import is_pushed
 
 HAND, OBJECT, GOAL = "end_effector", "object", "goal"
 """Names of the tracks that rules read."""

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from guerdon.core.interfaces import TaskPlan, TaskStage
-from guerdon.envs.libero.catalogue import task_goals
+from guerdon.envs.libero_tasks.catalogue import task_goals
 from guerdon.rewards.costs import cost_table
 from guerdon.rewards.grape.cost_files import (
     TaskCosts,

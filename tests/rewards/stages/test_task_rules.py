@@ -3,7 +3,7 @@
 import torch
 
 from guerdon.core.batch import End, Labelled, TrajectoryBatch
-from guerdon.envs.libero.catalogue import task_goals
+from guerdon.envs.libero_tasks.catalogue import task_goals
 from guerdon.envs.naming import task_names
 from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
 from guerdon.rewards.stages.task_rules import RULES, TaskRule, plain, task_of

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from guerdon.envs.libero.skills.geometry import DOWN, box_points
-from guerdon.envs.libero.skills.placing import Carried, find_placement
+from guerdon.envs.libero_tasks.skills.geometry import DOWN, box_points
+from guerdon.envs.libero_tasks.skills.placing import Carried, find_placement
 
 
 def box(half: tuple[float, float, float], at: tuple[float, float, float]) -> np.ndarray:

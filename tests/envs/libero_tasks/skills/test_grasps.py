@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from guerdon.envs.libero.skills.geometry import box_points
-from guerdon.envs.libero.skills.grasps import find_grasp, hand_hits
+from guerdon.envs.libero_tasks.skills.geometry import box_points
+from guerdon.envs.libero_tasks.skills.grasps import find_grasp, hand_hits
 
 YAWS = tuple(np.deg2rad([0, 30, -30, 60, -60, 90]))
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from guerdon.envs.libero.expert import LiberoExpert
+from guerdon.envs.libero_tasks.expert import LiberoExpert
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # robosuite warns where it likes
 

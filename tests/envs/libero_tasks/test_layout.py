@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guerdon.envs.libero.layout import ARM, FIXTURE, OBJECT, PROPRIO, Layout, layout_of
+from guerdon.envs.libero_tasks.layout import ARM, FIXTURE, OBJECT, PROPRIO, Layout, layout_of
 
 names = st.lists(st.sampled_from("abcdefgh"), unique=True, max_size=5)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from guerdon.envs.libero.goals import PlanStep, covers, is_drawer, known, order, plan_steps
+from guerdon.envs.libero_tasks.goals import PlanStep, covers, is_drawer, known, order, plan_steps
 
 
 def test_placing_is_reach_grasp_place():

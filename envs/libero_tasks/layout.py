@@ -76,7 +76,7 @@ def layout_of(tasks: Sequence[Mapping[str, Any]]) -> Layout:
     """Compute the layout that serves all tasks of a suite.
 
     Args:
-        tasks: Parts of each task's BDDL file; see `guerdon.envs.libero.suites.parse_suite`.
+        tasks: Parts of each task's BDDL file; see `guerdon.envs.libero_tasks.suites.parse_suite`.
     """
     objects = {name for task in tasks for names in task["objects"].values() for name in names}
     fixtures = {

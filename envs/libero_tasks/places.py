@@ -26,7 +26,7 @@ class Places:
 
     Args:
         problem: Environment of robosuite.
-        parts: Predicates that are made true one after another; see `guerdon.envs.libero.goals.order`.
+        parts: Predicates that are made true one after another; see `guerdon.envs.libero_tasks.goals.order`.
     """
 
     def __init__(self, problem: Any, parts: Sequence[Sequence[str]]) -> None:

@@ -1,14 +1,14 @@
-"""Instructions and goals, known without the simulator; `python tests/envs/libero/test_catalogue.py` writes them."""
+"""Instructions and goals, known without the simulator; run as a script, this file writes them."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from guerdon.envs.libero import catalogue
-from guerdon.envs.libero.catalogue import task_goals
-from guerdon.envs.libero.goals import order
-from guerdon.envs.libero.suites import SUITES, find_task, goal_of, parse_suite
+from guerdon.envs.libero_tasks import catalogue
+from guerdon.envs.libero_tasks.catalogue import task_goals
+from guerdon.envs.libero_tasks.goals import order
+from guerdon.envs.libero_tasks.suites import SUITES, find_task, goal_of, parse_suite
 
 FILE = Path(catalogue.__file__).with_name("tasks.json")
 

@@ -54,7 +54,7 @@ class Libero:
     Fixtures without joints (stove, cabinet, rack) are placed up to 1.5 cm apart at each reset and are not part of the
     official states. Here they follow from the task's seed and the context.
 
-    **State.** ``"full"`` is `guerdon.envs.libero.layout.Layout`, ``"proprio"`` its first eight numbers. See
+    **State.** ``"full"`` is `guerdon.envs.libero_tasks.layout.Layout`, ``"proprio"`` its first eight numbers. See
     `columns`. LIBERO's own observations are one internal step, 2 ms, older.
 
     **Stages.** ``satisfied``, the number of predicates of the goal that hold, and one number for each, ``goal_1`` … in
@@ -65,7 +65,7 @@ class Libero:
     Pictures are upright, and without shadows and reflections.
 
     Args:
-        suite: Name of the suite, such as ``"libero_object"``; see `guerdon.envs.libero.suites.SUITES`.
+        suite: Name of the suite, such as ``"libero_object"``; see `guerdon.envs.libero_tasks.suites.SUITES`.
         number: Number of the task in the suite, from 0.
         horizon: Time limit in control steps; None takes that of published results (spatial 220, object 280, goal 300,
             10 520, 90 400).
@@ -83,7 +83,7 @@ class Libero:
 
     expert: Callable[[], Controller]
     """Function that makes the scripted expert of the episode that has just begun, see
-    `guerdon.envs.libero.expert.LiberoExpert`; missing if it cannot pursue the goal."""
+    `guerdon.envs.libero_tasks.expert.LiberoExpert`; missing if it cannot pursue the goal."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Libero:
 
     @property
     def columns(self) -> dict[str, tuple[int, int]]:
-        """First column of the state, and the one after the last, by name; see `guerdon.envs.libero.layout.Layout`."""
+        """First column, and the one after the last, of each part of the state; see `layout.Layout`."""
         return {name: place for name, place in self._layout.columns.items() if place[1] <= self.state_size}
 
     @property

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from guerdon.envs.libero.skills.geometry import (
+from guerdon.envs.libero_tasks.skills.geometry import (
     DOWN,
     Terrain,
     box_points,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from guerdon.envs.libero.suites import (
+from guerdon.envs.libero_tasks.suites import (
     SUITES,
     find_task,
     goal_of,
@@ -91,7 +91,7 @@ _IMPORT = """
 import os, warnings
 warnings.simplefilter("error")
 before = {name: os.environ.get(name) for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
-from guerdon.envs.libero.suites import load_package
+from guerdon.envs.libero_tasks.suites import load_package
 load_package()
 assert before == {name: os.environ.get(name) for name in before}, "the environment was changed"
 import sys
@@ -115,7 +115,7 @@ def test_importing_the_simulator_prints_nothing_and_leaves_the_environment_as_it
 _MISSING = """
 import sys
 sys.modules["libero"] = None
-from guerdon.envs.libero.suites import find_task
+from guerdon.envs.libero_tasks.suites import find_task
 find_task("libero_object", 0)
 """
 

@@ -6,7 +6,7 @@ import pytest
 @pytest.fixture(scope="session")
 def libero():
     pytest.importorskip("libero", reason="LIBERO is not installed: pip install 'guerdon[libero]'")
-    from guerdon.envs.libero.task import Libero
+    from guerdon.envs.libero_tasks.task import Libero
 
     built = {}
 
