@@ -67,9 +67,9 @@ def collect(
     if frames_every < 1:
         raise ValueError(f"expected a frame every 1 or more control steps, got {frames_every}")
     shares = check_qualities(task, qualities)
-    if frames:
+    if frames and not can_draw(task):
         require_backend()
-    views = _check_cameras(task, cameras) if frames or (frames is None and rendering_backend()) else ()
+    views = _check_cameras(task, cameras) if frames or (frames is None and can_draw(task)) else ()
     contexts = task.contexts(split, episodes)
     blank: set[str] = set()
     for index, (context, quality) in enumerate(zip(contexts, _deal(shares, episodes), strict=True)):
@@ -89,6 +89,15 @@ def collect(
             )
             blank.add(camera)
         yield recording.episode(index, context, quality, end)
+
+
+def can_draw(task: Task) -> bool:
+    """Return whether a task can render here: it has a camera, and OpenGL works or it draws without.
+
+    Args:
+        task: Task; an attribute ``draws_without_opengl`` that is True says so.
+    """
+    return bool(task.cameras) and (getattr(task, "draws_without_opengl", False) or rendering_backend() is not None)
 
 
 def check_qualities(task: Task, qualities: Mapping[str, float]) -> dict[str, float]:
@@ -313,10 +322,12 @@ def collect_dataset(
     if image_size < 16:
         raise ValueError(f"expected pictures of at least 16 pixels, got {image_size}")
     console = Console(stderr=True) if console is None else console
-    if frames is None and rendering_backend() is None:
-        console.print(f"recording states only: {NO_BACKEND}")
-        frames = False
     with closing(make_task(env, horizon, seed)) as task:
+        if frames is None and not can_draw(task):
+            console.print(
+                f"recording states only: {NO_BACKEND}" if task.cameras else "recording states only: no camera"
+            )
+            frames = False
         qualities = _named_qualities(task, quality)
         stream = collect(
             task,

@@ -23,6 +23,8 @@ class Views(Protocol):
 
     names: tuple[str, ...]
     """Names of the cameras."""
+    need_opengl: bool
+    """Whether drawing needs an OpenGL backend."""
 
     def draw(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """Draw one camera; return (3, H, W) uint8."""
@@ -49,6 +51,8 @@ def find_views(name: str, env: Environment) -> Views:
 class _RenderedView:
     """The environment's ``render()``, resized; no camera if it draws no arrays."""
 
+    need_opengl = False
+
     def __init__(self, name: str, env: Environment) -> None:
         self._name, self._env = name, env
         self.names: tuple[str, ...] = (RENDER,) if env.render_mode == "rgb_array" else ()
@@ -72,6 +76,8 @@ class _MujocoViews:
 
     Gymnasium's renderer has one size, and draws shadows that take several times as long in software.
     """
+
+    need_opengl = True
 
     def __init__(self, env: Environment, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         self._base: Any = env.unwrapped

@@ -108,6 +108,7 @@ class GymnasiumTask:
         self._observations = Observations(self.name, self._env.observation_space, state_keys)
         self.state_size = self._observations.state_size
         self._views = find_views(self.name, self._env)
+        self.draws_without_opengl = not self._views.need_opengl
         self.cameras = tuple(dict.fromkeys((*self._observations.pictures, *self._views.names)))
         self._snapshots = Snapshots(self._env) if mujoco_parts(self._env) is not None else None
         self._pristine = self._snapshots.take() if self._snapshots is not None else None

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from guerdon.core.batch import End
 from guerdon.datasets.episodes import ArrayFrames
-from guerdon.envs.collect import check_qualities, collect, collect_dataset
+from guerdon.envs.collect import can_draw, check_qualities, collect, collect_dataset
 from guerdon.envs.quality import MIXED, QUALITIES
 from guerdon.envs.render import rendering_backend
 from guerdon.envs.vector import make_task
@@ -48,6 +48,35 @@ def test_the_noise_of_a_data_set_is_that_of_the_task_or_the_one_given(reach):
         return next(collect(reach, {"noisy": 1.0}, 1, seed=5, frames=False, noise=noise)).actions
 
     assert np.array_equal(first(), first(0.5)) and not np.array_equal(first()[:3], first(1.5)[:3])
+
+
+def test_tasks_that_draw_without_opengl_need_none(reach, monkeypatch):
+    """A simulator that draws by itself gives pictures where no OpenGL backend works; the others say what is missing."""
+    monkeypatch.setattr("guerdon.envs.collect.rendering_backend", lambda: None)
+    monkeypatch.setattr("guerdon.envs.render.rendering_backend", lambda: None)
+    assert not can_draw(reach)
+    with pytest.raises(RuntimeError, match="no OpenGL backend renders here"):
+        next(collect(reach, {"random": 1.0}, 1, frames=True))
+    monkeypatch.setattr(reach, "draws_without_opengl", True, raising=False)
+    monkeypatch.setattr(reach, "render", lambda camera=None, size=(96, 96): np.full((3, *size), 7, np.uint8))
+    episode = next(collect(reach, {"random": 1.0}, 1, frames=None, image_size=(16, 16)))
+    assert can_draw(reach) and episode.frames["front"].read(np.array([0])).shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize("every", [1, 3, 1000])
+def test_pictures_are_recorded_every_few_steps_and_at_the_end(reach, monkeypatch, every):
+    monkeypatch.setattr(reach, "draws_without_opengl", True, raising=False)
+    drawn = iter(range(1, 10_000))
+    monkeypatch.setattr(
+        reach, "render", lambda camera=None, size=(96, 96): np.full((3, *size), next(drawn) % 256, np.uint8)
+    )
+    episode = next(collect(reach, {"random": 1.0}, 1, frames=True, image_size=(16, 16), frames_every=every))
+    source = episode.frames["front"]
+    expected = sorted({*range(0, episode.steps + 1, every), episode.steps})
+    assert list(source.step) == expected
+    assert source.read(np.arange(len(expected)))[:, 0, 0, 0].tolist() == [n % 256 for n in range(1, len(expected) + 1)]
+    with pytest.raises(ValueError, match="every 1 or more control steps, got 0"):
+        next(collect(reach, {"random": 1.0}, 1, frames_every=0))
 
 
 @pytest.mark.slow
