@@ -321,6 +321,8 @@ def collect_dataset(
         raise ValueError(f"expected at least one episode, got {episodes}")
     if image_size < 16:
         raise ValueError(f"expected pictures of at least 16 pixels, got {image_size}")
+    if isinstance(quality, str) and quality not in ("mixed", *QUALITIES):  # before a simulator is built for seconds
+        raise ValueError(f"unknown quality {quality!r}: expected mixed, {', '.join(QUALITIES)}")
     console = Console(stderr=True) if console is None else console
     with closing(make_task(env, horizon, seed)) as task:
         if frames is None and not can_draw(task):
@@ -364,6 +366,4 @@ def _named_qualities(task: Task, quality: str | Mapping[str, float]) -> Mapping[
         return quality
     if quality == "mixed":
         return MIXED if isinstance(task, ExpertTask) else {"random": 1.0}
-    if quality not in QUALITIES:
-        raise ValueError(f"unknown quality {quality!r}: expected mixed, {', '.join(QUALITIES)}")
     return {quality: 1.0}
