@@ -153,14 +153,26 @@ class WorkerPool:
         answers = self._ask([("collect", share, list(contexts)) for share in shares], policy, seed)
         return [piece for answer in answers for piece in answer]
 
-    def play(self, policy: Policy, contexts: Sequence[Context], seed: int, deterministic: bool = True) -> list[Piece]:
-        """Play one whole episode from every context; see `guerdon.policies.rollouts.runner.Runner.play`."""
+    def play(
+        self,
+        policy: Policy,
+        contexts: Sequence[Context],
+        seed: int,
+        deterministic: bool = True,
+        one_by_one: bool = False,
+    ) -> list[Piece]:
+        """Play one whole episode from every context; see `guerdon.policies.rollouts.runner.Runner.play`.
+
+        With ``one_by_one`` an episode is the same, bit by bit, whatever the number of workers and environments is.
+        """
         if self._runner is not None:
-            return self._runner.play(policy, contexts, torch.Generator().manual_seed(seed), deterministic)
+            return self._runner.play(policy, contexts, torch.Generator().manual_seed(seed), deterministic, one_by_one)
         dealt = self._deal(contexts)
-        answers = self._ask(
-            [("play", deterministic, [contexts[place] for place in places]) for places in dealt], policy, seed
-        )
+        orders = [
+            ("play", (deterministic, (seed, places) if one_by_one else None), [contexts[place] for place in places])
+            for places in dealt
+        ]
+        answers = self._ask(orders, policy, seed)
         found = {
             place: piece
             for places, pieces in zip(dealt, answers, strict=True)
@@ -309,7 +321,11 @@ def _work(link: Connection, setting: TaskSetting, envs: int, first: int, folder:
             if kind == "collect":
                 answer: object = runner.collect(policy, amount, contexts, generator)
             else:
-                answer = runner.play(policy, contexts, generator, amount)
+                deterministic, alone = amount
+                if alone is not None:  # all workers share one seed: noise follows from it and the episode's place
+                    generator = torch.Generator().manual_seed(alone[0])
+                places = None if alone is None else alone[1]
+                answer = runner.play(policy, contexts, generator, deterministic, alone is not None, places)
         except Exception:
             answer = traceback.format_exc()
         try:
@@ -327,6 +343,7 @@ def play_episodes(
     workers: int = 0,
     seed: int = 0,
     deterministic: bool = True,
+    one_by_one: bool = False,
 ) -> TrajectoryBatch:
     """Play one whole episode from every context, and return them as one batch in the order of the contexts.
 
@@ -338,7 +355,9 @@ def play_episodes(
         workers: Number of processes; 0 uses this one.
         seed: Random seed of the policy's noise.
         deterministic: Take the policy's deterministic chunks.
+        one_by_one: Decide at one observation per forward pass, with noise of each episode's own: the same episodes bit
+            by bit, whatever the number of environments and processes.
     """
     with WorkerPool(setting, envs, workers) as pool:
-        pieces = pool.play(policy, contexts, seed, deterministic)
+        pieces = pool.play(policy, contexts, seed, deterministic, one_by_one)
     return batch_pieces(pieces)

@@ -9,6 +9,7 @@ import torch
 from ...core.batch import Decision, End, Observation
 from ...core.interfaces import Policy
 from ...envs.vector import Context, VectorEnv, VectorStep, make_task
+from .alone import decide_alone, episode_generator
 from .frames import Eye, RolloutFrames
 from .pieces import Piece, batch_pieces, snapshot
 from .spares import Prepared, Spares, Start, Supply
@@ -57,6 +58,7 @@ class Runner:
         self._spares = Spares(idle) if spares else None
         self._drawn_from: list[Context] | None = None  # contexts of the episodes that are being prepared
         self._eye = None if frames is None else Eye(frames, [*self.envs.tasks, *idle])
+        self._alone: dict[int, torch.Generator] | None = None  # noise of each environment's episode, one by one
 
     def collect(
         self, policy: Policy, steps: int, contexts: Sequence[Context], generator: torch.Generator
@@ -105,7 +107,13 @@ class Runner:
         return done
 
     def play(
-        self, policy: Policy, contexts: Sequence[Context], generator: torch.Generator, deterministic: bool = True
+        self,
+        policy: Policy,
+        contexts: Sequence[Context],
+        generator: torch.Generator,
+        deterministic: bool = True,
+        one_by_one: bool = False,
+        places: Sequence[int] | None = None,
     ) -> list[Piece]:
         """Play one whole episode from every context; episodes in progress are dropped.
 
@@ -114,6 +122,10 @@ class Runner:
             contexts: Initial states.
             generator: Random generator of the policy's noise.
             deterministic: Take the policy's deterministic chunks.
+            one_by_one: Decide at one observation per forward pass, with the noise of every episode from a generator of
+                its own, seeded by (initial seed of ``generator``, place). An episode is then the same whatever else is
+                played, here or in other processes.
+            places: Place of each context among those of all processes, for its noise; None numbers them here.
 
         Returns:
             One piece per context, in their order.
@@ -134,16 +146,23 @@ class Runner:
         def take(name: str) -> Start | None:
             return waiting[name].popleft() if waiting[name] else None
 
-        places: dict[int, int] = {}
+        number = range(len(contexts)) if places is None else places
+        order: dict[int, int] = {}
         done: list[Piece] = []
-        while True:
-            for i, piece in enumerate(self._open):
-                start = self._start(i, take) if piece is None else None
-                if start is not None:
-                    places[id(self._open[i])] = start.place
-            if all(piece is None for piece in self._open):
-                return sorted(done, key=lambda piece: places[id(piece)])
-            self._round(policy, generator, deterministic, done)
+        self._alone = {} if one_by_one else None
+        try:
+            while True:
+                for i, piece in enumerate(self._open):
+                    start = self._start(i, take) if piece is None else None
+                    if start is not None:
+                        order[id(self._open[i])] = start.place
+                        if self._alone is not None:
+                            self._alone[i] = episode_generator(generator.initial_seed(), number[start.place])
+                if all(piece is None for piece in self._open):
+                    return sorted(done, key=lambda piece: order[id(piece)])
+                self._round(policy, generator, deterministic, done)
+        finally:
+            self._alone = None
 
     def _start(self, index: int, supply: Supply) -> Start | None:
         """Begin the next episode in a free environment; return its start, or None where there is no more."""
@@ -206,7 +225,11 @@ class Runner:
             frames={c: torch.from_numpy(np.stack([p.frames[c][-1] for p in pieces])) for c in pieces[0].frames},
             instructions=tuple(piece.instruction for piece in pieces),
         )
-        decision = policy.act(observation, deterministic, generator)
+        if self._alone is None:
+            decision = policy.act(observation, deterministic, generator)
+        else:
+            noise = [self._alone[i] for i in rows]
+            decision = decide_alone(policy, [observation[[k]] for k in range(len(rows))], noise, deterministic)
         executed = sorted(set(decision.executed.tolist()))
         if len(executed) != 1 or not 1 <= executed[0] <= decision.chunk.shape[1]:
             raise ValueError(
