@@ -110,7 +110,9 @@ def _add_collect(parser: Parser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of initial states and behaviour")
     parser.add_argument(
-        "--quality", default="mixed", help="mixed, expert, noisy, aborted, random, or shares: expert=0.5,random=0.5"
+        "--quality",
+        help="mixed, expert, noisy, aborted, random, or shares: expert=0.5,random=0.5; default: mixed, and with "
+        "--policy: policy, which may have a share too",
     )
     parser.add_argument(
         "--noise",
@@ -145,6 +147,19 @@ def _add_collect(parser: Parser) -> None:
     parser.add_argument(
         "--horizon", type=_number_of("step"), metavar="STEPS", help="time limit; default: that of the task"
     )
+    parser.add_argument(
+        "--policy",
+        metavar="DIR",
+        help="folder of a saved policy that acts; with --frames it sees what is recorded",
+    )
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument(
+        "--sampled", dest="deterministic", action="store_false", default=None, help="the policy samples; the default"
+    )
+    actions.add_argument(
+        "--deterministic", dest="deterministic", action="store_true", help="take the policy's deterministic actions"
+    )
+    parser.add_argument("--trust", action="store_true", help="open a policy whose class is not part of guerdon")
 
 
 def _add_model_and_data(parser: Parser, data_required: bool = True) -> None:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -24,7 +25,6 @@ EPISODES = 50
 """Default number of starts of each task."""
 
 NOT_FOR_POLICIES = {
-    "data": "data sets",
     "also": "data sets",
     "cache": "data sets",
     "threshold": "reward models",
@@ -85,6 +85,11 @@ def run(options: argparse.Namespace, rest: Sequence[str], opened: tuple[Policy, 
 
 
 def _check_options(options: argparse.Namespace) -> None:
+    if options.data is not None:
+        raise ValueError(
+            f"{options.model} holds a policy: expected a reward model or a critic with --data; a policy is played: "
+            "name its task with --env and leave --data out"
+        )
     for name, kind in NOT_FOR_POLICIES.items():
         if getattr(options, name):
             raise ValueError(
@@ -102,7 +107,7 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ValueError("--video writes videos to a folder: name it with --out DIR")
     if (options.workers or 0) < 0:
         raise ValueError(f"--workers {options.workers}: expected a number of processes, 0 or more")
-    if options.workers and options.device not in ("auto", "cpu"):
+    if options.workers and options.device != "auto" and torch.device(options.device).type != "cpu":
         raise ValueError(
             f"--device {options.device} with --workers {options.workers}: workers act on the CPU; leave one out"
         )
@@ -165,7 +170,7 @@ def _task_row(result: TaskResult) -> Sequence[str]:
 
 
 def _print_paired(evaluation: PolicyEvaluation, out: Console) -> None:
-    columns = ("starts", "points", "95 % interval", "only model", "only against", "p (McNemar)", "tells 5 points")
+    columns = ("starts", "points", "95 % interval", "won", "lost", "p", "to tell 5 points")
     table = Table("model − against", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right")
@@ -174,8 +179,9 @@ def _print_paired(evaluation: PolicyEvaluation, out: Console) -> None:
     _show(table, out)
     out.print(
         _indented(
-            "the same starts for both: the interval is from a bootstrap over starts, p is exact and two-sided; the "
-            "last column is the number of starts that tell five points apart at this share of discordant starts",
+            "the same starts for both: the interval is from a bootstrap over starts; won and lost are starts that only "
+            "the model or only the other policy solved; p is McNemar's, exact and two-sided; the last column is the "
+            "number of starts that tell five points apart at this share of won and lost ones",
             dim=True,
         )
     )

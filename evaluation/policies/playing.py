@@ -89,7 +89,7 @@ def check_fits(opened: OpenedPolicy, task: Task, context: Context, setting: Play
     if wrong:
         raise ValueError(
             f"{task.name} has states of width {needed[0]} and actions of width {needed[1]}, the policy {where} is made "
-            f"for widths {own[0]} and {own[1]}: evaluate it in the task it was trained on"
+            f"for widths {own[0]} and {own[1]}: use it in the task it was trained on"
         )
     state = task.reset(context)
     frames = {} if setting.frames is None else Eye(setting.frames, [task]).render(task)
@@ -103,13 +103,13 @@ def check_fits(opened: OpenedPolicy, task: Task, context: Context, setting: Play
             decision = decide_alone(policy, [observation], [episode_generator(0, 0)], not setting.sampled)
     except Exception as error:
         raise ValueError(
-            f"the policy {where} cannot act in {task.name}: {error}; evaluate it in the task it was trained on, with "
+            f"the policy {where} cannot act in {task.name}: {error}; use it in the task it was trained on, with "
             "the cameras it needs"
         ) from error
     if decision.chunk.shape[2] != task.action_size:
         raise ValueError(
             f"{task.name} has actions of width {task.action_size}, the policy {where} gives actions of width "
-            f"{decision.chunk.shape[2]}: evaluate it in the task it was trained on"
+            f"{decision.chunk.shape[2]}: use it in the task it was trained on"
         )
 
 
