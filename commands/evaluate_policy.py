@@ -134,6 +134,8 @@ def print_policies(evaluation: PolicyEvaluation, console: Console | None = None)
         )
     )
     out.print(Text(", ".join(f"{name} {version}" for name, version in evaluation.versions.items()), style="dim"))
+    if setting["split"] == "train":
+        out.print(Text("note: these are starts of training, not held-out ones", style="yellow"))
     _print_tasks(evaluation, out)
     if evaluation.paired:
         _print_paired(evaluation, out)
