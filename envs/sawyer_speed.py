@@ -1,5 +1,5 @@
 # MuJoCo's compiled half ships no type stubs: its names are unknown to the type checker.
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportPrivateUsage=false
 """Faster steps of Meta-World's environments, with the same results bit by bit.
 
 Most of a step of Meta-World is spent in Python: it reads every contact of the simulation twice through MuJoCo's slow
