@@ -3,32 +3,37 @@
 """Faster steps of Meta-World's environments, with the same results bit by bit.
 
 Most of a step of Meta-World is spent in Python: it reads every contact of the simulation twice through MuJoCo's slow
-list of contacts, turns a matrix into a quaternion with scipy, and splits and stacks small arrays. `faster_class` makes
-a subclass of one environment's class that computes the same numbers from whole arrays and plain floats. Classes of the
-package itself stay as they are.
+list of contacts, turns a matrix into a quaternion with scipy, and computes with numpy on single numbers. `faster_class`
+makes a subclass of one environment's class that computes the same numbers from whole arrays and plain floats. Classes
+and modules of the package itself stay as they are.
 
-A method is replaced only where the installed package has the source code that its replacement was written against.
+Something is replaced only where the installed package has the source code that its replacement was written against.
 """
 
 import hashlib
 import inspect
 from functools import cache
 from math import sqrt
-from types import FunctionType
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
 _SOURCES = {
     "touching_object": "b8e2c6f38fd9bb0c68d8bef7b19e841515141da727e32cb9847101cd21c1cb6d",
     "_get_curr_obs_combined_no_goal": "8c45967bdc72e4ae04e9236eaf4336c2e11ef4e4f4ac012d38b11864455a98f9",
+    "tolerance": "6a4d52642ce136a8931d4bd903151b417ad3b5f60fcd76459ecb84e43aefc355",
+    "_sigmoids": "beccb2487a844485b571e3b8d3d0af04425e5af6aed5c9817eb19751ae15e576",
 }
-"""Methods that are replaced, with the SHA-256 of their source code in metaworld 3.1.1."""
+"""Functions that are replaced, with the SHA-256 of their source code in metaworld 3.1.1."""
 
 _PER_OBJECT = 7
 """Numbers of one object in an observation: position (3,) and quaternion (4,)."""
+
+_FLOATS, _NUMBERS = (float, np.float64), (int, float, np.float64)
 
 
 @cache
@@ -41,42 +46,55 @@ def faster_class(environment: type[SawyerXYZEnv]) -> type[SawyerXYZEnv]:
     Returns:
         The subclass, to be assigned to ``__class__`` of an environment; the class itself if nothing can be replaced.
     """
-    methods: dict[str, Any] = {
+    replaced: dict[str, Any] = {
         name: method
         for name, method in (
             ("touching_object", _touching_object),
             ("_get_curr_obs_combined_no_goal", _current_observation),
         )
-        if _is_known(environment, name)
+        if _is_known(SawyerXYZEnv, name) and getattr(environment, name) is getattr(SawyerXYZEnv, name)
     }
-    turned = getattr(environment, "_get_quat_objects", None)
-    if isinstance(turned, FunctionType) and _uses_rotation(turned):
-        methods["_get_quat_objects"] = FunctionType(
-            turned.__code__, {**turned.__globals__, "Rotation": _Rotation}, turned.__name__, turned.__defaults__
-        )
-    return type(environment.__name__, (environment,), methods) if methods else environment
+    for name in dict.fromkeys(name for part in environment.__mro__ for name in vars(part)):
+        method = inspect.getattr_static(environment, name)
+        if isinstance(method, FunctionType) and name not in replaced and (other := _other_globals(method)):
+            replaced[name] = _with_globals(method, other)
+    return type(environment.__name__, (environment,), replaced) if replaced else environment
 
 
-def _is_known(environment: type, name: str) -> bool:
-    """Whether a class has the method of `SawyerXYZEnv`, with the source code of which the replacement is known."""
-    method = getattr(SawyerXYZEnv, name, None)
-    if method is None or getattr(environment, name, None) is not method:
-        return False
+def _is_known(holder: object, name: str) -> bool:
+    """Whether a class or module has a function with the source code that its replacement was written against."""
     try:
-        source = inspect.getsource(method)
-    except (OSError, TypeError):
+        source = inspect.getsource(getattr(holder, name))
+    except (AttributeError, OSError, TypeError):
         return False
     return hashlib.sha256(source.encode()).hexdigest() == _SOURCES[name]
 
 
-def _uses_rotation(method: FunctionType) -> bool:
-    """Whether a method uses scipy's rotations to turn matrices into quaternions, and for nothing else."""
-    used = {name for name in method.__code__.co_names if hasattr(Rotation, name)}
-    return (
-        method.__closure__ is None
-        and method.__globals__.get("Rotation") is Rotation
-        and used == {"from_matrix", "as_quat"}
-    )
+def _other_globals(method: FunctionType) -> dict[str, Any]:
+    """Return the global names of a method that can stand for something faster, with what they then stand for."""
+    used, known = _names(method.__code__), method.__globals__
+    other: dict[str, Any] = {}
+    # scipy's class turns matrices into quaternions here, and does nothing else.
+    turns = {name for name in used if hasattr(Rotation, name)} == {"from_matrix", "as_quat"}
+    if "Rotation" in used and known.get("Rotation") is Rotation and turns:
+        other["Rotation"] = _Rotation
+    if "reward_utils" in used and known.get("reward_utils") is reward_utils and "tolerance" in used:
+        if _is_known(reward_utils, "tolerance") and _is_known(reward_utils, "_sigmoids"):
+            other["reward_utils"] = SimpleNamespace(**{**vars(reward_utils), "tolerance": tolerance})
+    return other if method.__closure__ is None else {}
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the global names and attributes that a function reads, with those in its comprehensions."""
+    inner = [part for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _with_globals(method: FunctionType, other: dict[str, Any]) -> FunctionType:
+    """Make a method of the same code that finds something else under some of its global names."""
+    changed = FunctionType(method.__code__, {**method.__globals__, **other}, method.__name__, method.__defaults__)
+    changed.__kwdefaults__ = method.__kwdefaults__
+    return changed
 
 
 def _touching_object(self: Any, object_geom_id: int) -> bool:
@@ -168,3 +186,35 @@ def _is_rotation(matrix: np.ndarray) -> bool:
         and all(abs(length - 1) < 1e-9 for length in lengths)
         and all(abs(product) < 5e-13 for product in products)
     )
+
+
+def tolerance(
+    x: Any,
+    bounds: tuple[Any, Any] = (0.0, 0.0),
+    margin: Any = 0.0,
+    sigmoid: Any = "gaussian",
+    value_at_margin: float = 0.1,
+) -> Any:
+    """Rate a number by its distance from an interval, as ``metaworld.utils.reward_utils.tolerance``, bit by bit.
+
+    One number with a long tail is computed here, which is what nearly all rewards ask for. The package does the rest.
+
+    Args:
+        x: Number.
+        bounds: Interval in which the result is 1.
+        margin: Distance at which the result is `value_at_margin`; 0 gives 0 outside of the interval.
+        sigmoid: Shape of the decrease.
+        value_at_margin: Result at the distance `margin`, in (0, 1).
+
+    Returns:
+        Number in [0, 1].
+    """
+    lower, upper = bounds
+    plain = type(x) in _FLOATS and type(margin) in _FLOATS and type(lower) in _NUMBERS and type(upper) in _NUMBERS
+    if not plain or sigmoid != "long_tail" or not (lower <= upper and margin > 0 and 0 < value_at_margin < 1):
+        return reward_utils.tolerance(x, bounds, margin, sigmoid, value_at_margin)
+    if lower <= x <= upper:
+        return 1.0
+    away = (lower - x if x < lower else x - upper) / margin
+    # numpy's power, not Python's: what the package computes with.
+    return float(1 / ((np.float64(away) * np.sqrt(1 / value_at_margin - 1)) ** 2 + 1))

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
+from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
 from guerdon.envs.sawyer import MetaWorld
-from guerdon.envs.sawyer_speed import faster_class, quaternion
+from guerdon.envs.sawyer_speed import faster_class, quaternion, tolerance
 
-REPLACED = ("touching_object", "_get_curr_obs_combined_no_goal", "_get_quat_objects")
+REPLACED = {"touching_object", "_get_curr_obs_combined_no_goal", "_get_quat_objects", "compute_reward"}
 
 
 def as_shipped(name: str) -> MetaWorld:
@@ -75,11 +76,12 @@ def test_states_are_restored_in_and_from_an_environment_of_the_package():
 
 def test_the_classes_of_the_package_stay_as_they_are():
     cls = ALL_V3_ENVIRONMENTS["push-v3"]
-    before = dict(vars(cls)), dict(vars(SawyerXYZEnv))
+    before = [dict(vars(part)) for part in (cls, SawyerXYZEnv, reward_utils)]
     faster = faster_class.__wrapped__(cls)
-    assert issubclass(faster, cls) and set(REPLACED) <= set(vars(faster))
-    assert (dict(vars(cls)), dict(vars(SawyerXYZEnv))) == before
+    assert issubclass(faster, cls) and set(vars(faster)) >= REPLACED
+    assert [dict(vars(part)) for part in (cls, SawyerXYZEnv, reward_utils)] == before
     assert cls._get_quat_objects.__globals__["Rotation"] is Rotation
+    assert cls.compute_reward.__globals__["reward_utils"] is reward_utils
 
 
 def test_a_method_of_another_version_is_kept(monkeypatch):
@@ -94,6 +96,8 @@ def test_a_method_of_another_version_is_kept(monkeypatch):
     assert faster._get_curr_obs_combined_no_goal is not SawyerXYZEnv._get_curr_obs_combined_no_goal
     monkeypatch.delattr(SawyerXYZEnv, "_get_curr_obs_combined_no_goal")
     assert "_get_curr_obs_combined_no_goal" not in vars(faster_class.__wrapped__(cls))
+    monkeypatch.setattr(reward_utils, "_sigmoids", lambda x, value_at_1, sigmoid: x)
+    assert set(vars(faster_class.__wrapped__(cls))) & REPLACED == {"_get_quat_objects"}
 
 
 def test_a_method_without_source_code_is_kept(monkeypatch):
@@ -115,7 +119,7 @@ def test_what_an_environment_overrides_itself_is_kept():
             return Rotation.from_matrix(np.eye(3)).inv().as_quat()
 
     faster = faster_class.__wrapped__(Own)
-    assert set(REPLACED) & set(vars(faster)) == {"_get_curr_obs_combined_no_goal"}
+    assert REPLACED & set(vars(faster)) == {"_get_curr_obs_combined_no_goal", "compute_reward"}
 
 
 def test_quaternions_are_those_of_scipy_to_the_last_bit():
@@ -135,3 +139,32 @@ def test_what_is_no_rotation_is_left_to_scipy():
             quaternion(wrong)
     stacked = np.stack([turn, turn])
     assert np.array_equal(quaternion(stacked), Rotation.from_matrix(stacked).as_quat())
+
+
+def test_rewards_by_distance_are_those_of_metaworld_to_the_last_bit():
+    draw = np.random.default_rng(0)
+    for x, lower, size, margin in draw.uniform(-0.5, 1.5, (4000, 4)) * [1, 0.1, 0.1, 1]:
+        bounds = (lower, lower + abs(size)) if margin > 0.5 else (0, 0.05)
+        number = x if margin > 0.2 else float(x)
+        found = tolerance(number, bounds, abs(margin), "long_tail")
+        expected = reward_utils.tolerance(number, bounds, abs(margin), "long_tail")
+        assert type(found) is type(expected) and np.float64(found).tobytes() == np.float64(expected).tobytes()
+    assert {tolerance(x, (0.0, 0.1), 1.0, "long_tail") for x in (0.0, 0.05, 0.1)} == {1.0}
+    assert np.isnan(tolerance(float("nan"), (0.0, 0.1), 1.0, "long_tail"))
+
+
+def test_what_is_not_one_number_with_a_long_tail_is_left_to_metaworld():
+    x = np.linspace(-1, 1, 5)
+    for number in (x, 0.3, np.float32(0.3), 2):
+        for more in ({"margin": 0.4}, {"margin": 0.0, "sigmoid": "long_tail"}, {"margin": 0.4, "sigmoid": "linear"}):
+            found = tolerance(number, (0.0, 0.1), **more)
+            assert np.array_equal(found, reward_utils.tolerance(number, (0.0, 0.1), **more))
+    assert np.array_equal(
+        tolerance(x, (0.0, 0.1), 0.4, "long_tail"), reward_utils.tolerance(x, (0.0, 0.1), 0.4, "long_tail")
+    )
+    with pytest.raises(ValueError, match="non-negative"):
+        tolerance(0.3, (0.0, 0.1), -1.0, "long_tail")
+    with pytest.raises(ValueError, match="Lower bound"):
+        tolerance(0.3, (0.2, 0.1), 1.0, "long_tail")
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        tolerance(0.3, (0.0, 0.1), 1.0, "long_tail", 1.0)
