@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -22,8 +23,9 @@ class Layout:
         """Number of values in all."""
         return len(self.names) if self.widths is None else sum(self.widths)
 
+    @cached_property
     def places(self) -> dict[str, int | slice]:
-        """Return where each name is in a row: an index for a plain number, a slice for an array."""
+        """Place of each name in a row: an index for a plain number, a slice for an array."""
         if self.widths is None:
             return {name: i for i, name in enumerate(self.names)}
         ends = np.cumsum(self.widths).tolist()
@@ -61,14 +63,22 @@ class Stacked(Mapping[str, np.ndarray]):
 
     def _split(self) -> dict[str, np.ndarray]:
         if self._named is None:
-            self._named = {}
-            for i, layout in enumerate(self._layouts):
-                for name, place in ({} if layout is None else layout.places()).items():
-                    values = self.rows[i, place]
-                    if name not in self._named:
-                        self._named[name] = np.full((len(self.rows), *values.shape), np.nan, np.float32)
-                    self._named[name][i] = values
+            layouts = dict.fromkeys(layout for layout in self._layouts if layout is not None)
+            if len(layouts) == 1:  # one task, as in most rollouts
+                self._named = {name: self.rows[:, place].copy() for name, place in next(iter(layouts)).places.items()}
+            else:
+                self._named = self._split_rows()
         return self._named
+
+    def _split_rows(self) -> dict[str, np.ndarray]:
+        named: dict[str, np.ndarray] = {}
+        for i, layout in enumerate(self._layouts):
+            for name, place in ({} if layout is None else layout.places).items():
+                values = self.rows[i, place]
+                if name not in named:
+                    named[name] = np.full((len(self.rows), *values.shape), np.nan, np.float32)
+                named[name][i] = values
+        return named
 
 
 class Stacker:
