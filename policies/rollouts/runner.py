@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch
 from ...core.batch import Decision, End, Observation
 from ...core.interfaces import Policy
 from ...envs.vector import Context, VectorEnv, VectorStep, make_task
-from .alone import decide_alone, episode_generator
+from .alone import decide_alone, episode_generator, global_noise_restored
 from .frames import Eye, RolloutFrames
 from .pieces import Piece, batch_pieces, snapshot
 from .spares import Prepared, Spares, Start, Supply
@@ -89,6 +90,7 @@ class Runner:
             own = mine[name]
             return Start(context=own[int(torch.randint(len(own), (), generator=generator))])
 
+        self._alone = None
         if self._spares is not None and self._drawn_from != list(contexts):
             self._spares.drop()
             self._drawn_from = list(contexts)
@@ -150,7 +152,7 @@ class Runner:
         order: dict[int, int] = {}
         done: list[Piece] = []
         self._alone = {} if one_by_one else None
-        try:
+        with global_noise_restored(policy) if one_by_one else nullcontext():
             while True:
                 for i, piece in enumerate(self._open):
                     start = self._start(i, take) if piece is None else None
@@ -159,10 +161,9 @@ class Runner:
                         if self._alone is not None:
                             self._alone[i] = episode_generator(generator.initial_seed(), number[start.place])
                 if all(piece is None for piece in self._open):
+                    self._alone = None
                     return sorted(done, key=lambda piece: order[id(piece)])
                 self._round(policy, generator, deterministic, done)
-        finally:
-            self._alone = None
 
     def _start(self, index: int, supply: Supply) -> Start | None:
         """Begin the next episode in a free environment; return its start, or None where there is no more."""
@@ -229,7 +230,7 @@ class Runner:
             decision = policy.act(observation, deterministic, generator)
         else:
             noise = [self._alone[i] for i in rows]
-            decision = decide_alone(policy, [observation[[k]] for k in range(len(rows))], noise, deterministic)
+            decision = decide_alone(policy, observation, noise, deterministic)
         executed = sorted(set(decision.executed.tolist()))
         if len(executed) != 1 or not 1 <= executed[0] <= decision.chunk.shape[1]:
             raise ValueError(
