@@ -141,7 +141,7 @@ def test_settings_that_make_no_sense(more, match):
 @pytest.mark.pixels
 def test_a_reward_on_pixels_scores_rollouts():
     runner = Runner("mujoco/reach", 2, frames=RolloutFrames(cameras=["front", "top"], image_size=24))
-    task = runner.envs.task
+    task = runner.simulators.tasks[0]
     policy = GaussianPolicy(12, 3, hidden=(8,), horizon=2, execute=2).eval()
     batch = batch_pieces(runner.collect(policy, 20, task.contexts("train", 2), generator()))
     assert (batch.end == End.CUT).all() and bool((batch.frames["top"].values > 0).any())
