@@ -1,8 +1,11 @@
 """Rollouts on Ray actors, on this machine or on a cluster, behind the same pool as worker processes."""
 
 import os
+import pickle
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from ...core.sizes import DataSizes
 from .host import Host
@@ -103,15 +106,11 @@ class _Actor:
     """Host in a Ray actor."""
 
     def __init__(self, setting: TaskSetting, envs: int, first: int) -> None:
-        import torch
-
         torch.set_num_threads(1)
         self.host = Host(setting, envs, first)
 
     def answer(self, message: Message, weights: bytes | None) -> Reply:
         """Carry out a message."""
-        import pickle
-
         try:
             return answer_to(self.host, message, None if weights is None else pickle.loads(weights))
         except BaseException:
