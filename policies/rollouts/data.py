@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import lightning
@@ -157,8 +158,12 @@ class RolloutData(lightning.LightningDataModule):
         """
         if self._sizes is None:
             with closing(self.setting.make(0)) as task:
-                self._sizes = sizes_of(task)
+                self._sizes = self._with_features(sizes_of(task))
         return self._sizes
+
+    def _with_features(self, sizes: DataSizes) -> DataSizes:
+        frames = self.setting.frames
+        return sizes if frames is None else replace(sizes, feature_sizes=frames.feature_sizes)
 
     def setup(self, stage: str) -> None:
         """List the contexts of all tasks and of both splits, and start the workers.
@@ -178,7 +183,7 @@ class RolloutData(lightning.LightningDataModule):
                 if self.counts[1]:
                     self.eval_contexts += task.contexts(self.eval_split, self.counts[1])
         check_tasks(sizes)
-        self._sizes = sizes[0]
+        self._sizes = self._with_features(sizes[0])
         _require_apart(self.train_contexts, self.eval_contexts)
         if not self.eval_contexts and self.trainer is not None:
             self.trainer.limit_val_batches = 0  # an empty loader would do the same, with a warning

@@ -58,7 +58,9 @@ class Play:
 
     def start(self, runner: Runner) -> tuple[Rounds, torch.Generator]:
         """Start the episodes; return them, and the generator of the policy's noise."""
-        return runner.playing(self.contexts, self.draws), torch.Generator().manual_seed(self.seed)
+        return runner.playing(self.contexts, self.draws, self.numbers is not None), torch.Generator().manual_seed(
+            self.seed
+        )
 
     def acting(self, policy: Policy, generator: torch.Generator) -> Acting | ActingAlone:
         """Make what decides."""

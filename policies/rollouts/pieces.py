@@ -1,6 +1,6 @@
 """Episodes in progress, and batches made of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,6 +51,9 @@ class Piece:
     """Width of each track, in their order in ``tracks``; W is their sum."""
     frames: dict[str, list[np.ndarray] | np.ndarray] = field(default_factory=dict[str, list[np.ndarray] | np.ndarray])
     """Rendered frames (3, H, W) uint8 of each camera."""
+    features: dict[str, list[np.ndarray] | np.ndarray] = field(default_factory=dict[str, list[np.ndarray] | np.ndarray])
+    """Frozen features (D,) or (K, D) of each frame, by ``"<encoder.name>/<camera>"``; ``frames`` then holds those that
+    are not encoded yet."""
     frame_step: list[int] = field(default_factory=list[int])
     """Observation of each frame, ascending, the same for all cameras."""
     end: End = End.CUT
@@ -76,7 +79,8 @@ def packed(piece: Piece) -> Piece:
         decision_step=list(piece.decision_step),
         behaviour={name: _stacked(parts) for name, parts in piece.behaviour.items()},
         tracks=_one_array(piece.tracks),
-        frames={camera: _one_array(shown) for camera, shown in piece.frames.items()},
+        frames={} if piece.features else {camera: _one_array(shown) for camera, shown in piece.frames.items()},
+        features={name: _one_array(parts) for name, parts in piece.features.items()},
         frame_step=list(piece.frame_step),
     )
 
@@ -126,7 +130,11 @@ def batch_pieces(
     rows = [_row(piece, instruction, hide_outcome) for piece in pieces]
     for row, records in zip(rows, _records(pieces), strict=True):
         row["behaviour"] = records
-    return TrajectoryBatch(**join_fields(rows), frames=_frames(pieces))
+    return TrajectoryBatch(
+        **join_fields(rows),
+        frames=_sampled(pieces, [piece.frames for piece in pieces]),
+        features=_sampled(pieces, [piece.features for piece in pieces]),
+    )
 
 
 def _check_alike(pieces: Sequence[Piece]) -> None:
@@ -170,19 +178,21 @@ def _row(piece: Piece, instruction: str | None, hide_outcome: bool) -> dict[str,
     return row
 
 
-def _frames(pieces: Sequence[Piece]) -> dict[str, Sampled]:
-    """Copy the frames of all pieces into one tensor per camera; there is no copy of them between."""
+def _sampled(
+    pieces: Sequence[Piece], shown: Sequence[Mapping[str, Sequence[np.ndarray] | np.ndarray]]
+) -> dict[str, Sampled]:
+    """Copy the frames or features of all pieces into one tensor per name; there is no copy of them between."""
     longest = max(len(piece.frame_step) for piece in pieces)
     step = torch.full((len(pieces), longest), -1, dtype=torch.long)
     for row, piece in enumerate(pieces):
         step[row, : len(piece.frame_step)] = torch.tensor(piece.frame_step, dtype=torch.long)
     found: dict[str, Sampled] = {}
-    for camera, shown in pieces[0].frames.items():
-        values = np.zeros((*step.shape, *shown[0].shape), np.uint8)
-        for row, piece in enumerate(pieces):
-            for place, frame in enumerate(piece.frames[camera]):
+    for name, first in shown[0].items():
+        values = np.zeros((*step.shape, *first[0].shape), first[0].dtype)
+        for row, held in enumerate(shown):
+            for place, frame in enumerate(held[name]):
                 values[row, place] = frame
-        found[camera] = Sampled(values=torch.from_numpy(values), step=step.clone())
+        found[name] = Sampled(values=torch.from_numpy(values), step=step.clone())
     return found
 
 

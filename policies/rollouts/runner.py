@@ -129,12 +129,14 @@ class Runner:
             came, ended = yield from self._round()
             taken += came
             done += ended
-        for i, piece in enumerate(simulators.open):
-            if piece is not None:
-                simulators.look(i)
-                done.append(packed(piece))
-                piece.fresh = len(piece.actions)
-        return [piece if isinstance(piece.state, np.ndarray) else packed(piece) for piece in done]
+        for i in range(len(simulators)):
+            simulators.look(i)
+        going_on = [piece for piece in simulators.open if piece is not None]
+        simulators.encode([*done, *going_on])
+        handed = [packed(piece) for piece in (*done, *going_on)]
+        for piece in going_on:
+            piece.fresh = len(piece.actions)
+        return handed
 
     def play(
         self,
@@ -162,8 +164,14 @@ class Runner:
         """
         return _decided(self.playing(contexts, draws), Acting(policy, generator, deterministic))
 
-    def playing(self, contexts: Sequence[Context], draws: Sequence[int] | None = None) -> Rounds:
-        """Start whole episodes; see ``play``. Episodes in progress are saved before and restored afterwards."""
+    def playing(self, contexts: Sequence[Context], draws: Sequence[int] | None = None, alone: bool = False) -> Rounds:
+        """Start whole episodes; see ``play``. Episodes in progress are saved before and restored afterwards.
+
+        Args:
+            contexts: Initial states.
+            draws: Number of the draw of each context; None groups by context.
+            alone: Encode the frames of each environment by themselves.
+        """
         simulators = self.simulators
         waiting: dict[str, deque[Start]] = {task.name: deque() for task in simulators.tasks}
         for place, context in enumerate(contexts):
@@ -190,7 +198,8 @@ class Runner:
                         starts[i] = start
                 if all(piece is None for piece in simulators.open):
                     return [done[place] for place in range(len(contexts))]
-                _, ended = yield from self._round([s.place for _, s in sorted(starts.items())])
+                _, ended = yield from self._round([s.place for _, s in sorted(starts.items())], alone)
+                simulators.encode(ended, alone)
                 for piece in ended:
                     done[starts.pop(piece.env - simulators.first).place] = packed(piece)
         finally:
@@ -248,7 +257,9 @@ class Runner:
             else:
                 simulators.replay(i, piece)
 
-    def _round(self, places: Sequence[int] | None = None) -> Generator[Asked, Records, tuple[int, list[Piece]]]:
+    def _round(
+        self, places: Sequence[int] | None = None, alone: bool = False
+    ) -> Generator[Asked, Records, tuple[int, list[Piece]]]:
         """Let the policy decide in every running environment and execute it.
 
         Returns:
@@ -259,9 +270,12 @@ class Runner:
         pieces = [piece for piece in simulators.open if piece is not None]
         for i in rows:
             simulators.look(i)
+        simulators.encode(pieces, alone)
+        features = {name: _latest([p.features[name] for p in pieces]) for name in pieces[0].features}
         observation = Observation(
             state=torch.from_numpy(np.stack([piece.state[-1] for piece in pieces])),
-            frames={c: torch.from_numpy(np.stack([p.frames[c][-1] for p in pieces])) for c in pieces[0].frames},
+            frames={} if features else {c: _latest([p.frames[c] for p in pieces]) for c in pieces[0].frames},
+            features=features,
             instructions=tuple(piece.instruction for piece in pieces),
         )
         records = yield Asked(observation=observation, places=tuple(range(len(rows)) if places is None else places))
@@ -295,6 +309,11 @@ def _decided(rounds: Rounds, acting: Acting) -> list[Piece]:
         return done.value
     finally:
         rounds.close()
+
+
+def _latest(shown: Sequence[Sequence[np.ndarray] | np.ndarray]) -> torch.Tensor:
+    """Stack the latest frame or feature of each episode."""
+    return torch.from_numpy(np.stack([held[-1] for held in shown]))
 
 
 def _by_task(contexts: Sequence[Context]) -> dict[str, list[Context]]:

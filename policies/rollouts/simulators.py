@@ -125,6 +125,7 @@ class Simulators:
             tracks=[_side_by_side(tracks.values())],
             track_widths={name: len(point) for name, point in tracks.items()},
             frames={camera: [] for camera in cameras},
+            features={} if self._eye is None else {name: [] for name in self._eye.frames.feature_sizes},
         )
         return begun.start
 
@@ -224,6 +225,30 @@ class Simulators:
             shown = piece.frames[camera] = _grown(piece.frames[camera])
             shown.append(frame)
         piece.frame_step.append(step)
+
+    def encode(self, pieces: Sequence[Piece], alone: bool = False) -> None:
+        """Encode the frames of episodes that are not encoded yet, if there is an encoder.
+
+        Args:
+            pieces: Episodes.
+            alone: Encode those of each episode by themselves: a product of other rows may round differently.
+        """
+        frames = None if self._eye is None else self._eye.frames
+        if frames is None or frames.encoder is None or not pieces:
+            return
+        if alone and len(pieces) > 1:
+            for piece in pieces:
+                self.encode([piece])
+            return
+        for camera, name in zip(frames.cameras, frames.feature_sizes, strict=True):
+            waiting = [frame for piece in pieces for frame in piece.frames[camera]]
+            if not waiting:
+                continue
+            encoded = iter(frames.encode(waiting))
+            for piece in pieces:
+                held = piece.features[name] = _grown(piece.features[name])
+                held += [next(encoded) for _ in piece.frames[camera]]
+                piece.frames[camera] = []
 
     def replay(self, index: int, piece: Piece) -> bool:
         """Bring an environment to where an unfinished episode was, by its reset and its actions.
