@@ -24,6 +24,8 @@ from torch import nn
 
 from ..core.files import replacing
 from ..core.hub import is_component, save_component
+from ..pages.learning_curve import LearningCurve
+from ..policies.rollouts.data import RolloutData
 from .old_configs import readable_configs, renewed_arguments
 from .run_directory import (
     CHECKPOINTS,
@@ -166,6 +168,11 @@ class _Command(LightningCLI):
             defaults["default_root_dir"] = str(run)
         if settings.get("logger") in (None, True):
             defaults["logger"] = CSVLogger(str(run), name="logs")
+        if isinstance(self.datamodule, RolloutData):
+            if not any(isinstance(c, LearningCurve) for c in callbacks):
+                callbacks.append(LearningCurve())
+            if settings.get("log_every_n_steps") is None:
+                defaults["log_every_n_steps"] = 1  # a rollout is long; Lightning's 50 would log nothing
         return super().instantiate_trainer(**{**defaults, **kwargs})
 
     def after_fit(self) -> None:
