@@ -26,6 +26,7 @@ from ..core.files import replacing
 from ..core.hub import is_component, save_component
 from ..pages.learning_curve import LearningCurve
 from ..policies.rollouts.data import RolloutData
+from .key_hints import key_hint
 from .learning_check import LearningCheck, NothingLearnedError, trained_component
 from .null_arguments import pass_nulls
 from .old_configs import readable_configs, renewed_arguments
@@ -156,6 +157,29 @@ class _Command(LightningCLI):
             ) from error
         if not known:
             raise ValueError(f"{given} is no checkpoint of a training run: it holds no state_dict")
+
+    def instantiate_classes(self) -> None:
+        """Build everything; an error about a value of the configuration names its key."""
+        with self._naming_keys():
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with self._naming_keys():
+            super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def _naming_keys(self) -> Generator[None]:
+        try:
+            yield
+        except (FileNotFoundError, ValueError) as error:
+            if type(error) not in (FileNotFoundError, ValueError):  # others are made of more than a text
+                raise
+            config = cast(Any, self.config[self.config["subcommand"]]).as_dict()
+            text = tidy(str(error)) if "Does not validate" in str(error) else str(error)
+            hint = key_hint(text, config)
+            if not hint:
+                raise
+            raise type(error)(f"{text.rstrip()}; {hint}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Put logs and checkpoints into the run directory unless the YAML names another place."""
