@@ -7,6 +7,7 @@ import pickle
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Generator, Sequence
@@ -28,6 +29,7 @@ from ..pages.learning_curve import LearningCurve
 from ..policies.rollouts.data import RolloutData
 from .key_hints import key_hint
 from .learning_check import LearningCheck, NothingLearnedError, trained_component
+from .logger_folders import loggers_in_run
 from .null_arguments import pass_nulls
 from .old_configs import readable_configs, renewed_arguments
 from .run_directory import (
@@ -263,13 +265,16 @@ def _run(command: str, configs: Sequence[Path], rest: Sequence[str], out: Path |
     if not only_asks and not any(a.startswith(("-c", "--config", "--model")) for a in arguments):
         raise ValueError(f"nothing to {command}: expected --config FILE.yaml; {offered_configs()}")
     if command == "fit" and not only_asks:
-        return _train(arguments, configs[0] if configs else None, out)
-    if out is not None:
-        arguments += ["--out", str(out)]
-    if command == "validate" and not only_asks:
-        arguments += _trained_weights(given, arguments)
-    with _as_process(command, arguments):
-        return _call_lightning(None)
+        return _train(configs, rest, out)
+    with tempfile.TemporaryDirectory(prefix="guerdon-config-") as copies:
+        if not only_asks:  # a logger that needs a folder is built, and then not used
+            arguments = loggers_in_run(configs, rest, out or Path(), Path(copies))
+        if out is not None:
+            arguments += ["--out", str(out)]
+        if command == "validate" and not only_asks:
+            arguments += _trained_weights(given, arguments)
+        with _as_process(command, arguments):
+            return _call_lightning(None)
 
 
 def _trained_weights(configs: Sequence[str], arguments: Sequence[str]) -> list[str]:
@@ -296,13 +301,16 @@ def _trained_weights(configs: Sequence[str], arguments: Sequence[str]) -> list[s
     return ["--ckpt_path", str(checkpoint)]
 
 
-def _train(arguments: Sequence[str], config: Path | None, out: Path | None) -> int:
+def _train(configs: Sequence[Path], rest: Sequence[str], out: Path | None) -> int:
     """Train in a run directory, which is removed again where no update was made."""
-    directory = make_run_directory(config, out, resumes=any(a.startswith("--ckpt_path") for a in arguments))
+    config = configs[0] if configs else None
+    directory = make_run_directory(config, out, resumes=any(a.startswith("--ckpt_path") for a in rest))
     keeper, done = _Interrupted(directory.folder), False
     try:
-        with _as_process("fit", [*arguments, "--out", str(directory.folder)]):
-            code = _call_lightning(keeper)
+        with tempfile.TemporaryDirectory(prefix="guerdon-config-") as copies:
+            arguments = loggers_in_run(configs, rest, directory.folder, Path(copies))
+            with _as_process("fit", [*arguments, "--out", str(directory.folder)]):
+                code = _call_lightning(keeper)
         done = code == 0 and not keeper.happened
     except NothingLearnedError:
         directory.take_back()  # neither checkpoints nor logs are worth keeping
