@@ -61,6 +61,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Train reward models and critics on logged episodes": {
         "datasets.module": ("EpisodeData",),
+        "datasets.filters": ("EpisodeFilter",),
         "datasets.labels": ("LabelFactory",),
         "rewards.stages.subgoals": ("StageLabels", "SubgoalLabels"),
         "rewards.milestones.labels": ("MilestoneLabels", "MilestoneTracks"),
@@ -148,6 +149,8 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "policies.rollouts.ray_pool": ("RayPool",),
         "policies.rollouts.setting": ("TaskSetting",),
         "policies.loops.curriculum": ("Curriculum", "task_probabilities"),
+        "policies.rollouts.played_success": ("PlayedSuccess",),
+        "pages.learning_curve": ("LearningCurve",),
     },
     "Watch for reward hacking": {
         "evaluation.watch.callback": ("HackingWatch", "HackingWarning"),
@@ -268,6 +271,7 @@ if TYPE_CHECKING:
     from .datasets.episodes import EpisodeDataset as EpisodeDataset
     from .datasets.episodes import EpisodeSummary as EpisodeSummary
     from .datasets.features import FeatureCache as FeatureCache
+    from .datasets.filters import EpisodeFilter as EpisodeFilter
     from .datasets.formats.lerobot_writer import LeRobotWriter as LeRobotWriter
     from .datasets.formats.video import write_video as write_video
     from .datasets.joined import JoinedDatasets as JoinedDatasets
@@ -308,6 +312,7 @@ if TYPE_CHECKING:
     from .evaluation.watch.retraining import Retraining as Retraining
     from .evaluation.watch.training_drift import TrainingDrift as TrainingDrift
     from .evaluation.watch.window import RolloutWindow as RolloutWindow
+    from .pages.learning_curve import LearningCurve as LearningCurve
     from .pages.report import write_report as write_report
     from .policies.advantages.action_advantage import ActionAdvantage as ActionAdvantage
     from .policies.advantages.action_advantage import CriticAdvantage as CriticAdvantage
@@ -329,6 +334,7 @@ if TYPE_CHECKING:
     from .policies.rollouts.data import RolloutData as RolloutData
     from .policies.rollouts.frames import RolloutFrames as RolloutFrames
     from .policies.rollouts.groups import GroupRollouts as GroupRollouts
+    from .policies.rollouts.played_success import PlayedSuccess as PlayedSuccess
     from .policies.rollouts.pool import WorkerPool as WorkerPool
     from .policies.rollouts.pool import play_episodes as play_episodes
     from .policies.rollouts.ray_pool import RayPool as RayPool

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..backbones.perceptron import Inputs
 from ..core.arguments import folds
-from ..core.batch import Advantages, TrajectoryBatch
+from ..core.batch import Advantages, End, TrajectoryBatch
 from ..core.interfaces import AdvantageSource, Component, Critic, Objective, Policy, RewardModel
 from ..core.sizes import HasSizes, require_sizes, take_sizes
 from ..critics.optimization import ClippedGradients
@@ -148,6 +148,9 @@ class PolicyOptimizer(lightning.LightningModule):
         known = rewards.valid & batch.mask
         self._log("reward_per_row", rewards.rewards.masked_fill(~known, 0.0).sum(1).mean())
         self._log("reward_unknown", (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1))
+        ended = (batch.end != int(End.CUT)) & (batch.offset == 0) & ("sample" in batch.behaviour)
+        if bool(ended.any()):  # rows of played episodes start at their first observation
+            self._log("episode_return", rewards.rewards.masked_fill(~known, 0.0).sum(1)[ended].mean())
         self._train_on(batch, advantages)
         self.batches_seen += 1
 
@@ -215,12 +218,17 @@ class PolicyOptimizer(lightning.LightningModule):
         return float(kl) > 1.5 * self.target_kl
 
     def validation_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
-        """Log the success rate where outcomes are known, and the imitation loss where another policy acted."""
+        """Log the success rate where outcomes are known, and the imitation loss where another policy acted.
+
+        ``val_success`` is that of episodes which the policy played, ``data_success`` that of logged ones.
+        """
         known = batch.success_known
         if bool(known.any()):
-            success = batch.success[known].mean()
-            self.log("val_success", success, batch_size=int(known.sum()), prog_bar=True, sync_dist=True)
-            self._log_success_by_task(batch)
+            success, played = batch.success[known].mean(), "sample" in batch.behaviour
+            name = "val_success" if played else "data_success"
+            self.log(name, success, batch_size=int(known.sum()), prog_bar=played, sync_dist=True)
+            if played:
+                self._log_success_by_task(batch)
         if "sample" not in batch.behaviour and bool(batch.mask.any()):
             rows, steps = batch.mask.nonzero(as_tuple=True)
             observation, decision = batch.at(rows, steps, self.policy.horizon)

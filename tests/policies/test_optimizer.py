@@ -510,6 +510,16 @@ def test_validation_counts_known_outcomes_only_and_imitates_only_others():
     assert math.isfinite(run.callback_metrics["val_imitation"])
 
 
+def test_the_success_of_logged_episodes_is_not_called_that_of_the_policy():
+    batch = logged()
+    known = torch.ones(len(batch), dtype=torch.bool)
+    recorded = replace(batch, success=torch.ones(len(batch)), success_known=known)
+    run = trainer()
+    run.validate(made(), Loader(lambda i: recorded, 1), verbose=False)
+    assert float(run.callback_metrics["data_success"]) == 1
+    assert "val_success" not in run.callback_metrics
+
+
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
