@@ -34,6 +34,8 @@ class RolloutCheckpoint(Checkpoint):
         if every < 1 or seconds < 0:
             raise ValueError(f"every {every}, seconds {seconds}: expected at least 1 rollout, and no negative time")
         self.folder, self.every, self.seconds = folder, every, seconds
+        self.path: Path | None = None
+        """Checkpoint that was written; None before the first."""
         self._saved = -float("inf")
 
     def on_train_batch_end(
@@ -57,7 +59,7 @@ class RolloutCheckpoint(Checkpoint):
         else:
             with replacing(target) as fresh:
                 trainer.save_checkpoint(fresh)
-        self._saved = time.monotonic()
+        self.path, self._saved = target, time.monotonic()
 
     def _folder(self, trainer: lightning.Trainer) -> Path:
         if self.folder is not None:
