@@ -56,7 +56,7 @@ class ClippedSurrogate(Objective):
                 "the clipped surrogate needs the log-probability of the policy that acted, and these logs have none: "
                 "use rollouts of a policy, or an imitation objective for logged data"
             )
-        now = policy.evaluate(observation, decision)
+        now = self.evaluate(policy, observation, decision)
         unit_ratio = (now.log_prob - decision.log_prob).masked_fill(~now.unit_mask, 0.0)
         log_ratio = unit_ratio.sum(1)
         every = torch.ones_like(log_ratio, dtype=torch.bool)[:, None]

@@ -1,12 +1,11 @@
 """Training of a policy with any advantage source and objective, on rollouts or on logged trajectories."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from ..backbones.perceptron import Inputs
@@ -15,37 +14,67 @@ from ..core.batch import Advantages, TrajectoryBatch
 from ..core.interfaces import AdvantageSource, Component, Critic, Objective, Policy, RewardModel
 from ..core.sizes import HasSizes, require_sizes, take_sizes
 from ..critics.optimization import ClippedGradients
+from .minibatches import DecisionPoints, shuffled
 from .proposer import PolicyProposer
+from .updates import Updates
 
 
 class PolicyAdam(ClippedGradients):
     """Adam with clipped gradients, with a learning rate each for a policy and for what is trained with it.
 
+    A parameter that policy and advantage source share belongs to the policy.
+
     Args:
         learning_rate: Learning rate of the policy, above 0.
         critic_learning_rate: Learning rate of what is trained with it, above 0; None takes the policy's.
         max_grad_norm: Largest norm of the gradient, above 0; a longer gradient is scaled down to it.
+        part_learning_rates: Learning rate of parts of the policy, above 0, by the first names of their parameters
+            (``"head"`` is every ``head.…``, ``"log_std"`` the parameter itself); the longest name counts. None gives
+            all parts ``learning_rate``.
 
     Raises:
         ValueError: If a number is not positive.
     """
 
     def __init__(
-        self, learning_rate: float = 3e-4, critic_learning_rate: float | None = None, max_grad_norm: float = 0.5
+        self,
+        learning_rate: float = 3e-4,
+        critic_learning_rate: float | None = None,
+        max_grad_norm: float = 0.5,
+        part_learning_rates: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
         if critic_learning_rate is not None and critic_learning_rate <= 0:
             raise ValueError(f"critic_learning_rate {critic_learning_rate}: expected a positive number, or None")
         self.critic_learning_rate = learning_rate if critic_learning_rate is None else critic_learning_rate
+        self.part_learning_rates = dict(part_learning_rates or {})
+        for part, rate in self.part_learning_rates.items():
+            if rate <= 0:
+                raise ValueError(f"part_learning_rates: {part} has {rate}, expected a positive number")
 
     def make(self, policy: nn.Module, advantage: nn.Module) -> torch.optim.Adam:
-        """Build the optimizer of a policy and of those parameters of its advantage source that learn."""
-        learning = [p for p in advantage.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": list(policy.parameters()), "lr": self.learning_rate}]
-        if learning:
-            groups.append({"params": learning, "lr": self.critic_learning_rate})
+        """Build the optimizer of a policy and of those parameters of its advantage source that learn.
+
+        Raises:
+            ValueError: If a part of ``part_learning_rates`` names no parameter of the policy.
+        """
+        parts: dict[str | None, list[nn.Parameter]] = {None: [], **{part: [] for part in self.part_learning_rates}}
+        for name, parameter in policy.named_parameters():
+            parts[_part_of(name, self.part_learning_rates)].append(parameter)
+        unknown = [part for part in self.part_learning_rates if not parts[part]]
+        if unknown:
+            known = dict.fromkeys(name.partition(".")[0] for name, _ in policy.named_parameters())
+            raise ValueError(
+                f"part_learning_rates: {unknown[0]!r} names no parameter of {type(policy).__name__} that another part "
+                f"does not take; its parts are {', '.join(known)}"
+            )
+        rates = {None: self.learning_rate, **self.part_learning_rates}
+        groups: list[dict[str, Any]] = [{"params": parts[part], "lr": rate} for part, rate in rates.items()]
+        shared = {id(p) for p in policy.parameters()}
+        learning = [p for p in advantage.parameters() if p.requires_grad and id(p) not in shared]
+        groups.append({"params": learning, "lr": self.critic_learning_rate})
         # one kernel for all parameters: for small networks the loop over them costs more than the arithmetic
-        return torch.optim.Adam(groups, eps=1e-5, fused=True)
+        return torch.optim.Adam([group for group in groups if group["params"]], eps=1e-5, fused=True)
 
 
 @runtime_checkable
@@ -152,31 +181,27 @@ class PolicyOptimizer(lightning.LightningModule):
         self.batches_seen += 1
 
     def _train_on(self, batch: TrajectoryBatch, advantages: Advantages) -> None:
-        rows, decisions = advantages.valid.nonzero(as_tuple=True)
-        self._log("decisions", torch.tensor(float(len(rows))))
-        each = self._minibatch_count(len(rows))
+        learns = int(self.batches_seen) >= self.freeze_policy_batches
+        points = DecisionPoints(self.policy, batch, advantages, learns)
+        count = len(points.rows)
+        self._log("decisions", torch.tensor(float(count)))
+        each = self._minibatch_count(count)
         if not each:
             return
-        steps = batch.decision_step[rows, decisions]
-        observation, decision = batch.at(rows, steps, self.policy.horizon)
-        advantage = advantages.advantages[rows, decisions]
-        weight = self.objective.weights(batch, advantages)[rows, decisions]
-        frozen = int(self.batches_seen) < self.freeze_policy_batches
+        advantage = points.of(advantages.advantages)
+        weight = points.of(self.objective.weights(batch, advantages))
+        updates, when = Updates(self, self.optimizer), f"after {int(self.batches_seen)} batches"
         metrics: list[dict[str, Tensor]] = []
-        for index in self._minibatches(len(rows), each):
-            terms = self.advantage.loss(batch, advantages, rows[index], steps[index])
+        seed = self.seed * 1_000_003 + int(self.batches_seen)
+        for index, host in shuffled(count, each, self.passes, seed, self.device):
+            minibatch = points.minibatch(index, host)
+            terms = self.advantage.on_minibatch(batch, advantages, minibatch)
             objective: dict[str, Tensor] = {}
-            if not frozen:
-                objective = self.objective(
-                    self.policy,
-                    observation[index],
-                    decision[index],
-                    advantage[index],
-                    weight[index],
-                )
+            if learns:
+                objective = self.objective.on_minibatch(minibatch, advantage[index], weight[index])
             losses = [part["loss"] for part in (objective, terms) if "loss" in part]
             if losses:
-                self._step(torch.stack(losses).sum())
+                updates.step(losses[0] if len(losses) == 1 else losses[0] + losses[1], when)
             metrics.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
             metrics[-1] |= {k: v.detach() for k, v in objective.items()}
             if self.target_kl is not None and self._beyond(objective.get("kl")):
@@ -196,16 +221,6 @@ class PolicyOptimizer(lightning.LightningModule):
         counts = cast(Tensor, self.all_gather(torch.tensor(decisions, device=self.device))).flatten()
         wanted = int((-(-counts // self.minibatch_size)).sum()) // len(counts)
         return min(max(1, wanted), int(counts.min()))
-
-    def _minibatches(self, count: int, each: int) -> Iterator[Tensor]:
-        """Yield minibatches of shuffled decisions, ``each`` of them in every pass."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.batches_seen))
-        for _ in range(self.passes):
-            yield from torch.tensor_split(torch.randperm(count, generator=generator).to(self.device), each)
-
-    def _step(self, loss: Tensor) -> None:
-        self.optimizer.backward(self, loss, f"after {int(self.batches_seen)} batches")
-        cast(LightningOptimizer, self.optimizers()).step()
 
     def _beyond(self, kl: Tensor | None) -> bool:
         if kl is None or self.target_kl is None:
@@ -248,6 +263,8 @@ class PolicyOptimizer(lightning.LightningModule):
         acted = "sample" in batch.behaviour
         modules = [*self.advantage.modules(), *(() if acted else self.policy.modules())]
         frozen = {id(m) for part in modules if _learned(part) for m in part.modules()}
+        if acted:  # an advantage source may hold the policy, for a value head on it
+            frozen |= {id(m) for m in self.policy.modules()}
         unset = [m for m in modules if isinstance(m, Inputs) and not bool(m.fitted) and id(m) not in frozen]
         if unset:
             rows, steps = batch.mask.nonzero(as_tuple=True)
@@ -264,6 +281,11 @@ class PolicyOptimizer(lightning.LightningModule):
     def _log_metrics(self, metrics: list[dict[str, Tensor]]) -> None:
         for name in dict.fromkeys(k for f in metrics for k in f):
             self._log(name, torch.stack([f[name] for f in metrics if name in f]).mean())
+
+
+def _part_of(name: str, parts: Iterable[str]) -> str | None:
+    """Return the longest of the parts that a parameter belongs to, by its name; None if it belongs to none."""
+    return max((part for part in parts if name == part or name.startswith(f"{part}.")), key=len, default=None)
 
 
 def _learned(part: nn.Module) -> bool:

@@ -123,8 +123,7 @@ class RewardToGo(AdvantageSource):
         self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
     ) -> dict[str, Tensor]:
         """Compute the mean squared error of the critic at the decisions, times ``value_weight``."""
-        observation = batch.observe(rows, steps)
-        decisions = (batch.decision_step[rows] == steps[:, None]).int().argmax(1)
+        observation, decisions = self.taken(batch, rows, steps)
         error = (self.critic.value(observation) - advantages.returns[rows, decisions]).square().mean()
         return {"loss": self.value_weight * error, "value_error": error.detach()}
 
