@@ -14,8 +14,10 @@ from ..core.batch import Advantages, TrajectoryBatch
 from ..core.interfaces import AdvantageSource, Component, Critic, Objective, Policy, RewardModel
 from ..core.sizes import HasSizes, require_sizes, take_sizes
 from ..critics.optimization import ClippedGradients
+from .measures import explained_variance
 from .minibatches import DecisionPoints, shuffled
 from .proposer import PolicyProposer
+from .ranks import joined_ranks
 from .updates import Updates
 
 
@@ -173,7 +175,8 @@ class PolicyOptimizer(lightning.LightningModule):
         rewards = self.advantage.estimate(batch)
         # the number of batches that the policy learned from: the same after an interruption as without one
         self._proposer.version = max(0, int(self.batches_seen) - self.freeze_policy_batches)
-        advantages = self.advantage(batch, rewards, self._proposer)
+        with joined_ranks(self.trainer.world_size > 1):
+            advantages = self.advantage(batch, rewards, self._proposer)
         known = rewards.valid & batch.mask
         self._log("reward_per_row", rewards.rewards.masked_fill(~known, 0.0).sum(1).mean())
         self._log("reward_unknown", (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1))
@@ -189,7 +192,8 @@ class PolicyOptimizer(lightning.LightningModule):
         if not each:
             return
         advantage = points.of(advantages.advantages)
-        weight = points.of(self.objective.weights(batch, advantages))
+        with joined_ranks(self.trainer.world_size > 1):
+            weight = points.of(self.objective.weights(batch, advantages))
         updates, when = Updates(self, self.optimizer), f"after {int(self.batches_seen)} batches"
         metrics: list[dict[str, Tensor]] = []
         seed = self.seed * 1_000_003 + int(self.batches_seen)
@@ -208,7 +212,8 @@ class PolicyOptimizer(lightning.LightningModule):
                 break
         self._log("updates", torch.tensor(float(len(metrics))))
         self._log_metrics(metrics)
-        self._log("explained_variance", _explained_variance(advantages))
+        with joined_ranks(self.trainer.world_size > 1):
+            self._log("explained_variance", explained_variance(advantages))
 
     def _minibatch_count(self, decisions: int) -> int:
         """Compute the number of minibatches in a pass, the same on every rank: otherwise ranks would wait for ever.
@@ -292,14 +297,3 @@ def _learned(part: nn.Module) -> bool:
     """Tell whether a part was trained before and is only used now."""
     frozen = isinstance(part, Critic) and not any(p.requires_grad for p in part.parameters())
     return isinstance(part, RewardModel) or frozen
-
-
-def _explained_variance(advantages: Advantages) -> Tensor:
-    """Compute 1 − Var(returns − values)/Var(returns) over valid decisions; NaN without a critic or variance."""
-    if advantages.values is None:
-        return torch.tensor(float("nan"))
-    returns = advantages.returns[advantages.valid]
-    error = returns - advantages.values[:, :-1][advantages.valid]
-    if len(returns) < 2 or bool(returns.max() == returns.min()):
-        return torch.tensor(float("nan"))
-    return 1 - error.var() / returns.var()
