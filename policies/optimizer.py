@@ -14,7 +14,7 @@ from ..core.batch import Advantages, TrajectoryBatch
 from ..core.interfaces import AdvantageSource, Component, Critic, Objective, Policy, RewardModel
 from ..core.sizes import HasSizes, require_sizes, take_sizes
 from ..critics.optimization import ClippedGradients
-from .measures import explained_variance
+from .measures import batch_metrics, explained_variance, require_finite_advantages
 from .minibatches import DecisionPoints, shuffled
 from .proposer import PolicyProposer
 from .ranks import joined_ranks
@@ -177,6 +177,7 @@ class PolicyOptimizer(lightning.LightningModule):
         self._proposer.version = max(0, int(self.batches_seen) - self.freeze_policy_batches)
         with joined_ranks(self.trainer.world_size > 1):
             advantages = self.advantage(batch, rewards, self._proposer)
+        require_finite_advantages(batch, advantages)
         known = rewards.valid & batch.mask
         self._log("reward_per_row", rewards.rewards.masked_fill(~known, 0.0).sum(1).mean())
         self._log("reward_unknown", (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1))
@@ -196,6 +197,7 @@ class PolicyOptimizer(lightning.LightningModule):
             weight = points.of(self.objective.weights(batch, advantages))
         updates, when = Updates(self, self.optimizer), f"after {int(self.batches_seen)} batches"
         metrics: list[dict[str, Tensor]] = []
+        further: list[dict[str, Tensor]] = []
         seed = self.seed * 1_000_003 + int(self.batches_seen)
         for index, host in shuffled(count, each, self.passes, seed, self.device):
             minibatch = points.minibatch(index, host)
@@ -206,14 +208,16 @@ class PolicyOptimizer(lightning.LightningModule):
             losses = [part["loss"] for part in (objective, terms) if "loss" in part]
             if losses:
                 updates.step(losses[0] if len(losses) == 1 else losses[0] + losses[1], when)
-            metrics.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
-            metrics[-1] |= {k: v.detach() for k, v in objective.items()}
+            metrics.append({k: v.detach() for k, v in objective.items()})
+            further.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
             if self.target_kl is not None and self._beyond(objective.get("kl")):
                 break
         self._log("updates", torch.tensor(float(len(metrics))))
-        self._log_metrics(metrics)
+        for name, value in batch_metrics(further).items():  # each rank's own: their names may differ
+            self._log(name, value)
         with joined_ranks(self.trainer.world_size > 1):
-            self._log("explained_variance", explained_variance(advantages))
+            for name, value in {**batch_metrics(metrics), "explained_variance": explained_variance(advantages)}.items():
+                self._log(name, value)
 
     def _minibatch_count(self, decisions: int) -> int:
         """Compute the number of minibatches in a pass, the same on every rank: otherwise ranks would wait for ever.
@@ -282,10 +286,6 @@ class PolicyOptimizer(lightning.LightningModule):
 
     def _log(self, name: str, value: Tensor) -> None:
         self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
-
-    def _log_metrics(self, metrics: list[dict[str, Tensor]]) -> None:
-        for name in dict.fromkeys(k for f in metrics for k in f):
-            self._log(name, torch.stack([f[name] for f in metrics if name in f]).mean())
 
 
 def _part_of(name: str, parts: Iterable[str]) -> str | None:

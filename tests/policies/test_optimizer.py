@@ -660,6 +660,27 @@ def test_what_is_logged_by_hand():
     assert "critic_loss" not in figures
 
 
+def test_the_ratio_error_is_that_of_the_first_minibatch_and_the_largest_stands_beside_it():
+    module = made(passes=5, minibatch_size=20, learning_rate=0.05)
+    figures = {k: float(v) for k, v in fit(module, [rollout(module.policy)]).callback_metrics.items()}
+    errors = module.objective.ratio_error
+    assert figures["ratio_error"] == pytest.approx(errors[0], abs=1e-7) and errors[0] < 1e-5
+    assert figures["ratio_error_max"] == pytest.approx(max(errors)) and max(errors) > 0.01
+
+
+@pytest.mark.parametrize("objective", [ClippedSurrogate(), WeightedImitation(Exponential())])
+@pytest.mark.parametrize("field", ["advantages", "returns"])
+def test_a_known_advantage_that_is_no_number_is_refused(objective, field):
+    values = {"advantages": torch.ones(1, 4), "returns": torch.ones(1, 4)}
+    values[field][0, 2] = torch.nan
+    module = made(advantage=Fixed(Advantages(**values, valid=torch.ones(1, 4, dtype=torch.bool))), objective=objective)
+    batch = rollout(module.policy, rows=1, steps=4)
+    with pytest.raises(ValueError, match=r"decision 2 of episode 0 is nan and counts as known \(1 in all\)"):
+        fit(module, [batch])
+    hidden = Advantages(**values, valid=torch.tensor([[True, True, False, True]]))
+    fit(made(advantage=Fixed(hidden), objective=objective), [batch])
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
