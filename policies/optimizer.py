@@ -1,7 +1,7 @@
 """Training of a policy with any advantage source and objective, on rollouts or on logged trajectories."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning
@@ -139,10 +139,13 @@ class PolicyOptimizer(lightning.LightningModule):
         self.target_kl, self.freeze_policy_batches = target_kl, freeze_policy_batches
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         # not a module of this one: the policy would come twice in every checkpoint
+        self.rescue = None
         self.__dict__["_proposer"] = PolicyProposer(policy, seed=seed)
 
     _proposer: PolicyProposer
     batches_seen: Tensor
+    rescue: Callable[[FloatingPointError], bool] | None
+    """Called if a gradient is no number; returns whether the run was saved from it. None raises the error."""
 
     @property
     def component(self) -> Component:
@@ -181,7 +184,12 @@ class PolicyOptimizer(lightning.LightningModule):
         known = rewards.valid & batch.mask
         self._log("reward_per_row", rewards.rewards.masked_fill(~known, 0.0).sum(1).mean())
         self._log("reward_unknown", (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1))
-        self._train_on(batch, advantages)
+        try:
+            self._train_on(batch, advantages)
+        except FloatingPointError as error:
+            if self.rescue is None or not self.rescue(error):
+                raise
+            return
         self.batches_seen += 1
 
     def _train_on(self, batch: TrajectoryBatch, advantages: Advantages) -> None:
