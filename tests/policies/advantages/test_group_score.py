@@ -228,7 +228,7 @@ def test_groups_of_one_and_of_equals_say_nothing():
 def test_rows_that_are_all_alone_are_warned_about_once(normalise):
     source = quiet(normalise=normalise)
     batch = batch_of([1.0, 2.0, 3.0], group=[0, 1, 2])
-    with pytest.warns(UserWarning, match=f"each of the 3 whole episodes .* alone in its group .*normalise='{normalise}'"):
+    with pytest.warns(UserWarning, match=f"3 whole episodes .* alone in its group .*normalise='{normalise}'"):
         run(source, batch)
     assert source.figures["groups_accepted"] == 0
     with warnings.catch_warnings():
