@@ -81,21 +81,13 @@ class GaussianPolicy(Policy):
         Raises:
             ValueError: If a size is not known, or an input has another width or is missing.
         """
-        mean, log_std, _ = self._outputs(observation)
-        return mean, log_std
-
-    def _outputs(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the means, the logarithm of the standard deviation, and the last hidden layer."""
         if "inputs" not in self._modules:
             require_sizes(self)
-        hidden = self.inputs(observation)
-        *body, head = self.network
+        inputs = self.inputs(observation)
         # lower precision while learning than while acting would move every ratio of probabilities away from 1
-        with torch.autocast(hidden.device.type, enabled=False):
-            for layer in body:
-                hidden = layer(hidden)
-            mean = head(hidden)
-        return mean.unflatten(1, (self.horizon, -1)), within(self.log_std, *self.log_std_range), hidden
+        with torch.autocast(inputs.device.type, enabled=False):
+            mean = self.network(inputs)
+        return mean.unflatten(1, (self.horizon, -1)), within(self.log_std, *self.log_std_range)
 
     @torch.no_grad()
     def act(
@@ -116,7 +108,15 @@ class GaussianPolicy(Policy):
 
         ``hidden`` is the last hidden layer (the standardised inputs, if there is none), for a value head on the policy.
         """
-        mean, log_std, hidden = self._outputs(observation)
+        hidden: list[Tensor] = []
+        if "network" not in self._modules:
+            require_sizes(self)
+        # not returned by ``distribution``, which a subclass with inputs of its own overrides
+        seen = self.network[-1].register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+        try:
+            mean, log_std = self.distribution(observation)
+        finally:
+            seen.remove()
         self._check(decision.chunk)
         executed = self._executed(decision.executed)
         entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
@@ -124,7 +124,7 @@ class GaussianPolicy(Policy):
             log_prob=_log_density(decision.chunk, mean, log_std).flatten(1),
             unit_mask=executed[..., None].expand_as(mean).flatten(1),
             entropy=(executed * entropy).sum(1),
-            hidden=hidden,
+            hidden=hidden[-1] if hidden else None,
         )
 
     def imitation_loss(

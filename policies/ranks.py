@@ -1,6 +1,6 @@
 """Statistics over all processes of a distributed run, so that they do not depend on how a batch was divided."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -15,7 +15,7 @@ _JOINED: ContextVar[bool] = ContextVar("joined", default=False)
 
 
 @contextmanager
-def joined_ranks(joined: bool) -> Iterator[None]:
+def joined_ranks(joined: bool) -> Generator[None]:
     """Compute statistics within the block over all ranks, each of which must enter it.
 
     Outside of such a block every process computes alone: advantages that one rank asks for by itself wait for nobody.
