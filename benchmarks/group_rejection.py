@@ -89,9 +89,7 @@ def improve(policy: GaussianPolicy, task: str, horizon: int, arm: dict[str, Any]
     """Improve a policy with groups, in place."""
     more = dict(arm)
     mode = more.pop("curriculum", None)
-    groups = GroupRollouts(
-        size=SIZE, contexts=CONTEXTS, curriculum=None if mode is None else Curriculum(mode), **more
-    )
+    groups = GroupRollouts(size=SIZE, contexts=CONTEXTS, curriculum=None if mode is None else Curriculum(mode), **more)
     module = PolicyOptimizer(
         policy,
         GroupScore(RecordedSuccess()),

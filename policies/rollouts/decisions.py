@@ -9,6 +9,7 @@ import torch
 
 from ...core.batch import Decision, Observation
 from ...core.interfaces import Policy
+from .alone import decide_alone, episode_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +94,19 @@ class ActingAlone:
         seed: Random seed; the noise of an episode depends on it and on the number of the episode alone.
         deterministic: Take its deterministic chunks.
         numbers: Numbers of the episodes, by their place in the order; None numbers them by their places.
+        version: Version that is recorded with each decision; None records none.
     """
 
     def __init__(
-        self, policy: Policy, seed: int, deterministic: bool = True, numbers: Sequence[int] | None = None
+        self,
+        policy: Policy,
+        seed: int,
+        deterministic: bool = True,
+        numbers: Sequence[int] | None = None,
+        version: int | None = None,
     ) -> None:
-        self.policy, self.seed, self.deterministic, self.numbers = policy, seed, deterministic, numbers
+        self.policy, self.seed, self.deterministic = policy, seed, deterministic
+        self.numbers, self.version = numbers, version
         self._generators: dict[int, torch.Generator] = {}
 
     def __call__(self, asked: Asked) -> Records:
@@ -107,11 +115,9 @@ class ActingAlone:
         for row, place in enumerate(asked.places):
             number = place if self.numbers is None else self.numbers[place]
             if number not in self._generators:
-                self._generators[number] = torch.Generator().manual_seed(hash_seed(self.seed, number))
-            decision = self.policy.act(
-                asked.observation[torch.tensor([row])], self.deterministic, self._generators[number]
-            )
-            found.append(records_of(decision))
+                self._generators[number] = episode_generator(self.seed, number)
+            seen, noise = asked.observation[torch.tensor([row])], self._generators[number]
+            found.append(records_of(decide_alone(self.policy, [seen], [noise], self.deterministic), self.version))
         return Records(
             chunk=np.concatenate([one.chunk for one in found]),
             executed=np.concatenate([one.executed for one in found]),

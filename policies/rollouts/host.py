@@ -65,7 +65,7 @@ class Play:
     def acting(self, policy: Policy, generator: torch.Generator) -> Acting | ActingAlone:
         """Make what decides."""
         if self.numbers is not None:
-            return ActingAlone(policy, self.seed, self.deterministic, self.numbers)
+            return ActingAlone(policy, self.seed, self.deterministic, self.numbers, self.version)
         return Acting(policy, generator, self.deterministic, self.version)
 
 

@@ -11,7 +11,7 @@ from ...core.interfaces import Policy
 from ...envs.saved import SavedState
 from ...envs.task import ResumableTask
 from ...envs.vector import Context
-from .decisions import Acting, Asked, Records
+from .decisions import Acting, ActingAlone, Asked, Records
 from .frames import RolloutFrames
 from .pieces import Piece, batch_pieces, packed
 from .simulators import Losses, Simulators
@@ -145,6 +145,8 @@ class Runner:
         generator: torch.Generator,
         deterministic: bool = True,
         draws: Sequence[int] | None = None,
+        one_by_one: bool = False,
+        places: Sequence[int] | None = None,
     ) -> list[Piece]:
         """Play one whole episode from every context; episodes in progress wait meanwhile.
 
@@ -154,6 +156,10 @@ class Runner:
             generator: Random generator of the policy's noise.
             deterministic: Take the policy's deterministic chunks.
             draws: Number of the draw of each context, which becomes the group of its row; None groups by context.
+            one_by_one: Decide on one observation at a time, with the noise of every episode from a generator of its
+                own, seeded by (initial seed of ``generator``, place). An episode is then the same whatever else is
+                played, here or in other processes.
+            places: Place of each context among those of all processes, for its noise; None numbers them here.
 
         Returns:
             One piece per context, in their order.
@@ -162,7 +168,10 @@ class Runner:
             ValueError: If no environment here plays the task of a context.
             RuntimeError: If a simulator fails several times in a row.
         """
-        return _decided(self.playing(contexts, draws), Acting(policy, generator, deterministic))
+        acting: Acting | ActingAlone = Acting(policy, generator, deterministic)
+        if one_by_one:
+            acting = ActingAlone(policy, generator.initial_seed(), deterministic, places)
+        return _decided(self.playing(contexts, draws, one_by_one), acting)
 
     def playing(self, contexts: Sequence[Context], draws: Sequence[int] | None = None, alone: bool = False) -> Rounds:
         """Start whole episodes; see ``play``. Episodes in progress are saved before and restored afterwards.
@@ -299,7 +308,7 @@ class Runner:
         self.simulators.close()
 
 
-def _decided(rounds: Rounds, acting: Acting) -> list[Piece]:
+def _decided(rounds: Rounds, acting: Acting | ActingAlone) -> list[Piece]:
     """Let a policy decide in this process until the rollouts are done."""
     try:
         asked = next(rounds)
