@@ -61,6 +61,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Train reward models and critics on logged episodes": {
         "datasets.module": ("EpisodeData",),
+        "datasets.filters": ("EpisodeFilter",),
         "datasets.labels": ("LabelFactory",),
         "rewards.stages.subgoals": ("StageLabels", "SubgoalLabels"),
         "rewards.milestones.labels": ("MilestoneLabels", "MilestoneTracks"),
@@ -142,7 +143,14 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "policies.proposer": ("PolicyProposer",),
         "policies.rollouts.data": ("RolloutData",),
         "policies.rollouts.frames": ("RolloutFrames",),
-        "policies.rollouts.pool": ("TaskSetting", "play_episodes"),
+        "policies.rollouts.groups": ("GroupRollouts",),
+        "policies.rollouts.checkpoint": ("RolloutCheckpoint",),
+        "policies.rollouts.pool": ("WorkerPool", "play_episodes"),
+        "policies.rollouts.ray_pool": ("RayPool",),
+        "policies.rollouts.setting": ("TaskSetting",),
+        "policies.loops.curriculum": ("Curriculum", "task_probabilities"),
+        "policies.rollouts.played_success": ("PlayedSuccess",),
+        "pages.learning_curve": ("LearningCurve",),
     },
     "Watch for reward hacking": {
         "evaluation.watch.callback": ("HackingWatch", "HackingWarning"),
@@ -263,6 +271,7 @@ if TYPE_CHECKING:
     from .datasets.episodes import EpisodeDataset as EpisodeDataset
     from .datasets.episodes import EpisodeSummary as EpisodeSummary
     from .datasets.features import FeatureCache as FeatureCache
+    from .datasets.filters import EpisodeFilter as EpisodeFilter
     from .datasets.formats.lerobot_writer import LeRobotWriter as LeRobotWriter
     from .datasets.formats.video import write_video as write_video
     from .datasets.joined import JoinedDatasets as JoinedDatasets
@@ -303,6 +312,7 @@ if TYPE_CHECKING:
     from .evaluation.watch.retraining import Retraining as Retraining
     from .evaluation.watch.training_drift import TrainingDrift as TrainingDrift
     from .evaluation.watch.window import RolloutWindow as RolloutWindow
+    from .pages.learning_curve import LearningCurve as LearningCurve
     from .pages.report import write_report as write_report
     from .policies.advantages.action_advantage import ActionAdvantage as ActionAdvantage
     from .policies.advantages.action_advantage import CriticAdvantage as CriticAdvantage
@@ -313,15 +323,22 @@ if TYPE_CHECKING:
     from .policies.advantages.step_advantage import StepAdvantage as StepAdvantage
     from .policies.deterministic import Deterministic as Deterministic
     from .policies.gaussian import GaussianPolicy as GaussianPolicy
+    from .policies.loops.curriculum import Curriculum as Curriculum
+    from .policies.loops.curriculum import task_probabilities as task_probabilities
     from .policies.objectives import ClippedSurrogate as ClippedSurrogate
     from .policies.objectives import WeightedImitation as WeightedImitation
     from .policies.optimizer import PolicyAdam as PolicyAdam
     from .policies.optimizer import PolicyOptimizer as PolicyOptimizer
     from .policies.proposer import PolicyProposer as PolicyProposer
+    from .policies.rollouts.checkpoint import RolloutCheckpoint as RolloutCheckpoint
     from .policies.rollouts.data import RolloutData as RolloutData
     from .policies.rollouts.frames import RolloutFrames as RolloutFrames
-    from .policies.rollouts.pool import TaskSetting as TaskSetting
+    from .policies.rollouts.groups import GroupRollouts as GroupRollouts
+    from .policies.rollouts.played_success import PlayedSuccess as PlayedSuccess
+    from .policies.rollouts.pool import WorkerPool as WorkerPool
     from .policies.rollouts.pool import play_episodes as play_episodes
+    from .policies.rollouts.ray_pool import RayPool as RayPool
+    from .policies.rollouts.setting import TaskSetting as TaskSetting
     from .policies.weights import Exponential as Exponential
     from .policies.weights import Positive as Positive
     from .policies.weights import RewardAligned as RewardAligned

@@ -7,6 +7,7 @@ import pickle
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Generator, Sequence
@@ -20,10 +21,18 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from ..core.files import replacing
 from ..core.hub import is_component, save_component
+from ..pages.learning_curve import LearningCurve
+from ..policies.rollouts.checkpoint import RolloutCheckpoint
+from ..policies.rollouts.data import RolloutData
+from .key_hints import key_hint
+from .learning_check import LearningCheck, NothingLearnedError, trained_component
+from .logger_folders import loggers_in_run
+from .null_arguments import pass_nulls
 from .old_configs import readable_configs, renewed_arguments
 from .run_directory import (
     CHECKPOINTS,
@@ -33,6 +42,7 @@ from .run_directory import (
     make_run_directory,
     offered_configs,
     tidy,
+    trained_checkpoint,
 )
 
 _PARSERS: dict[str, Any] = {
@@ -49,7 +59,6 @@ _PARSERS: dict[str, Any] = {
         "description": "Print the validation metrics of what a YAML file names.",
     },
 }
-_SHARED = ("component", "reward", "critic", "policy")
 _QUIET = (
     # inside torch's own pytree code, called by lightning
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -74,6 +83,7 @@ class _Interrupted(lightning.Callback):
 
     def __init__(self, run: Path) -> None:
         self.run, self.happened, self.kept, self.step = run, False, None, 0
+        self.terminated = False
 
     kept: Path | None
     step: int
@@ -92,10 +102,17 @@ class _Interrupted(lightning.Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Write a checkpoint when the exception is an interrupt."""
-        if not isinstance(exception, KeyboardInterrupt):
+        """Write a checkpoint when the exception is Ctrl-C or a request to terminate.
+
+        A run on rollouts has one already, of the moment between two rollouts, from which it goes on exactly.
+        """
+        if not isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
             return
-        self.happened = True
+        self.happened, self.terminated = True, isinstance(exception, SIGTERMException)
+        between = [c.path for c in cast(Any, trainer).callbacks if isinstance(c, RolloutCheckpoint)]
+        if between and between[0] is not None:
+            self.kept = between[0]
+            return
         if self.step and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False):
             target = self.run / CHECKPOINTS / "interrupted.ckpt"
             with replacing(target) as fresh:
@@ -115,6 +132,8 @@ class _SaveConfig(SaveConfigCallback):
 
 class _Command(LightningCLI):
     """LightningCLI with two commands, whose logs and checkpoints go into the run directory."""
+
+    _check: LearningCheck
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -151,27 +170,67 @@ class _Command(LightningCLI):
         if not known:
             raise ValueError(f"{given} is no checkpoint of a training run: it holds no state_dict")
 
+    def instantiate_classes(self) -> None:
+        """Build everything; an error about a value of the configuration names its key."""
+        with self._naming_keys():
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with self._naming_keys():
+            super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def _naming_keys(self) -> Generator[None]:
+        try:
+            yield
+        except (FileNotFoundError, ValueError) as error:
+            if type(error) not in (FileNotFoundError, ValueError):  # others are made of more than a text
+                raise
+            config = cast(Any, self.config[self.config["subcommand"]]).as_dict()
+            text = tidy(str(error)) if "Does not validate" in str(error) else str(error)
+            hint = key_hint(text, config)
+            if not hint:
+                raise
+            raise type(error)(f"{text.rstrip()}; {hint}") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Put logs and checkpoints into the run directory unless the YAML names another place."""
         settings = cast(dict[str, Any], self._get(self.config_init, "trainer"))
-        if self.subcommand == "validate":
-            return super().instantiate_trainer(**{"logger": False, "enable_checkpointing": False, **kwargs})
-        run = Path(cast(str, self._get(self.config, "out")))
         given = settings.get("callbacks") or []
         callbacks: list[Any] = [*given] if isinstance(given, list) else [given]
-        if settings.get("enable_checkpointing") is not False and not any(isinstance(c, Checkpoint) for c in callbacks):
-            callbacks.append(ModelCheckpoint(dirpath=run / CHECKPOINTS, save_last=True))
+        checkpoints = any(isinstance(c, Checkpoint) for c in callbacks)
+        if self.subcommand == "validate":  # a checkpoint callback of the configuration keeps nothing here
+            return super().instantiate_trainer(**{"logger": False, "enable_checkpointing": checkpoints, **kwargs})
+        run = Path(cast(str, self._get(self.config, "out")))
+        rollouts = isinstance(self.datamodule, RolloutData)
+        if settings.get("enable_checkpointing") is not False:
+            if rollouts and not any(isinstance(c, RolloutCheckpoint) for c in callbacks):
+                callbacks.append(RolloutCheckpoint(run / CHECKPOINTS))
+            elif not checkpoints:
+                callbacks.append(ModelCheckpoint(dirpath=run / CHECKPOINTS, save_last=True))
+        self._check = LearningCheck()
+        callbacks.append(self._check)
         defaults: dict[str, Any] = {"callbacks": callbacks}
         if settings.get("default_root_dir") is None:
             defaults["default_root_dir"] = str(run)
         if settings.get("logger") in (None, True):
             defaults["logger"] = CSVLogger(str(run), name="logs")
+        if rollouts:
+            if not any(isinstance(c, LearningCurve) for c in callbacks):
+                callbacks.append(LearningCurve())
+            if settings.get("log_every_n_steps") is None:
+                defaults["log_every_n_steps"] = 1  # a rollout is long; Lightning's 50 would log nothing
         return super().instantiate_trainer(**{**defaults, **kwargs})
 
     def after_fit(self) -> None:
         """Save the trained component, with the best weights where a checkpoint callback monitored a metric."""
         if not self.trainer.is_global_zero:
             return
+        if self._check.component_unchanged and not getattr(self.trainer, "fast_dev_run", False):
+            what = type(trained_component(self.model)).__name__
+            print(
+                f"guerdon: warning: no weight of {what} was changed by this run; it is saved as it was", file=sys.stderr
+            )
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "") if getattr(checkpoint, "monitor", None) else ""
         if best and Path(best).is_file():
@@ -182,21 +241,6 @@ class _Command(LightningCLI):
         save_component(trained_component(self.model), run / MODEL)
         for name, companion in companions(self.model).items():
             save_component(companion, run / name)
-
-
-def trained_component(module: nn.Module) -> nn.Module:
-    """Return the component that a LightningModule trains: its ``component``, or its reward, critic or policy.
-
-    Raises:
-        ValueError: If it has none of them.
-    """
-    for name in _SHARED:
-        found = getattr(module, name, None)
-        if is_component(found):
-            return cast(nn.Module, found)
-    raise ValueError(
-        f"{type(module).__name__} has no component to save: give it a property `component` that returns what it trains"
-    )
 
 
 def companions(module: nn.Module) -> dict[str, nn.Module]:
@@ -217,7 +261,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         rest: Overrides and other arguments that LightningCLI reads.
 
     Returns:
-        0, or 130 when interrupted.
+        0, 130 when interrupted, or 143 when terminated.
 
     Raises:
         ValueError: If the configuration makes no sense, or there is none.
@@ -225,36 +269,72 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         FileExistsError: If the run directory holds a run that is not continued.
     """
     with readable_configs(options.config) as configs:
-        return _run(options.command, configs, renewed_arguments(rest, configs), options.out)
+        arguments = pass_nulls(renewed_arguments(rest, configs), configs)
+        return _run(options.command, configs, arguments, options.out, options.config)
 
 
-def _run(command: str, configs: Sequence[Path], rest: Sequence[str], out: Path | None) -> int:
+def _run(command: str, configs: Sequence[Path], rest: Sequence[str], out: Path | None, given: Sequence[str]) -> int:
     arguments = [*(part for config in configs for part in ("--config", str(config))), *rest]
     only_asks = asks_only(arguments)
     if not only_asks and not any(a.startswith(("-c", "--config", "--model")) for a in arguments):
         raise ValueError(f"nothing to {command}: expected --config FILE.yaml; {offered_configs()}")
     if command == "fit" and not only_asks:
-        return _train(arguments, configs[0] if configs else None, out)
-    if out is not None:
-        arguments += ["--out", str(out)]
-    with _as_process(command, arguments):
-        return _call_lightning(None)
+        return _train(configs, rest, out)
+    with tempfile.TemporaryDirectory(prefix="guerdon-config-") as copies:
+        if not only_asks:  # a logger that needs a folder is built, and then not used
+            arguments = loggers_in_run(configs, rest, out or Path(), Path(copies))
+        if out is not None:
+            arguments += ["--out", str(out)]
+        if command == "validate" and not only_asks:
+            arguments += _trained_weights(given, arguments)
+        with _as_process(command, arguments):
+            return _call_lightning(None)
 
 
-def _train(arguments: Sequence[str], config: Path | None, out: Path | None) -> int:
+def _trained_weights(configs: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Return the argument that validates the trained weights of a run, where its own configuration was given.
+
+    Raises:
+        ValueError: If the run kept no checkpoint.
+    """
+    runs = [path.parent for path in map(Path, configs) if path.name == CONFIG and (path.parent / MODEL).is_dir()]
+    if not runs or any(a.partition("=")[0] == "--ckpt_path" for a in arguments):
+        return []
+    checkpoint = trained_checkpoint(runs[-1])
+    if checkpoint is None:
+        raise ValueError(
+            f"{runs[-1]} kept no checkpoint, so that its configuration alone would validate the model it started from: "
+            f"evaluate the trained one with guerdon evaluate --model {shlex.quote(str(runs[-1] / MODEL))}, or give "
+            "--ckpt_path null to validate the start"
+        )
+    print(
+        f"guerdon: validating the trained weights, {checkpoint}; give --ckpt_path FILE for others, or --ckpt_path null "
+        "for what training started from",
+        file=sys.stderr,
+    )
+    return ["--ckpt_path", str(checkpoint)]
+
+
+def _train(configs: Sequence[Path], rest: Sequence[str], out: Path | None) -> int:
     """Train in a run directory, which is removed again where no update was made."""
-    directory = make_run_directory(config, out, resumes=any(a.startswith("--ckpt_path") for a in arguments))
+    config = configs[0] if configs else None
+    directory = make_run_directory(config, out, resumes=any(a.startswith("--ckpt_path") for a in rest))
     keeper, done = _Interrupted(directory.folder), False
     try:
-        with _as_process("fit", [*arguments, "--out", str(directory.folder)]):
-            code = _call_lightning(keeper)
+        with tempfile.TemporaryDirectory(prefix="guerdon-config-") as copies:
+            arguments = loggers_in_run(configs, rest, directory.folder, Path(copies))
+            with _as_process("fit", [*arguments, "--out", str(directory.folder)]):
+                code = _call_lightning(keeper)
         done = code == 0 and not keeper.happened
+    except NothingLearnedError:
+        directory.take_back()  # neither checkpoints nor logs are worth keeping
+        raise
     finally:
         if not done and not keeper.step:
             directory.take_back()
     if keeper.happened:
         _say_how_to_resume(keeper)
-        return 130
+        return 143 if keeper.terminated else 130
     if done and "LOCAL_RANK" not in os.environ:
         print(directory.folder / MODEL)
     return code

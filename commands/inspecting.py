@@ -17,6 +17,7 @@ from ..core.hub import SPEC, component_hash, read_spec
 from ..datasets.cache_folder import evict, is_cache, report
 from ..datasets.episodes import BadEpisodeError, EpisodeDataset
 from ..datasets.opening import open_dataset
+from ..evaluation.learning_curve import CURVES, read_learning_record
 from ..scoring.scores import PARTS, SCORES, read_scores
 
 
@@ -51,6 +52,7 @@ def describe_folder(folder: Path, console: Console | None = None, make_room: str
     elif (folder / "model" / SPEC).is_file():
         out.print(Text(f"run of guerdon fit, with the component {folder / 'model'}"))
         _component(folder / "model", out)
+        _learning_curve(folder, out)
         if (folder / "reward" / SPEC).is_file():
             out.print(Text(f"and the reward that its values are sums of, {folder / 'reward'}"))
             _component(folder / "reward", out)
@@ -119,6 +121,23 @@ def _component(folder: Path, out: Console) -> None:
     table.add_row("hash", component_hash(folder))
     table.add_row("guerdon", Text(str(spec.get("guerdon_version", "unknown"))))
     table.add_row("arguments", Text(json.dumps(spec["init_args"], indent=2)))
+    out.print(table)
+
+
+def _learning_curve(folder: Path, out: Console) -> None:
+    """Print the success of the start policy and at the last validation, where the run recorded a learning curve."""
+    record = read_learning_record(folder)
+    if record is None:
+        return
+    table = _facts()
+    for name, point in (("start policy", record.start), ("last validation", (record.validations or [None])[-1])):
+        if point is not None:
+            low, high = point.interval
+            played = f"{point.successes} of {point.episodes} held-out starts"
+            table.add_row(name, f"success {point.rate:.2f} ({low:.2f} … {high:.2f}), {played}")
+    if record.rollouts:
+        table.add_row("environment steps", f"{int(record.rollouts[-1]['env_steps']):,}")
+    table.add_row("learning curve", Text(str(folder / CURVES)))
     out.print(table)
 
 

@@ -7,6 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
+
+import torch
 
 MODEL, CONFIG, CHECKPOINTS = "model", "config.yaml", "checkpoints"
 _CONFIGS = Path(__file__).parents[1] / "configs"
@@ -63,6 +66,28 @@ def make_run_directory(
     if not os.access(out, os.W_OK):
         raise PermissionError(f"cannot write into the run directory {out}: choose another --out")
     return RunDirectory(folder=out, earlier=frozenset(out.iterdir()), made=made)
+
+
+def trained_checkpoint(run: Path) -> Path | None:
+    """Return the checkpoint whose weights a run saved as its model; None where it kept none.
+
+    That is the best one where a checkpoint callback monitored a metric, else the last one.
+
+    Args:
+        run: Run directory.
+    """
+    kept = sorted((run / CHECKPOINTS).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    lasts = [path for path in kept if path.name.startswith("last")] or kept
+    if not lasts:
+        return None
+    last = lasts[-1]
+    for state in torch.load(last, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {}).values():
+        if isinstance(state, dict) and state.get("monitor") and state.get("best_model_path"):  # pyright: ignore
+            best = Path(cast(dict[str, str], state)["best_model_path"])
+            best = best if best.is_file() else run / CHECKPOINTS / best.name  # the run may have been moved
+            if best.is_file():
+                return best
+    return last
 
 
 def resolve_config(name: str) -> Path:

@@ -1,5 +1,6 @@
 """Data module of a training run on logged episodes: splits, windows, targets and negatives."""
 
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,11 +11,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..backbones.vision import VisionEncoder
+from ..core.arguments import folds
 from ..core.batch import TrajectoryBatch, named_ends
 from ..core.sizes import DataSizes
 from .collate import Window, collate
 from .episodes import BadEpisodeError
 from .features import FeatureCache
+from .filters import EpisodeFilter
 from .joined import JoinedDatasets, joined, open_joined
 from .labels import LabelFactory
 from .reader import EpisodeReader
@@ -51,11 +54,14 @@ class EpisodeData(lightning.LightningDataModule):
         num_workers: Number of loader processes.
         terminating: Names of the ends after which nothing is bootstrapped: ``success``, ``failure``, ``time_limit``,
             ``takeover``. Critics and potentials use it; ALOE takes all four.
+        keep: Filter of training and validation episodes; None keeps all. The split is made before: an episode is on the
+            same side with and without a filter. Its arguments may also be given one by one, such as ``success=True``.
 
     Raises:
         ValueError: If an argument makes no sense.
     """
 
+    @folds(keep=EpisodeFilter)
     def __init__(
         self,
         path: str | list[str],
@@ -75,6 +81,7 @@ class EpisodeData(lightning.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         terminating: Sequence[str] = ("success", "failure"),
+        keep: EpisodeFilter | None = None,
     ) -> None:
         super().__init__()
         self.terminating = named_ends("terminating", terminating)
@@ -94,6 +101,7 @@ class EpisodeData(lightning.LightningDataModule):
         self.labels = LabelFactory() if labels is None else labels
         self.train_split, self.val_split, self.val_fraction = train_split, val_split, val_fraction
         self.seed, self.num_workers = seed, num_workers
+        self.keep = keep
         self.bad: list[BadEpisodeError] = []
         self._reader: EpisodeReader | None = None
         self.outcomes: Counter[str] = Counter()
@@ -143,7 +151,7 @@ class EpisodeData(lightning.LightningDataModule):
                 '(labels["stage"]): record it, or take the linear target'
             )
         sets = [s for s in found.sets if s]
-        train, val = split_each(sets, self.train_split, self.val_split, self.val_fraction)
+        train, val = self._filtered(found, split_each(sets, self.train_split, self.val_split, self.val_fraction))
         self.places = {"train": [found.usable[i] for i in train], "val": [found.usable[i] for i in val]}
         unnamed = sum(not e.split for infos in sets if any(e.split for e in infos) for e in infos)
         if unnamed:
@@ -156,6 +164,26 @@ class EpisodeData(lightning.LightningDataModule):
         if not val and stage == "validate":
             raise ValueError(f"{dataset.name} has no episode to validate on: check val_split and val_fraction")
         self._reader = reader
+
+    def _filtered(self, found: Survey, split: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
+        """Leave out the episodes that the filter does not keep, and print how many of each split are left.
+
+        Raises:
+            ValueError: If the filter keeps no training episode.
+        """
+        if self.keep is None:
+            return split
+        train, val = ([i for i in part if found.kept[i]] for part in split)
+        counts = f"{len(train)} of {len(split[0])} training and {len(val)} of {len(split[1])} validation episodes"
+        if not train:
+            raise ValueError(
+                f"the filter keeps {counts}; of {found.filtered.seen} episodes meet {found.filtered.describe()}: relax "
+                "a condition of keep"
+            )
+        trainer = cast(Any, self.trainer)
+        if trainer is not None and trainer.is_global_zero:
+            print(f"kept {counts}; {found.filtered.describe()}", file=sys.stderr)
+        return train, val
 
     @property
     def sizes(self) -> DataSizes:
@@ -180,9 +208,9 @@ class EpisodeData(lightning.LightningDataModule):
     def _survey(self, reader: EpisodeReader, dataset: JoinedDatasets) -> Survey:
         """Read every episode once; a frozen encoder fills the cache on the device of the training."""
         if self.encoder is None:
-            return survey(reader, dataset)
+            return survey(reader, dataset, self.keep)
         self.encoder.to(getattr(getattr(cast(Any, self.trainer), "strategy", None), "root_device", torch.device("cpu")))
-        found = survey(reader, dataset)
+        found = survey(reader, dataset, self.keep)
         self.encoder.to("cpu")
         return found
 

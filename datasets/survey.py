@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.progress import track
 
 from .episodes import BadEpisodeError, Episode
+from .filters import EpisodeFilter, FilterCount
 from .joined import JoinedDatasets
 from .reader import EpisodeReader
 from .splits import SplitInfo
@@ -26,6 +27,10 @@ class Survey:
     """Whether any episode holds a valid stage."""
     bad: list[BadEpisodeError]
     """Episodes that cannot be used."""
+    kept: list[bool]
+    """Whether the filter keeps each usable episode."""
+    filtered: FilterCount
+    """Number of usable episodes that met each condition of the filter."""
 
     def reasons(self, most: int = 10) -> str:
         """Name in words the episodes that cannot be used, and why.
@@ -37,13 +42,16 @@ class Survey:
         return named + (f"; and {len(self.bad) - most} more" if len(self.bad) > most else "")
 
 
-def survey(reader: EpisodeReader, dataset: JoinedDatasets) -> Survey:
+def survey(reader: EpisodeReader, dataset: JoinedDatasets, keep: EpisodeFilter | None = None) -> Survey:
     """Read every episode once, fill the reader's cache, and check recorded targets.
 
     Args:
         reader: Reader of the data set.
         dataset: The same data set, which knows where each episode comes from.
+        keep: Filter of episodes; of the others nothing is cached. None keeps all.
     """
+    filtered = FilterCount(keep)
+    kept: list[bool] = []
     sets: list[list[SplitInfo]] = [[] for _ in dataset.datasets]
     usable: list[int] = []
     outcomes: list[str] = []
@@ -56,7 +64,9 @@ def survey(reader: EpisodeReader, dataset: JoinedDatasets) -> Survey:
         try:
             episode = reader(place)
             check_targets(episode)
-            reader.prepare(episode)
+            wanted = keep is None or keep(episode)
+            if wanted:
+                reader.prepare(episode)
         except BadEpisodeError as error:
             bad.append(error)
             continue
@@ -64,8 +74,9 @@ def survey(reader: EpisodeReader, dataset: JoinedDatasets) -> Survey:
         which, info = dataset.split_info(place, episode)
         sets[which].append(info)
         usable.append(place)
+        kept.append(filtered.add(episode))
         outcomes.append(outcome_of(episode))
-    return Survey(sets=sets, usable=usable, outcomes=outcomes, staged=staged, bad=bad)
+    return Survey(sets=sets, usable=usable, outcomes=outcomes, staged=staged, bad=bad, kept=kept, filtered=filtered)
 
 
 def check_targets(episode: Episode) -> None:

@@ -25,6 +25,11 @@ CLIPS = ["--data.init_args.path", "{clips}", "--data.init_args.cache", "{cache}"
 REWARD, POLICY = "--model.init_args.reward.init_args", "--model.init_args.policy.init_args"
 PROPOSER = "--model.init_args.proposer.init_args"
 DECOMPOSER = "--model.init_args.decomposer.init_args"
+SPARSE = [
+    *(f"{POLICY}.path", "{behaviour_cloning}", "--data.init_args.task", "mujoco/reach"),
+    *("--data.init_args.rollouts", "1", "--data.init_args.envs", "2", "--data.init_args.workers", "1"),
+    *("--data.init_args.contexts", "2", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),
+]
 # what makes each configuration small, and fit for the tiny data; {name} stands for a folder
 SMALL = {
     "behaviour_cloning": REACH,
@@ -40,6 +45,20 @@ SMALL = {
     "aloe_policy": [
         *(*REACH, f"{POLICY}.path", "{behaviour_cloning}"),
         *("--model.init_args.advantage.init_args.critic.init_args.path", "{aloe_critic}"),
+    ],
+    "n_step_policy": [
+        *(*REACH, f"{POLICY}.path", "{behaviour_cloning}", "--model.init_args.advantage.init_args.steps", "5"),
+        *("--model.init_args.advantage.init_args.critic.init_args.path", "{distributional_value}"),
+        *("--model.init_args.advantage.init_args.reward.init_args.path", "{distributional_value}/../reward"),
+    ],
+    "reward_aligned_cloning": [
+        *(*REACH, "--model.init_args.advantage.init_args.reward.init_args.path", "{progress_state}"),
+        *("--model.init_args.advantage.init_args.steps", "5"),
+    ],
+    "ppo_sparse": [*SPARSE, "--data.init_args.steps", "64"],
+    "ppo_grape": [
+        *(*SPARSE, "--data.init_args.horizon", "8", "--data.init_args.steps", "32", "--data.init_args.envs", "4"),
+        *("--model.init_args.advantage.init_args.reward.init_args.costs", '["mujoco/reach"]'),
     ],
     "q_chunking": [*REACH, f"{PROPOSER}.policy.init_args.path", "{behaviour_cloning}"],
     "iql_critic": REACH,

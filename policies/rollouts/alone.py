@@ -52,7 +52,7 @@ def decide_alone(
     found: list[Decision] = []
     for row, generator in enumerate(generators):
         seed = int(torch.randint(1 << 62, (), generator=generator))
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes ten times as long
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes eighty times as long
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         one = observation if len(generators) == 1 else observation[row : row + 1]

@@ -71,6 +71,58 @@ def test_validate_prints_metrics_and_writes_nothing(here, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def validated(arguments, capsys):
+    """Metrics that `guerdon validate` prints, and what it says on standard error."""
+    assert main(["validate", *arguments]) == 0
+    shown = capsys.readouterr()
+    table = {r[1]: float(r[2]) for r in re.findall(r"(│)\s*(\w+)\s*│\s*([-\d.e]+)\s*│", shown.out)}
+    return table, shown.err
+
+
+def test_the_configuration_of_a_run_validates_its_trained_weights(here, capsys):
+    config = str(here / "run/config.yaml")
+    trained, says = validated(["--config", config], capsys)
+    assert "run/checkpoints/last.ckpt" in says and "--ckpt_path null" in says
+    named, says = validated(["--config", config, "--ckpt_path", str(here / "run/checkpoints/last.ckpt")], capsys)
+    assert trained == named and "validating" not in says
+    start, says = validated(["--config", config, "--ckpt_path", "null"], capsys)
+    assert start["val_loss"] != trained["val_loss"] and "validating" not in says
+
+
+def test_of_several_checkpoints_the_one_that_was_saved_as_the_model_is_validated(here, tmp_path, capsys):
+    keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    keep["init_args"] = {"dirpath": "run/checkpoints", "monitor": "val_loss", "mode": "max", "save_last": True}
+    config = yaml.safe_load((here / "tiny.yaml").read_text())
+    config["trainer"] |= {"callbacks": [keep], "max_epochs": 3}  # the worst epoch, so that it is not the last one
+    (tmp_path / "worst.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", "worst.yaml", "--out", "run"]) == 0
+    capsys.readouterr()
+    (worst,) = (path for path in Path("run/checkpoints").iterdir() if path.name != "last.ckpt")
+    trained, says = validated(["--config", "run/config.yaml"], capsys)
+    assert str(worst) in says
+    assert trained == validated(["--config", "run/config.yaml", "--ckpt_path", str(worst)], capsys)[0]
+
+
+def test_a_run_without_a_checkpoint_is_refused_with_the_command_that_evaluates_it(here, tmp_path, error_line):
+    quick = ["--trainer.enable_checkpointing", "false", "--out", "run"]
+    assert main(["fit", "--config", str(here / "tiny.yaml"), *quick]) == 0
+    assert main(["validate", "--config", "run/config.yaml"]) == 2
+    assert "guerdon evaluate --model run/model" in error_line()
+
+
+def test_a_policy_that_started_from_another_is_validated_as_it_was_trained(here, tmp_path, capsys, monkeypatch):
+    reach = ["--data.init_args.path", str(here / "train"), "--model.init_args.passes", "1"]
+    assert main(["fit", "--config", "behaviour_cloning", *reach, "--trainer.max_epochs", "1", "--out", "cloned"]) == 0
+    sparse = ["fit", "--config", "behaviour_cloning", *reach, "--trainer.max_epochs", "2", "--out", "more"]
+    sparse += ["--model.init_args.policy", "guerdon.pretrained_policy", "--data.init_args.val_fraction", "0.2"]
+    sparse += ["--model.init_args.policy.init_args.path", "cloned/model"]
+    assert main(sparse) == 0
+    capsys.readouterr()
+    trained, _ = validated(["--config", "more/config.yaml"], capsys)
+    start, _ = validated(["--config", "more/config.yaml", "--ckpt_path", "null"], capsys)
+    assert trained["val_imitation"] < start["val_imitation"]
+
+
 def test_the_configuration_can_be_printed_and_help_asked_for_without_a_run(here, tmp_path, capsys):
     assert main(["fit", "--config", str(here / "tiny.yaml"), "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_epochs"] == 1

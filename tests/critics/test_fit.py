@@ -15,7 +15,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
-from guerdon.commands.fit import companions, trained_component
+from guerdon.commands.fit import companions
+from guerdon.commands.learning_check import trained_component
 from guerdon.core.batch import End, RewardEstimates
 from guerdon.core.hub import load_component, save_component
 from guerdon.core.interfaces import Component, Critic, RewardModel
