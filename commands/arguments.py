@@ -111,8 +111,9 @@ def _add_collect(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed of initial states and behaviour")
     parser.add_argument(
         "--quality",
-        help="mixed, expert, noisy, aborted, random, or shares: expert=0.5,random=0.5; default: mixed, and with "
-        "--policy: policy, which may have a share too",
+        default="mixed",
+        help="mixed, expert, noisy, aborted, random, or shares: expert=0.5,random=0.5; default: %(default)s, which is "
+        "the policy alone with --policy; the quality policy may have a share too",
     )
     parser.add_argument(
         "--noise",

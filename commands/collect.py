@@ -22,7 +22,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         actor = importlib.import_module(".collect_policy", __package__).open_actor(options)
     elif options.deterministic is not None:
         raise ValueError("--sampled and --deterministic say how a policy acts: name it with --policy DIR")
-    quality = options.quality or ("mixed" if actor is None else POLICY)
+    quality = POLICY if actor is not None and options.quality == "mixed" else options.quality
     report = collect_dataset(
         env=options.env,
         out=options.out,
