@@ -155,7 +155,9 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    table = Table("task", "raw simulator", "ours, 2 workers", "learning", "ours, overlap", "learning", "ours, 0 workers")
+    table = Table(
+        "task", "raw simulator", "ours, 2 workers", "learning", "ours, overlap", "learning", "ours, 0 workers"
+    )
     for column in ("SB3 dummy", "SB3 subproc", "ratio to the faster SB3", "ratio with overlap"):
         table.add_column(column)
     results: dict[str, Any] = {}
