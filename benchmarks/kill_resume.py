@@ -4,7 +4,7 @@
 
 Each setting trains once without interruption through `guerdon fit`. It is then trained again, killed with SIGKILL after
 a random time and resumed from its last checkpoint, again and again, until as many kills are used up as it was given and
-the run ends. The trained policies and critics must be equal bit by bit, and the environment steps that were counted too.
+the run ends. The trained policies and critics must be equal bit by bit, and so must the counted environment steps.
 """
 
 import os
