@@ -140,8 +140,10 @@ def test_a_gradient_that_is_no_number_ends_in_the_best_weights():
     with pytest.warns(UserWarning, match="collapsed: the gradient became nan after 5 batches"):
         noted = run(module, guard)[1]
     assert guard.collapsed and success(module.policy) == guard.best_success == max(noted.success)
+    early = made(objective=Breaking(after=2))
     with pytest.raises(FloatingPointError, match="gradient became nan"):
-        run(made(objective=Breaking(after=2)), CollapseGuard())  # nothing is kept yet
+        run(early, CollapseGuard())  # nothing is kept yet
+    assert early.rescue is None and module.rescue is None, "a run without a guard would ask an old one"
     with pytest.raises(FloatingPointError, match="gradient became nan"):
         run(made(objective=Breaking(after=6)))
 
