@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .. import __version__
@@ -146,7 +146,7 @@ def print_policies(evaluation: PolicyEvaluation, console: Console | None = None)
 
 def _print_tasks(evaluation: PolicyEvaluation, out: Console) -> None:
     columns = ("episodes", "success %", "95 % interval", "steps", "steps of succ.", "return")
-    table = Table("task", box=None, pad_edge=False)
+    table = Table(Column("task", overflow="fold"), box=None, pad_edge=False)
     two = evaluation.against is not None
     if two:
         table.add_column("policy")
@@ -173,7 +173,7 @@ def _task_row(result: TaskResult) -> Sequence[str]:
 
 def _print_paired(evaluation: PolicyEvaluation, out: Console) -> None:
     columns = ("starts", "points", "95 % interval", "won", "lost", "p", "to tell 5 points")
-    table = Table("model − against", box=None, pad_edge=False)
+    table = Table(Column("model − against", overflow="fold"), box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right")
     for result in evaluation.paired:

@@ -11,7 +11,7 @@ from ..core.interfaces import Policy
 from ..datasets.episodes import Column
 from ..envs.quality import ActorMaker, Behaviour
 from ..envs.task import Context, Task
-from .rollouts.alone import decide_alone
+from .rollouts.alone import decide_alone, global_noise_restored
 from .rollouts.frames import Eye, RolloutFrames
 
 
@@ -54,7 +54,8 @@ class PolicyActor(Behaviour):
             frames={camera: torch.from_numpy(frame)[None] for camera, frame in shown.items()},
             instructions=(self.task.instruction,),
         )
-        decision = decide_alone(self.policy, [observation], [self.generator], self.deterministic)
+        with global_noise_restored(self.policy):
+            decision = decide_alone(self.policy, observation, [self.generator], self.deterministic)
         chunk, executed = decision.chunk[0].cpu().numpy(), int(decision.executed[0])
         if not 1 <= executed <= len(chunk):
             raise ValueError(f"expected a decision that executes 1 … {len(chunk)} steps of its chunk, got {executed}")

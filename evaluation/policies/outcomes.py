@@ -1,5 +1,6 @@
 """Outcomes of evaluated episodes, start by start, and the folder that an interrupted evaluation goes on from."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -88,7 +89,7 @@ def outcome_of(piece: Piece, policy: str, task: str, place: int, seeds: tuple[in
         seed=seeds[1],
         success=any(piece.success),
         steps=len(piece.actions),
-        reward=float(sum(piece.reward)),
+        reward=math.fsum(float(reward) for reward in piece.reward),
         end=piece.end.name.lower(),
     )
 

@@ -13,7 +13,7 @@ from ...core.sizes import DataSizes
 from ...envs.collect import can_draw
 from ...envs.task import Context, Task
 from ...envs.vector import sizes_of
-from ...policies.rollouts.alone import decide_alone, episode_generator
+from ...policies.rollouts.alone import decide_alone, episode_generator, global_noise_restored
 from ...policies.rollouts.frames import Eye
 from ...policies.rollouts.pieces import Piece
 from ...policies.rollouts.pool import WorkerPool
@@ -99,8 +99,8 @@ def check_fits(opened: OpenedPolicy, task: Task, context: Context, setting: Play
         instructions=(task.instruction,),
     )
     try:
-        with acting([policy]):
-            decision = decide_alone(policy, [observation], [episode_generator(0, 0)], not setting.sampled)
+        with acting([policy]), global_noise_restored(policy):
+            decision = decide_alone(policy, observation, [episode_generator(0, 0)], not setting.sampled)
     except Exception as error:
         raise ValueError(
             f"the policy {where} cannot act in {task.name}: {error}; use it in the task it was trained on, with "

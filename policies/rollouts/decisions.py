@@ -9,7 +9,7 @@ import torch
 
 from ...core.batch import Decision, Observation
 from ...core.interfaces import Policy
-from .alone import decide_alone, episode_generator
+from .alone import decide_alone, episode_generator, global_noise_restored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +112,16 @@ class ActingAlone:
     def __call__(self, asked: Asked) -> Records:
         """Decide on each observation by itself."""
         found: list[Records] = []
-        for row, place in enumerate(asked.places):
-            number = place if self.numbers is None else self.numbers[place]
-            if number not in self._generators:
-                self._generators[number] = episode_generator(self.seed, number)
-            seen, noise = asked.observation[torch.tensor([row])], self._generators[number]
-            found.append(records_of(decide_alone(self.policy, [seen], [noise], self.deterministic), self.version))
+        with global_noise_restored(self.policy):
+            for row, place in enumerate(asked.places):
+                number = place if self.numbers is None else self.numbers[place]
+                if number not in self._generators:
+                    self._generators[number] = episode_generator(self.seed, number)
+                seen = asked.observation if len(asked.places) == 1 else asked.observation[row : row + 1]
+                noise = [self._generators[number]]
+                found.append(records_of(decide_alone(self.policy, seen, noise, self.deterministic), self.version))
+        if len(found) == 1:
+            return found[0]
         return Records(
             chunk=np.concatenate([one.chunk for one in found]),
             executed=np.concatenate([one.executed for one in found]),

@@ -1,15 +1,21 @@
 """``guerdon evaluate`` on policies: a small one, on the reach task, through the real command."""
 
+import io
 import json
 
 import av
 import pytest
 import torch
+from rich.console import Console
 
 from guerdon.cli import main
+from guerdon.commands.evaluate_policy import print_policies
 from guerdon.core.hub import save_component
 from guerdon.critics.value import ValueCritic
 from guerdon.envs import collect as collect_module
+from guerdon.evaluation.policies.outcomes import Outcome
+from guerdon.evaluation.policies.results import PolicyEvaluation
+from guerdon.evaluation.policies.setting import PlaySetting
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
@@ -169,3 +175,20 @@ def test_workers_change_nothing(evaluate, tmp_path):
         evaluate(f"--env mujoco/reach --episodes 5 --horizon 6 --sampled --workers {workers} --json {workers}.json")
         found.append(json.loads((tmp_path / f"{workers}.json").read_text()))
     assert found[0] == found[1]
+
+
+def test_names_of_tasks_are_printed_whole():
+    outcomes = [
+        Outcome(
+            policy=policy, task="metaworld/" + "long-" * 8 + "v3", place=place, context="c", index=place, split="train",
+            task_seed=0, seed=0, success=bool(place), steps=500, reward=1234.5, end="success",
+        )
+        for policy in ("model", "against")
+        for place in range(3)
+    ]  # fmt: skip
+    setting = PlaySetting(split="train").to_json()
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_policies(PolicyEvaluation.of(outcomes, {"path": "a"}, {"path": "b"}, setting, {"torch": "2"}, "cpu"), console)
+    text = console.export_text()
+    assert "…-" not in text and "-…" not in text and max(map(len, text.splitlines())) <= 100
+    assert "note: these are starts of training" in text

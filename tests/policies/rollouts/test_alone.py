@@ -41,11 +41,11 @@ def test_the_seed_and_the_place_make_the_noise_of_an_episode():
 
 def test_decisions_come_in_their_order_with_all_that_belongs_to_them():
     policy = GaussianPolicy(2, 1, horizon=3, execute=2, hidden=(8,))
-    seen = [Observation(state=torch.full((1, 2), float(k))) for k in range(3)]
+    seen = Observation(state=torch.arange(3.0)[:, None].expand(3, 2))
     joined = decide_alone(policy, seen, [episode_generator(0, k) for k in range(3)], deterministic=False)
     assert joined.chunk.shape == (3, 3, 1) and joined.executed.tolist() == [2, 2, 2]
     for k in range(3):
-        one = decide_alone(policy, seen[k : k + 1], [episode_generator(0, k)], deterministic=False)
+        one = decide_alone(policy, seen[[k]], [episode_generator(0, k)], deterministic=False)
         assert torch.equal(joined.chunk[k], one.chunk[0])
         assert joined.log_prob is not None and one.log_prob is not None
         assert torch.equal(joined.log_prob[k], one.log_prob[0])
