@@ -143,7 +143,12 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "policies.proposer": ("PolicyProposer",),
         "policies.rollouts.data": ("RolloutData",),
         "policies.rollouts.frames": ("RolloutFrames",),
-        "policies.rollouts.pool": ("TaskSetting", "play_episodes"),
+        "policies.rollouts.groups": ("GroupRollouts",),
+        "policies.rollouts.checkpoint": ("RolloutCheckpoint",),
+        "policies.rollouts.pool": ("WorkerPool", "play_episodes"),
+        "policies.rollouts.ray_pool": ("RayPool",),
+        "policies.rollouts.setting": ("TaskSetting",),
+        "policies.loops.curriculum": ("Curriculum", "task_probabilities"),
         "policies.rollouts.played_success": ("PlayedSuccess",),
         "pages.learning_curve": ("LearningCurve",),
     },
@@ -318,16 +323,22 @@ if TYPE_CHECKING:
     from .policies.advantages.step_advantage import StepAdvantage as StepAdvantage
     from .policies.deterministic import Deterministic as Deterministic
     from .policies.gaussian import GaussianPolicy as GaussianPolicy
+    from .policies.loops.curriculum import Curriculum as Curriculum
+    from .policies.loops.curriculum import task_probabilities as task_probabilities
     from .policies.objectives import ClippedSurrogate as ClippedSurrogate
     from .policies.objectives import WeightedImitation as WeightedImitation
     from .policies.optimizer import PolicyAdam as PolicyAdam
     from .policies.optimizer import PolicyOptimizer as PolicyOptimizer
     from .policies.proposer import PolicyProposer as PolicyProposer
+    from .policies.rollouts.checkpoint import RolloutCheckpoint as RolloutCheckpoint
     from .policies.rollouts.data import RolloutData as RolloutData
     from .policies.rollouts.frames import RolloutFrames as RolloutFrames
+    from .policies.rollouts.groups import GroupRollouts as GroupRollouts
     from .policies.rollouts.played_success import PlayedSuccess as PlayedSuccess
-    from .policies.rollouts.pool import TaskSetting as TaskSetting
+    from .policies.rollouts.pool import WorkerPool as WorkerPool
     from .policies.rollouts.pool import play_episodes as play_episodes
+    from .policies.rollouts.ray_pool import RayPool as RayPool
+    from .policies.rollouts.setting import TaskSetting as TaskSetting
     from .policies.weights import Exponential as Exponential
     from .policies.weights import Positive as Positive
     from .policies.weights import RewardAligned as RewardAligned

@@ -101,7 +101,7 @@ class Rollouts:
         Returns:
             Steps per second, steps per CPU second, and the share of the workers' time that was spent on waiting.
         """
-        pids = [process.pid or 0 for process in self.pool._processes]
+        pids = self.pool.processes
         before = cpu_seconds(pids)
         taken = self._collect(max(self.pool.envs, int(self.rate * seconds)))
         return (

@@ -53,7 +53,7 @@ def build_parser(version: str) -> Parser:
         if name == "sft":
             command.add_argument("--resume", action="store_true")
     _add_score(add("score", "Score every episode of a data set with a reward model or a critic"))
-    _add_evaluate(add("evaluate", "Evaluate a reward model, with controls, or a critic on a data set"))
+    _add_evaluate(add("evaluate", "Evaluate a reward model or a critic on a data set, or a policy on held-out starts"))
     _add_calibrate(add("calibrate", "Calibrate a reward model on a held-out split, and let it abstain"))
     _add_labels(add("labels", "Draw training samples with their targets, as a picture to check", overrides=True))
     _add_report(add("report", "Write one HTML page about a folder of scores"))
@@ -110,7 +110,9 @@ def _add_collect(parser: Parser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of initial states and behaviour")
     parser.add_argument(
-        "--quality", default="mixed", help="mixed, expert, noisy, aborted, random, or shares: expert=0.5,random=0.5"
+        "--quality",
+        help="mixed, expert, noisy, aborted, random, or shares: expert=0.5,random=0.5; default: mixed, and with "
+        "--policy: policy, which may have a share too",
     )
     parser.add_argument(
         "--noise",
@@ -145,13 +147,27 @@ def _add_collect(parser: Parser) -> None:
     parser.add_argument(
         "--horizon", type=_number_of("step"), metavar="STEPS", help="time limit; default: that of the task"
     )
+    parser.add_argument(
+        "--policy",
+        metavar="DIR",
+        help="folder of a saved policy that acts; with --frames it sees what is recorded",
+    )
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument(
+        "--sampled", dest="deterministic", action="store_false", default=None, help="the policy samples; the default"
+    )
+    actions.add_argument(
+        "--deterministic", dest="deterministic", action="store_true", help="take the policy's deterministic actions"
+    )
+    parser.add_argument("--trust", action="store_true", help="open a policy whose class is not part of guerdon")
 
 
-def _add_model_and_data(parser: Parser) -> None:
+def _add_model_and_data(parser: Parser, data_required: bool = True) -> None:
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="folder of a saved model, or owner/name on the hub"
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set in any format guerdon reads")
+    what = "data set in any format guerdon reads" + ("" if data_required else "; needed unless the model is a policy")
+    parser.add_argument("--data", type=Path, required=data_required, metavar="DIR", help=what)
     parser.add_argument(
         "--batch-size",
         type=_number_of("episode"),
@@ -183,15 +199,22 @@ def _add_score(parser: Parser) -> None:
 
 
 def _add_evaluate(parser: Parser) -> None:
-    _add_model_and_data(parser)
-    parser.add_argument("--split", default="", help="use only the episodes of this split; default: all")
+    _add_model_and_data(parser, data_required=False)
+    parser.add_argument(
+        "--split", default="", help="use only the episodes of this split; default: all; for a policy: eval"
+    )
     parser.add_argument(
         "--also", type=Path, action="append", default=[], metavar="DIR", help="one more data set, such as another task"
     )
-    parser.add_argument("--against", metavar="OTHER_MODEL", help="compare with this model on the same episodes")
+    parser.add_argument(
+        "--against", metavar="OTHER_MODEL", help="compare with this model or policy on the same episodes or starts"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
     parser.add_argument(
-        "--seed", type=int, default=0, help="random seed of shuffling, wrong instructions and the bootstrap"
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed of shuffling, wrong instructions and the bootstrap; of a policy's noise",
     )
     parser.add_argument(
         "--threshold",
@@ -214,12 +237,19 @@ def _add_evaluate(parser: Parser) -> None:
         help="order of the recorded qualities; default: that of the qualities guerdon knows",
     )
     _add_critic(parser)
+    _add_policy(parser)
 
 
 def _add_critic(parser: Parser) -> None:
     group = parser.add_argument_group("for a critic")
     group.add_argument("--policy", metavar="DIR", help="policy that proposes chunks, and acts with --env")
-    group.add_argument("--env", metavar="TASK", help="estimate returns by rollouts in this task, such as mujoco/reach")
+    group.add_argument(
+        "--env",
+        action="append",
+        metavar="TASK",
+        help="estimate returns by rollouts in this task, such as mujoco/reach; for a policy: task to play, may be "
+        "repeated",
+    )
     group.add_argument(
         "--states", type=int, default=32, metavar="N", help="states to start rollouts from; default: %(default)s"
     )
@@ -229,7 +259,12 @@ def _add_critic(parser: Parser) -> None:
     group.add_argument(
         "--candidates", type=int, default=4, metavar="C", help="logged chunks compared at a state; default: %(default)s"
     )
-    group.add_argument("--horizon", type=int, metavar="STEPS", help="time limit of the task; default: that of the task")
+    group.add_argument(
+        "--horizon",
+        type=int,
+        metavar="STEPS",
+        help="time limit of the task, also for a policy; default: that of the task",
+    )
     group.add_argument(
         "--reward",
         metavar="DIR",
@@ -250,6 +285,31 @@ def _add_critic(parser: Parser) -> None:
         "--tail",
         choices=("never", "failure", "zero"),
         help="what follows the time limit; default: failure where the time limit terminates, never elsewhere",
+    )
+
+
+def _add_policy(parser: Parser) -> None:
+    group = parser.add_argument_group("for a policy (with --env)")
+    group.add_argument(
+        "--episodes", type=_number_of("episode"), metavar="N", help="starts of each task that are played; default: 50"
+    )
+    group.add_argument("--sampled", action="store_true", default=None, help="sample actions; default: deterministic")
+    group.add_argument("--task-seed", type=int, metavar="SEED", help="seed that fixes the starts; default: 0")
+    group.add_argument(
+        "--workers", type=int, metavar="W", help="worker processes; the outcomes do not depend on them; default: 0"
+    )
+    group.add_argument(
+        "--out", type=Path, metavar="DIR", help="keep outcomes here as they come; the same command goes on from there"
+    )
+    group.add_argument(
+        "--video",
+        type=_number_of("episode"),
+        metavar="N",
+        help="write videos of the first N starts of each task to DIR",
+    )
+    group.add_argument("--camera", action="append", metavar="NAME", help="camera that the policy sees; may be repeated")
+    group.add_argument(
+        "--image-size", type=_number_of("pixel"), metavar="PIXELS", help="side of what it sees; default: 128"
     )
 
 

@@ -1,25 +1,34 @@
-"""The ``collect`` command: simulated episodes of chosen quality as a LeRobot data set."""
+"""The ``collect`` command: simulated episodes of chosen quality, or of a policy, as a LeRobot data set."""
 
 import argparse
+import importlib
 from collections.abc import Sequence
 
 from ..envs.collect import collect_dataset
+from ..envs.quality import POLICY
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Collect episodes, write them, and print a summary.
 
     Raises:
-        ValueError: If an option makes no sense for the task.
+        ValueError: If an option makes no sense for the task, or the policy is not for this task.
         FileExistsError: If the output folder holds anything.
         OSError: If it cannot be written.
     """
+    actor = None
+    if options.policy is not None:
+        # imported by name and only here, so that collecting without a policy needs none
+        actor = importlib.import_module(".collect_policy", __package__).open_actor(options)
+    elif options.deterministic is not None:
+        raise ValueError("--sampled and --deterministic say how a policy acts: name it with --policy DIR")
+    quality = options.quality or ("mixed" if actor is None else POLICY)
     report = collect_dataset(
         env=options.env,
         out=options.out,
         episodes=options.episodes,
         seed=options.seed,
-        quality=parse_quality(options.quality),
+        quality=parse_quality(quality),
         frames=options.frames,
         image_size=options.image_size,
         cameras=options.camera,
@@ -27,6 +36,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         horizon=options.horizon,
         noise=options.noise,
         frames_every=options.frames_every,
+        actor=actor,
     )
     print("\n".join(report.lines()))
     return 0

@@ -1,6 +1,7 @@
-"""The ``evaluate`` command: metrics of a reward model and its controls; critics are left to `evaluate_critic`.
+"""The ``evaluate`` command: metrics of a reward model and its controls.
 
-A reward model needs no policy, environment or MuJoCo, so none is imported here.
+Critics are left to `evaluate_critic`, policies to `evaluate_policy`. A reward model needs no environment or MuJoCo, so
+none is imported here.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.files import write_json
-from ..core.interfaces import Critic, RewardModel
+from ..core.interfaces import Critic, Policy, RewardModel
 from ..core.opening import open_component, open_reward_model
 from ..datasets.joined import open_joined
 from ..evaluation.dataset import OpenedModel, evaluate_dataset
@@ -20,18 +21,31 @@ from .output import require_writable, table_console
 FOR_CRITICS = ("policy", "env", "reward", "failure_cost", "scale", "terminating", "tail")
 """Names of the options for critics in the parsed arguments; each is None where it was not given."""
 
+FOR_POLICIES = ("episodes", "sampled", "task_seed", "workers", "out", "video", "camera", "image_size")
+"""Names of the options for policies in the parsed arguments; each is None where it was not given."""
+
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Evaluate a reward model or a critic, print its metrics, and write them as JSON where a file is named.
+    """Evaluate a reward model, a critic or a policy, print its metrics, and write them as JSON where a file is named.
 
     Raises:
-        ValueError: If the folder holds neither a reward model nor a critic, or an option does not suit it.
+        ValueError: If the folder holds something else, or an option does not suit it or is missing.
         OSError: If the JSON file cannot be written.
     """
     require_writable(options.json)
-    model, opened = open_component(
-        options.model, (RewardModel, Critic), "a reward model or a critic", options.device, options.trust
-    )
+    kinds = (RewardModel, Critic, Policy)
+    expected = "a reward model, a critic or a policy"
+    model, opened = open_component(options.model, kinds, expected, options.device, options.trust)
+    if isinstance(model, Policy):
+        policies = importlib.import_module(".evaluate_policy", __package__)
+        return policies.run(options, rest, (model, opened))
+    given = _given(options, FOR_POLICIES)
+    if given:
+        raise ValueError(f"{given} is for policies, {options.model} holds a {type(model).__name__}")
+    if options.data is None:
+        raise ValueError(
+            f"{options.model} holds a {type(model).__name__}, which is evaluated on a data set: name it with --data DIR"
+        )
     if isinstance(model, Critic):
         # imported by name and only here, because it imports policies and environments
         critics = importlib.import_module(".evaluate_critic", __package__)
@@ -41,9 +55,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _evaluate(options: argparse.Namespace, reward: RewardModel, opened: dict[str, Any]) -> int:
     dataset = open_joined([options.data, *options.also])
-    given = [name for name in FOR_CRITICS if getattr(options, name) is not None]
+    given = _given(options, FOR_CRITICS)
     if given:
-        raise ValueError(f"--{given[0].replace('_', '-')} is for critics, {options.model} holds a reward model")
+        kinds = "critics and policies" if given == "--env" else "critics"
+        raise ValueError(f"{given} is for {kinds}, {options.model} holds a reward model")
     against = None
     if options.against is not None:
         other, identity = open_reward_model(options.against, device=options.device, trust=options.trust)
@@ -65,3 +80,8 @@ def _evaluate(options: argparse.Namespace, reward: RewardModel, opened: dict[str
     if options.json is not None:
         write_json(options.json, evaluation.to_json())
     return 0
+
+
+def _given(options: argparse.Namespace, names: Sequence[str]) -> str | None:
+    """Return the flag of the first of some options that was given, None where none was."""
+    return next((f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None), None)

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace, rest: Sequence[str], opened: tuple[Critic, 
         found = read_values(reader, options.split, options.batch_size, bad)
     rolled: RolledOut | None = None
     if options.env is not None and proposer is not None:
-        with console.status(f"rolling out in {options.env}"):
+        with console.status(f"rolling out in {options.env[0]}"):
             rolled = _roll_out(options, found, reader, proposer.policy, ends)
     evaluation = evaluate_critic(
         found,
@@ -90,6 +90,8 @@ def _check_options(options: argparse.Namespace, critic: Critic) -> None:
     for name, flag in NOT_FOR_CRITICS.items():
         if getattr(options, name):
             raise ValueError(f"{flag} is for reward models, {options.model} holds a {type(critic).__name__}")
+    if options.env is not None and len(options.env) > 1:
+        raise ValueError(f"--env: a critic is evaluated in one task, got {', '.join(options.env)}")
     if options.env is not None and options.policy is None:
         raise ValueError("--env estimates returns by rollouts with a policy: name it with --policy DIR")
     if options.tail is not None and options.env is None:
@@ -112,7 +114,7 @@ def _roll_out(
         )
     tail: Tail = options.tail or ("failure" if End.TIME_LIMIT in ends else "never")
     setting = Rollouts(
-        env=options.env,
+        env=options.env[0],
         states=options.states,
         rollouts=options.rollouts,
         candidates=options.candidates,

@@ -21,11 +21,13 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from ..core.files import replacing
 from ..core.hub import is_component, save_component
 from ..pages.learning_curve import LearningCurve
+from ..policies.rollouts.checkpoint import RolloutCheckpoint
 from ..policies.rollouts.data import RolloutData
 from .key_hints import key_hint
 from .learning_check import LearningCheck, NothingLearnedError, trained_component
@@ -82,6 +84,7 @@ class _Interrupted(lightning.Callback):
 
     def __init__(self, run: Path) -> None:
         self.run, self.happened, self.kept, self.step = run, False, None, 0
+        self.terminated = False
 
     kept: Path | None
     step: int
@@ -100,10 +103,17 @@ class _Interrupted(lightning.Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Write a checkpoint when the exception is an interrupt."""
-        if not isinstance(exception, KeyboardInterrupt):
+        """Write a checkpoint when the exception is Ctrl-C or a request to terminate.
+
+        A run on rollouts has one already, of the moment between two rollouts, from which it goes on exactly.
+        """
+        if not isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
             return
-        self.happened = True
+        self.happened, self.terminated = True, isinstance(exception, SIGTERMException)
+        between = [c.path for c in cast(Any, trainer).callbacks if isinstance(c, RolloutCheckpoint)]
+        if between and between[0] is not None:
+            self.kept = between[0]
+            return
         if self.step and not trainer.sanity_checking and not getattr(trainer, "fast_dev_run", False):
             target = self.run / CHECKPOINTS / "interrupted.ckpt"
             with replacing(target) as fresh:
@@ -193,8 +203,12 @@ class _Command(LightningCLI):
         if self.subcommand == "validate":  # a checkpoint callback of the configuration keeps nothing here
             return super().instantiate_trainer(**{"logger": False, "enable_checkpointing": checkpoints, **kwargs})
         run = Path(cast(str, self._get(self.config, "out")))
-        if settings.get("enable_checkpointing") is not False and not checkpoints:
-            callbacks.append(ModelCheckpoint(dirpath=run / CHECKPOINTS, save_last=True))
+        rollouts = isinstance(self.datamodule, RolloutData)
+        if settings.get("enable_checkpointing") is not False:
+            if rollouts and not any(isinstance(c, RolloutCheckpoint) for c in callbacks):
+                callbacks.append(RolloutCheckpoint(run / CHECKPOINTS))
+            elif not checkpoints:
+                callbacks.append(ModelCheckpoint(dirpath=run / CHECKPOINTS, save_last=True))
         self._check = LearningCheck()
         callbacks.append(self._check)
         defaults: dict[str, Any] = {"callbacks": callbacks}
@@ -202,7 +216,7 @@ class _Command(LightningCLI):
             defaults["default_root_dir"] = str(run)
         if settings.get("logger") in (None, True):
             defaults["logger"] = CSVLogger(str(run), name="logs")
-        if isinstance(self.datamodule, RolloutData):
+        if rollouts:
             if not any(isinstance(c, LearningCurve) for c in callbacks):
                 callbacks.append(LearningCurve())
             if settings.get("log_every_n_steps") is None:
@@ -256,7 +270,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         rest: Overrides and other arguments that LightningCLI reads.
 
     Returns:
-        0, or 130 when interrupted.
+        0, 130 when interrupted, or 143 when terminated.
 
     Raises:
         ValueError: If the configuration makes no sense, or there is none.
@@ -329,7 +343,7 @@ def _train(configs: Sequence[Path], rest: Sequence[str], out: Path | None) -> in
             directory.take_back()
     if keeper.happened:
         _say_how_to_resume(keeper)
-        return 130
+        return 143 if keeper.terminated else 130
     if done and "LOCAL_RANK" not in os.environ:
         print(directory.folder / MODEL)
     return code

@@ -292,8 +292,9 @@ def _build(spec: dict[str, Any], trust: bool, known: dict[str, type], built: dic
         k: _build_value(v, trust, known, built, f"{at}.{k}".lstrip("."))
         for k, v in cast(dict[str, Any], spec["init_args"]).items()
     }
+    renewed = getattr(cls, "renewed", dict)  # a class of one's own may be any module
     try:
-        component = cls(**args)
+        component = cls(**renewed(args))
     except TypeError as error:
         raise ValueError(f"{spec['class_path']} does not take the saved arguments: {error}") from error
     built[at] = component

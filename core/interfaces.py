@@ -1,7 +1,8 @@
 """Interfaces of the components: reward models, critics, advantage sources, policies and objectives."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -47,6 +48,15 @@ class Component(nn.Module):
         # copying and unpickling call __new__ bare, and a wrong call fails in __init__: both leave no record
         remember_arguments(module, cls.__init__, args, kwargs)
         return module
+
+    @classmethod
+    def renewed(cls, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Renew saved constructor arguments that the constructor no longer accepts. Here: none are.
+
+        Args:
+            args: Arguments of the constructor by name, as an earlier version may have saved them.
+        """
+        return dict(args)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that ``from_pretrained`` and ``load_component`` open: see `guerdon.core.hub`."""
@@ -172,6 +182,53 @@ class TaskDecomposer(Component):
         return Labelled(values=torch.where(stage.valid, count, 0.0), valid=stage.valid)
 
 
+class Policy(Component):
+    """Chooses chunks of actions and evaluates the log-probability of choosing them."""
+
+    horizon: int
+    """H, steps in a chunk."""
+
+    def act(self, observation: Observation, deterministic: bool = False, generator: Any = None) -> Decision:
+        """Choose a chunk at each of M observations."""
+        raise NotImplementedError(f"{type(self).__name__} does not act: write act(observation)")
+
+    def evaluate(self, observation: Observation, decision: Decision) -> Evaluation:
+        """Compute the log-probability of earlier decisions under the policy as it is now."""
+        raise NotImplementedError(f"{type(self).__name__} does not evaluate: write evaluate(observation, decision)")
+
+    def imitation_loss(
+        self, observation: Observation, chunk: Float[Tensor, "M H A"], chunk_mask: Tensor
+    ) -> Float[Tensor, " M"]:
+        """Compute the loss of imitating logged chunks, unreduced (M,)."""
+        raise NotImplementedError(f"{type(self).__name__} does not imitate: write imitation_loss(…)")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Minibatch:
+    """M decisions of a batch that are learned from in one update, taken out of the batch once for all that learn."""
+
+    policy: Policy
+    """Policy that is trained."""
+    rows: Int[Tensor, " M"]
+    """Row of each decision in the batch."""
+    decisions: Int[Tensor, " M"]
+    """Number of each decision in its row: its column in ``decision_step`` and in `Advantages`."""
+    steps: Int[Tensor, " M"]
+    """Step of each decision."""
+    observation: Observation
+    """Observations at the decisions."""
+    decision: Decision
+    """Decisions of the policy that acted."""
+    learns: bool = True
+    """Whether the policy is trained on the batch; if not, ``evaluation`` carries no gradient."""
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """Evaluation of the decisions under the policy as it is now, computed at its first use."""
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            return self.policy.evaluate(self.observation, self.decision)
+
+
 class AdvantageSource(Component):
     """The only source of learning signal of a policy optimizer; a reward model in it stays in evaluation mode."""
 
@@ -204,26 +261,42 @@ class AdvantageSource(Component):
         """
         return {}
 
+    _shared: Minibatch | None = None
 
-class Policy(Component):
-    """Chooses chunks of actions and evaluates the log-probability of choosing them."""
+    def on_minibatch(self, batch: TrajectoryBatch, advantages: Advantages, minibatch: Minibatch) -> dict[str, Tensor]:
+        """Compute the loss of what learns alongside the policy on a minibatch; `PolicyOptimizer` calls this.
 
-    horizon: int
-    """H, steps in a chunk."""
+        Here: ``loss`` of its rows and steps. A subclass whose value is a head on the policy's hidden state overrides
+        this one and reads ``minibatch.evaluation.hidden``: the policy is then evaluated once per minibatch, for the
+        objective and for the value.
 
-    def act(self, observation: Observation, deterministic: bool = False, generator: Any = None) -> Decision:
-        """Choose a chunk at each of M observations."""
-        raise NotImplementedError(f"{type(self).__name__} does not act: write act(observation)")
+        Args:
+            batch: The rollout.
+            advantages: Result of ``forward`` for that rollout.
+            minibatch: Decisions to learn from.
+        """
+        self._shared = minibatch
+        try:
+            return self.loss(batch, advantages, minibatch.rows, minibatch.steps)
+        finally:
+            self._shared = None
 
-    def evaluate(self, observation: Observation, decision: Decision) -> Evaluation:
-        """Compute the log-probability of earlier decisions under the policy as it is now."""
-        raise NotImplementedError(f"{type(self).__name__} does not evaluate: write evaluate(observation, decision)")
+    def taken(
+        self, batch: TrajectoryBatch, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
+    ) -> tuple[Observation, Int[Tensor, " M"]]:
+        """Take the observations of M decisions and the decisions' numbers in their rows, for use in ``loss``.
 
-    def imitation_loss(
-        self, observation: Observation, chunk: Float[Tensor, "M H A"], chunk_mask: Tensor
-    ) -> Float[Tensor, " M"]:
-        """Compute the loss of imitating logged chunks, unreduced (M,)."""
-        raise NotImplementedError(f"{type(self).__name__} does not imitate: write imitation_loss(…)")
+        Within ``on_minibatch`` they are not taken out of the batch again.
+
+        Args:
+            batch: The rollout.
+            rows: Row of each decision.
+            steps: Step of each decision.
+        """
+        shared = self._shared
+        if shared is not None and rows is shared.rows and steps is shared.steps:
+            return shared.observation, shared.decisions
+        return batch.observe(rows, steps), (batch.decision_step[rows] == steps[:, None]).int().argmax(1)
 
 
 class Objective(Component):
@@ -247,3 +320,37 @@ class Objective(Component):
     ) -> dict[str, Tensor]:
         """Compute the loss under the key ``"loss"``, and metrics to log under their own names."""
         raise NotImplementedError(f"{type(self).__name__} has no objective: write forward(…)")
+
+    _shared: Minibatch | None = None
+
+    def on_minibatch(
+        self, minibatch: Minibatch, advantage: Float[Tensor, " M"], weight: Float[Tensor, " M"]
+    ) -> dict[str, Tensor]:
+        """Compute ``forward`` on a minibatch; `PolicyOptimizer` calls this.
+
+        Args:
+            minibatch: Decisions to learn from.
+            advantage: Advantage of each decision.
+            weight: Weight of each decision, as ``weights`` returned it.
+        """
+        self._shared = minibatch
+        try:
+            return self(minibatch.policy, minibatch.observation, minibatch.decision, advantage, weight)
+        finally:
+            self._shared = None
+
+    def evaluate(self, policy: Policy, observation: Observation, decision: Decision) -> Evaluation:
+        """Evaluate decisions under the policy, for use in ``forward``.
+
+        Within ``on_minibatch`` this is the evaluation that the advantage source reads too, so that the policy is
+        evaluated once. ``policy.evaluate`` gives the same, evaluated again.
+
+        Args:
+            policy: Policy that is trained.
+            observation: M observations.
+            decision: Decisions of the policy that acted.
+        """
+        shared = self._shared
+        if shared is not None and observation is shared.observation and decision is shared.decision:
+            return shared.evaluation
+        return policy.evaluate(observation, decision)

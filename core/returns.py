@@ -71,7 +71,7 @@ def gae(
     values: Float[Tensor, "B T+1"],
     mask: Bool[Tensor, "B T"],
     terminated: Bool[Tensor, " B"],
-    gamma: float | int,
+    gamma: float | int | Float[Tensor, "B T"],
     lam: float | int,
 ) -> GeneralisedAdvantages:
     """Compute generalised advantage estimates (Schulman et al., 2016, arXiv 1506.02438, equation 16).
@@ -85,7 +85,8 @@ def gae(
         values: value of each observation, the one after the last step included.
         mask: True on real steps.
         terminated: True where nothing follows the last real step; False bootstraps (time limit, window boundary).
-        gamma: discount per step, in [0, 1].
+        gamma: discount per step, in [0, 1]; one number, or one per step where steps last differently long (padding may
+            hold anything). The discount of a step is that of the value after it.
         lam: λ, in [0, 1].
 
     Raises:
@@ -93,8 +94,10 @@ def gae(
     """
     _check_steps(rewards, mask)
     _check_values("values", values, rewards, terminated)
-    _check_unit("gamma", gamma)
     _check_unit("lam", lam)
+    if isinstance(gamma, Tensor):
+        return _gae_of_discounts(rewards, values, mask, terminated, gamma, lam)
+    _check_unit("gamma", gamma)
     if rewards.numel() == 0:
         return GeneralisedAdvantages(torch.zeros_like(rewards), torch.zeros_like(rewards))
     dtype = rewards.dtype
@@ -123,6 +126,38 @@ def gae(
         advantages.masked_fill_(padding, 0.0)
     return GeneralisedAdvantages(
         _finished(advantages, dtype, "rewards or values"), sums.to(dtype, memory_format=torch.contiguous_format)
+    )
+
+
+def _gae_of_discounts(
+    rewards: Float[Tensor, "B T"],
+    values: Float[Tensor, "B Tp1"],
+    mask: Bool[Tensor, "B T"],
+    terminated: Bool[Tensor, " B"],
+    gamma: Float[Tensor, "B T"],
+    lam: float | int,
+) -> GeneralisedAdvantages:
+    """Compute `gae` with a discount for each step."""
+    if gamma.shape != rewards.shape:
+        raise ValueError(f"gamma: expected a number or shape {tuple(rewards.shape)}, got {tuple(gamma.shape)}")
+    if not bool(((gamma >= 0) & (gamma <= 1))[mask].all()):
+        raise ValueError("gamma: expected numbers in [0, 1] on every real step")
+    if rewards.numel() == 0:
+        return GeneralisedAdvantages(torch.zeros_like(rewards), torch.zeros_like(rewards))
+    discount = gamma.double()
+    ends = mask & F.pad(~mask[:, 1:], (0, 1), value=True)  # a hole ends a trace too
+    over = terminated[:, None] & (torch.arange(1, mask.shape[1] + 1, device=mask.device) == _row_length(mask)[:, None])
+    after = (discount * values[:, 1:].double()).masked_fill(over, 0.0)
+    sums = (rewards.double() + torch.where(ends, after, (1 - lam) * after)).masked_fill(~mask, 0.0)
+    factor, width = (discount * lam).masked_fill(ends | ~mask, 0.0), 1
+    while width < mask.shape[1]:  # G_t = x_t + c_t G_{t+1}, over twice as many steps in every turn
+        sums = sums + factor * F.pad(sums[:, width:], (0, width))
+        factor = factor * F.pad(factor[:, width:], (0, width))
+        width *= 2
+    advantages = (sums - values[:, :-1]).masked_fill(~mask, 0.0)
+    return GeneralisedAdvantages(
+        _finished(advantages, rewards.dtype, "rewards or values"),
+        sums.to(rewards.dtype, memory_format=torch.contiguous_format),
     )
 
 

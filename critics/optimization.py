@@ -50,8 +50,22 @@ class ClippedGradients:
             # DDP waits for a gradient of every parameter; a frozen policy or the deviation of a cloned one has none
             loss = loss + 0.0 * torch.stack([p.sum() for p in parameters]).sum()
         module.manual_backward(loss)
-        trained = [p for p in parameters if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
+        return self.clipped(parameters, when)
+
+    def clipped(self, parameters: Iterable[nn.Parameter], when: str) -> Tensor:
+        """Clip the gradients of parameters; those without one are left out.
+
+        Args:
+            parameters: Parameters after a backward pass.
+            when: The place in the run, for the error.
+
+        Returns:
+            Norm of the gradient before clipping.
+
+        Raises:
+            FloatingPointError: If the gradient is NaN or infinite.
+        """
+        norm = nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], self.max_grad_norm)
         if not bool(norm.isfinite()):
             raise FloatingPointError(
                 f"the gradient became {float(norm)} {when}: lower the learning rate, or look for extreme rewards or "

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..core.batch import End
 from ..datasets.episodes import ArrayFrames, Column, Episode
 from ..datasets.formats.lerobot_writer import LeRobotWriter
 from .naming import make_task
-from .quality import MIXED, QUALITIES, Behaviour, behaviour
+from .quality import MIXED, POLICY, QUALITIES, SOURCES, ActorMaker, Behaviour, behaviour
 from .render import NO_BACKEND, rendering_backend, require_backend
 from .task import Context, ExpertTask, Step, Task
 
@@ -35,6 +35,7 @@ def collect(
     noise: float | int | None = None,
     stop_at_success: bool = True,
     frames_every: int = 1,
+    actor: ActorMaker | None = None,
 ) -> Iterator[Episode]:
     """Act in a task and yield its episodes.
 
@@ -59,6 +60,7 @@ def collect(
         stop_at_success: End an episode with the first success. Otherwise episodes run on, and count as a success if
             there was one at any time.
         frames_every: Number of control steps from one frame to the next; the last observation always has one.
+        actor: What acts in episodes of quality ``"policy"``. What it records is kept where all episodes are its own.
 
     Raises:
         ValueError: If a quality, camera or split is unknown, or a quality needs an expert and the task has none.
@@ -66,7 +68,7 @@ def collect(
     """
     if frames_every < 1:
         raise ValueError(f"expected a frame every 1 or more control steps, got {frames_every}")
-    shares = check_qualities(task, qualities)
+    shares = check_qualities(task, qualities, actor is not None)
     if frames and not can_draw(task):
         require_backend()
     views = _check_cameras(task, cameras) if frames or (frames is None and can_draw(task)) else ()
@@ -74,10 +76,13 @@ def collect(
     blank: set[str] = set()
     for index, (context, quality) in enumerate(zip(contexts, _deal(shares, episodes), strict=True)):
         generator = np.random.default_rng([seed, index, 1])
-        actor = behaviour(task, context, quality, generator, noise)
+        if quality == POLICY and actor is not None:
+            acting = actor(task, context, generator)
+        else:
+            acting = behaviour(task, context, quality, generator, noise)
         recording = _Recording(task, views, image_size, frames_every)
         try:
-            end = recording.play(context, actor, stop_at_success)
+            end = recording.play(context, acting, stop_at_success)
         except FloatingPointError as error:
             _log.warning("episode %d left out: %s", index, error)
             continue
@@ -88,7 +93,8 @@ def collect(
                 *(task.name, camera, index),
             )
             blank.add(camera)
-        yield recording.episode(index, context, quality, end)
+        # the columns of a data set are the same in all episodes
+        yield recording.episode(index, context, quality, end, acting.records() if set(shares) == {POLICY} else {})
 
 
 def can_draw(task: Task) -> bool:
@@ -100,19 +106,18 @@ def can_draw(task: Task) -> bool:
     return bool(task.cameras) and (getattr(task, "draws_without_opengl", False) or rendering_backend() is not None)
 
 
-def check_qualities(task: Task, qualities: Mapping[str, float]) -> dict[str, float]:
+def check_qualities(task: Task, qualities: Mapping[str, float], policy: bool = False) -> dict[str, float]:
     """Check the weights of qualities for a task, and normalise the positive ones to a sum of 1.
 
     Args:
         task: Task.
         qualities: Weight of each quality.
+        policy: Whether there is a policy for the quality ``"policy"``.
 
     Raises:
         ValueError: If a quality is unknown, a weight is negative or not finite, or the task has no expert.
     """
-    unknown = sorted(set(qualities) - set(QUALITIES))
-    if unknown:
-        raise ValueError(f"unknown quality {unknown[0]!r}: expected some of {', '.join(QUALITIES)}")
+    _require_known(qualities, policy)
     for quality, weight in qualities.items():
         if not (np.isfinite(weight) and weight >= 0):
             raise ValueError(f"quality {quality!r}: expected a weight of at least 0, got {weight}")
@@ -120,12 +125,22 @@ def check_qualities(task: Task, qualities: Mapping[str, float]) -> dict[str, flo
     if total == 0:
         raise ValueError("expected at least one quality with a positive weight")
     shares = {quality: weight / total for quality, weight in qualities.items() if weight > 0}
-    if not isinstance(task, ExpertTask) and set(shares) != {"random"}:
-        wanted = ", ".join(quality for quality in shares if quality != "random")
+    wanted = ", ".join(quality for quality in shares if quality not in ("random", POLICY))
+    if not isinstance(task, ExpertTask) and wanted:
         raise ValueError(
             f"{task.name} has no scripted expert, so it gives no {wanted} episodes: ask for quality 'random'"
         )
     return shares
+
+
+def _require_known(given: Iterable[str], policy: bool, expected: str = "some of ") -> None:
+    """Refuse qualities that are unknown, and that of a policy where there is none."""
+    for quality in sorted(given):
+        if quality == POLICY and not policy:
+            raise ValueError(f"quality {POLICY!r} needs a policy that acts: name it with --policy (actor= in Python)")
+        if quality not in SOURCES:
+            names = ", ".join(SOURCES if policy else QUALITIES)
+            raise ValueError(f"unknown quality {quality!r}: expected {expected}{names}")
 
 
 def _deal(shares: Mapping[str, float], episodes: int) -> Iterator[str]:
@@ -203,7 +218,7 @@ class _Recording:
             if all(picture.max() == picture.min() for picture in pictures)
         }
 
-    def episode(self, index: int, context: Context, quality: str, end: End) -> Episode:
+    def episode(self, index: int, context: Context, quality: str, end: End, records: Mapping[str, Column]) -> Episode:
         task = self._task
         solved = [step.success for step in self._steps]
         labels = {"success": _after_first(np.array(solved, np.float32))}
@@ -224,9 +239,9 @@ class _Recording:
             frames={camera: _frames(pictures, self._frame_steps) for camera, pictures in self._pictures.items()},
             labels=labels,
             tracks=tracks,
-            recorded={"reward": Column.known(np.array([step.reward for step in self._steps], np.float32))},
+            recorded={"reward": Column.known(np.array([step.reward for step in self._steps], np.float32)), **records},
             group=context.index,
-            source=QUALITIES.index(quality),
+            source=SOURCES.index(quality),
             quality=quality,
             context=f"{task.name}#{task.seed}.{context.index}",
             split=context.split,
@@ -265,7 +280,7 @@ class CollectReport:
         """Format the summary: one line per quality, and one for the whole."""
         rows = [
             f"{quality:<8} {self.episodes[quality]:>4} episodes, {self.successes[quality]:>4} successes"
-            for quality in QUALITIES
+            for quality in SOURCES
             if self.episodes[quality]
         ]
         what = "states, actions and pictures" if self.frames else "states and actions, no pictures"
@@ -289,6 +304,7 @@ def collect_dataset(
     noise: float | int | None = None,
     console: Console | None = None,
     frames_every: int = 1,
+    actor: ActorMaker | None = None,
 ) -> CollectReport:
     """Collect episodes of one task into a LeRobot v3.0 data set; ``guerdon collect`` calls this.
 
@@ -310,6 +326,7 @@ def collect_dataset(
         noise: Noise of noisy experts, in half ranges of the action; None takes the task's own.
         console: Console for progress and messages; None takes standard error.
         frames_every: Number of control steps from one frame to the next; the last observation always has one.
+        actor: What acts in episodes of quality ``"policy"``, see `guerdon.policies.actor.actor_of`.
 
     Raises:
         FileExistsError: If the folder holds something.
@@ -321,8 +338,9 @@ def collect_dataset(
         raise ValueError(f"expected at least one episode, got {episodes}")
     if image_size < 16:
         raise ValueError(f"expected pictures of at least 16 pixels, got {image_size}")
-    if isinstance(quality, str) and quality not in ("mixed", *QUALITIES):  # before a simulator is built for seconds
-        raise ValueError(f"unknown quality {quality!r}: expected mixed, {', '.join(QUALITIES)}")
+    # before a simulator is built for seconds
+    if isinstance(quality, str) and quality != "mixed":
+        _require_known([quality], actor is not None, "mixed, ")
     console = Console(stderr=True) if console is None else console
     with closing(make_task(env, horizon, seed)) as task:
         if frames is None and not can_draw(task):
@@ -342,6 +360,7 @@ def collect_dataset(
             cameras,
             noise,
             frames_every=frames_every,
+            actor=actor,
         )
         recorded: set[int] = set()
         report = CollectReport(folder=Path(out), frames=frames is not False)

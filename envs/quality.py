@@ -4,10 +4,18 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ..datasets.episodes import Column
 from .task import EXPERT_NOISE as NOISE
 from .task import Context, Controller, ExpertTask, Task, expert_noise
 
 QUALITIES = ("expert", "noisy", "aborted", "random")
+"""Qualities that are collected without a policy; the place of each is the ``source`` of its episodes."""
+
+POLICY = "policy"
+"""Quality of the episodes in which a policy acts; their ``source`` comes after those of `QUALITIES`."""
+
+SOURCES = (*QUALITIES, POLICY)
+"""Every recorded quality, in the order of the numbers in ``source``, which are fixed: append, never reorder."""
 
 MIXED: Mapping[str, float] = {"expert": 0.4, "noisy": 0.3, "aborted": 0.15, "random": 0.15}
 """Default mixture of `guerdon collect`."""
@@ -22,6 +30,15 @@ class Behaviour:
     def __call__(self, state: np.ndarray) -> np.ndarray | None:
         """Return the action (A,) for a state (S,), or None to end the episode."""
         raise NotImplementedError
+
+    def records(self) -> Mapping[str, Column]:
+        """Return what is recorded of the episode so far in addition to states, actions and rewards: nothing here."""
+        return {}
+
+
+ActorMaker = Callable[[Task, Context, np.random.Generator], Behaviour]
+"""Function that makes what acts in one episode: from the task, its initial state and the episode's random generator.
+The behaviour acts in the next episode; the task is reset to the initial state before its first call."""
 
 
 class Expert(Behaviour):

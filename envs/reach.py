@@ -3,6 +3,7 @@
 """Small reach task in plain MuJoCo: a three-joint arm touches a ball."""
 
 from collections.abc import Mapping
+from math import sqrt
 from pathlib import Path
 
 import mujoco
@@ -94,8 +95,9 @@ class Reach:
         self.seed = seed
         self._model = mujoco.MjModel.from_xml_path(str(Path(__file__).with_name("reach.xml")))
         self._data = mujoco.MjData(self._model)
-        self._tip = self._data.site("tip").xpos  # a view on the simulator, always current
-        self._goal = self._data.mocap_pos[0]
+        # Views on the simulator, always current.
+        self._joints, self._speeds, self._control = self._data.qpos, self._data.qvel, self._data.ctrl
+        self._tip, self._goal = self._data.site("tip").xpos, self._data.mocap_pos[0]
         self._renderer = OffscreenRenderer(self._model)
         self.fps = 1 / (self._model.opt.timestep * _FRAME_SKIP)
 
@@ -112,25 +114,27 @@ class Reach:
         while np.linalg.norm(goal - tip_position(joints)) < 0.25:
             goal = tip_position(generator.uniform(_LOW, _HIGH))
         mujoco.mj_resetData(self._model, self._data)
-        self._data.qpos[:] = joints
+        self._joints[:] = joints
         self._goal[:] = goal
         mujoco.mj_forward(self._model, self._data)
         return self._state()
 
     def step(self, action: np.ndarray) -> Step:
         """See `Task.step`."""
-        self._data.ctrl[:] = MAX_SPEED * check_action(self.name, action, self.action_low, self.action_high)
+        self._control[:] = MAX_SPEED * check_action(self.name, action, self.action_low, self.action_high)
         mujoco.mj_step(self._model, self._data, _FRAME_SKIP)
         mujoco.mj_kinematics(self._model, self._data)  # mj_step leaves positions one substep behind the joints
-        distance = float(np.linalg.norm(self._tip - self._goal))
+        away = self._tip - self._goal
+        distance = sqrt(away.dot(away))
         success = distance <= RADIUS
+        state = self._state()
         return Step(
-            state=self._state(),
+            state=state,
             reward=float(success) - distance,
             success=success,
             terminated=False,
             stages={"distance": distance},
-            tracks=self.tracks(),
+            tracks={"end_effector": state[6:9].copy(), "goal": state[9:12].copy()},
         )
 
     def expert(self) -> Controller:
@@ -161,4 +165,5 @@ class Reach:
         self._renderer.close()
 
     def _state(self) -> np.ndarray:
-        return check_state(self.name, np.concatenate([self._data.qpos, self._data.qvel, self._tip, self._goal]))
+        parts = self._joints, self._speeds, self._tip, self._goal
+        return check_state(self.name, np.concatenate(parts, dtype=np.float32))

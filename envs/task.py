@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -272,9 +273,9 @@ def check_action(task: str, action: np.ndarray, low: np.ndarray, high: np.ndarra
     action = np.asarray(action, dtype=np.float64)
     if action.shape != low.shape:
         raise ValueError(f"{task}: expected an action of shape {low.shape}, got {action.shape}")
-    if not np.isfinite(action).all():
+    if not all(map(isfinite, action.tolist())):  # of so few numbers, several times faster than numpy's
         raise ValueError(f"{task}: expected a finite action, got {action.tolist()}")
-    return np.clip(action, low, high)
+    return action.clip(low, high)
 
 
 def check_state(task: str, state: np.ndarray) -> np.ndarray:
@@ -288,6 +289,6 @@ def check_state(task: str, state: np.ndarray) -> np.ndarray:
         FloatingPointError: If a number is not finite: the simulation diverged.
     """
     state = np.asarray(state, dtype=np.float32)
-    if not np.isfinite(state).all():
+    if np.count_nonzero(np.isfinite(state)) < state.size:
         raise FloatingPointError(f"{task}: the simulation diverged (non-finite state); drop this episode")
     return state

@@ -1,7 +1,7 @@
 """Several copies of one task stepped together."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from ..core.sizes import DataSizes
 from .naming import make_task, task_names
 from .saved import SavedState
+from .stacking import Stacked, Stacker
 from .task import Context, ResumableTask, Step, Task
 
 __all__ = ["Context", "Step", "Task", "VectorEnv", "VectorStep", "make_task", "task_names"]
@@ -28,9 +29,9 @@ class VectorStep:
     """Whether the simulator ended the episode, (n,) bool."""
     truncated: np.ndarray
     """Whether the time limit was reached without termination, (n,) bool; never True where `terminated` is."""
-    stages: Mapping[str, np.ndarray]
+    stages: Stacked
     """Numbers about the progress of the task, name → (n,) float32; NaN where not active."""
-    tracks: Mapping[str, np.ndarray]
+    tracks: Stacked
     """Points and scalars, name → (n, 3) or (n, 1) float32; NaN where not active."""
 
 
@@ -64,6 +65,7 @@ class VectorEnv:
         self._state = np.zeros((len(tasks), self.task.state_size), np.float32)
         self._steps = np.zeros(len(tasks), int)
         self._running = np.zeros(len(tasks), bool)
+        self._stages, self._tracks = Stacker(self.tasks), Stacker(self.tasks)
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -154,47 +156,42 @@ class VectorEnv:
             raise ValueError(f"expected a bool mask of shape ({count},), got {active.dtype} {active.shape}")
         if actions.shape != (count, self.task.action_size):
             raise ValueError(f"expected actions of shape ({count}, {self.task.action_size}), got {actions.shape}")
-        for i in np.flatnonzero(active):
+        if (active > self._running).any() or not np.isfinite(actions).all():
+            self._refuse(actions, active)
+        rows = active.nonzero()[0].tolist()
+        return self._gather(rows, [self.tasks[i].step(actions[i]) for i in rows])
+
+    def _refuse(self, actions: np.ndarray, active: np.ndarray) -> None:
+        """Name the first active environment that cannot be stepped; return if there is none."""
+        for i in active.nonzero()[0].tolist():
             if not self._running[i]:
                 raise RuntimeError(f"{self.tasks[i].name}, environment {i}: the episode is over; reset it first")
             if not np.isfinite(actions[i]).all():
                 raise ValueError(
                     f"{self.tasks[i].name}, environment {i}: expected a finite action, got {actions[i].tolist()}"
                 )
-        steps = {int(i): self.tasks[i].step(actions[i]) for i in np.flatnonzero(active)}
-        return self._gather(steps)
 
-    def _gather(self, steps: Mapping[int, Step]) -> VectorStep:
+    def _gather(self, rows: Sequence[int], steps: Sequence[Step]) -> VectorStep:
         """Stack the steps of the active environments and close the episodes that ended."""
         count = len(self.tasks)
         reward = np.zeros(count, np.float32)
-        success, terminated, truncated = (np.zeros(count, bool) for _ in range(3))
-        stages: dict[str, np.ndarray] = {}
-        tracks: dict[str, np.ndarray] = {}
-        for i, step in steps.items():
+        success, terminated, truncated = np.zeros((3, count), bool)
+        for i, step in zip(rows, steps, strict=True):
             self._state[i] = step.state
+            reward[i], success[i] = step.reward, step.success
             self._steps[i] += 1
-            reward[i], success[i], terminated[i] = step.reward, step.success, step.terminated
-            truncated[i] = not step.terminated and self._steps[i] >= self.tasks[i].horizon
-            for name, value in step.stages.items():
-                stages.setdefault(name, np.full(count, np.nan, np.float32))[i] = value
-            for name, point in step.tracks.items():
-                held = tracks.setdefault(name, np.full((count, len(point)), np.nan, np.float32))
-                if held.shape[1] != len(point):
-                    raise ValueError(
-                        f"{self.tasks[i].name}: track {name!r} has {len(point)} numbers, and {held.shape[1]} in "
-                        "another task of this run; name it differently, or run the tasks apart"
-                    )
-                held[i] = point
-        self._running &= ~(terminated | truncated)
+            if step.terminated:
+                terminated[i], self._running[i] = True, False
+            elif self._steps[i] >= self.tasks[i].horizon:
+                truncated[i], self._running[i] = True, False
         return VectorStep(
             state=self._state.copy(),
             reward=reward,
             success=success,
             terminated=terminated,
             truncated=truncated,
-            stages=stages,
-            tracks=tracks,
+            stages=self._stages.numbers(rows, [step.stages for step in steps]),
+            tracks=self._tracks.arrays(rows, [step.tracks for step in steps]),
         )
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,8 +27,9 @@ class GaussianPolicy(Policy):
         horizon: Number H of steps in a chunk.
         execute: Number of steps executed before the next decision, 1 … H.
         hidden: Widths of the hidden layers (tanh).
-        log_std: Initial logarithm of the standard deviation of every action dimension.
-        log_std_range: Lowest and highest value that the learned logarithm is clamped to, in every use.
+        log_std: Initial logarithm of the standard deviation of every action dimension, within ``log_std_range``.
+        log_std_range: Lowest and highest logarithm of the standard deviation, in every use. A learned one that reaches
+            a bound comes back as soon as its gradient points inside.
         feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
             ``encoder/camera``; a width of None is taken from the data.
 
@@ -53,13 +55,25 @@ class GaussianPolicy(Policy):
             raise ValueError(f"action_size {action_size}: expected at least one action dimension")
         self.state_size, self.action_size = state_size, action_size
         self.horizon, self.execute = horizon, execute
-        self.log_std_range = (float(log_std_range[0]), float(log_std_range[1]))
+        low, high = float(log_std_range[0]), float(log_std_range[1])
+        if not low <= log_std <= high:
+            raise ValueError(
+                f"log_std {log_std}, log_std_range ({low}, {high}): expected the initial log_std between the bounds, "
+                "the lower one first; widen the range, or start within it"
+            )
+        self.log_std_range = (low, high)
         features = known_features(feature_sizes)
         if state_size is None or action_size is None or features is None:
             return
         self.inputs = Inputs(state_size, features)
         self.network = tanh_network(self.inputs.width, hidden, horizon * action_size, last_gain=0.01)
         self.log_std = nn.Parameter(torch.full((horizon, action_size), float(log_std)))
+
+    @classmethod
+    def renewed(cls, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Clamp an initial ``log_std`` outside of its range, which version 0.1 accepted and never used."""
+        low, high = args.get("log_std_range", (-math.inf, math.inf))
+        return {**args, "log_std": min(max(args.get("log_std", -1.0), low), high)}
 
     def distribution(self, observation: Observation) -> tuple[Float[Tensor, "M H A"], Float[Tensor, "H A"]]:
         """Compute the mean of every action and the (state-independent) logarithm of its standard deviation.
@@ -73,7 +87,7 @@ class GaussianPolicy(Policy):
         # lower precision while learning than while acting would move every ratio of probabilities away from 1
         with torch.autocast(inputs.device.type, enabled=False):
             mean = self.network(inputs)
-        return mean.unflatten(1, (self.horizon, -1)), self.log_std.clamp(*self.log_std_range)
+        return mean.unflatten(1, (self.horizon, -1)), within(self.log_std, *self.log_std_range)
 
     @torch.no_grad()
     def act(
@@ -90,8 +104,19 @@ class GaussianPolicy(Policy):
         return Decision(chunk=chunk, executed=executed, log_prob=_log_density(chunk, mean, log_std).flatten(1))
 
     def evaluate(self, observation: Observation, decision: Decision) -> Evaluation:
-        """Compute the log-density of every unit of earlier chunks, and the entropy of the steps that were executed."""
-        mean, log_std = self.distribution(observation)
+        """Compute the log-density of every unit of earlier chunks, and the entropy of the steps that were executed.
+
+        ``hidden`` is the last hidden layer (the standardised inputs, if there is none), for a value head on the policy.
+        """
+        hidden: list[Tensor] = []
+        if "network" not in self._modules:
+            require_sizes(self)
+        # not returned by ``distribution``, which a subclass with inputs of its own overrides
+        seen = self.network[-1].register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+        try:
+            mean, log_std = self.distribution(observation)
+        finally:
+            seen.remove()
         self._check(decision.chunk)
         executed = self._executed(decision.executed)
         entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
@@ -99,6 +124,7 @@ class GaussianPolicy(Policy):
             log_prob=_log_density(decision.chunk, mean, log_std).flatten(1),
             unit_mask=executed[..., None].expand_as(mean).flatten(1),
             entropy=(executed * entropy).sum(1),
+            hidden=hidden[-1] if hidden else None,
         )
 
     def imitation_loss(
@@ -125,6 +151,39 @@ class GaussianPolicy(Policy):
                 f"expected chunks of {self.horizon} steps, {self.action_size} dimensions each, got {got}: the chunks "
                 "are another policy's, or another robot's"
             )
+
+
+class _Within(torch.autograd.Function):
+    """Clamp whose gradient is cut only where a step against it would lead further out."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, low: float, high: float) -> Tensor:
+        """Clamp values."""
+        ctx.save_for_backward(values)
+        ctx.bounds = (low, high)
+        return values.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None, None]:
+        """Pass the gradient inside the bounds, and outside of them where descent leads back."""
+        values, grad = cast(Tensor, ctx.saved_tensors[0]), cast(Tensor, grads[0])
+        low, high = ctx.bounds
+        outwards = ((values >= high) & (grad < 0)) | ((values <= low) & (grad > 0))
+        return grad.masked_fill(outwards, 0.0), None, None
+
+
+def within(values: Float[Tensor, "*shape"], low: float | int, high: float | int) -> Float[Tensor, "*shape"]:
+    """Clamp learned values to [low, high] so that one beyond a bound can come back.
+
+    The gradient of ``Tensor.clamp`` is 0 outside: a parameter that a step took there would stay for good. Here it is 0
+    only where gradient descent would lead further out.
+
+    Args:
+        values: Learned values.
+        low: Lowest value.
+        high: Highest value.
+    """
+    return cast(Tensor, _Within.apply(values, float(low), float(high)))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _log_density(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 from ..core.batch import Advantages, Decision, Observation, TrajectoryBatch
 from ..core.interfaces import Objective, Policy
 from ..core.losses import clipped_surrogate
+from .measures import ratio_metrics, require_finite_advantages
+from .ranks import over_ranks
 from .weights import Weighting, effective_share
 
 _FEW = 0.2  # effective share below which imitation rests on a few samples
@@ -39,7 +41,7 @@ class ClippedSurrogate(Objective):
         advantage: Float[Tensor, " M"],
         weight: Float[Tensor, " M"],
     ) -> dict[str, Tensor]:
-        """Compute the loss, the approximate KL divergence (ratio − 1 − log ratio) and the share of clipped ratios.
+        """Compute the loss, the surrogate, the entropy, and the metrics of `guerdon.policies.measures.ratio_metrics`.
 
         Args:
             policy: Policy that is trained.
@@ -56,7 +58,7 @@ class ClippedSurrogate(Objective):
                 "the clipped surrogate needs the log-probability of the policy that acted, and these logs have none: "
                 "use rollouts of a policy, or an imitation objective for logged data"
             )
-        now = policy.evaluate(observation, decision)
+        now = self.evaluate(policy, observation, decision)
         unit_ratio = (now.log_prob - decision.log_prob).masked_fill(~now.unit_mask, 0.0)
         log_ratio = unit_ratio.sum(1)
         every = torch.ones_like(log_ratio, dtype=torch.bool)[:, None]
@@ -66,17 +68,10 @@ class ClippedSurrogate(Objective):
         loss = surrogate
         if self.entropy_weight and now.entropy is not None:
             loss = loss - self.entropy_weight * now.entropy.mean()
-        with torch.no_grad():
-            ratio = log_ratio.exp()
-            outside = (ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)
-            metrics = {
-                "surrogate": surrogate.detach(),
-                "kl": (ratio - 1 - log_ratio).mean(),
-                "clipped": outside.float().mean(),
-                "ratio_error": (ratio - 1).abs().amax(),
-            }
-            if now.entropy is not None:
-                metrics["entropy"] = now.entropy.mean()
+        metrics = ratio_metrics(log_ratio.detach(), advantage, self.clip_low, self.clip_high)
+        metrics["surrogate"] = surrogate.detach()
+        if now.entropy is not None:
+            metrics["entropy"] = now.entropy.detach().mean()
         return {"loss": loss, **metrics}
 
 
@@ -91,8 +86,9 @@ class WeightedImitation(Objective):
 
     Args:
         weighting: Weighting that turns advantages into weights; None ignores them.
-        renormalise: Divide the weights of a batch by their mean over its decisions (recommended for ALOE, where the
-            weights of a bad batch are all small). The weight of a chunk then depends on the batch it was loaded with.
+        renormalise: Divide the weights of a batch by their mean over its decisions, in all processes (recommended for
+            ALOE, where the weights of a bad batch are all small). The weight of a chunk then depends on the batch it
+            was loaded with.
     """
 
     def __init__(self, weighting: Weighting | None = None, renormalise: bool = False) -> None:
@@ -114,23 +110,18 @@ class WeightedImitation(Objective):
         """
         valid = advantages.valid
         weight = super().weights(batch, advantages).masked_fill(~valid, 0.0)
-        rows = valid.nonzero(as_tuple=True)[0]
-        if not len(rows):
-            return weight
         if self.weighting is not None:
-            known = advantages.advantages[valid]
-            wrong = ~known.isfinite()
-            if bool(wrong.any()):
-                at = int(wrong.nonzero()[0, 0])
-                raise ValueError(
-                    f"an advantage of episode {int(batch.episode[rows[at]])} is {float(known[at])} and counts as "
-                    "known: mark it invalid, or look for a critic that diverged"
-                )
-            self.weighting.update(known, batch.task[rows])
-            weight[valid] *= self.weighting(known, batch.task[rows]).to(weight.dtype)
-            self._watch(float(effective_share(weight[valid])))
+            require_finite_advantages(batch, advantages)
+            known, task = advantages.advantages[valid], batch.task[valid.nonzero(as_tuple=True)[0]]
+            every = over_ranks(known)[0]
+            if not len(every):
+                return weight
+            self.weighting.update(every, over_ranks(task)[0])
+            weight[valid] *= self.weighting(known, task).to(weight.dtype)
+            self._watch(float(effective_share(over_ranks(weight[valid])[0])))
         if self.renormalise:
-            mean = weight[valid].mean()
+            every = over_ranks(weight[valid])[0]
+            mean = every.mean() if len(every) else weight.new_ones(())
             weight = weight / torch.where(mean > 0, mean, 1.0)
         return weight
 

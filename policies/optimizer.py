@@ -1,12 +1,11 @@
 """Training of a policy with any advantage source and objective, on rollouts or on logged trajectories."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from ..backbones.perceptron import Inputs
@@ -15,37 +14,69 @@ from ..core.batch import Advantages, End, TrajectoryBatch
 from ..core.interfaces import AdvantageSource, Component, Critic, Objective, Policy, RewardModel
 from ..core.sizes import HasSizes, require_sizes, take_sizes
 from ..critics.optimization import ClippedGradients
+from .measures import batch_metrics, explained_variance, require_finite_advantages
+from .minibatches import DecisionPoints, shuffled
 from .proposer import PolicyProposer
+from .ranks import joined_ranks
+from .updates import Updates
 
 
 class PolicyAdam(ClippedGradients):
     """Adam with clipped gradients, with a learning rate each for a policy and for what is trained with it.
 
+    A parameter that policy and advantage source share belongs to the policy.
+
     Args:
         learning_rate: Learning rate of the policy, above 0.
         critic_learning_rate: Learning rate of what is trained with it, above 0; None takes the policy's.
         max_grad_norm: Largest norm of the gradient, above 0; a longer gradient is scaled down to it.
+        part_learning_rates: Learning rate of parts of the policy, above 0, by the first names of their parameters
+            (``"head"`` is every ``head.…``, ``"log_std"`` the parameter itself); the longest name counts. None gives
+            all parts ``learning_rate``.
 
     Raises:
         ValueError: If a number is not positive.
     """
 
     def __init__(
-        self, learning_rate: float = 3e-4, critic_learning_rate: float | None = None, max_grad_norm: float = 0.5
+        self,
+        learning_rate: float = 3e-4,
+        critic_learning_rate: float | None = None,
+        max_grad_norm: float = 0.5,
+        part_learning_rates: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
         if critic_learning_rate is not None and critic_learning_rate <= 0:
             raise ValueError(f"critic_learning_rate {critic_learning_rate}: expected a positive number, or None")
         self.critic_learning_rate = learning_rate if critic_learning_rate is None else critic_learning_rate
+        self.part_learning_rates = dict(part_learning_rates or {})
+        for part, rate in self.part_learning_rates.items():
+            if rate <= 0:
+                raise ValueError(f"part_learning_rates: {part} has {rate}, expected a positive number")
 
     def make(self, policy: nn.Module, advantage: nn.Module) -> torch.optim.Adam:
-        """Build the optimizer of a policy and of those parameters of its advantage source that learn."""
-        learning = [p for p in advantage.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": list(policy.parameters()), "lr": self.learning_rate}]
-        if learning:
-            groups.append({"params": learning, "lr": self.critic_learning_rate})
+        """Build the optimizer of a policy and of those parameters of its advantage source that learn.
+
+        Raises:
+            ValueError: If a part of ``part_learning_rates`` names no parameter of the policy.
+        """
+        parts: dict[str | None, list[nn.Parameter]] = {None: [], **{part: [] for part in self.part_learning_rates}}
+        for name, parameter in policy.named_parameters():
+            parts[_part_of(name, self.part_learning_rates)].append(parameter)
+        unknown = [part for part in self.part_learning_rates if not parts[part]]
+        if unknown:
+            known = dict.fromkeys(name.partition(".")[0] for name, _ in policy.named_parameters())
+            raise ValueError(
+                f"part_learning_rates: {unknown[0]!r} names no parameter of {type(policy).__name__} that another part "
+                f"does not take; its parts are {', '.join(known)}"
+            )
+        rates = {None: self.learning_rate, **self.part_learning_rates}
+        groups: list[dict[str, Any]] = [{"params": parts[part], "lr": rate} for part, rate in rates.items()]
+        shared = {id(p) for p in policy.parameters()}
+        learning = [p for p in advantage.parameters() if p.requires_grad and id(p) not in shared]
+        groups.append({"params": learning, "lr": self.critic_learning_rate})
         # one kernel for all parameters: for small networks the loop over them costs more than the arithmetic
-        return torch.optim.Adam(groups, eps=1e-5, fused=True)
+        return torch.optim.Adam([group for group in groups if group["params"]], eps=1e-5, fused=True)
 
 
 @runtime_checkable
@@ -55,6 +86,16 @@ class HasTaskNames(Protocol):
     @property
     def task_names(self) -> tuple[str, ...]:
         """Names of the tasks; ``batch.task`` counts them in this order."""
+        ...
+
+
+@runtime_checkable
+class HasMetrics(Protocol):
+    """A data module with metrics of its latest rollout, such as `guerdon.RolloutData`."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics by name."""
         ...
 
 
@@ -108,10 +149,13 @@ class PolicyOptimizer(lightning.LightningModule):
         self.target_kl, self.freeze_policy_batches = target_kl, freeze_policy_batches
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
         # not a module of this one: the policy would come twice in every checkpoint
+        self.rescue = None
         self.__dict__["_proposer"] = PolicyProposer(policy, seed=seed)
 
     _proposer: PolicyProposer
     batches_seen: Tensor
+    rescue: Callable[[FloatingPointError], bool] | None
+    """Called if a gradient is no number; returns whether the run was saved from it. None raises the error."""
 
     @property
     def component(self) -> Component:
@@ -144,49 +188,60 @@ class PolicyOptimizer(lightning.LightningModule):
         rewards = self.advantage.estimate(batch)
         # the number of batches that the policy learned from: the same after an interruption as without one
         self._proposer.version = max(0, int(self.batches_seen) - self.freeze_policy_batches)
-        advantages = self.advantage(batch, rewards, self._proposer)
+        with joined_ranks(self.trainer.world_size > 1):
+            advantages = self.advantage(batch, rewards, self._proposer)
+        require_finite_advantages(batch, advantages)
         known = rewards.valid & batch.mask
         self._log("reward_per_row", rewards.rewards.masked_fill(~known, 0.0).sum(1).mean())
         self._log("reward_unknown", (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1))
         ended = (batch.end != int(End.CUT)) & (batch.offset == 0) & ("sample" in batch.behaviour)
         if bool(ended.any()):  # rows of played episodes start at their first observation
             self._log("episode_return", rewards.rewards.masked_fill(~known, 0.0).sum(1)[ended].mean())
-        self._train_on(batch, advantages)
+        data = cast(Any, self.trainer).datamodule
+        for name, value in data.metrics.items() if isinstance(data, HasMetrics) else ():
+            self._log(name, torch.tensor(value))
+        try:
+            self._train_on(batch, advantages)
+        except FloatingPointError as error:
+            if self.rescue is None or not self.rescue(error):
+                raise
+            return
         self.batches_seen += 1
 
     def _train_on(self, batch: TrajectoryBatch, advantages: Advantages) -> None:
-        rows, decisions = advantages.valid.nonzero(as_tuple=True)
-        self._log("decisions", torch.tensor(float(len(rows))))
-        each = self._minibatch_count(len(rows))
+        learns = int(self.batches_seen) >= self.freeze_policy_batches
+        points = DecisionPoints(self.policy, batch, advantages, learns)
+        count = len(points.rows)
+        self._log("decisions", torch.tensor(float(count)))
+        each = self._minibatch_count(count)
         if not each:
             return
-        steps = batch.decision_step[rows, decisions]
-        observation, decision = batch.at(rows, steps, self.policy.horizon)
-        advantage = advantages.advantages[rows, decisions]
-        weight = self.objective.weights(batch, advantages)[rows, decisions]
-        frozen = int(self.batches_seen) < self.freeze_policy_batches
+        advantage = points.of(advantages.advantages)
+        with joined_ranks(self.trainer.world_size > 1):
+            weight = points.of(self.objective.weights(batch, advantages))
+        updates, when = Updates(self, self.optimizer), f"after {int(self.batches_seen)} batches"
         metrics: list[dict[str, Tensor]] = []
-        for index in self._minibatches(len(rows), each):
-            terms = self.advantage.loss(batch, advantages, rows[index], steps[index])
+        further: list[dict[str, Tensor]] = []
+        seed = self.seed * 1_000_003 + int(self.batches_seen)
+        for index, host in shuffled(count, each, self.passes, seed, self.device):
+            minibatch = points.minibatch(index, host)
+            terms = self.advantage.on_minibatch(batch, advantages, minibatch)
             objective: dict[str, Tensor] = {}
-            if not frozen:
-                objective = self.objective(
-                    self.policy,
-                    observation[index],
-                    decision[index],
-                    advantage[index],
-                    weight[index],
-                )
+            if learns:
+                objective = self.objective.on_minibatch(minibatch, advantage[index], weight[index])
             losses = [part["loss"] for part in (objective, terms) if "loss" in part]
             if losses:
-                self._step(torch.stack(losses).sum())
-            metrics.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
-            metrics[-1] |= {k: v.detach() for k, v in objective.items()}
+                updates.step(losses[0] if len(losses) == 1 else losses[0] + losses[1], when)
+            metrics.append({k: v.detach() for k, v in objective.items()})
+            further.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
             if self.target_kl is not None and self._beyond(objective.get("kl")):
                 break
         self._log("updates", torch.tensor(float(len(metrics))))
-        self._log_metrics(metrics)
-        self._log("explained_variance", _explained_variance(advantages))
+        for name, value in batch_metrics(further).items():  # each rank's own: their names may differ
+            self._log(name, value)
+        with joined_ranks(self.trainer.world_size > 1):
+            for name, value in {**batch_metrics(metrics), "explained_variance": explained_variance(advantages)}.items():
+                self._log(name, value)
 
     def _minibatch_count(self, decisions: int) -> int:
         """Compute the number of minibatches in a pass, the same on every rank: otherwise ranks would wait for ever.
@@ -199,16 +254,6 @@ class PolicyOptimizer(lightning.LightningModule):
         counts = cast(Tensor, self.all_gather(torch.tensor(decisions, device=self.device))).flatten()
         wanted = int((-(-counts // self.minibatch_size)).sum()) // len(counts)
         return min(max(1, wanted), int(counts.min()))
-
-    def _minibatches(self, count: int, each: int) -> Iterator[Tensor]:
-        """Yield minibatches of shuffled decisions, ``each`` of them in every pass."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.batches_seen))
-        for _ in range(self.passes):
-            yield from torch.tensor_split(torch.randperm(count, generator=generator).to(self.device), each)
-
-    def _step(self, loss: Tensor) -> None:
-        self.optimizer.backward(self, loss, f"after {int(self.batches_seen)} batches")
-        cast(LightningOptimizer, self.optimizers()).step()
 
     def _beyond(self, kl: Tensor | None) -> bool:
         if kl is None or self.target_kl is None:
@@ -256,6 +301,8 @@ class PolicyOptimizer(lightning.LightningModule):
         acted = "sample" in batch.behaviour
         modules = [*self.advantage.modules(), *(() if acted else self.policy.modules())]
         frozen = {id(m) for part in modules if _learned(part) for m in part.modules()}
+        if acted:  # an advantage source may hold the policy, for a value head on it
+            frozen |= {id(m) for m in self.policy.modules()}
         unset = [m for m in modules if isinstance(m, Inputs) and not bool(m.fitted) and id(m) not in frozen]
         if unset:
             rows, steps = batch.mask.nonzero(as_tuple=True)
@@ -269,23 +316,13 @@ class PolicyOptimizer(lightning.LightningModule):
     def _log(self, name: str, value: Tensor) -> None:
         self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
 
-    def _log_metrics(self, metrics: list[dict[str, Tensor]]) -> None:
-        for name in dict.fromkeys(k for f in metrics for k in f):
-            self._log(name, torch.stack([f[name] for f in metrics if name in f]).mean())
+
+def _part_of(name: str, parts: Iterable[str]) -> str | None:
+    """Return the longest of the parts that a parameter belongs to, by its name; None if it belongs to none."""
+    return max((part for part in parts if name == part or name.startswith(f"{part}.")), key=len, default=None)
 
 
 def _learned(part: nn.Module) -> bool:
     """Tell whether a part was trained before and is only used now."""
     frozen = isinstance(part, Critic) and not any(p.requires_grad for p in part.parameters())
     return isinstance(part, RewardModel) or frozen
-
-
-def _explained_variance(advantages: Advantages) -> Tensor:
-    """Compute 1 − Var(returns − values)/Var(returns) over valid decisions; NaN without a critic or variance."""
-    if advantages.values is None:
-        return torch.tensor(float("nan"))
-    returns = advantages.returns[advantages.valid]
-    error = returns - advantages.values[:, :-1][advantages.valid]
-    if len(returns) < 2 or bool(returns.max() == returns.min()):
-        return torch.tensor(float("nan"))
-    return 1 - error.var() / returns.var()

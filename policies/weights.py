@@ -179,7 +179,7 @@ class Weighting(Component):
         """Update statistics with the advantages of a batch. Here: none are kept.
 
         Args:
-            advantages: All known advantages of the batch.
+            advantages: All known advantages of the batch, those of all processes of a distributed run.
             task: Number of the task of each.
         """
 

@@ -13,6 +13,7 @@ from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
 from ...core.interfaces import AdvantageSource, Proposer, RewardModel
 from ...core.returns import group_standardise, leave_one_out
 
+_PATIENCE = 5  # batches in a row
 NORMALISE = ("none", "zscore", "rank", "leave_one_out")
 
 
@@ -34,8 +35,14 @@ class GroupScore(AdvantageSource):
     recorded counts is up to the reward, by the validity of its estimates. If no whole row of a batch counts, a warning
     is given once, with the reason from the reward's method ``why`` if it has one.
 
-    After each batch ``figures`` holds the number of rows and groups that took part, and each reward term's share of the
-    variance within groups; `PolicyOptimizer` logs them. A term with almost no share is warned about once. Weights that
+    A reward that abstains on a part of a batch leaves out the rows on which it does; the rest of their group is
+    compared among itself. A row that is alone in its group, or whose group scored alike, has the advantage 0 unless
+    ``normalise`` is ``"none"``. A warning is given once where all rows are alone, and once where no advantage was
+    different from 0 for five batches in a row: in both cases nothing is learned.
+
+    After each batch ``figures`` holds the number of rows and groups that took part, the share of groups that were
+    compared and did not score alike (``groups_accepted``), and each reward term's share of the variance within
+    groups; `PolicyOptimizer` logs them. A term with almost no share is warned about once. Weights that
     look comparable need not be, because terms differ in their spread (GRAPE's paper weighs a term that spans 1 with
     0.01, and another that spans tens of nats). There is no warning about a term that is the same for all rows of each
     group, such as success where all failed: no weight would change it.
@@ -77,7 +84,8 @@ class GroupScore(AdvantageSource):
         self.term_weights = None if term_weights is None else dict(term_weights)
         self.figures: dict[str, float] = {}
         self._warned: set[str] = set()
-        self._told_why = False
+        self._told_why = self._told_alone = self._told_idle = False
+        self._idle = 0
 
     @torch.no_grad()
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
@@ -113,6 +121,7 @@ class GroupScore(AdvantageSource):
         score = score.masked_fill(~valid, 0.0)
         advantage = group_normalise(score, group, self.normalise, valid)
         self._note(score, terms, group, valid)
+        self._watch(advantage, group, valid)
         step = batch.decision_step.clamp(min=0)
         weight = batch.weight.gather(1, step)
         used = batch.decision_mask & valid[:, None] & (weight > 0)
@@ -159,6 +168,34 @@ class GroupScore(AdvantageSource):
             stacklevel=3,
         )
 
+    def _watch(self, advantage: Tensor, group: Tensor, valid: Tensor) -> None:
+        """Warn once if all rows are alone in their groups, and once if nothing is learned batch after batch."""
+        learned = bool((advantage[valid] != 0).any())
+        self._idle = 0 if learned else self._idle + 1
+        count = torch.unique(group[valid], return_counts=True)[1]
+        alone = bool(len(count)) and int(count.max()) == 1
+        if alone and self.normalise != "none" and not self._told_alone:
+            self._told_alone = True
+            warnings.warn(
+                f"each of the {len(count)} whole episodes of this batch is alone in its group (task and initial "
+                f"state), so normalise={self.normalise!r} makes every advantage 0 and nothing is learned: play several "
+                "rollouts of one context (groups of RolloutData), load logs whose rows share a group, or set "
+                "normalise='none'",
+                stacklevel=3,
+            )
+        if self._idle >= _PATIENCE and not self._told_idle:
+            self._told_idle = True
+            reason = "all rows of each group scored alike: the tasks are too hard or too easy for the policy"
+            if alone:
+                reason = "every row is alone in its group"
+            elif not len(count):
+                reason = "no whole episode has a known score"
+            warnings.warn(
+                f"no advantage was different from 0 in the last {self._idle} batches, so nothing was learned from "
+                f"them: {reason}",
+                stacklevel=3,
+            )
+
     def _note(self, score: Tensor, terms: Mapping[str, Tensor], group: Tensor, valid: Tensor) -> None:
         """Compute the metrics, and warn about terms that change almost nothing."""
         rows = int(valid.sum())
@@ -176,6 +213,7 @@ class GroupScore(AdvantageSource):
             "groups": float(len(names)),
             "groups_compared": float(compared),
             "groups_flat": float(flat),
+            "groups_accepted": (compared - flat) / max(len(names), 1),
             "group_score_std": float(spread.sqrt()),
         }
         for name, share in term_shares(terms, group, valid).items():

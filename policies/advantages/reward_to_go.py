@@ -1,13 +1,19 @@
 """Generalised advantage estimation on the policy's decisions, and uniform advantages for cloning."""
 
+import warnings
+from typing import Literal, get_args
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
 from ...core.interfaces import AdvantageSource, Proposer, RewardModel
-from ...core.returns import gae, macro_rewards, standardise
-from ...critics.value import ValueCritic
+from ...core.returns import gae, macro_rewards
+from ...critics.value import StateCritic
+from ..ranks import standardise_over_ranks
+
+Discount = Literal["decision", "step"]
 
 
 def at_decisions(batch: TrajectoryBatch, per_observation: Float[Tensor, "B Tp1"]) -> Float[Tensor, "B Np1"]:
@@ -17,48 +23,95 @@ def at_decisions(batch: TrajectoryBatch, per_observation: Float[Tensor, "B Tp1"]
         batch: Trajectories.
         per_observation: A value per observation.
     """
+    steps, real = _decision_observations(batch)
+    return per_observation.gather(1, steps).masked_fill(~real, 0.0)
+
+
+@torch.no_grad()
+def values_at_decisions(critic: StateCritic, batch: TrajectoryBatch, micro_batch: int) -> Float[Tensor, "B Np1"]:
+    """Estimate the value of the decision observations and of the observation after the last step; 0 behind it.
+
+    Args:
+        critic: Values of observations.
+        batch: Trajectories.
+        micro_batch: Number of observations that are valued at a time.
+    """
+    steps, real = _decision_observations(batch)
+    rows, places = real.nonzero(as_tuple=True)
+    values = torch.zeros(real.shape, device=batch.state.device)
+    for row, place in zip(rows.split(micro_batch), places.split(micro_batch), strict=True):
+        if len(row):
+            values[row, place] = critic.value(batch.observe(row, steps[row, place])).to(values)
+    return values
+
+
+def executed_steps(batch: TrajectoryBatch) -> Int[Tensor, "B N"]:
+    """Count the steps from each decision to the next, or to the end of the row; 0 on padding."""
+    steps = _decision_observations(batch)[0]
+    return (steps[:, 1:] - steps[:, :-1]).masked_fill(~batch.decision_mask, 0)
+
+
+def _decision_observations(batch: TrajectoryBatch) -> tuple[Int[Tensor, "B Np1"], Bool[Tensor, "B Np1"]]:
+    """Return the observation of each decision and the one after the last step, and a mask of these."""
     mask = batch.decision_mask
     count = mask.sum(1, keepdim=True)
     steps = torch.cat([batch.decision_step, batch.decision_step.new_zeros(len(mask), 1)], 1)
     index = torch.arange(steps.shape[1], device=steps.device)[None]
-    steps = torch.where(index < count, steps, batch.steps[:, None])
-    return per_observation.gather(1, steps).masked_fill(index > count, 0.0)
+    return torch.where(index < count, steps, batch.steps[:, None]), index <= count
 
 
 class RewardToGo(AdvantageSource):
     """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, Eq. 16) over decisions, on any reward.
 
-    Rewards are summed from one decision to the next, then discounted once per decision. A decision with an unknown
-    reward gets a TD error of 0 and is not trained on; later rewards still reach earlier decisions. The same holds for a
-    decision that leads to an observation that was never made, unless the row terminated there.
+    Rewards are summed from one decision to the next. A decision with an unknown reward gets a TD error of 0 and is not
+    trained on; later rewards still reach earlier decisions. The same holds for a decision that leads to an observation
+    that was never made, unless the row terminated there.
 
     Args:
         reward: Reward model; it is frozen and kept in evaluation mode. One that is not causal is used on whole episodes
             only.
-        critic: State values, trained with the policy.
+        critic: State values, trained with the policy on the returns by their own loss.
         potential: Reward model whose progress Φ shapes the reward: γΦ(s′) − Φ(s) is added at decision observations,
             with Φ = 0 after termination (Ng et al. 1999). The optimal policy stays the same. None adds nothing.
-        gamma: Discount factor per decision, in [0, 1].
-        lam: Parameter λ of GAE, in [0, 1].
-        normalise: Standardise the advantages over the decisions of the rollout.
+        gamma: Discount factor, in [0, 1].
+        lam: Parameter λ of GAE per decision, in [0, 1].
+        normalise: Standardise the advantages over the decisions of the rollout, those of all processes together.
         value_weight: Weight of the critic's loss.
+        discount: Clock of ``gamma``. ``"decision"`` discounts once per decision. ``"step"`` discounts once per control
+            step: a reward inside a chunk by the steps since its decision, and the value after k executed steps by γ^k.
+            The two agree where every decision executes one step; where decisions execute different numbers of steps,
+            only the second compares them on one clock.
+        micro_batch: Number of observations that are valued at a time.
+
+    Raises:
+        ValueError: If ``discount`` is unknown, or ``micro_batch`` is below 1.
     """
 
     def __init__(
         self,
         reward: RewardModel,
-        critic: ValueCritic,
+        critic: StateCritic,
         potential: RewardModel | None = None,
         gamma: float = 0.99,
         lam: float = 0.95,
         normalise: bool = True,
         value_weight: float = 0.5,
+        discount: Discount = "decision",
+        micro_batch: int = 4096,
     ) -> None:
         super().__init__()
+        if discount not in get_args(Discount) or micro_batch < 1:
+            raise ValueError(
+                f"discount {discount!r}, micro_batch {micro_batch}: expected {' or '.join(get_args(Discount))}, and at "
+                "least one observation at a time"
+            )
         self.reward, self.critic, self.potential = reward.requires_grad_(False).eval(), critic, potential
         if potential is not None:
             potential.requires_grad_(False).eval()
         self.gamma, self.lam, self.normalise, self.value_weight = gamma, lam, normalise, value_weight
+        self.discount: Discount = discount
+        self.micro_batch = micro_batch
+        self._warned = False
 
     @torch.no_grad()
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
@@ -91,13 +144,20 @@ class RewardToGo(AdvantageSource):
 
         Raises:
             ValueError: If the potential estimates no progress.
+            FloatingPointError: If a value is not finite.
         """
         mask = batch.decision_mask
         step = batch.decision_step.clamp(min=0)
         gained = rewards.rewards.masked_fill(~rewards.valid, 0.0)
-        macro = macro_rewards(gained, batch.decision_step, batch.mask)
+        executed = executed_steps(batch)
+        if self.discount == "step":
+            inside, gamma = self.gamma, torch.pow(self.gamma, executed.double()).to(gained.dtype)
+        else:
+            inside, gamma = 1.0, self.gamma
+            self._warn_of_lengths(executed)
+        macro = macro_rewards(gained, batch.decision_step, batch.mask, inside)
         unknown = macro_rewards((~rewards.valid & batch.mask).float(), batch.decision_step, batch.mask) > 0
-        values = at_decisions(batch, self.critic(batch).v)
+        values = self._values(batch)
         last = torch.arange(mask.shape[1], device=mask.device)[None] == (mask.sum(1) - 1)[:, None]
         over = last & batch.terminated[:, None]
         unknown = unknown | (last & ~over & ~batch.last_observed[:, None])
@@ -107,14 +167,14 @@ class RewardToGo(AdvantageSource):
                 raise ValueError(f"{type(self.potential).__name__} gives no progress: it cannot be a potential")
             phi = at_decisions(batch, scored.values.masked_fill(~scored.valid, 0.0))
             known = at_decisions(batch, scored.valid.float()) > 0
-            macro = macro + self.gamma * phi[:, 1:].masked_fill(over, 0.0) - phi[:, :-1]
+            macro = macro + gamma * phi[:, 1:].masked_fill(over, 0.0) - phi[:, :-1]
             unknown = unknown | ~known[:, :-1] | (~known[:, 1:] & ~over)
-        surprise_free = values[:, :-1] - self.gamma * values[:, 1:].masked_fill(over, 0.0)
+        surprise_free = values[:, :-1] - gamma * values[:, 1:].masked_fill(over, 0.0)
         macro = torch.where(unknown, surprise_free, macro)
-        estimate = gae(macro, values, mask, batch.terminated, self.gamma, self.lam)
+        estimate = gae(macro, values, mask, batch.terminated, gamma, self.lam)
         weight = batch.weight.gather(1, step.clamp(max=max(batch.weight.shape[1] - 1, 0)))
         valid = mask & ~unknown & (weight > 0)
-        advantages = standardise(estimate.advantages, valid) if self.normalise else estimate.advantages
+        advantages = standardise_over_ranks(estimate.advantages, valid) if self.normalise else estimate.advantages
         return Advantages(
             advantages=advantages.masked_fill(~valid, 0.0), returns=estimate.returns, valid=valid, values=values
         )
@@ -122,11 +182,41 @@ class RewardToGo(AdvantageSource):
     def loss(
         self, batch: TrajectoryBatch, advantages: Advantages, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
     ) -> dict[str, Tensor]:
-        """Compute the mean squared error of the critic at the decisions, times ``value_weight``."""
-        observation = batch.observe(rows, steps)
-        decisions = (batch.decision_step[rows] == steps[:, None]).int().argmax(1)
-        error = (self.critic.value(observation) - advantages.returns[rows, decisions]).square().mean()
-        return {"loss": self.value_weight * error, "value_error": error.detach()}
+        """Compute the critic's loss of the returns at the decisions, times ``value_weight``, and its metrics.
+
+        A `ValueCritic` learns by squared errors, a `DistributionalValue` by cross-entropy to two bins.
+        """
+        observation, decisions = self.taken(batch, rows, steps)
+        target = advantages.returns[rows, decisions]
+        each, values, metrics = self.critic.loss_of(observation, target)
+        error = (values.detach() - target).square().mean()
+        return {**metrics, "loss": self.value_weight * each.mean(), "value_error": error}
+
+    def _values(self, batch: TrajectoryBatch) -> Float[Tensor, "B Np1"]:
+        values = values_at_decisions(self.critic, batch, self.micro_batch)
+        wrong = ~values.isfinite()
+        if bool(wrong.any()):
+            row, place = (int(i) for i in wrong.nonzero()[0])
+            raise FloatingPointError(
+                f"{type(self.critic).__name__} gave decision {place} of episode {int(batch.episode[row])} the value "
+                f"{float(values[row, place])}: look for a critic that diverged (a smaller critic_learning_rate), or "
+                "for extreme states"
+            )
+        return values
+
+    def _warn_of_lengths(self, executed: Int[Tensor, "B N"]) -> None:
+        """Warn once if decisions execute different numbers of steps; the last of a row may be cut."""
+        if self._warned or self.gamma == 1:
+            return
+        followed = executed[:, :-1][executed[:, 1:] > 0]
+        if len(followed) and bool(followed.amin() != followed.amax()):
+            self._warned = True
+            warnings.warn(
+                f"the decisions of this batch execute {int(followed.amin())} to {int(followed.amax())} steps, and "
+                f"gamma {self.gamma} discounts each of them once, however long it takes: set discount='step' (with a "
+                "gamma per control step)",
+                stacklevel=3,
+            )
 
 
 class Uniform(AdvantageSource):

@@ -1,59 +1,26 @@
-"""Rollouts for a trainer: a sized stream from worker processes, and its data module."""
+"""Rollouts for a trainer: a data module of simulated tasks, whose state a checkpoint keeps."""
 
-import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
+from typing import Any
 
 import lightning
+import torch
 
 from ...core.arguments import folds
-from ...core.batch import End, TrajectoryBatch
 from ...core.interfaces import Policy
 from ...core.sizes import DataSizes
 from ...envs.task import Context
 from ...envs.vector import sizes_of
+from .decisions import hash_seed
 from .frames import RolloutFrames
-from .pieces import batch_pieces
-from .pool import TaskSetting, WorkerError, WorkerPool, check_tasks, play_episodes
-
-
-class RolloutStream:
-    """Sized stream of rollouts, each by the policy as it is at that moment.
-
-    It has a length on purpose: without one Lightning prefetches, and every rollout would come from a policy one update
-    old. It is used in place of a `DataLoader`, which would add nothing but warnings.
-
-    Args:
-        pool: Pool that runs the policy.
-        policy: Policy that acts; it is put into evaluation mode meanwhile.
-        data: Data module whose settings and counters are used.
-        rank: Rank of this process.
-    """
-
-    def __init__(self, pool: WorkerPool, policy: Policy, data: "RolloutData", rank: int) -> None:
-        self.pool, self.policy, self.data, self.rank = pool, policy, data, rank
-
-    def __len__(self) -> int:
-        return self.data.rollouts
-
-    def __iter__(self) -> Iterator[TrajectoryBatch]:
-        data = self.data
-        for _ in range(data.rollouts):
-            seed = hash_seed(data.seed, self.rank, data.rollouts_made)
-            data.rollouts_made += 1
-            was_training = self.policy.training
-            self.policy.eval()
-            pieces = self.pool.collect(self.policy, data.steps, data.train_contexts, seed)
-            self.policy.train(was_training)
-            data.env_steps += sum(len(p.actions) - p.fresh for p in pieces)
-            data.outcomes = [math.nan if p.end == End.CUT else float(any(p.success)) for p in pieces]
-            yield batch_pieces(pieces, hide_outcome=data.hide_outcome)
-
-
-def hash_seed(*parts: int) -> int:
-    """Hash numbers such as (seed, rank, iteration) to a seed of 48 bits, so that equal sums give different seeds."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
+from .groups import GroupDraws, GroupRollouts
+from .pool import WorkerPool, play_episodes
+from .ray_pool import make_pool
+from .resume import contexts_to_plain, from_plain, to_plain
+from .setting import TaskSetting, check_tasks
+from .stream import AheadStream, GroupStream, Progress, RolloutStream, StreamSetting, Validation
 
 
 class RolloutData(lightning.LightningDataModule):
@@ -82,9 +49,20 @@ class RolloutData(lightning.LightningDataModule):
         spares: Number of further simulators in each process, which reset to their next contexts in the background while
             the others play. The result does not depend on the time that resets take.
         eval_split: Split of the contexts that a validation plays.
+        groups: Whole episodes in groups of one initial state each, for advantage sources that compare them, such as
+            `guerdon.GroupScore`; ``steps`` is not used then. None makes rollouts of ``steps`` steps, in which an
+            episode may go on in the next rollout. Its arguments may also be given as ``groups.size`` and so on.
+        overlap: Make the next rollout while the policy learns from the one before. The policy that acts is then one
+            update old. Needs worker processes.
+        pool: Where the environments are: ``"processes"`` of this machine (see ``workers``); ``"ray"``, actors of a
+            local Ray or of the cluster in the variable RAY_ADDRESS; or the address of a cluster,
+            ``"ray://HOST:PORT"``.
+        policy_stays: Let the policy decide in this process, and send observations to it instead of weights to the
+            workers: for policies that are large, or need this process's accelerator.
 
     Raises:
-        ValueError: If the outcome is to be hidden and a success ends an episode, or a setting makes no sense.
+        ValueError: If the outcome is to be hidden and a success ends an episode or is compared in groups, or a setting
+            makes no sense.
     """
 
     @folds(frames=RolloutFrames)
@@ -105,10 +83,25 @@ class RolloutData(lightning.LightningDataModule):
         frames: RolloutFrames | None = None,
         spares: int = 0,
         eval_split: str = "eval",
+        groups: GroupRollouts | None = None,
+        overlap: bool = False,
+        pool: str = "processes",
+        policy_stays: bool = False,
     ) -> None:
         super().__init__()
         if hide_outcome and end_on_success:
             raise ValueError("hide_outcome needs end_on_success=False: an episode that ends early shows its outcome")
+        if groups is not None and hide_outcome and (groups.compare == "success" or groups.curriculum is not None):
+            if groups.rejection != "none" or groups.curriculum is not None or groups.skip_solved:
+                raise ValueError(
+                    "hide_outcome with groups: rejection by success, a curriculum and skip_solved would show the "
+                    "outcome; set groups.compare to score or groups.rejection to none, and leave the others out"
+                )
+        if overlap and (groups is not None or policy_stays or (pool == "processes" and workers == 0)):
+            raise ValueError(
+                f"overlap with workers={workers}, policy_stays={policy_stays}, groups={'set' if groups else 'none'}: "
+                "rollouts are made while the policy learns only by workers with a copy of it, and in a stream of steps"
+            )
         self.setting = TaskSetting(
             task=task,
             horizon=horizon,
@@ -120,11 +113,35 @@ class RolloutData(lightning.LightningDataModule):
         self.steps, self.rollouts, self.envs, self.workers = steps, rollouts, envs, workers
         self.hide_outcome, self.seed = hide_outcome, seed
         self.counts, self.eval_split = (contexts, eval_contexts), eval_split
-        self.env_steps, self.rollouts_made = 0, 0
-        self.outcomes: list[float] = []
-        """Success of every row of the latest rollout, NaN while it goes on; for observers of training, not for it."""
+        self.groups, self.overlap, self.pool, self.policy_stays = groups, overlap, pool, policy_stays
+        self.draws: GroupDraws | None = None
+        """Draws of initial states, where there are groups."""
+        self.progress = Progress()
+        """Counters, and metrics for observers of training."""
+        self._saved: dict[str, Any] | None = None
         self._pool: WorkerPool | None = None
         self._sizes: DataSizes | None = None
+
+    @property
+    def env_steps(self) -> int:
+        """Number of environment steps so far, with those of rejected groups."""
+        return self.progress.env_steps
+
+    @property
+    def rollouts_made(self) -> int:
+        """Number of rollouts so far."""
+        return self.progress.made
+
+    @property
+    def outcomes(self) -> list[float]:
+        """Success of every row of the latest rollout, NaN while it goes on; for observers of training, not for it."""
+        return self.progress.outcomes
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the latest rollout by name: groups that were tried and accepted, and what was lost so far."""
+        lost = {} if self._pool is None else {"lost_episodes": float(self._pool.lost.fragments)}
+        return {**self.progress.metrics, **(lost if any(lost.values()) else {})}
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -141,8 +158,12 @@ class RolloutData(lightning.LightningDataModule):
         """
         if self._sizes is None:
             with closing(self.setting.make(0)) as task:
-                self._sizes = sizes_of(task)
+                self._sizes = self._with_features(sizes_of(task))
         return self._sizes
+
+    def _with_features(self, sizes: DataSizes) -> DataSizes:
+        frames = self.setting.frames
+        return sizes if frames is None else replace(sizes, feature_sizes=frames.feature_sizes)
 
     def setup(self, stage: str) -> None:
         """List the contexts of all tasks and of both splits, and start the workers.
@@ -162,22 +183,40 @@ class RolloutData(lightning.LightningDataModule):
                 if self.counts[1]:
                     self.eval_contexts += task.contexts(self.eval_split, self.counts[1])
         check_tasks(sizes)
-        self._sizes = sizes[0]
+        self._sizes = self._with_features(sizes[0])
+        _require_apart(self.train_contexts, self.eval_contexts)
         if not self.eval_contexts and self.trainer is not None:
             self.trainer.limit_val_batches = 0  # an empty loader would do the same, with a warning
-        self._pool = WorkerPool(self.setting, self.envs, self.workers, sizes)
+        if self.groups is not None:
+            self.draws = GroupDraws(self.groups, self.train_contexts)
+        self._pool = make_pool(self.pool, self.setting, self.envs, self.workers, sizes, self.policy_stays)
+        if self._saved is not None:
+            self._go_on(self._saved)
 
     def train_dataloader(self) -> RolloutStream:
         """Make a sized stream of fresh rollouts."""
         pool, policy, rank = self._parts()
-        return RolloutStream(pool, policy, self, rank)
+        assert self.trainer is not None
+        epochs = self.trainer.max_epochs
+        setting = StreamSetting(
+            steps=self.steps,
+            rollouts=self.rollouts,
+            in_all=None if epochs is None or epochs < 0 else epochs * self.rollouts,
+            contexts=self.train_contexts,
+            seed=self.seed,
+            hide_outcome=self.hide_outcome,
+        )
+        if self.draws is not None:
+            module = self.trainer.lightning_module
+            return GroupStream(pool, policy, setting, self.progress, rank, self.draws, module)
+        return (AheadStream if self.overlap else RolloutStream)(pool, policy, setting, self.progress, rank)
 
-    def val_dataloader(self) -> "_Validation | list[object]":
+    def val_dataloader(self) -> "Validation | list[object]":
         """Make a stream of one batch: deterministic episodes from the held-out contexts."""
         if not self.eval_contexts:
             return []
         pool, policy, _ = self._parts()
-        return _Validation(pool, policy, self)
+        return Validation(pool, policy, self.eval_contexts, self.seed, self.progress)
 
     def _parts(self) -> tuple[WorkerPool, Policy, int]:
         assert self._pool is not None and self.trainer is not None
@@ -193,31 +232,64 @@ class RolloutData(lightning.LightningDataModule):
             self._pool.close()
             self._pool = None
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the counters, so that a resumed run draws new rollouts and goes on counting."""
-        return {"env_steps": self.env_steps, "rollouts_made": self.rollouts_made}
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters, unfinished episodes and what is remembered of initial states, of all ranks.
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Restore the counters of a checkpoint."""
-        self.env_steps, self.rollouts_made = state_dict["env_steps"], state_dict["rollouts_made"]
+        Together with the weights and the state of the optimizer this makes a resumed run the uninterrupted one.
+        """
+        progress = self.progress
+        own: dict[str, Any] = {
+            "env_steps": progress.env_steps,
+            "rollouts_made": progress.made,
+            "unfinished": [to_plain(piece) for piece in progress.unfinished[0]],
+            "prepared": contexts_to_plain(progress.unfinished[1]),
+            "acting": progress.acting,
+            "draws": None if self.draws is None else self.draws.state_dict(),
+        }
+        if not torch.distributed.is_initialized():
+            return {"ranks": [own]}
+        ranks: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(ranks, own)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what a checkpoint kept; unfinished episodes are repeated when the environments are there."""
+        ranks = state_dict.get("ranks", [state_dict])  # older checkpoints hold the counters of one process
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        if len(ranks) <= rank:
+            ranks = [*ranks, *({"env_steps": 0, "rollouts_made": ranks[0]["rollouts_made"]} for _ in range(rank))]
+        self._saved = dict(ranks[rank])
+        self.progress.env_steps = int(self._saved["env_steps"])
+        self.progress.made = int(self._saved["rollouts_made"])
+        if self._pool is not None:
+            self._go_on(self._saved)
+
+    def _go_on(self, saved: dict[str, Any]) -> None:
+        """Repeat the unfinished episodes of a checkpoint."""
+        assert self._pool is not None
+        self._saved = None
+        if self.draws is not None and saved.get("draws") is not None:
+            self.draws.load_state_dict(saved["draws"])
+        self.progress.acting = saved.get("acting")
+        pieces = [from_plain(piece) for piece in saved.get("unfinished", [])]
+        prepared = [Context(*context) for context in saved.get("prepared", [])]
+        if pieces or prepared:
+            self._pool.restore(pieces, prepared)
+        self.progress.unfinished = (pieces, prepared)
 
 
-class _Validation:
-    """Stream of one batch of deterministic episodes."""
+def _require_apart(train: Sequence[Context], judged: Sequence[Context]) -> None:
+    """Check that no initial state is both trained on and judged on.
 
-    def __init__(self, pool: WorkerPool, policy: Policy, data: RolloutData) -> None:
-        self.pool, self.policy, self.data = pool, policy, data
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[TrajectoryBatch]:
-        was_training = self.policy.training
-        self.policy.eval()
-        # environments of its own would double the memory; training episodes in progress are dropped instead
-        pieces = self.pool.play(self.policy, self.data.eval_contexts, self.data.seed)
-        self.policy.train(was_training)
-        yield batch_pieces(pieces)
+    Raises:
+        ValueError: If one is.
+    """
+    shared = set(train) & set(judged)
+    if shared:
+        raise ValueError(
+            f"{len(shared)} of the {len(judged)} initial states of the validation are trained on (split "
+            f"{judged[0].split!r}): the success rate would show what was memorised; set eval_split to eval"
+        )
 
 
 __all__ = [
@@ -225,7 +297,6 @@ __all__ = [
     "RolloutFrames",
     "RolloutStream",
     "TaskSetting",
-    "WorkerError",
     "WorkerPool",
     "hash_seed",
     "play_episodes",

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from ...backbones.vision import VisionEncoder
 from ...envs.task import Task
 
 
@@ -16,7 +18,7 @@ class RolloutFrames:
     policy receives it in ``Observation.frames``, and the batch holds it in ``frames``.
 
     Raises:
-        ValueError: If there is no camera, one comes twice, or a number is too small.
+        ValueError: If there is no camera, one comes twice, a number is too small, or the encoder is trainable.
     """
 
     cameras: Sequence[str]
@@ -26,9 +28,17 @@ class RolloutFrames:
     frames_every: int | None = None
     """Interval, in control steps since the reset, of further frames between decisions; 1 renders every observation.
     None renders none."""
+    encoder: VisionEncoder | None = None
+    """Frozen encoder, whose features of every frame go to the policy and into the batch in place of the frames, as
+    ``features["<encoder.name>/<camera>"]``. They are rounded to half precision, as those of logged data are."""
 
     def __post_init__(self) -> None:
         """Check the names and numbers."""
+        if self.encoder is not None and self.encoder.trainable:
+            raise ValueError(
+                f"{self.encoder.name} is trainable, so its features change: put it into the policy, and leave out "
+                "encoder here"
+            )
         if isinstance(self.cameras, str):
             raise ValueError(f"cameras {self.cameras!r}: expected a list, got one text: write [{self.cameras!r}]")
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
@@ -42,6 +52,33 @@ class RolloutFrames:
     def size(self) -> tuple[int, int]:
         """Size (H, W) of the frames in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def feature_sizes(self) -> dict[str, int]:
+        """Width of the features of each camera by their name in a batch; none without an encoder."""
+        if self.encoder is None:
+            return {}
+        return {f"{self.encoder.name}/{camera}": self.encoder.width for camera in self.cameras}
+
+    def encode(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """Encode frames.
+
+        Args:
+            frames: Frames (3, H, W) uint8, at least one.
+
+        Returns:
+            Features (M, D) or (M, K, D), float32.
+
+        Raises:
+            FloatingPointError: If one is not finite, or too large for half precision.
+        """
+        assert self.encoder is not None
+        found = self.encoder.encode(torch.from_numpy(np.stack(frames))).cpu().half()
+        if not bool(found.isfinite().all()):
+            raise FloatingPointError(
+                f"{self.encoder.name} gave features that are not finite in half precision: look for a broken encoder"
+            )
+        return found.float().numpy()
 
     def due(self, step: int) -> bool:
         """Return whether observation ``step`` of an episode has a frame wherever the policy decides."""

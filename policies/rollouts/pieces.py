@@ -1,7 +1,7 @@
 """Episodes in progress, and batches made of them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,24 @@ GROUPS_APART = 1 << 32
 
 @dataclass(kw_only=True)
 class Piece:
-    """One episode so far: states, actions and decisions since the reset of its environment."""
+    """One episode so far: states, actions and decisions since the reset of its environment.
+
+    A piece that was handed out is packed: each sequence of arrays of one shape is one array.
+    """
 
     context: Context
     """Initial state."""
     task: int = 0
     """Number of the task in the run: its place in the order that was given."""
+    env: int = 0
+    """Number of the environment that plays it, among those of all processes."""
+    draw: int | None = None
+    """Number of the draw of the context, which all rollouts of one draw share; None groups rows by their context."""
     instruction: str = ""
     """Instruction of the task."""
-    state: list[np.ndarray]
+    state: Sequence[np.ndarray] | np.ndarray
     """State (S,) of each observation."""
-    actions: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    actions: Sequence[np.ndarray] | np.ndarray = field(default_factory=list[np.ndarray])
     """Executed action (A,) of each step."""
     reward: list[float] = field(default_factory=list[float])
     """The environment's reward of each step."""
@@ -36,14 +43,17 @@ class Piece:
     """Success flag of each observation; that of the first one is not known to the simulator."""
     decision_step: list[int] = field(default_factory=list[int])
     """Step of each decision."""
-    behaviour: dict[str, list[np.ndarray]] = field(default_factory=dict[str, list[np.ndarray]])
+    behaviour: dict[str, list[Any] | np.ndarray] = field(default_factory=dict[str, list[Any] | np.ndarray])
     """Records of the policy at each decision: ``sample``, and ``log_prob`` and extras if it returned them."""
-    tracks: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    tracks: Sequence[np.ndarray] | np.ndarray = field(default_factory=list[np.ndarray])
     """All tracks of each observation concatenated, (W,): one array is sent faster than four."""
     track_widths: dict[str, int] = field(default_factory=dict[str, int])
     """Width of each track, in their order in ``tracks``; W is their sum."""
-    frames: dict[str, list[np.ndarray]] = field(default_factory=dict[str, list[np.ndarray]])
+    frames: dict[str, list[np.ndarray] | np.ndarray] = field(default_factory=dict[str, list[np.ndarray] | np.ndarray])
     """Rendered frames (3, H, W) uint8 of each camera."""
+    features: dict[str, list[np.ndarray] | np.ndarray] = field(default_factory=dict[str, list[np.ndarray] | np.ndarray])
+    """Frozen features (D,) or (K, D) of each frame, by ``"<encoder.name>/<camera>"``; ``frames`` then holds those that
+    are not encoded yet."""
     frame_step: list[int] = field(default_factory=list[int])
     """Observation of each frame, ascending, the same for all cameras."""
     end: End = End.CUT
@@ -52,24 +62,37 @@ class Piece:
     """First step that was not handed out before; earlier ones are context of weight 0."""
 
 
-def snapshot(piece: Piece) -> Piece:
-    """Copy an unfinished episode; its arrays are never changed, so that copies of the lists are enough."""
-    return Piece(
-        context=piece.context,
-        task=piece.task,
-        instruction=piece.instruction,
-        state=list(piece.state),
-        actions=list(piece.actions),
+def packed(piece: Piece) -> Piece:
+    """Copy a piece, with one array in place of each sequence of arrays: thousands of little ones are slow to send.
+
+    The copy shares nothing that grows with an episode that goes on. Records of different shapes stay apart.
+
+    Args:
+        piece: Finished or unfinished episode.
+    """
+    return replace(
+        piece,
+        state=_one_array(piece.state),
+        actions=_one_array(piece.actions),
         reward=list(piece.reward),
         success=list(piece.success),
         decision_step=list(piece.decision_step),
-        behaviour={name: list(parts) for name, parts in piece.behaviour.items()},
-        tracks=list(piece.tracks),
-        track_widths=piece.track_widths,
-        frames={camera: list(shown) for camera, shown in piece.frames.items()},
+        behaviour={name: _stacked(parts) for name, parts in piece.behaviour.items()},
+        tracks=_one_array(piece.tracks),
+        frames={} if piece.features else {camera: _one_array(shown) for camera, shown in piece.frames.items()},
+        features={name: _one_array(parts) for name, parts in piece.features.items()},
         frame_step=list(piece.frame_step),
-        fresh=piece.fresh,
     )
+
+
+def _stacked(parts: list[Any] | np.ndarray) -> list[Any] | np.ndarray:
+    if isinstance(parts, np.ndarray):
+        return parts
+    return np.stack(parts) if len({part.shape for part in parts}) == 1 else list(parts)
+
+
+def _one_array(parts: Sequence[Any] | np.ndarray) -> np.ndarray:
+    return parts if isinstance(parts, np.ndarray) else np.stack(parts)
 
 
 def batch_pieces(
@@ -82,8 +105,11 @@ def batch_pieces(
     does not have. The ``length`` of an episode that goes on is not known; it is given as one more than the steps so
     far, so that no piece passes for a whole episode.
 
-    ``task`` is the number of the task in the run. ``group`` is the number of the context plus ``task`` times
-    `GROUPS_APART`, so that initial states of two tasks are never one group.
+    ``task`` is the number of the task in the run. ``group`` is the number of the draw where there is one, and else that
+    of the context, plus ``task`` times `GROUPS_APART`, so that initial states of two tasks are never one group.
+
+    Records of the policy that differ in width, such as the tokens of decisions of different lengths, are padded with 0.
+    ``behaviour["unit_mask"]`` then marks the units of ``log_prob`` that are real.
 
     Args:
         pieces: At least one.
@@ -101,8 +127,14 @@ def batch_pieces(
             "the outcome cannot be hidden: an episode ended because of it; collect with end_on_success=False"
         )
     _check_alike(pieces)
-    fields = join_fields([_row(piece, instruction, hide_outcome) for piece in pieces])
-    return TrajectoryBatch(**fields, frames=_frames(pieces))
+    rows = [_row(piece, instruction, hide_outcome) for piece in pieces]
+    for row, records in zip(rows, _records(pieces), strict=True):
+        row["behaviour"] = records
+    return TrajectoryBatch(
+        **join_fields(rows),
+        frames=_sampled(pieces, [piece.frames for piece in pieces]),
+        features=_sampled(pieces, [piece.features for piece in pieces]),
+    )
 
 
 def _check_alike(pieces: Sequence[Piece]) -> None:
@@ -125,8 +157,8 @@ def _row(piece: Piece, instruction: str | None, hide_outcome: bool) -> dict[str,
     asked = torch.arange(steps + 1)[None] > 0  # observation 0 has no flag
     mask = torch.ones(1, steps, dtype=torch.bool)
     row: dict[str, Any] = {
-        "state": _tensor(np.stack(piece.state)),
-        "actions": _tensor(np.stack(piece.actions)),
+        "state": _tensor(piece.state),
+        "actions": _tensor(piece.actions),
         "mask": mask,
         "instructions": (piece.instruction if instruction is None else instruction,),
         "task": [piece.task],
@@ -134,11 +166,10 @@ def _row(piece: Piece, instruction: str | None, hide_outcome: bool) -> dict[str,
         "length": [steps + int(goes_on)],
         "success": [0.0 if hide_outcome else float(any(piece.success))],
         "success_known": [not hide_outcome and not goes_on],
-        "group": [piece.task * GROUPS_APART + piece.context.index],
+        "group": [piece.task * GROUPS_APART + (piece.context.index if piece.draw is None else piece.draw)],
         "weight": (torch.arange(steps) >= piece.fresh).float()[None],
         "tracks": _tracks(piece),
         "decision_step": torch.tensor([piece.decision_step], dtype=torch.long),
-        "behaviour": {name: _tensor(np.stack(parts)) for name, parts in piece.behaviour.items()},
     }
     if not hide_outcome:
         flags = _tensor(np.array(piece.success, np.float32))
@@ -147,23 +178,59 @@ def _row(piece: Piece, instruction: str | None, hide_outcome: bool) -> dict[str,
     return row
 
 
-def _frames(pieces: Sequence[Piece]) -> dict[str, Sampled]:
-    """Copy the frames of all pieces into one tensor per camera; there is no copy of them between."""
+def _sampled(
+    pieces: Sequence[Piece], shown: Sequence[Mapping[str, Sequence[np.ndarray] | np.ndarray]]
+) -> dict[str, Sampled]:
+    """Copy the frames or features of all pieces into one tensor per name; there is no copy of them between."""
     longest = max(len(piece.frame_step) for piece in pieces)
     step = torch.full((len(pieces), longest), -1, dtype=torch.long)
     for row, piece in enumerate(pieces):
         step[row, : len(piece.frame_step)] = torch.tensor(piece.frame_step, dtype=torch.long)
     found: dict[str, Sampled] = {}
-    for camera, shown in pieces[0].frames.items():
-        values = np.zeros((*step.shape, *shown[0].shape), np.uint8)
-        for row, piece in enumerate(pieces):
-            np.stack(piece.frames[camera], out=values[row, : len(piece.frame_step)])
-        found[camera] = Sampled(values=torch.from_numpy(values), step=step.clone())
+    for name, first in shown[0].items():
+        values = np.zeros((*step.shape, *first[0].shape), first[0].dtype)
+        for row, held in enumerate(shown):
+            for place, frame in enumerate(held[name]):
+                values[row, place] = frame
+        found[name] = Sampled(values=torch.from_numpy(values), step=step.clone())
     return found
 
 
-def _tensor(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values)[None]
+def _records(pieces: Sequence[Piece]) -> list[dict[str, Tensor]]:
+    """Make the policy's records of each piece (1, N, …), padded to one width where they differ."""
+    if not pieces:
+        return []
+    widest: dict[str, tuple[int, ...]] = {}
+    ragged: set[str] = set()
+    for piece in pieces:
+        for name, parts in piece.behaviour.items():
+            for shape in {part.shape for part in parts}:
+                before = widest.setdefault(name, shape)
+                if shape != before:
+                    ragged.add(name)
+                    widest[name] = tuple(max(sizes) for sizes in zip(shape, before, strict=True))
+    found: list[dict[str, Tensor]] = []
+    for piece in pieces:
+        records = {
+            name: _tensor(_padded(parts, widest[name]) if name in ragged else parts)
+            for name, parts in piece.behaviour.items()
+        }
+        if "log_prob" in ragged and "unit_mask" not in records:
+            width = torch.tensor([len(part) for part in piece.behaviour["log_prob"]])
+            records["unit_mask"] = (torch.arange(widest["log_prob"][0]) < width[:, None])[None]
+        found.append(records)
+    return found
+
+
+def _padded(parts: Sequence[Any] | np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.zeros((len(parts), *shape), parts[0].dtype)
+    for place, part in enumerate(parts):
+        values[(place, *(slice(size) for size in part.shape))] = part
+    return values
+
+
+def _tensor(values: Sequence[Any] | np.ndarray) -> Tensor:
+    return torch.from_numpy(_one_array(values))[None]
 
 
 def _tracks(piece: Piece) -> dict[str, Labelled]:
@@ -172,11 +239,11 @@ def _tracks(piece: Piece) -> dict[str, Labelled]:
         return {}
     widths = piece.track_widths
     found: dict[str, Labelled] = {}
-    for name, values in zip(widths, _tensor(np.stack(piece.tracks)).split(list(widths.values()), dim=2), strict=True):
+    for name, values in zip(widths, _tensor(piece.tracks).split(list(widths.values()), dim=2), strict=True):
         valid = values.isfinite().all(2)
         known = torch.where(valid[..., None], values, 0.0)
         found[name] = Labelled(values=known[..., 0] if widths[name] == 1 else known, valid=valid)
     return found
 
 
-__all__ = ["GROUPS_APART", "Piece", "batch_pieces", "snapshot"]
+__all__ = ["GROUPS_APART", "Piece", "batch_pieces", "packed"]

@@ -1,108 +1,76 @@
-"""Worker processes that hold several environments and a copy of the policy each.
+"""Pools of workers that hold several environments and, unless it is too large, a copy of the policy each.
 
 This module is separate from the data module: a worker imports it alone, and so starts without Lightning.
 """
 
 import copy
-import multiprocessing
-import os
-import pickle
-import signal
-import time
-import traceback
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any, cast
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from ...core.batch import TrajectoryBatch
 from ...core.interfaces import Policy
 from ...core.sizes import DataSizes
-from ...envs.task import Task
-from ...envs.vector import Context, check_same_sizes, make_task, sizes_of
+from ...envs.task import Context
+from .decisions import Asked, Records, hash_seed
 from .frames import RolloutFrames
+from .host import Answer, Collect, Order, Play, Restore
+from .links import InProcess, Link, LinkDownError, ProcessLink, Reply, WorkerError, packed_policy
 from .pieces import Piece, batch_pieces
-from .runner import Runner, split_evenly
+from .runner import split_evenly
+from .setting import TaskSetting, check_tasks
+from .simulators import Losses
+
+MOST_RESTARTS = 2
+"""Number of times that a worker is started again for one order before its failure is raised."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TaskSetting:
-    """Settings from which a worker builds its environments."""
+@runtime_checkable
+class Pool(Protocol):
+    """Pool of environments that a policy acts in, in this process, in others, or on other machines."""
 
-    task: str | Sequence[str]
-    """Name of the task, see `guerdon.make_task`, or names of several tasks with the same state and action sizes."""
-    horizon: int | None = None
-    """Time limit in control steps; None takes that of each task."""
-    end_on_success: bool = True
-    """Whether the first success ends an episode."""
-    task_seed: int = 0
-    """Seed that fixes the contexts."""
-    frames: RolloutFrames | None = None
-    """Cameras that are rendered; None renders nothing."""
-    spares: int = 0
-    """Number of further simulators in each process, which reset in the background while the others play."""
+    lost: Losses
+    """What was lost since the pool was made."""
 
-    def __post_init__(self) -> None:
-        """Check that there is a task, each named once, and the number of spares.
+    def order(self, policy: Policy, steps: int, contexts: Sequence[Context], seed: int, version: int | None) -> None:
+        """Order rollouts of a policy as it is now; see `WorkerPool.order`."""
+        ...
 
-        Raises:
-            ValueError: If not.
-        """
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"task {list(self.tasks)}: expected at least one name, each once")
-        if self.spares < 0:
-            raise ValueError(f"spares {self.spares}: expected a number of simulators, 0 or more")
+    def answer(self) -> list[Piece]:
+        """Wait for the rollouts that were ordered."""
+        ...
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks in their order."""
-        return (self.task,) if isinstance(self.task, str) else tuple(self.task)
+    def play(self, policy: Policy, contexts: Sequence[Context], seed: int, deterministic: bool = True) -> list[Piece]:
+        """Play one whole episode from every context."""
+        ...
 
-    def make(self, number: int) -> Task:
-        """Build one simulator of a task.
-
-        Args:
-            number: Number of the task in the order of ``tasks``.
-        """
-        return make_task(self.tasks[number], self.horizon, self.task_seed)
-
-
-def check_tasks(sizes: Sequence[DataSizes]) -> None:
-    """Check that tasks can be played in one run.
-
-    Args:
-        sizes: Name and sizes of each task, in their order.
-
-    Raises:
-        ValueError: If sizes differ, or two tasks call themselves the same, so that their contexts cannot be told apart.
-    """
-    names = [one.name for one in sizes]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"two of the tasks call themselves {twice[0]!r}: give each class a name of its own")
-    check_same_sizes(sizes)
-
-
-class WorkerError(RuntimeError):
-    """Failure of a worker process; the message holds its traceback."""
+    def close(self) -> None:
+        """Free everything."""
+        ...
 
 
 class WorkerPool:
     """Pool of processes that run a policy in several environments each.
 
     On few cores a process with several environments and its own copy of the policy beats one process per environment:
-    only weights are sent to it, and only finished pieces come back.
+    only weights are sent to it, and only finished pieces come back. A policy too large to send stays here
+    (``policy_stays``), and observations come to it.
+
+    A worker that dies or hangs is started again. It repeats the unfinished episodes and the order, so that the result
+    is that of an undisturbed run. If it fails again, its unfinished episodes are given up and counted in ``lost``, and
+    it collects with another seed. A third failure is raised.
 
     Args:
         setting: Tasks that are run.
-        envs: Number of environments in all; they are split evenly over the processes. Environment i plays task number
+        envs: Number of environments in all; they are split evenly over the workers. Environment i plays task number
             i modulo the number of tasks.
         workers: Number of processes; 0 runs everything in this one.
         sizes: Names and sizes of the tasks, if they are known and checked; None builds each task once to read them.
+        policy_stays: Whether the policy decides in this process.
+        patience: Time in seconds without a step or decision after which a worker counts as hanging; None waits for
+            ever.
 
     Raises:
         ValueError: If there are fewer environments than workers or tasks, a task is unknown, or tasks cannot be played
@@ -111,11 +79,18 @@ class WorkerPool:
 
     seconds: list[float]
     """Time that each worker took for the latest order, in seconds; the slowest keeps the others waiting. Empty before
-    the first order, and where there is no worker."""
+    the first order."""
 
     def __init__(
-        self, setting: TaskSetting, envs: int, workers: int = 0, sizes: Sequence[DataSizes] | None = None
+        self,
+        setting: TaskSetting,
+        envs: int,
+        workers: int = 0,
+        sizes: Sequence[DataSizes] | None = None,
+        policy_stays: bool = False,
+        patience: float | int | None = 600.0,
     ) -> None:
+        self._patience = patience
         if envs < max(1, workers):
             raise ValueError(f"expected at least one environment per worker, got {envs} for {workers}")
         if envs < len(setting.tasks):
@@ -123,50 +98,159 @@ class WorkerPool:
                 f"expected at least one environment per task, got {envs} for {len(setting.tasks)}: each holds the "
                 f"simulator of one task; set envs to {len(setting.tasks)} or a multiple of it"
             )
-        self.setting, self.envs, self.seconds = setting, envs, []
-        self._runner: Runner | None = None
-        self._links: list[Connection] = []
-        self._processes: list[BaseProcess] = []
+        self.setting, self.envs, self.seconds, self.lost = setting, envs, [], Losses()
+        self.policy_stays = policy_stays
         self._share = split_evenly(envs, max(1, workers))
         self._first = [sum(self._share[:number]) for number in range(len(self._share))]
+        if workers and sizes is None:  # what is wrong with a task fails here, not in a worker
+            sizes = setting.sizes()
+        self._links = self._connect(workers)
+        if sizes is None:
+            host = self._links[0]
+            assert isinstance(host, InProcess)
+            self._names = list(dict.fromkeys(task.name for task in host.host.runner.simulators.tasks))
+        else:
+            self._names = [one.name for one in sizes]
+        self._open: list[Answer] = [Answer() for _ in self._links]  # unfinished episodes of each worker
+        self._asked: list[tuple[Order, Any]] = []
+        self._policy: Policy | None = None
+        self._told: set[str] = set()
+
+    def _connect(self, workers: int) -> "list[Link]":
+        """Start the workers."""
         if workers == 0:
-            self._runner = _make_runner(setting, envs)
-            return
-        if sizes is None:  # what is wrong with a task fails here, not in a worker
-            sizes = read_sizes(setting)
-        self._names = [one.name for one in sizes]
-        spawn = multiprocessing.get_context("spawn")
-        for count, first in zip(self._share, self._first, strict=True):
-            ours, theirs = spawn.Pipe()
-            order = (theirs, setting, count, first, os.getcwd())
-            process = spawn.Process(target=_work, args=order, daemon=True)
-            process.start()
-            theirs.close()
-            self._links.append(ours)
-            self._processes.append(process)
+            return [InProcess(self.setting, self.envs)]
+        pairs = zip(self._share, self._first, strict=True)
+        return [ProcessLink(self.setting, count, first, self._patience) for count, first in pairs]
 
-    def collect(self, policy: Policy, steps: int, contexts: Sequence[Context], seed: int) -> list[Piece]:
-        """Act for about ``steps`` environment steps in all; see `guerdon.policies.rollouts.runner.Runner.collect`."""
-        if self._runner is not None:
-            return self._runner.collect(policy, steps, contexts, torch.Generator().manual_seed(seed))
+    @property
+    def processes(self) -> list[int]:
+        """Numbers (pid) of the worker processes; empty where everything runs in this one."""
+        return [link.process.pid or 0 for link in self._links if isinstance(link, ProcessLink)]
+
+    @property
+    def works_meanwhile(self) -> bool:
+        """Whether the workers carry out an order while this process does something else."""
+        return not isinstance(self._links[0], InProcess) and not self.policy_stays
+
+    @property
+    def unfinished(self) -> tuple[list[Piece], list[Context]]:
+        """Episodes that the latest rollouts left unfinished, and the contexts drawn for the episodes to come."""
+        pieces = [piece for answer in self._open for piece in answer.pieces]
+        return pieces, [context for answer in self._open for context in answer.prepared]
+
+    def order(
+        self, policy: Policy, steps: int, contexts: Sequence[Context], seed: int, version: int | None = None
+    ) -> None:
+        """Order rollouts of about ``steps`` environment steps in all, by a policy as it is now; ``answer`` waits.
+
+        Args:
+            policy: Policy that acts, in evaluation mode.
+            steps: Number of environment steps over all environments.
+            contexts: Initial states that new episodes are drawn from, each environment's from those of its task.
+            seed: Random seed of contexts and noise.
+            version: Version of the policy that is recorded with each decision; None records none.
+        """
         shares = [max(1, steps * count // self.envs) for count in self._share]
-        answers = self._ask([("collect", share, list(contexts)) for share in shares], policy, seed)
-        return [piece for answer in answers for piece in answer]
-
-    def play(self, policy: Policy, contexts: Sequence[Context], seed: int, deterministic: bool = True) -> list[Piece]:
-        """Play one whole episode from every context; see `guerdon.policies.rollouts.runner.Runner.play`."""
-        if self._runner is not None:
-            return self._runner.play(policy, contexts, torch.Generator().manual_seed(seed), deterministic)
-        dealt = self._deal(contexts)
-        answers = self._ask(
-            [("play", deterministic, [contexts[place] for place in places]) for places in dealt], policy, seed
+        if len(self._links) == 1:
+            seeds = [seed]
+        else:
+            seeds = [seed * 1_009 + number for number in range(len(self._links))]
+        self._send(
+            [
+                Collect(steps=share, contexts=list(contexts), seed=own, version=version)
+                for share, own in zip(shares, seeds, strict=True)
+            ],
+            policy,
         )
+
+    def answer(self) -> list[Piece]:
+        """Wait for the rollouts that were ordered.
+
+        Raises:
+            WorkerError: If a worker failed, or nothing was ordered.
+        """
+        answers = self._receive()
+        for number, answer in enumerate(answers):
+            self._open[number] = Answer(pieces=[p for p in answer.pieces if not p.end], prepared=answer.prepared)
+        return [piece for answer in answers for piece in answer.pieces]
+
+    def collect(
+        self, policy: Policy, steps: int, contexts: Sequence[Context], seed: int, version: int | None = None
+    ) -> list[Piece]:
+        """Act for about ``steps`` environment steps in all; see `guerdon.policies.rollouts.runner.Runner.collect`."""
+        self.order(policy, steps, contexts, seed, version)
+        return self.answer()
+
+    def play(
+        self,
+        policy: Policy,
+        contexts: Sequence[Context],
+        seed: int,
+        deterministic: bool = True,
+        one_by_one: bool = False,
+        draws: Sequence[int] | None = None,
+        version: int | None = None,
+    ) -> list[Piece]:
+        """Play one whole episode from every context; see `guerdon.policies.rollouts.runner.Runner.play`.
+
+        Args:
+            policy: Policy that acts, in evaluation mode.
+            contexts: Initial states, of any of the tasks.
+            seed: Random seed of the policy's noise.
+            deterministic: Take the policy's deterministic chunks.
+            one_by_one: Let the policy decide on one observation at a time, with noise that depends on the seed and the
+                number of the episode alone. An episode is then the same, bit by bit, whatever the number of workers
+                and environments and whatever else is played.
+            draws: Number of the draw of each context, which becomes the group of its row; None groups by context.
+            version: Version of the policy that is recorded with each decision; None records none.
+        """
+        dealt = self._deal(contexts)
+        self._send(
+            [
+                Play(
+                    contexts=[contexts[place] for place in places],
+                    seed=seed if one_by_one or len(dealt) == 1 else seed * 1_009 + number,
+                    deterministic=deterministic,
+                    draws=None if draws is None else [draws[place] for place in places],
+                    numbers=tuple(places) if one_by_one else None,
+                    version=version,
+                )
+                for number, places in enumerate(dealt)
+            ],
+            policy,
+        )
+        answers = self._receive()
         found = {
             place: piece
-            for places, pieces in zip(dealt, answers, strict=True)
-            for place, piece in zip(places, pieces, strict=True)
+            for places, answer in zip(dealt, answers, strict=True)
+            for place, piece in zip(places, answer.pieces, strict=True)
         }
         return [found[place] for place in range(len(contexts))]
+
+    def restore(self, pieces: Sequence[Piece], prepared: Sequence[Context] = ()) -> None:
+        """Repeat unfinished episodes, so that the next rollouts go on with them.
+
+        Args:
+            pieces: Unfinished episodes that ``collect`` returned, here or in a pool before an interruption.
+            prepared: Contexts that were drawn for episodes to come.
+        """
+        self._require_open()
+        shares: list[list[Piece]] = [[] for _ in self._links]
+        for piece in pieces:
+            # the environments of a pool of other size begin anew at 0
+            holder = [i for i, first in enumerate(self._first) if first <= piece.env % self.envs]
+            shares[holder[-1]].append(piece)
+        for number, (link, share) in enumerate(zip(self._links, shares, strict=True)):
+            own = list(prepared) if len(self._links) == 1 else list(prepared)[number :: len(self._links)]
+            self._open[number] = Answer(pieces=share, prepared=own)
+            link.send(Restore(pieces=share, prepared=own), None)
+        for number, link in enumerate(self._links):
+            answer = link.receive()
+            assert isinstance(answer, Answer)
+            self._count(answer)
+            if answer.lost.fragments:  # they will not be asked for again
+                self._open[number] = Answer(prepared=self._open[number].prepared)
 
     def _deal(self, contexts: Sequence[Context]) -> list[list[int]]:
         """Deal the places of contexts to the workers that play their tasks, in turns.
@@ -188,65 +272,133 @@ class WorkerPool:
             turn[context.task] += 1
         return dealt
 
-    def _ask(self, orders: Sequence[tuple[Any, ...]], policy: Policy, seed: int) -> list[list[Piece]]:
-        """Send every worker its order, and wait for all answers, so that none is left in a pipe.
-
-        Raises:
-            WorkerError: If a worker died or failed, or the pool is closed.
-        """
+    def _require_open(self) -> None:
         if not self._links:
             raise WorkerError("the workers were closed: make a new pool")
-        if any(p.device.type != "cpu" for p in policy.parameters()):
-            policy = copy.deepcopy(policy).cpu()
-        weights = pickle.dumps(policy)  # by value: torch's own way would share memory with the policy in training
-        answers: list[list[Piece]] = []
-        failures: list[str] = []
-        seconds: list[float] = []
-        asked = [
-            self._send(link, (*order, weights, seed * 1_009 + number))
-            for number, (link, order) in enumerate(zip(self._links, orders, strict=True))
-        ]
-        for link, process, sent in zip(self._links, self._processes, asked, strict=True):
-            try:
-                if not sent:
-                    raise EOFError
-                answer, took = link.recv()
-            except (EOFError, OSError):
-                process.join(timeout=1)
-                failures.append(f"a worker process died (exit code {process.exitcode}): out of memory, or killed")
-                continue
-            if isinstance(answer, str):
-                failures.append(f"a worker process failed:\n{answer}")
-            else:
-                answers.append(cast(list[Piece], answer))
-                seconds.append(took)
-        if failures:
-            raise WorkerError(failures[0])
-        self.seconds = seconds
-        return answers
+        if self._asked:
+            raise WorkerError("an order is being carried out: wait for its answer first")
 
-    @staticmethod
-    def _send(link: Connection, order: tuple[Any, ...]) -> bool:
-        try:
-            link.send(order)
-        except OSError:
-            return False
-        return True
+    def _send(self, orders: Sequence[Order], policy: Policy) -> None:
+        """Send every worker its order, with the policy unless it stays.
+
+        Raises:
+            WorkerError: If the pool is closed.
+        """
+        self._require_open()
+        here = isinstance(self._links[0], InProcess)
+        if self.policy_stays:
+            self._policy, weights = policy, None
+        elif here:
+            weights = policy
+        else:
+            if any(p.device.type != "cpu" for p in policy.parameters()):
+                policy = copy.deepcopy(policy).cpu()
+            weights = self._pack(policy)
+        for link, order in zip(self._links, orders, strict=True):
+            link.send(order, weights)
+        self._asked = [(order, weights) for order in orders]
+
+    def _pack(self, policy: Policy) -> Any:
+        """Make what is sent of a policy."""
+        return packed_policy(policy)
+
+    def _receive(self) -> list[Answer]:
+        """Wait for all answers, so that none is left in a link.
+
+        Raises:
+            WorkerError: If a worker failed, or failed to start again.
+        """
+        asked, self._asked = self._asked, []
+        if not asked:
+            raise WorkerError("nothing was ordered, or the workers were closed")
+        deciders = [_decider(order, self._policy) for order, _ in asked] if self.policy_stays else []
+        answers: dict[int, Answer] = {}
+        failures: list[Exception] = []
+        waiting = list(range(len(asked)))
+        while waiting:
+            open_questions: dict[int, Asked] = {}
+            for number in waiting:
+                try:
+                    reply = self._reply(number, *asked[number])
+                except WorkerError as error:
+                    failures.append(error)
+                    continue
+                if isinstance(reply, Answer):
+                    answers[number] = reply
+                else:
+                    open_questions[number] = reply
+            for number, question in open_questions.items():
+                self._links[number].send(deciders[number](question), None)
+            waiting = list(open_questions)
+        if failures:
+            raise failures[0]
+        found = [answers[number] for number in range(len(asked))]
+        self.seconds = [answer.seconds for answer in found]
+        for answer in found:
+            self._count(answer)
+        return found
+
+    def _reply(self, number: int, order: Order, weights: Any) -> Reply:
+        """Wait for one worker; start it again and repeat the order where it is down.
+
+        Raises:
+            WorkerError: If it failed, or is down again and again.
+        """
+        link, reasons = self._links[number], list[str]()
+        while True:
+            try:
+                return link.receive()
+            except LinkDownError as error:
+                reasons.append(str(error))
+                if len(reasons) > MOST_RESTARTS:
+                    raise WorkerError(
+                        f"{reasons[-1]}; it was started again {MOST_RESTARTS} times for the same order, before because "
+                        f"{reasons[0]}"
+                    ) from None
+            self._tell(f"{reasons[-1]}; it is started again")
+            try:
+                link.restart()
+                order = self._repeat(number, order, weights, again=len(reasons) > 1)
+            except LinkDownError:
+                continue
+
+    def _repeat(self, number: int, order: Order, weights: Any, again: bool) -> Order:
+        """Send an order to a worker that was started again, after its unfinished episodes."""
+        link, before = self._links[number], self._open[number]
+        if again and isinstance(order, Collect):
+            for piece in before.pieces:
+                self.lost.add(f"{piece.context.task}: the worker of an episode in progress failed twice", 0)
+            self._open[number] = before = Answer()
+            order = Collect(
+                steps=order.steps,
+                contexts=order.contexts,
+                seed=hash_seed(order.seed, 1),
+                version=order.version,
+            )
+        if before.pieces or before.prepared:
+            link.send(Restore(pieces=before.pieces, prepared=before.prepared), None)
+            answer = link.receive()
+            assert isinstance(answer, Answer)
+            self._count(answer)
+        link.send(order, weights)
+        return order
+
+    def _count(self, answer: Answer) -> None:
+        self.lost.merge(answer.lost)
+        for reason in answer.lost.reasons:
+            self._tell(f"{reason}; the simulator was built again, and the episode given up")
+
+    def _tell(self, reason: str) -> None:
+        """Warn of a loss, once for each reason."""
+        if reason not in self._told:
+            self._told.add(reason)
+            warnings.warn(reason, RuntimeWarning, stacklevel=2)
 
     def close(self) -> None:
         """End the workers and free the simulators."""
-        if self._runner is not None:
-            self._runner.close()
-            self._runner = None
         for link in self._links:
             link.close()
-        for process in self._processes:
-            process.join(timeout=2)
-            if process.is_alive():
-                process.kill()  # in the middle of a rollout that is not needed any more
-                process.join()
-            process.close()
-        self._links, self._processes = [], []
+        self._links, self._asked = [], []
 
     def __enter__(self) -> "WorkerPool":
         return self
@@ -255,68 +407,14 @@ class WorkerPool:
         self.close()
 
 
-def read_sizes(setting: TaskSetting) -> list[DataSizes]:
-    """Build each task once, and return its name and sizes.
-
-    Raises:
-        ValueError: If a task is unknown, or tasks cannot be played together.
-    """
-    found: list[DataSizes] = []
-    for number in range(len(setting.tasks)):
-        with closing(setting.make(number)) as task:
-            found.append(sizes_of(task))
-    check_tasks(found)
-    return found
-
-
-def _make_runner(setting: TaskSetting, envs: int, first: int = 0) -> Runner:
-    return Runner(
-        setting.task,
-        envs,
-        horizon=setting.horizon,
-        end_on_success=setting.end_on_success,
-        task_seed=setting.task_seed,
-        frames=setting.frames,
-        spares=setting.spares,
-        first=first,
-    )
-
-
-def _work(link: Connection, setting: TaskSetting, envs: int, first: int, folder: str) -> None:
-    """Run a worker: build the environments, and answer until the link closes. Ctrl-C is handled by the parent.
-
-    Args:
-        link: Link to the parent.
-        setting: Tasks that are run.
-        envs: Number of environments of this worker.
-        first: Number of its first environment.
-        folder: Current folder of the parent, from which it may import tasks.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.chdir(folder)  # a spawned process starts where its parent started, not where that is now
-    torch.set_num_threads(1)
-    runner: Runner | None = None
-    while True:
-        try:
-            kind, amount, contexts, weights, seed = link.recv()
-        except (EOFError, OSError):
-            break
-        begun = time.perf_counter()
-        try:
-            runner = runner or _make_runner(setting, envs, first)
-            policy = cast(Policy, pickle.loads(weights))
-            generator = torch.Generator().manual_seed(seed)
-            if kind == "collect":
-                answer: object = runner.collect(policy, amount, contexts, generator)
-            else:
-                answer = runner.play(policy, contexts, generator, amount)
-        except Exception:
-            answer = traceback.format_exc()
-        try:
-            link.send((answer, time.perf_counter() - begun))
-        except OSError:
-            break
-    os._exit(0)  # simulators' own clean-up at exit may hang without a display
+def _decider(order: Order, policy: Policy | None) -> Callable[[Asked], Records]:
+    """Make what decides here for one worker."""
+    assert policy is not None
+    acting = order.acting(policy, torch.Generator().manual_seed(order.seed))
+    device = next((p.device for p in policy.parameters()), torch.device("cpu"))
+    if device.type == "cpu":
+        return acting
+    return lambda asked: acting(Asked(observation=asked.observation.to(device), places=asked.places))
 
 
 def play_episodes(
@@ -327,6 +425,7 @@ def play_episodes(
     workers: int = 0,
     seed: int = 0,
     deterministic: bool = True,
+    one_by_one: bool = False,
 ) -> TrajectoryBatch:
     """Play one whole episode from every context, and return them as one batch in the order of the contexts.
 
@@ -338,7 +437,20 @@ def play_episodes(
         workers: Number of processes; 0 uses this one.
         seed: Random seed of the policy's noise.
         deterministic: Take the policy's deterministic chunks.
+        one_by_one: Let the policy decide on one observation at a time, so that an episode does not depend on the number
+            of environments and workers; see `WorkerPool.play`.
     """
     with WorkerPool(setting, envs, workers) as pool:
-        pieces = pool.play(policy, contexts, seed, deterministic)
+        pieces = pool.play(policy, contexts, seed, deterministic, one_by_one)
     return batch_pieces(pieces)
+
+
+__all__ = [
+    "Pool",
+    "RolloutFrames",
+    "TaskSetting",
+    "WorkerError",
+    "WorkerPool",
+    "check_tasks",
+    "play_episodes",
+]

@@ -1,23 +1,35 @@
 """Rollouts of a policy in simulated tasks: whole episodes for evaluation, pieces of episodes for training."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
 
-from ...core.batch import Decision, End, Observation
+from ...core.batch import Observation
 from ...core.interfaces import Policy
-from ...envs.vector import Context, VectorEnv, VectorStep, make_task
-from .frames import Eye, RolloutFrames
-from .pieces import Piece, batch_pieces, snapshot
-from .spares import Prepared, Spares, Start, Supply
+from ...envs.saved import SavedState
+from ...envs.task import ResumableTask
+from ...envs.vector import Context
+from .decisions import Acting, ActingAlone, Asked, Records
+from .frames import RolloutFrames
+from .pieces import Piece, batch_pieces, packed
+from .simulators import Losses, Simulators
+from .spares import Start
+
+Rounds = Generator[Asked, Records, list[Piece]]
+"""Rollouts in progress: yields what the policy must decide on, takes its decisions, and returns pieces in the end."""
 
 
 class Runner:
     """Runner of several simulators with one policy, decision by decision.
 
-    All simulators decide at the same moments, so that a rollout is only cut between decisions.
+    In each round the policy decides once in every running environment, and each environment then executes as many steps
+    as its decision says. So a rollout is only cut between decisions, and decisions may execute different numbers of
+    steps.
+
+    A simulator that fails is built again. In training its episode is given up and counted in ``lost``; a whole episode
+    that was asked for is played again from its context.
 
     Args:
         task: Name of the task, see `guerdon.make_task`, or names of several tasks with the same state and action
@@ -48,15 +60,22 @@ class Runner:
         first: int = 0,
     ) -> None:
         names = (task,) if isinstance(task, str) else tuple(task)
-        self._number = [(first + i) % len(names) for i in range(envs)]
-        self.envs = VectorEnv([make_task(names[k], horizon, task_seed) for k in self._number])
-        self.end_on_success = end_on_success
-        self._open: list[Piece | None] = [None] * envs
-        own = list(dict.fromkeys(self._number))
-        idle = [make_task(names[own[j % len(own)]], horizon, task_seed) for j in range(spares)]
-        self._spares = Spares(idle) if spares else None
+        numbers = [(first + i) % len(names) for i in range(envs)]
+        self.simulators = Simulators(
+            [(k, names[k]) for k in numbers], horizon, end_on_success, task_seed, frames, spares, first
+        )
         self._drawn_from: list[Context] | None = None  # contexts of the episodes that are being prepared
-        self._eye = None if frames is None else Eye(frames, [*self.envs.tasks, *idle])
+        self._ahead: deque[Context] = deque()  # contexts that were drawn before an interruption, and not used
+
+    @property
+    def lost(self) -> Losses:
+        """Episodes that were given up since the runner was made."""
+        return self.simulators.lost
+
+    @property
+    def prepared(self) -> list[Context]:
+        """Contexts that were drawn for episodes to come."""
+        return [*self.simulators.prepared, *self._ahead]
 
     def collect(
         self, policy: Policy, steps: int, contexts: Sequence[Context], generator: torch.Generator
@@ -74,9 +93,14 @@ class Runner:
 
         Raises:
             ValueError: If there is no context of a task that is played here.
+            RuntimeError: If a simulator fails several times in a row.
         """
+        return _decided(self.collecting(steps, contexts, generator), Acting(policy, generator))
+
+    def collecting(self, steps: int, contexts: Sequence[Context], generator: torch.Generator) -> Rounds:
+        """Start rollouts that are cut after about ``steps`` steps; see ``collect``."""
         mine = _by_task(contexts)
-        for name in dict.fromkeys(task.name for task in self.envs.tasks):
+        for name in dict.fromkeys(task.name for task in self.simulators.tasks):
             if name not in mine:
                 raise ValueError(
                     f"{name}: expected contexts of this task, got {len(contexts)} of {', '.join(mine) or 'none'}; use "
@@ -84,184 +108,221 @@ class Runner:
                 )
 
         def draw(name: str) -> Start:
+            for context in self._ahead:
+                if context.task == name:
+                    self._ahead.remove(context)
+                    return Start(context=context)
             own = mine[name]
             return Start(context=own[int(torch.randint(len(own), (), generator=generator))])
 
-        if self._spares is not None and self._drawn_from != list(contexts):
-            self._spares.drop()
-            self._drawn_from = list(contexts)
+        simulators = self.simulators
+        if self._drawn_from is not None and self._drawn_from != list(contexts):
+            simulators.drop_prepared()
+            self._ahead.clear()
+        self._drawn_from = list(contexts)
         done: list[Piece] = []
         taken = 0
         while taken < steps:
-            for i, piece in enumerate(self._open):
+            for i, piece in enumerate(simulators.open):
                 if piece is None:
-                    self._start(i, draw)
-            taken += self._round(policy, generator, deterministic=False, done=done)
-        for i, piece in enumerate(self._open):
-            if piece is not None:
-                self._look(i, piece)
-                done.append(snapshot(piece))
-                piece.fresh = len(piece.actions)
-        return done
+                    simulators.begin(i, draw)
+            came, ended = yield from self._round()
+            taken += came
+            done += ended
+        for i in range(len(simulators)):
+            simulators.look(i)
+        going_on = [piece for piece in simulators.open if piece is not None]
+        simulators.encode([*done, *going_on])
+        handed = [packed(piece) for piece in (*done, *going_on)]
+        for piece in going_on:
+            piece.fresh = len(piece.actions)
+        return handed
 
     def play(
-        self, policy: Policy, contexts: Sequence[Context], generator: torch.Generator, deterministic: bool = True
+        self,
+        policy: Policy,
+        contexts: Sequence[Context],
+        generator: torch.Generator,
+        deterministic: bool = True,
+        draws: Sequence[int] | None = None,
+        one_by_one: bool = False,
+        places: Sequence[int] | None = None,
     ) -> list[Piece]:
-        """Play one whole episode from every context; episodes in progress are dropped.
+        """Play one whole episode from every context; episodes in progress wait meanwhile.
 
         Args:
             policy: Policy that acts.
             contexts: Initial states.
             generator: Random generator of the policy's noise.
             deterministic: Take the policy's deterministic chunks.
+            draws: Number of the draw of each context, which becomes the group of its row; None groups by context.
+            one_by_one: Decide on one observation at a time, with the noise of every episode from a generator of its
+                own, seeded by (initial seed of ``generator``, place). An episode is then the same whatever else is
+                played, here or in other processes.
+            places: Place of each context among those of all processes, for its noise; None numbers them here.
 
         Returns:
             One piece per context, in their order.
 
         Raises:
             ValueError: If no environment here plays the task of a context.
+            RuntimeError: If a simulator fails several times in a row.
         """
-        self._open = [None] * len(self.envs)
-        if self._spares is not None:
-            self._spares.drop()
-            self._drawn_from = None
-        waiting: dict[str, deque[Start]] = {task.name: deque() for task in self.envs.tasks}
+        acting: Acting | ActingAlone = Acting(policy, generator, deterministic)
+        if one_by_one:
+            acting = ActingAlone(policy, generator.initial_seed(), deterministic, places)
+        return _decided(self.playing(contexts, draws, one_by_one), acting)
+
+    def playing(self, contexts: Sequence[Context], draws: Sequence[int] | None = None, alone: bool = False) -> Rounds:
+        """Start whole episodes; see ``play``. Episodes in progress are saved before and restored afterwards.
+
+        Args:
+            contexts: Initial states.
+            draws: Number of the draw of each context; None groups by context.
+            alone: Encode the frames of each environment by themselves.
+        """
+        simulators = self.simulators
+        waiting: dict[str, deque[Start]] = {task.name: deque() for task in simulators.tasks}
         for place, context in enumerate(contexts):
             if context.task not in waiting:
                 raise ValueError(f"no environment plays {context.task}: they play {', '.join(waiting)}")
-            waiting[context.task].append(Start(context=context, place=place))
+            draw = None if draws is None else draws[place]
+            waiting[context.task].append(Start(context=context, place=place, draw=draw))
+        saved = self._set_aside()
+        starts: dict[int, Start] = {}  # of the episode that each environment plays
+        done: dict[int, Piece] = {}
 
         def take(name: str) -> Start | None:
             return waiting[name].popleft() if waiting[name] else None
 
-        places: dict[int, int] = {}
-        done: list[Piece] = []
-        while True:
-            for i, piece in enumerate(self._open):
-                start = self._start(i, take) if piece is None else None
-                if start is not None:
-                    places[id(self._open[i])] = start.place
-            if all(piece is None for piece in self._open):
-                return sorted(done, key=lambda piece: places[id(piece)])
-            self._round(policy, generator, deterministic, done)
+        try:
+            while True:
+                for i, piece in enumerate(simulators.open):
+                    if piece is not None:
+                        continue
+                    if i in starts:  # its simulator failed: once more
+                        waiting[simulators.tasks[i].name].appendleft(starts.pop(i))
+                    start = simulators.begin(i, take)
+                    if start is not None:
+                        starts[i] = start
+                if all(piece is None for piece in simulators.open):
+                    return [done[place] for place in range(len(contexts))]
+                _, ended = yield from self._round([s.place for _, s in sorted(starts.items())], alone)
+                simulators.encode(ended, alone)
+                for piece in ended:
+                    done[starts.pop(piece.env - simulators.first).place] = packed(piece)
+        finally:
+            self._take_up(saved)
 
-    def _start(self, index: int, supply: Supply) -> Start | None:
-        """Begin the next episode in a free environment; return its start, or None where there is no more."""
-        begun = self._begin(index, supply)
-        if begun is None:
-            return None
-        tracks = begun.task.tracks()  # a reset returns the state only
-        cameras = () if self._eye is None else self._eye.frames.cameras
-        self._open[index] = Piece(
-            context=begun.start.context,
-            task=self._number[index],
-            instruction=begun.task.instruction,
-            state=[begun.state],
-            tracks=[_side_by_side(list(tracks.values()))],
-            track_widths={name: len(point) for name, point in tracks.items()},
-            frames={camera: [] for camera in cameras},
-        )
-        return begun.start
+    def restore(self, pieces: Sequence[Piece], prepared: Sequence[Context] = ()) -> int:
+        """Repeat unfinished episodes from their contexts, so that the next ``collect`` goes on with them.
 
-    def _begin(self, index: int, supply: Supply) -> Prepared | None:
-        """Reset a free environment, or exchange its simulator for one that was reset."""
-        task = self.envs.tasks[index]
-        if self._spares is None:
-            start = supply(task.name)
-            if start is None:
-                return None
-            return Prepared(start=start, task=task, state=self.envs.reset(index, start.context))
-        begun = self._spares.begin(task, supply)
-        if begun is not None:
-            self.envs.exchange(index, begun.task, begun.state)
-        return begun
+        Args:
+            pieces: Unfinished episodes that ``collect`` returned; each goes to a free environment of its task, to that
+                which played it if it is here. What finds no environment is counted as lost.
+            prepared: Contexts that were drawn for episodes to come.
 
-    def _round(self, policy: Policy, generator: torch.Generator, deterministic: bool, done: list[Piece]) -> int:
-        """Make one decision in every running environment and execute it; return the number of environment steps."""
-        rows = [i for i, piece in enumerate(self._open) if piece is not None]
-        decision = self._decide(policy, rows, generator, deterministic)
-        chunk = decision.chunk.cpu().numpy()
-        actions = np.zeros((len(self._open), chunk.shape[2]), np.float32)
-        taken = 0
-        for step in range(int(decision.executed[0])):
-            actions[rows] = np.clip(chunk[:, step], self.envs.action_low[rows], self.envs.action_high[rows])
-            running = np.array([piece is not None for piece in self._open])
-            if not running.any():
-                break
-            self._record(self.envs.step(actions, running), actions, done)
-            taken += int(running.sum())
-        return taken
-
-    def _decide(self, policy: Policy, rows: Sequence[int], generator: torch.Generator, deterministic: bool) -> Decision:
-        """Let the policy decide in the environments ``rows``, and record what it returns.
-
-        Raises:
-            ValueError: If the policy would execute fewer steps in one environment than in another.
+        Returns:
+            Number of episodes that go on.
         """
-        pieces = [_piece(self._open[i]) for i in rows]
-        for i, piece in zip(rows, pieces, strict=True):
-            self._look(i, piece)
-        observation = Observation(
-            state=torch.from_numpy(np.stack([piece.state[-1] for piece in pieces])),
-            frames={c: torch.from_numpy(np.stack([p.frames[c][-1] for p in pieces])) for c in pieces[0].frames},
-            instructions=tuple(piece.instruction for piece in pieces),
-        )
-        decision = policy.act(observation, deterministic, generator)
-        executed = sorted(set(decision.executed.tolist()))
-        if len(executed) != 1 or not 1 <= executed[0] <= decision.chunk.shape[1]:
-            raise ValueError(
-                f"expected decisions that execute one number of steps, 1 … {decision.chunk.shape[1]}, got {executed}: "
-                "environments that decide at different moments cannot be stepped together; return one number for all"
-            )
-        recorded = {"sample": decision.chunk, "log_prob": decision.log_prob, **decision.extras}
-        behaviour = {name: part.cpu().numpy() for name, part in recorded.items() if part is not None}
-        for k, piece in enumerate(pieces):
-            piece.decision_step.append(len(piece.actions))
-            for name, part in behaviour.items():
-                piece.behaviour.setdefault(name, []).append(part[k])
-        return decision
+        simulators, found = self.simulators, 0
+        simulators.drop_prepared()
+        simulators.open = [None] * len(simulators)
+        self._drawn_from, self._ahead = None, deque(prepared)
+        for piece in pieces:
+            own = piece.env - simulators.first
+            places = [own, *range(len(simulators))] if 0 <= own < len(simulators) else range(len(simulators))
+            free = (i for i in places if simulators.open[i] is None and simulators.tasks[i].name == piece.context.task)
+            place = next(free, None)
+            if place is None:
+                self.lost.add(f"{piece.context.task}: no environment is free for an episode in progress", 0)
+            else:
+                found += simulators.replay(place, piece)
+        return found
 
-    def _record(self, came: VectorStep, actions: np.ndarray, done: list[Piece]) -> None:
-        """Append one step to every running episode, and close those that ended."""
-        tracks: dict[tuple[str, ...], np.ndarray] = {}  # by their names, which are the same in one task
-        for i, piece in enumerate(self._open):
+    def _set_aside(self) -> "list[tuple[Piece | None, SavedState | None]]":
+        """Save every episode in progress, and free its environment."""
+        simulators = self.simulators
+        self._ahead = deque(self.prepared)
+        simulators.drop_prepared()
+        saved: list[tuple[Piece | None, SavedState | None]] = []
+        for task, piece in zip(simulators.tasks, simulators.open, strict=True):
+            saved.append((piece, task.save() if isinstance(task, ResumableTask) and piece is not None else None))
+        simulators.open = [None] * len(simulators)
+        return saved
+
+    def _take_up(self, saved: "Sequence[tuple[Piece | None, SavedState | None]]") -> None:
+        """Restore every episode that was set aside; one of a task that cannot be saved is repeated."""
+        simulators = self.simulators
+        simulators.drop_prepared()
+        simulators.open = [None] * len(simulators)
+        for i, (piece, state) in enumerate(saved):
+            task = simulators.tasks[i]
             if piece is None:
                 continue
-            names = tuple(piece.track_widths)
-            if names not in tracks:
-                tracks[names] = _side_by_side([came.tracks[name] for name in names])
-            piece.state.append(came.state[i])
-            if names:
-                piece.tracks.append(tracks[names][i])
-            piece.actions.append(actions[i].copy())
-            piece.reward.append(float(came.reward[i]))
-            piece.success.append(bool(came.success[i]))
-            if self.end_on_success and came.success[i]:
-                piece.end = End.SUCCESS
-            elif came.terminated[i]:
-                piece.end = End.SUCCESS if came.success[i] else End.FAILURE
-            elif came.truncated[i]:
-                piece.end = End.TIME_LIMIT
-            if piece.end != End.CUT:
-                done.append(piece)
-                self._open[i] = None
-            if self._eye is not None and (piece.end != End.CUT or self._eye.frames.due(len(piece.actions))):
-                self._look(i, piece)
+            if state is not None and isinstance(task, ResumableTask):
+                task.restore(state)
+                simulators.open[i] = piece
+            else:
+                simulators.replay(i, piece)
 
-    def _look(self, index: int, piece: Piece) -> None:
-        """Render the current observation, unless that was done."""
-        step = len(piece.actions)
-        if self._eye is None or (piece.frame_step and piece.frame_step[-1] == step):
-            return
-        for camera, frame in self._eye.render(self.envs.tasks[index]).items():
-            piece.frames[camera].append(frame)
-        piece.frame_step.append(step)
+    def _round(
+        self, places: Sequence[int] | None = None, alone: bool = False
+    ) -> Generator[Asked, Records, tuple[int, list[Piece]]]:
+        """Let the policy decide in every running environment and execute it.
+
+        Returns:
+            The number of environment steps, and the pieces of the episodes that ended.
+        """
+        simulators = self.simulators
+        rows = [i for i, piece in enumerate(simulators.open) if piece is not None]
+        pieces = [piece for piece in simulators.open if piece is not None]
+        for i in rows:
+            simulators.look(i)
+        simulators.encode(pieces, alone)
+        features = {name: _latest([p.features[name] for p in pieces]) for name in pieces[0].features}
+        observation = Observation(
+            state=torch.from_numpy(np.stack([piece.state[-1] for piece in pieces])),
+            frames={} if features else {c: _latest([p.frames[c] for p in pieces]) for c in pieces[0].frames},
+            features=features,
+            instructions=tuple(piece.instruction for piece in pieces),
+        )
+        records = yield Asked(observation=observation, places=tuple(range(len(rows)) if places is None else places))
+        chunk = np.minimum(np.maximum(records.chunk, simulators.low[rows][:, None]), simulators.high[rows][:, None])
+        taken, ended = 0, list[Piece]()
+        for k, (i, piece) in enumerate(zip(rows, pieces, strict=True)):
+            piece.decision_step.append(len(piece.actions))
+            for name, part in records.behaviour.items():
+                held = piece.behaviour.get(name)
+                if not isinstance(held, list):
+                    held = piece.behaviour[name] = [] if held is None else list(held)
+                held.append(part[k])
+            done, steps = simulators.execute(i, chunk[k, : records.executed[k]])
+            taken += steps
+            if done is not None:
+                ended.append(done)
+        return taken, ended
 
     def close(self) -> None:
         """Close every simulator, and end the thread of the spares."""
-        if self._spares is not None:
-            self._spares.close()
-        self.envs.close()
+        self.simulators.close()
+
+
+def _decided(rounds: Rounds, acting: Acting | ActingAlone) -> list[Piece]:
+    """Let a policy decide in this process until the rollouts are done."""
+    try:
+        asked = next(rounds)
+        while True:
+            asked = rounds.send(acting(asked))
+    except StopIteration as done:
+        return done.value
+    finally:
+        rounds.close()
+
+
+def _latest(shown: Sequence[Sequence[np.ndarray] | np.ndarray]) -> torch.Tensor:
+    """Stack the latest frame or feature of each episode."""
+    return torch.from_numpy(np.stack([held[-1] for held in shown]))
 
 
 def _by_task(contexts: Sequence[Context]) -> dict[str, list[Context]]:
@@ -270,16 +331,6 @@ def _by_task(contexts: Sequence[Context]) -> dict[str, list[Context]]:
     for context in contexts:
         found.setdefault(context.task, []).append(context)
     return found
-
-
-def _side_by_side(points: Sequence[np.ndarray]) -> np.ndarray:
-    """Concatenate along the last axis; no points give an empty array."""
-    return np.concatenate(points, -1, dtype=np.float32) if points else np.zeros(0, np.float32)
-
-
-def _piece(piece: Piece | None) -> Piece:
-    assert piece is not None
-    return piece
 
 
 def split_evenly(total: int, parts: int) -> list[int]:

@@ -18,6 +18,8 @@ class Start:
     """Initial state."""
     place: int = 0
     """Number of the episode in the order in which episodes were asked for."""
+    draw: int | None = None
+    """Number of the draw of the context, which its rollouts share; None where contexts are drawn one by one."""
 
 
 Supply = Callable[[str], Start | None]
@@ -101,6 +103,10 @@ class Spares:
             task = idle.pop(0)
             future = self._thread.submit(task.reset, start.context)
             self._pending.setdefault(name, deque()).append(_Pending(start, task, future))
+
+    def prepared(self) -> list[Context]:
+        """List the contexts of the episodes that were begun here, in the order in which they will be used."""
+        return [one.start.context for pending in self._pending.values() for one in pending]
 
     def drop(self) -> None:
         """Give up the episodes that were prepared, whether or not their resets failed.

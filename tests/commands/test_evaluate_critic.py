@@ -170,6 +170,9 @@ def test_what_is_missing_or_does_not_fit_is_said(run):
     assert "--against is for reward models" in run("evaluate", "value", "--against", "@value", fails=True)
     assert "--policy is for critics" in run("evaluate", "reward", "--policy", "@policy", fails=True)
     assert "expected a reward model or a critic" in run("evaluate", "policy", fails=True)
+    text = run("evaluate", "value", "--policy", "@policy", "--env", "mujoco/reach", "--env", "mujoco/reach", fails=True)
+    assert "a critic is evaluated in one task" in text
+    assert "--env is for critics and policies" in run("evaluate", "reward", "--env", "mujoco/reach", fails=True)
     assert "holds a ValueCritic: expected a policy" in run("evaluate", "value", "--policy", "@value", fails=True)
     assert "is a reward model" in run("score", "reward", "--policy", "@policy", "--out", "s", fails=True)
     assert "would change another one" in run("evaluate", "value", "--reward", "@cost", "--scale", "2", fails=True)

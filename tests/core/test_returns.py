@@ -61,7 +61,8 @@ def loop_gae(rewards, values, mask, terminated, gamma, lam):
         for t in reversed(range(length)):
             ends = t == length - 1 and bool(terminated[b])
             after = 0.0 if ends else float(values[b, t + 1])
-            following = float(rewards[b, t]) + gamma * after - float(values[b, t]) + gamma * lam * following
+            g = float(gamma[b, t]) if isinstance(gamma, torch.Tensor) else gamma
+            following = float(rewards[b, t]) + g * after - float(values[b, t]) + g * lam * following
             advantages[b, t] = following
             returns[b, t] = following + float(values[b, t])
     return advantages, returns
@@ -264,6 +265,42 @@ class TestGae:
         after = gae(second, values[:, 3:], whole[:, :1], torch.tensor([True]), 0.9, 0.8)
         expected = torch.cat([before.advantages, torch.zeros(1, 1), after.advantages], 1)
         torch.testing.assert_close(result.advantages, expected)
+
+    @given(rollouts(longest=80), UNITS)
+    def test_discounts_per_step_against_a_literal_loop(self, rollout, lam):
+        rewards, values, mask, terminated = rollout
+        gamma = torch.rand(mask.shape).masked_fill(torch.rand(mask.shape) < 0.1, 0.0).masked_fill(~mask, math.nan)
+        result = gae(rewards, values, mask, terminated, gamma, lam)
+        advantages, returns = loop_gae(rewards, values, mask, terminated, gamma, lam)
+        close(result.advantages, advantages)
+        close(result.returns, returns)
+
+    @given(rollouts(), UNITS, UNITS)
+    def test_equal_discounts_are_one_discount(self, rollout, gamma, lam):
+        rewards, values, mask, terminated = rollout
+        one = gae(rewards, values, mask, terminated, gamma, lam)
+        each = gae(rewards, values, mask, terminated, torch.full_like(rewards, gamma), lam)
+        close(each.advantages, one.advantages)
+        close(each.returns, one.returns)
+
+    def test_discounts_per_step_by_hand(self):
+        # γ = (0.5, 0.9), λ = 0.8, cut: δ1 = 1 + 0.9·4 − 3 = 1.6; δ0 = 2 + 0.5·3 − 1 = 2.5; A0 = 2.5 + 0.4·1.6 = 3.14
+        rewards, values = torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 3.0, 4.0]])
+        result = gae(rewards, values, prefix([2], 2), torch.tensor([False]), torch.tensor([[0.5, 0.9]]), 0.8)
+        close(result.advantages, torch.tensor([[3.14, 1.6]]))
+
+    def test_hole_ends_a_piece_with_discounts_per_step_too(self):
+        rewards = torch.tensor([[1.0, 2.0, math.nan, 3.0]])
+        values = torch.tensor([[0.5, 0.25, 4.0, 1.0, math.nan]])
+        mask, terminated = torch.tensor([[True, True, False, True]]), torch.tensor([True])
+        gamma = torch.tensor([[0.9, 0.9, math.nan, 0.9]])
+        one = gae(rewards, values, mask, terminated, 0.9, 0.8)
+        close(gae(rewards, values, mask, terminated, gamma, 0.8).advantages, one.advantages)
+
+    @pytest.mark.parametrize("gamma", [torch.full((1, 2), 1.5), torch.tensor([[0.5, math.nan]])])
+    def test_discounts_per_step_lie_in_the_unit_interval(self, gamma):
+        with pytest.raises(ValueError, match="gamma: expected numbers in"):
+            gae(torch.ones(1, 2), torch.ones(1, 3), prefix([2], 2), torch.tensor([True]), gamma, 0.9)
 
     def test_no_gradients_and_dtypes(self):
         values = torch.randn(2, 6, requires_grad=True)

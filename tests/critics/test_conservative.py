@@ -195,3 +195,71 @@ def test_it_is_saved_and_keeps_what_every_critic_promises():
 def test_arguments_that_make_no_sense_are_refused(wrong):
     with pytest.raises((ValueError, TypeError), match=r"expected alpha above 0|Expected type"):
         CalibratedFloor(**wrong)
+
+
+class Seen(Slope):
+    """Keeps the chunks that it values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chunks = []
+
+    def forward(self, observation, chunk, mask):
+        self.chunks.append(chunk.detach().flatten())
+        return super().forward(observation, chunk, mask)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "logsumexp"])
+def test_the_floor_is_for_the_policys_chunks_only(reduce: Literal["mean", "logsumexp"]):
+    # the return 100 is above every value: a chunk of the policy counts as 100, a uniform one as itself
+    batch, rewards = steps([100.0] * 4, [End.SUCCESS] * 4, [-1.0, 0.0, 1.0, 2.0])
+    network = Seen()
+    critic = ActionCritic(network, penalty=CalibratedFloor(alpha=1.0, proposals=1, uniform=2, reduce=reduce))
+    critic.fit_scales(batch)
+    found = penalty_of(critic, batch, rewards, Fixed(3.0))
+    uniform = torch.stack(network.chunks[-2:])
+    others = torch.cat([torch.full((1, 4), 100.0), uniform])
+    soft = others.mean(0) if reduce == "mean" else others.logsumexp(0) - math.log(3)
+    assert found == pytest.approx(float((soft - batch.actions[:, 0, 0]).mean()), rel=1e-5)
+
+
+def test_uniform_chunks_pull_their_own_value_down_below_the_floor():
+    batch, rewards = steps([100.0] * 2, [End.SUCCESS] * 2, [1.0, 2.0])
+    network = Seen()
+    critic = ActionCritic(network, penalty=CalibratedFloor(alpha=1.0, proposals=0, uniform=1))
+    critic.fit_scales(batch)
+    parts = critic.penalty
+    assert parts is not None
+    points = critic.points(batch, rewards)
+    members = critic.logged_members(batch, points.rows, points.steps, points.lengths)
+    penalty = parts(critic, batch, rewards, points, members, None)["penalty"]
+    (gradient,) = torch.autograd.grad(penalty, [network.slope])
+    assert float(gradient) == pytest.approx(float(network.chunks[-1].mean()) - 1.5, rel=1e-5)
+
+
+def test_uniform_chunks_come_from_a_generator_of_their_own(tmp_path):
+    batch, rewards = steps([0.0] * 8, [End.FAILURE] * 8, torch.linspace(-1, 1, 8).tolist())
+
+    def made(seed=0):
+        critic = ActionCritic(ChunkPerceptron(1, 1, hidden=(4,)), penalty=CalibratedFloor(proposals=0, seed=seed))
+        critic.load_state_dict(weights.state_dict(), strict=False)
+        assert critic.penalty is not None
+        critic.penalty.draws.zero_()
+        return critic
+
+    weights = ActionCritic(ChunkPerceptron(1, 1, hidden=(4,)))
+    weights.fit_scales(batch)
+    before = torch.random.get_rng_state()
+    one, two, other = made(), made(), made(seed=1)
+    torch.random.set_rng_state(before)
+    first = [penalty_of(one, batch, rewards) for _ in range(3)]
+    assert torch.equal(torch.random.get_rng_state(), before), "the global generator moved"
+    torch.rand(7)
+    assert [penalty_of(two, batch, rewards) for _ in range(3)] == first
+    assert len(set(first)) == 3 and penalty_of(other, batch, rewards) not in first
+    resumed = made()
+    resumed.load_state_dict(one.state_dict())
+    assert penalty_of(resumed, batch, rewards) == penalty_of(two, batch, rewards)
+    old = {k: v for k, v in one.state_dict().items() if not k.endswith("draws")}
+    resumed.load_state_dict(old)
+    assert resumed.penalty is not None and int(resumed.penalty.draws) == 0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import Decision, Observation
-from guerdon.policies.gaussian import GaussianPolicy
+from guerdon.policies.gaussian import GaussianPolicy, within
 from guerdon.testing import check_policy, trajectory_batches
 
 
@@ -102,7 +102,9 @@ def test_deterministic_action_is_the_mean():
 
 @pytest.mark.parametrize("log_std, clamped", [(-9.0, -4.0), (3.0, 0.5)])
 def test_the_spread_is_clamped_alike_in_every_use(log_std, clamped):
-    policy = GaussianPolicy(2, 2, log_std=log_std)
+    policy: Any = GaussianPolicy(2, 2)
+    with torch.no_grad():
+        policy.log_std.fill_(log_std)  # a step of an optimizer may lead there
     observation = seen(1)
     decision = drawn(policy, observation)
     normal = torch.distributions.Normal(policy.distribution(observation)[0], math.exp(clamped))
@@ -167,3 +169,77 @@ def test_chunks_of_another_shape_are_refused(shape):
 @given(trajectory_batches(state_size=2), st.integers(1, 4), st.data())
 def test_it_keeps_every_promise_of_a_policy(batch, horizon, data):
     check_policy(GaussianPolicy(2, 3, horizon=horizon, execute=data.draw(st.integers(1, horizon)), hidden=(4,)), batch)
+
+
+# --- the spread at its bounds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bound, sign", [(-1.0, -1.0), (0.5, 1.0)])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_a_spread_that_reached_a_bound_comes_back(bound, sign, optimizer):
+    """Entropy is pushed against a bound for long, then pulled the other way."""
+    policy, observation = made(log_std=-0.3, log_std_range=(-1.0, 0.5)), seen()
+    decision = drawn(policy, observation)
+    steps = optimizer([policy.log_std], lr=0.02)
+
+    def push(direction, times):
+        for _ in range(times):
+            steps.zero_grad()
+            (-direction * policy.evaluate(observation, decision).entropy.mean()).backward()
+            steps.step()
+
+    push(sign, 300)
+    used = policy.distribution(observation)[1]
+    executed = used[: policy.execute]
+    assert torch.equal(executed, torch.full_like(executed, bound)), "it never reached the bound: the test shows nothing"
+    push(-sign, 60)
+    back = policy.distribution(observation)[1][: policy.execute]
+    assert ((back - bound) * sign < -0.1).all(), "frozen at the bound"
+
+
+def test_the_gradient_is_cut_only_where_descent_leads_further_out():
+    values = torch.tensor([-2.0, -2.0, 0.0, 0.0, 3.0, 3.0], requires_grad=True)
+    pull = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    clamped = within(values, -1.0, 1.0)
+    assert clamped.tolist() == [-1, -1, 0, 0, 1, 1]
+    (clamped * pull).sum().backward()
+    # a step goes against the gradient: at -2 only a negative one leads back, at 3 only a positive one
+    assert values.grad is not None and values.grad.tolist() == [0, -1, 1, -1, 1, 0]
+
+
+@pytest.mark.parametrize("log_std", [-5.0, 1.0, float("nan")])
+def test_a_spread_that_starts_outside_of_its_range_is_refused(log_std):
+    with pytest.raises(ValueError, match=r"log_std_range \(-4.0, 0.5\): expected the initial log_std"):
+        GaussianPolicy(2, 2, log_std=log_std)
+
+
+def test_sampling_density_and_entropy_use_one_spread_outside_of_the_range():
+    policy, observation = made(log_std_range=(-1.0, 0.5)), seen(2000)
+    with torch.no_grad():
+        policy.log_std.fill_(2.0)  # as a step of an optimizer may leave it
+    decision = drawn(policy, observation)
+    mean, log_std = policy.distribution(observation)
+    assert (log_std == 0.5).all()
+    assert (decision.chunk - mean).std().item() == pytest.approx(math.exp(0.5), rel=0.03)
+    evaluated = policy.evaluate(observation, decision)
+    normal = torch.distributions.Normal(mean, log_std.exp().expand_as(mean))
+    assert torch.allclose(evaluated.log_prob, normal.log_prob(decision.chunk).flatten(1), atol=1e-5)
+    assert torch.allclose(evaluated.entropy, normal.entropy()[:, :2].sum((1, 2)), atol=1e-5)
+
+
+def test_a_policy_saved_with_a_spread_outside_of_its_range_opens(tmp_path):
+    policy = GaussianPolicy(2, 2, hidden=(4,), log_std=-4.0)
+    with torch.no_grad():
+        policy.log_std.fill_(-5.0)
+    policy.init_args["log_std"] = -5.0  # what version 0.1 accepted
+    policy.save_pretrained(tmp_path / "old")
+    opened = GaussianPolicy.from_pretrained(tmp_path / "old")
+    assert (opened.distribution(seen())[1] == -4.0).all()
+    assert torch.equal(opened.log_std, policy.log_std), "weights are those of the file"
+
+
+def test_the_hidden_layer_is_what_the_mean_is_a_linear_map_of():
+    policy, observation = made(), seen()
+    evaluated = policy.evaluate(observation, drawn(policy, observation))
+    mean = policy.distribution(observation)[0]
+    assert torch.equal(policy.network[-1](evaluated.hidden).view_as(mean), mean)

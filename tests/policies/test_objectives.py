@@ -202,7 +202,7 @@ def test_what_is_unknown_counts_nothing_and_moves_no_statistic():
 
 def test_an_advantage_that_counts_as_known_must_be_a_number():
     batch, advantages = logged([[0.0, 1.0], [math.nan, 1.0]])
-    with pytest.raises(ValueError, match="an advantage of episode 1 is nan and counts as known: mark it invalid"):
+    with pytest.raises(ValueError, match="decision 0 of episode 1 is nan and counts as known"):
         WeightedImitation(Exponential(beta=1.0)).weights(batch, advantages)
 
 

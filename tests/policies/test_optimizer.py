@@ -187,6 +187,87 @@ def test_estimates_and_advantages_are_computed_once_per_batch():
     assert source.seen == module.objective.seen, "critic and policy are shown different decisions"
 
 
+class HeadAdvantage(AdvantageSource):
+    """Values by a linear head on the hidden layer of the policy, which it does not train (stop-gradient)."""
+
+    def __init__(self, policy: GaussianPolicy, stop: bool = True):
+        super().__init__()
+        self.policy, self.head, self.stop = policy, nn.Linear(8, 1), stop
+
+    def estimate(self, batch):
+        return RewardEstimates(rewards=torch.zeros_like(batch.weight), valid=batch.mask)
+
+    @torch.no_grad()
+    def forward(self, batch, rewards, proposer=None):
+        returns = batch.state[:, :-1].sum(2)
+        return Advantages(advantages=torch.zeros_like(returns), returns=returns, valid=batch.decision_mask)
+
+    def on_minibatch(self, batch, advantages, minibatch):
+        hidden = minibatch.evaluation.hidden
+        value = self.head(hidden.detach() if self.stop else hidden).squeeze(1)
+        error = (value - advantages.returns[minibatch.rows, minibatch.decisions]).square().mean()
+        return {"loss": error, "value_error": error.detach()}
+
+
+class Evaluating(GaussianPolicy):
+    """Counts its evaluations."""
+
+    evaluations = 0
+
+    def evaluate(self, observation, decision):
+        self.evaluations += 1
+        return super().evaluate(observation, decision)
+
+
+class OwnObjective(ClippedSurrogate):
+    """An objective as users wrote it before minibatches were shared: it asks the policy itself."""
+
+    def forward(self, policy, observation, decision, advantage, weight):
+        now = policy.evaluate(observation, decision)
+        return {"loss": ((now.log_prob - decision.log_prob).sum(1) * weight).mean()}
+
+
+def errors_of_a_head(stop=True, objective=None, **options):
+    policy = Evaluating(2, 2, hidden=(8,))
+    module = PolicyOptimizer(policy, HeadAdvantage(policy, stop), objective or Watching(), **options)
+    found = []
+
+    class Noting(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            found.append(float(trainer.callback_metrics["value_error"]))
+
+    batch = rollout(policy, rows=6, steps=7)
+    policy.evaluations = 0
+    fit(module, [batch] * 3, callbacks=[Noting()])
+    return module, found
+
+
+def test_the_policy_is_evaluated_once_per_minibatch_for_objective_and_value():
+    module, errors = errors_of_a_head(passes=4, minibatch_size=21, learning_rate=0.02)
+    assert module.policy.evaluations == 3 * 4 * 2
+    assert errors[2] < 0.7 * errors[0], "the head on the hidden layer learns nothing"
+    own, _ = errors_of_a_head(objective=OwnObjective(), passes=4, minibatch_size=21)
+    assert own.policy.evaluations == 2 * 3 * 4 * 2, "an objective of one's own evaluates by itself, as before"
+
+
+def test_what_the_value_loss_does_to_the_policy_is_up_to_the_source():
+    for stop in (True, False):
+        torch.manual_seed(0)
+        module, _ = errors_of_a_head(stop=stop, passes=2)  # advantages of 0: the objective moves nothing
+        torch.manual_seed(0)
+        start = Evaluating(2, 2, hidden=(8,))
+        assert torch.equal(start.network[0].weight, module.policy.network[0].weight) == stop
+
+
+def test_a_frozen_policy_lends_its_hidden_layer_and_stays_as_it_is():
+    torch.manual_seed(0)
+    module, errors = errors_of_a_head(stop=False, passes=4, freeze_policy_batches=3, learning_rate=0.02)
+    torch.manual_seed(0)
+    start = Evaluating(2, 2, hidden=(8,))
+    assert all(torch.equal(a, b) for a, b in zip(start.parameters(), module.policy.parameters(), strict=True))
+    assert errors[2] < errors[0] and module.objective.seen == []
+
+
 class Dropping(RewardModel):
     """A trained reward with dropout, which must never drop."""
 
@@ -237,6 +318,38 @@ def test_learning_rates_are_kept_apart():
     assert [g["lr"] for g in groups] == [1e-3, 1e-2]
     assert [g["lr"] for g in made(learning_rate=1e-3).configure_optimizers().param_groups] == [1e-3, 1e-3]
     assert len(made(advantage=Uniform()).configure_optimizers().param_groups) == 1
+
+
+def test_a_parameter_that_policy_and_source_share_is_the_policys_alone():
+    policy = GaussianPolicy(2, 2, hidden=(8,))
+    source = HeadAdvantage(policy)
+    groups = PolicyAdam(1e-3, critic_learning_rate=1e-2).make(policy, source).param_groups
+    assert [g["lr"] for g in groups] == [1e-3, 1e-2]
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in policy.parameters()}
+    assert {id(p) for p in groups[1]["params"]} == {id(p) for p in source.head.parameters()}
+
+
+def test_parts_of_the_policy_have_learning_rates_of_their_own():
+    policy = GaussianPolicy(2, 2, hidden=(8,))
+    adam = PolicyAdam(1e-3, part_learning_rates={"network.2": 1e-4, "network": 1e-5, "log_std": 1e-2})
+    rates = {id(p): g["lr"] for g in adam.make(policy, Uniform()).param_groups for p in g["params"]}
+    expected = {"network.0": 1e-5, "network.2": 1e-4, "log_std": 1e-2}
+    for name, parameter in policy.named_parameters():
+        assert rates[id(parameter)] == next(rate for part, rate in expected.items() if name.startswith(part)), name
+    module = made(part_learning_rates={"log_std": 1e-9}, learning_rate=0.1)
+    before = {k: v.detach().clone() for k, v in module.policy.named_parameters()}
+    fit(module, [rollout(module.policy)])
+    moved = {k: float((v.detach() - before[k]).abs().max()) for k, v in module.policy.named_parameters()}
+    assert moved.pop("log_std") < 1e-6 < 1e-2 < min(moved.values())
+
+
+def test_a_part_that_the_policy_lacks_is_refused_naming_those_it_has():
+    policy = GaussianPolicy(2, 2, hidden=(8,))
+    for part in ("head", "net", "network.0.weights"):
+        with pytest.raises(ValueError, match=f"'{part}' names no parameter of GaussianPolicy.* log_std, network"):
+            PolicyAdam(part_learning_rates={part: 1e-4}).make(policy, Uniform())
+    with pytest.raises(ValueError, match=r"log_std has 0\.0, expected a positive number"):
+        PolicyAdam(part_learning_rates={"log_std": 0.0})
 
 
 def test_flat_arguments_become_the_optimizer():
@@ -555,6 +668,27 @@ def test_what_is_logged_by_hand():
     assert figures["explained_variance"] == pytest.approx(0.0, abs=1e-6)
     assert {"kl", "clipped", "entropy"} <= figures.keys()
     assert "critic_loss" not in figures
+
+
+def test_the_ratio_error_is_that_of_the_first_minibatch_and_the_largest_stands_beside_it():
+    module = made(passes=5, minibatch_size=20, learning_rate=0.05)
+    figures = {k: float(v) for k, v in fit(module, [rollout(module.policy)]).callback_metrics.items()}
+    errors = module.objective.ratio_error
+    assert figures["ratio_error"] == pytest.approx(errors[0], abs=1e-7) and errors[0] < 1e-5
+    assert figures["ratio_error_max"] == pytest.approx(max(errors)) and max(errors) > 0.01
+
+
+@pytest.mark.parametrize("objective", [ClippedSurrogate(), WeightedImitation(Exponential())])
+@pytest.mark.parametrize("field", ["advantages", "returns"])
+def test_a_known_advantage_that_is_no_number_is_refused(objective, field):
+    values = {"advantages": torch.ones(1, 4), "returns": torch.ones(1, 4)}
+    values[field][0, 2] = torch.nan
+    module = made(advantage=Fixed(Advantages(**values, valid=torch.ones(1, 4, dtype=torch.bool))), objective=objective)
+    batch = rollout(module.policy, rows=1, steps=4)
+    with pytest.raises(ValueError, match=r"decision 2 of episode 0 is nan and counts as known \(1 in all\)"):
+        fit(module, [batch])
+    hidden = Advantages(**values, valid=torch.tensor([[True, True, False, True]]))
+    fit(made(advantage=Fixed(hidden), objective=objective), [batch])
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -224,6 +224,56 @@ def test_groups_of_one_and_of_equals_say_nothing():
         assert source.figures["groups"] == 2
 
 
+@pytest.mark.parametrize("normalise", ["zscore", "rank", "leave_one_out"])
+def test_rows_that_are_all_alone_are_warned_about_once(normalise):
+    source = quiet(normalise=normalise)
+    batch = batch_of([1.0, 2.0, 3.0], group=[0, 1, 2])
+    with pytest.warns(UserWarning, match=f"3 whole episodes .* alone in its group .*normalise='{normalise}'"):
+        run(source, batch)
+    assert source.figures["groups_accepted"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(source, batch)
+        run(quiet(normalise="none"), batch)  # every score counts as it is
+
+
+def test_batches_that_teach_nothing_in_a_row_are_warned_about_once():
+    mixed, flat = batch_of([1.0, 2.0], group=[0, 0]), batch_of([2.0, 2.0, 0.0, 0.0], group=[0, 0, 1, 1])
+    source = quiet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in [*[flat] * 4, mixed, *[flat] * 4]:
+            run(source, batch)
+    with pytest.warns(UserWarning, match="in the last 5 batches, .* all rows of each group scored alike"):
+        run(source, flat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(source, flat)
+
+
+def test_the_share_of_accepted_groups_by_hand():
+    # one group is mixed, one flat, one alone
+    source = quiet()
+    run(source, batch_of([1.0, 2.0, 3.0, 3.0, 7.0], group=[0, 0, 1, 1, 2]))
+    assert source.figures["groups_accepted"] == pytest.approx(1 / 3)
+
+
+def test_a_reward_that_abstains_on_part_of_a_batch_compares_the_rest():
+    batch = batch_of([1.0, 3.0, 50.0, 2.0, 9.0], group=[0, 0, 0, 1, 1])
+    valid = batch.mask.clone()
+    valid[2] = valid[4] = False  # group 0 keeps two rows, of group 1 one is left
+    batch = replace(batch, recorded={**batch.recorded, "one": replace(batch.recorded["one"], valid=valid)})
+    source = quiet()
+    told = run(source, batch)
+    assert told.valid.any(1).tolist() == [True, True, False, True, False]
+    assert told.advantages[:, 0].tolist() == [-2.0, 2.0, 0.0, 0.0, 0.0]
+    nothing = replace(
+        batch, recorded={**batch.recorded, "one": replace(batch.recorded["one"], valid=torch.zeros_like(valid))}
+    )
+    with pytest.warns(UserWarning, match="scored none of the 5 whole episodes"):
+        assert not run(quiet(), nothing).valid.any()
+
+
 def test_shares_by_hand():
     """Within groups: one has deviations ±1 and ±1, two ±3 and 0; the gap between groups counts for neither."""
     batch = batch_of([1.0, 3.0, 101.0, 103.0], [0.0, 6.0, 50.0, 50.0], group=[0, 0, 1, 1])
@@ -261,7 +311,7 @@ def test_a_term_that_does_little_is_warned_about_once():
         warnings.simplefilter("error")
         run(source, batch)
         run(GroupScore(Parts()), batch_of([1.0, 2.0, 3.0], [5.0, 2.0, 3.0]))
-        alone = GroupScore(Parts())
+        alone = GroupScore(Parts(), normalise="none")
         run(alone, batch_of([1.0], [5.0]))  # nothing to compare, nothing to say
     assert "share_one" not in alone.figures
 

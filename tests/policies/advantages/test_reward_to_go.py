@@ -1,5 +1,6 @@
 """Advantages on decisions: by hand, against a literal loop, and where potentials telescope."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,13 @@ from torch import nn
 from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.interfaces import RewardModel
 from guerdon.core.returns import discounted_returns
+from guerdon.critics.distributional import DistributionalValue
 from guerdon.critics.value import ValueCritic
-from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
+from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform, at_decisions, values_at_decisions
 from guerdon.rewards.recorded import RecordedReward
+
+# decisions of different lengths are what many of these tests are about
+pytestmark = pytest.mark.filterwarnings("ignore:the decisions of this batch execute")
 
 
 class Told(ValueCritic):
@@ -150,7 +155,7 @@ def chunked(draw):
     )
 
 
-def literal(batch, gamma, lam, potential):
+def literal(batch, gamma, lam, potential, per_step=False):
     """Advantage and validity of every decision, one at a time."""
     found = {}
     for row in range(len(batch)):
@@ -165,25 +170,143 @@ def literal(batch, gamma, lam, potential):
             if final and not over and not batch.last_observed[row]:
                 known = False
             value, after = batch.state[row, start, 0], batch.state[row, stop, 0] * (not (final and over))
-            surprise = reward.values[row, start:stop].sum() + gamma * after - value
+            inside, across = (gamma, gamma ** (stop - start)) if per_step else (1.0, gamma)
+            gained = sum(inside**k * reward.values[row, start + k] for k in range(stop - start))
+            surprise = gained + across * after - value
             if potential:
                 phi = batch.labels["progress"].values
-                surprise += gamma * phi[row, stop] * (not (final and over)) - phi[row, start]
-            trace = (surprise if known else 0.0) + gamma * lam * trace
+                surprise += across * phi[row, stop] * (not (final and over)) - phi[row, start]
+            trace = (surprise if known else 0.0) + across * lam * trace
             found[row, n] = (float(trace), known and bool(batch.weight[row, start] > 0))
     return found
 
 
-@given(chunked(), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.7, 1.0]), st.booleans())
-def test_chunked_decisions_against_a_literal_loop(batch, gamma, lam, potential):
-    found = estimated(batch, gamma=gamma, lam=lam, potential=Progress() if potential else None)
-    expected = literal(batch, gamma, lam, potential)
+@given(chunked(), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([0.0, 0.7, 1.0]), st.booleans(), st.booleans())
+def test_chunked_decisions_against_a_literal_loop(batch, gamma, lam, potential, per_step):
+    discount = "step" if per_step else "decision"
+    found = estimated(batch, gamma=gamma, lam=lam, potential=Progress() if potential else None, discount=discount)
+    expected = literal(batch, gamma, lam, potential, per_step)
     for (row, n), (advantage, valid) in expected.items():
         assert bool(found.valid[row, n]) == valid
         assert found.advantages[row, n].item() == pytest.approx(advantage if valid else 0.0, abs=1e-3)
         if valid:
             assert found.returns[row, n] == pytest.approx(advantage + float(found.values[row, n]), abs=1e-3)
     assert int(found.valid.sum()) == sum(valid for _, valid in expected.values())
+
+
+def test_discounts_per_step_by_hand():
+    # decisions at 0 and 2 of 5 steps, γ = 0.9: rewards 1 + 0.9·2 and 3 + 0.9·4 + 0.81·5, values after 2 and 3 steps
+    batch = rollout([[1, 2, 3, 4, 5]], [[0.5, 77, 1.5, 77, 77, 2.5]], [End.CUT], decisions=[[0, 2]])
+    found = estimated(batch, gamma=0.9, lam=0.8, discount="step")
+    late = 3 + 3.6 + 4.05 + 0.729 * 2.5 - 1.5
+    early = 1 + 1.8 + 0.81 * 1.5 - 0.5
+    assert found.advantages[0].tolist() == pytest.approx([early + 0.81 * 0.8 * late, late], rel=1e-5)
+    # with λ = 1 and a termination the return is the discounted sum of all rewards, wherever decisions fall
+    ended = replace(batch, terminated=torch.tensor([True]))
+    whole = sum(0.9**k * (k + 1) for k in range(5))
+    for decisions in ([[0, 2]], [[0, 1, 4]], [[0]]):
+        chosen = torch.tensor(decisions)
+        returns = estimated(replace(ended, decision_step=chosen), gamma=0.9, lam=1.0, discount="step").returns
+        assert returns[0, 0].item() == pytest.approx(whole, rel=1e-5)
+
+
+def test_clocks_agree_where_every_decision_executes_one_step():
+    batch = rollout([[1, -2, 3], [4, 5]], [[1, 2, 3, 4], [5, 6, 7]], [End.CUT, End.SUCCESS])
+    one, two = (estimated(batch, gamma=0.7, lam=0.6, discount=clock) for clock in ("decision", "step"))
+    assert torch.allclose(one.advantages, two.advantages, atol=1e-6)
+    assert torch.allclose(one.returns, two.returns, atol=1e-6)
+
+
+def test_potentials_telescope_on_the_clock_of_steps():
+    batch = rollout(
+        [[1, 2, 3, 4]], [[0.0] * 5], [End.SUCCESS], decisions=[[0, 2, 3]], progress=[[0.25, 0.9, 0.5, 0.75, 1.0]]
+    )
+    plain = estimated(batch, gamma=0.9, lam=1.0, discount="step").returns
+    shaped = estimated(batch, gamma=0.9, lam=1.0, discount="step", potential=Progress()).returns
+    assert torch.allclose(shaped, plain - torch.tensor([[0.25, 0.5, 0.75]]), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("default")
+def test_decisions_of_different_lengths_are_warned_about_once():
+    def batch(decisions):
+        return rollout([[0] * 6] * 2, [[0] * 7] * 2, [End.CUT] * 2, decisions=decisions)
+
+    source = RewardToGo(RecordedReward(), Told(), normalise=False)
+    even, uneven = batch([[0, 2, 4], [0, 2, 4]]), batch([[0, 2, 4], [0, 3]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source(even, source.estimate(even))
+        cut = batch([[0, 2, 4, 5], [0, 2, 4, 5]])  # 2, 2, 1 and 1 steps: not the last, but cut before it
+        for quiet in (RewardToGo(RecordedReward(), Told(), gamma=1.0), RewardToGo(RecordedReward(), Told(), **STEP)):
+            quiet(uneven, quiet.estimate(uneven))
+            quiet(cut, quiet.estimate(cut))
+    with pytest.warns(UserWarning, match=r"execute 2 to 3 steps, and gamma 0\.99.*set discount='step'"):
+        source(uneven, source.estimate(uneven))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source(uneven, source.estimate(uneven))
+
+
+STEP: dict[str, Any] = {"discount": "step"}
+
+
+@pytest.mark.parametrize("options", [{"micro_batch": 0}])
+def test_an_empty_micro_batch_is_refused(options):
+    with pytest.raises(ValueError, match="expected decision or step, and at least one observation at a time"):
+        RewardToGo(RecordedReward(), Told(), **options)
+
+
+# --- critics --------------------------------------------------------------------------------------------------------
+
+
+class Asked(ValueCritic):
+    """Keeps how many observations it was shown."""
+
+    def __init__(self):
+        super().__init__(1, hidden=(4,))
+        self.shown = []
+
+    def value(self, observation):
+        self.shown.append(len(observation))
+        return super().value(observation)
+
+
+@given(chunked(), st.integers(1, 5))
+def test_values_are_those_of_all_observations_and_asked_for_at_decisions_only(batch, micro_batch):
+    batch = replace(batch, state=batch.state.nan_to_num(0.0))
+    critic = Asked()
+    found = values_at_decisions(critic, batch, micro_batch)
+    wanted = int(batch.decision_mask.sum()) + len(batch)
+    assert sum(critic.shown) == wanted and max(critic.shown) <= micro_batch
+    assert torch.allclose(found, at_decisions(batch, critic(batch).v), atol=1e-6)
+
+
+def test_a_distributional_critic_learns_returns_by_its_own_loss():
+    torch.manual_seed(0)
+    critic = DistributionalValue(1, hidden=(16,), bins=21, low=-2.0, high=2.0)
+    source = RewardToGo(RecordedReward(), critic, gamma=0.0, normalise=False, value_weight=0.5)
+    batch = rollout([[1.0, -1.0]] * 4, [[0.5, -0.5, 0.0]] * 4, [End.SUCCESS] * 4)
+    told = source(batch, source.estimate(batch))
+    rows, steps = batch.mask.nonzero(as_tuple=True)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=0.05)
+    first = source.loss(batch, told, rows, steps)
+    each, _, _ = critic.loss_of(batch.observe(rows, steps), told.returns.flatten())
+    assert first["loss"].item() == pytest.approx(0.5 * each.mean().item(), rel=1e-6)
+    assert first["clamped"] == 0 and {"entropy", "value_error"} <= first.keys()
+    for _ in range(60):
+        optimizer.zero_grad()
+        parts = source.loss(batch, told, rows, steps)
+        parts["loss"].backward()
+        optimizer.step()
+    assert parts["value_error"] < 0.05 * first["value_error"]
+    assert not parts["value_error"].requires_grad
+
+
+def test_a_value_that_is_no_number_names_the_critic():
+    source = RewardToGo(RecordedReward(), Told())
+    batch = rollout([[0, 0]], [[0.0, float("nan"), 0.0]], [End.CUT])
+    with pytest.raises(FloatingPointError, match="Told gave decision 1 of episode 0 the value nan"):
+        source(batch, source.estimate(batch))
 
 
 # --- shaping --------------------------------------------------------------------------------------------------------

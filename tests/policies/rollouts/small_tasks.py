@@ -14,7 +14,7 @@ import torch
 from guerdon.core.batch import Decision
 from guerdon.core.interfaces import Policy
 from guerdon.envs.task import Step, check_context, list_contexts
-from guerdon.policies.rollouts import runner as runner_module
+from guerdon.policies.rollouts import simulators as simulators_module
 from guerdon.policies.rollouts.runner import Runner
 
 
@@ -140,7 +140,7 @@ class Noisy(Policy):
 
 def building(make):
     """Within it, runners build their tasks by a function of the name."""
-    return mock.patch.object(runner_module, "make_task", lambda name, horizon, seed: make(name))
+    return mock.patch.object(simulators_module, "make_task", lambda name, horizon, seed: make(name))
 
 
 def corridor(envs=2, horizon=7, end_on_success=True, task=Corridor, **more):

@@ -21,7 +21,7 @@ from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate
 from guerdon.policies.optimizer import PolicyOptimizer
-from guerdon.policies.rollouts import pool as pool_module
+from guerdon.policies.rollouts import setting as setting_module
 from guerdon.policies.rollouts.data import RolloutData, RolloutFrames, hash_seed
 from guerdon.policies.rollouts.pieces import GROUPS_APART
 from guerdon.rewards.observation_encoder import ObservationEncoder
@@ -104,10 +104,13 @@ def test_the_stream_is_sized_and_counts_what_it_took():
     run = trainer(max_epochs=1)
     run.fit(module, data)
     assert run.num_training_batches == 3
-    assert data.state_dict() == {"env_steps": sum(int(b.weight.sum()) for b in module.batches), "rollouts_made": 3}
+    assert data.env_steps == sum(int(b.weight.sum()) for b in module.batches)
+    assert data.rollouts_made == 3
     other = RolloutData("mujoco/reach")
     other.load_state_dict(data.state_dict())
-    assert other.state_dict() == data.state_dict()
+    assert (other.env_steps, other.rollouts_made) == (data.env_steps, 3)
+    other.load_state_dict({"env_steps": 7, "rollouts_made": 2})
+    assert (other.env_steps, other.rollouts_made) == (7, 2), "checkpoints of before open"
 
 
 def test_training_and_judging_never_share_a_start():
@@ -152,7 +155,7 @@ def fit(module, data, *tasks, **more):
     built: dict[str, Any] = {task.name: task for task in tasks}
     with ExitStack() as stack:
         stack.enter_context(building(lambda name: built[name]()))
-        stack.enter_context(mock.patch.object(pool_module, "make_task", lambda name, horizon, seed: built[name]()))
+        stack.enter_context(mock.patch.object(setting_module, "make_task", lambda name, horizon, seed: built[name]()))
         run = trainer(max_epochs=1, **more)
         run.fit(module, data)
     return run
@@ -182,13 +185,10 @@ class Walker(Versioned):
         return replace(decision, chunk=decision.chunk[..., :1])
 
 
-def test_the_split_of_validation_can_be_chosen():
-    module = Counting(Versioned())
-    data = RolloutData(
-        "mujoco/reach", steps=4, rollouts=1, envs=1, horizon=2, contexts=3, eval_contexts=2, eval_split="train"
-    )
-    trainer(max_epochs=1).fit(module, data)
-    assert module.judged[0].group.tolist() == [0, 1]
+def test_initial_states_are_not_both_trained_and_judged_on():
+    data = RolloutData("mujoco/reach", envs=1, contexts=3, eval_contexts=2, eval_split="train")
+    with pytest.raises(ValueError, match=r"2 of the 2 initial states of the validation are trained on \(split 'train'"):
+        data.setup("fit")
 
 
 class Winning(Corridor):
@@ -221,7 +221,7 @@ def test_tasks_that_cannot_be_trained_together_are_named():
     with pytest.raises(ValueError, match=r"test/street has states of width 3.*test/corridor has 2 and 1"):
         fit(Counting(Versioned()), data, Corridor, Wide)
     with (
-        mock.patch.object(pool_module, "make_task", lambda name, horizon, seed: Twin()),
+        mock.patch.object(setting_module, "make_task", lambda name, horizon, seed: Twin()),
         pytest.raises(ValueError, match="two of the tasks call themselves 'test/corridor'"),
     ):
         RolloutData(["one", "two"], envs=2).setup("fit")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from guerdon.backbones.vision import ConvEncoder
+from guerdon.backbones.vision import ConvEncoder, VisionEncoder
 from guerdon.core.batch import End
 from guerdon.policies.gaussian import GaussianPolicy
+from guerdon.policies.rollouts.data import RolloutData
 from guerdon.policies.rollouts.frames import Eye, RolloutFrames
 from guerdon.policies.rollouts.pieces import batch_pieces
 from guerdon.policies.rollouts.runner import Runner
@@ -141,7 +142,7 @@ def test_settings_that_make_no_sense(more, match):
 @pytest.mark.pixels
 def test_a_reward_on_pixels_scores_rollouts():
     runner = Runner("mujoco/reach", 2, frames=RolloutFrames(cameras=["front", "top"], image_size=24))
-    task = runner.envs.task
+    task = runner.simulators.tasks[0]
     policy = GaussianPolicy(12, 3, hidden=(8,), horizon=2, execute=2).eval()
     batch = batch_pieces(runner.collect(policy, 20, task.contexts("train", 2), generator()))
     assert (batch.end == End.CUT).all() and bool((batch.frames["top"].values > 0).any())
@@ -154,3 +155,72 @@ def test_a_reward_on_pixels_scores_rollouts():
         shown = torch.from_numpy(task.render("top", (24, 24)))
         assert torch.equal(batch.frames["top"].values[row, 0], shown)
     runner.close()
+
+
+# --- frozen encoders ------------------------------------------------------------------------------------------------
+
+
+class Mean(VisionEncoder):
+    """The mean of each colour, and a count of the frames that were encoded."""
+
+    name, width, trainable = "mean", 3, False
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+        self.seen = 0
+
+    def preprocess(self, frames):
+        return frames.float() / 255
+
+    def features(self, pixels):
+        self.seen += len(pixels)
+        return pixels.mean((2, 3)) * self.scale
+
+
+class Coloured(GaussianPolicy):
+    """Remembers the features that it was shown."""
+
+    def act(self, observation, deterministic=False, generator=None):
+        self.shown = [*getattr(self, "shown", []), observation]
+        return super().act(observation, deterministic, generator)
+
+
+def test_features_travel_in_place_of_frames_and_each_frame_is_encoded_once():
+    encoder = Mean()
+    frames = RolloutFrames(cameras=["eye"], image_size=(4, 6), frames_every=3, encoder=encoder)
+    runner = corridor(2, task=Slow, frames=frames)
+    policy = Coloured(2, 1, hidden=(8,), horizon=2, execute=2, feature_sizes={"mean/eye": 3}).eval()
+    wanted = 0
+    for play in (True, False, False):
+        if play:
+            pieces = runner.play(policy, contexts(0, 3, 6), generator())
+        else:
+            pieces = runner.collect(policy, 9, contexts(0, 3, 6), generator())
+        wanted += sum(sum(step >= piece.fresh + (piece.fresh > 0) for step in piece.frame_step) for piece in pieces)
+        batch = batch_pieces(pieces)
+        eye = batch.features["mean/eye"]
+        assert batch.frames == {} and eye.values.shape[2:] == (3,)
+        for row in range(len(batch)):
+            for place, step in enumerate(s for s in eye.step[row].tolist() if s >= 0):
+                context, at = batch.state[row, step].tolist()
+                shown = torch.tensor((10 * context + at + 1) / 255).half().float()
+                assert torch.equal(eye.values[row, place], shown.expand(3))
+        rows, steps = (batch.decision_step >= 0).nonzero(as_tuple=True)
+        taken, decision = batch.at(rows, batch.decision_step[rows, steps])
+        assert taken.features.keys() == {"mean/eye"}
+        log_prob = policy.evaluate(taken, decision).log_prob
+        assert torch.allclose(log_prob, decision.log_prob, atol=1e-5), "training sees what acting saw"
+    assert encoder.seen == wanted, "a frame was encoded twice, or not at all"
+    assert all(not observation.frames for observation in policy.shown)
+
+
+def test_an_encoder_that_learns_is_refused():
+    encoder = ConvEncoder(width=8, channels=(4, 8), size=8)
+    with pytest.raises(ValueError, match="is trainable, so its features change: put it into the policy"):
+        RolloutFrames(cameras=["eye"], encoder=encoder)
+
+
+def test_the_widths_of_features_are_known_to_what_learns():
+    data = RolloutData("mujoco/reach", frames=RolloutFrames(cameras=["top"], encoder=Mean()))
+    assert data.sizes.feature_sizes == {"mean/top": 3}

@@ -1,7 +1,6 @@
 """Worker processes: the same meaning as in one process, and clear ends."""
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from guerdon.envs.vector import make_task
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.rollouts.data import hash_seed
 from guerdon.policies.rollouts.frames import RolloutFrames
+from guerdon.policies.rollouts.links import ProcessLink
 from guerdon.policies.rollouts.pieces import GROUPS_APART, batch_pieces
 from guerdon.policies.rollouts.pool import TaskSetting, WorkerError, WorkerPool, play_episodes
 
@@ -78,19 +78,19 @@ def test_fewer_episodes_than_workers(pool):
 
 
 def test_workers_share_the_steps_and_draw_differently(pool):
-    pool.play(gaussian(), contexts(1), seed=0)  # gives up what was in flight
+    pool.restore([])  # gives up what was in flight
     pieces = pool.collect(gaussian(), 48, contexts(40), seed=3)
     # three environments over two workers: two and one, so 32 and 16 steps
     assert 48 <= fresh_steps(pieces) < 48 + 3
     samples = [float(p.behaviour["sample"][0][0, 0]) for p in pieces]
     assert len(set(samples)) == len(samples), "two workers drew the same noise"
-    pool.play(gaussian(), contexts(1), seed=0)
+    pool.restore([])
     again = pool.collect(gaussian(), 48, contexts(40), seed=4)
     assert not set(samples) & {float(p.behaviour["sample"][0][0, 0]) for p in again}
 
 
 def test_episodes_go_on_in_the_next_rollout(pool):
-    pool.play(gaussian(), contexts(1), seed=0)
+    pool.restore([])
     seen = {}
     for seed in range(4):
         for piece in pool.collect(gaussian(), 9, contexts(40), seed=seed):
@@ -126,26 +126,182 @@ def test_a_failure_in_a_worker_arrives_with_its_traceback_and_the_pool_goes_on(p
     assert [p.context for p in pool.play(gaussian(), order, seed=0)] == order, "an old answer was taken for a new one"
 
 
-def test_a_dead_worker_is_one_clear_error_and_closing_ends_the_rest():
+def killed(pool, number=0):
+    os.kill(pool.processes[number], signal.SIGKILL)
+
+
+def alike(some, others):
+    """Whether two lists of pieces hold the same bits."""
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        assert (one.context, one.env, one.end, one.fresh) == (other.context, other.env, other.end, other.fresh)
+        assert np.array_equal(one.state, other.state) and np.array_equal(one.actions, other.actions)
+        assert one.reward == other.reward and one.decision_step == other.decision_step
+        assert all(np.array_equal(one.behaviour[name], other.behaviour[name]) for name in one.behaviour)
+    return True
+
+
+@pytest.mark.filterwarnings("ignore:a worker process died:RuntimeWarning")
+@pytest.mark.parametrize("when", ["between", "within"])
+def test_a_worker_that_is_killed_is_started_again_and_nothing_is_lost(when):
+    policy, order = gaussian(), contexts(4)
+    with WorkerPool(replace(REACH, horizon=30), envs=3, workers=2) as plain:
+        wanted = [plain.collect(policy, amount, order, seed=seed) for seed, amount in enumerate((40, 1_500, 40))]
+        played = plain.play(policy, order, seed=5)
+    with WorkerPool(replace(REACH, horizon=30), envs=3, workers=2) as pool:
+        assert alike(pool.collect(policy, 40, order, seed=0), wanted[0])
+        timer = threading.Timer(0.1 if when == "within" else 0, killed, (pool,))
+        timer.start()
+        if when == "between":
+            timer.join()
+        with pytest.warns(RuntimeWarning, match=r"a worker process died \(exit code -9\).*started again"):
+            assert alike(pool.collect(policy, 1_500, order, seed=1), wanted[1])
+        assert alike(pool.collect(policy, 40, order, seed=2), wanted[2])
+        timer.join()
+        killed(pool, 1)
+        assert alike(pool.play(policy, order, seed=5), played), "whole episodes are played again"
+        assert (pool.lost.fragments, pool.lost.steps) == (0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:a worker process died:RuntimeWarning")
+def test_a_worker_that_dies_again_and_again_is_one_clear_error(monkeypatch):
+    pool = WorkerPool(REACH, envs=2, workers=2)
+    restart = ProcessLink.restart
+
+    def stillborn(link):
+        restart(link)
+        link.process.kill()
+        link.process.join()
+
+    monkeypatch.setattr(ProcessLink, "restart", stillborn)
+    killed(pool)
+    with pytest.raises(WorkerError, match=r"a worker process died \(exit code -9\).*started again 2 times"):
+        pool.collect(gaussian(), 4, contexts(2), seed=0)
+    pool.close()
+
+
+def test_closing_ends_workers_in_the_middle_of_an_order():
     pool = WorkerPool(REACH, envs=2, workers=2)
     pool.collect(gaussian(), 4, contexts(2), seed=0)
-    first, second = (p.pid for p in pool._processes)
-    assert isinstance(second, int)
-    timer = threading.Timer(0.2, os.kill, (first, signal.SIGKILL))
-    timer.start()
-    with pytest.raises(WorkerError, match=r"a worker process died \(exit code -9\)"):  # in the middle of a rollout
-        pool.collect(gaussian(), 5_000, contexts(2), seed=0)
-    timer.join()
-    with pytest.raises(WorkerError, match=r"a worker process died \(exit code -9\)"):  # and between two
-        pool.collect(gaussian(), 4, contexts(2), seed=0)
-    os.kill(second, 0)  # the other is alive and well; now it gets an order that nobody waits for
-    pool._send(pool._links[1], ("collect", 10**9, contexts(2), pickle.dumps(gaussian()), 0))
+    running = pool.processes
+    pool.order(gaussian(), 10**9, contexts(2), seed=0)
+    with pytest.raises(WorkerError, match="wait for its answer first"):
+        pool.order(gaussian(), 4, contexts(2), seed=0)
     pool.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(second, 0)
+    for pid in running:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
     with pytest.raises(WorkerError, match="were closed"):
         pool.play(gaussian(), contexts(1), seed=0)
     pool.close()
+
+
+def test_a_worker_survives_the_signals_that_its_parent_handles():
+    with WorkerPool(REACH, envs=1, workers=1) as pool:
+        pool.collect(gaussian(), 4, contexts(2), seed=0)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(pool.processes[0], number)
+        pool.collect(gaussian(), 4, contexts(2), seed=1)
+        assert pool.lost.fragments == 0
+
+
+HANGING = '''
+import os, time
+from pathlib import Path
+from guerdon.envs.reach import Reach
+
+
+class Hanging(Reach):
+    """Hangs at the third step of every episode, as often as the file `times` says."""
+
+    name, instruction = "hanging/reach", "wait"
+
+    def __init__(self, horizon=50, seed=0):
+        super().__init__(horizon, seed)
+        self.taken = 0
+
+    def reset(self, context):
+        self.taken = 0
+        return super().reset(context)
+
+    def step(self, action):
+        self.taken += 1
+        times = Path("times")
+        if self.taken == 3 and times.exists():
+            left = int(times.read_text())
+            if left > 1:
+                times.write_text(str(left - 1))
+            else:
+                times.unlink()
+            time.sleep(1000)
+        return super().step(action)
+'''
+
+
+@pytest.mark.filterwarnings("ignore:.*took no step for:RuntimeWarning")
+@pytest.mark.parametrize(("hangs", "lost"), [(1, 0), (2, 1)])
+def test_a_simulator_that_hangs_is_started_again(monkeypatch, tmp_path, hangs, lost):
+    (tmp_path / "hanging_envs.py").write_text(HANGING)
+    monkeypatch.chdir(tmp_path)
+    sizes = [DataSizes(name="hanging/reach", state_size=12, action_size=3)]
+    order = list_contexts("hanging/reach", "train", 2)
+    setting = TaskSetting(task="hanging_envs:Hanging", horizon=8)
+    with WorkerPool(setting, envs=1, workers=1, sizes=sizes, patience=2) as pool:
+        pool.collect(gaussian(), 2, order, seed=0)
+        (tmp_path / "times").write_text(str(hangs))
+        pieces = pool.collect(gaussian(), 9, order, seed=1)
+        assert pool.lost.fragments == lost, "an episode in progress is given up when its worker fails twice"
+        assert fresh_steps(pieces) == 9
+        assert (pieces[0].fresh == 2) == (lost == 0)
+
+
+# --- a policy that stays ---------------------------------------------------------------------------------------------
+
+
+def test_a_policy_that_stays_decides_here_on_what_workers_observe():
+    policy = gaussian(horizon=3, execute=2)
+    policy.calls = 0
+    act = policy.act
+
+    def counted(observation, *more):
+        policy.calls += 1
+        return act(observation, *more)
+
+    policy.act = counted
+    order = contexts(4)
+    with WorkerPool(REACH, envs=3, workers=2, policy_stays=True) as pool:
+        there = pool.play(policy, order, seed=0)
+        pieces = [piece for seed in range(3) for piece in pool.collect(policy, 9, order, seed=seed, version=seed)]
+    assert policy.calls > 8
+    with WorkerPool(REACH, envs=1) as here:
+        for one, other in zip(here.play(gaussian_like(policy), order, seed=0), there, strict=True):
+            assert one.context == other.context and one.end == other.end
+            assert np.allclose(one.state, other.state, atol=1e-5)
+    assert {int(v) for piece in pieces for v in piece.behaviour["policy_version"]} == {0, 1, 2}
+    assert any(0 < piece.fresh < len(piece.actions) for piece in pieces), "episodes go on"
+
+
+def gaussian_like(policy):
+    other = gaussian(horizon=3, execute=2)
+    other.load_state_dict(policy.state_dict())
+    return other
+
+
+# --- the same whatever the number of workers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_episodes_played_one_by_one_are_the_same_bits_whatever_plays_beside_them(deterministic):
+    policy, order = gaussian(horizon=3, execute=2), contexts(7)
+    found = []
+    for envs, workers in ((1, 0), (5, 0), (3, 1), (4, 2)):
+        with WorkerPool(REACH, envs=envs, workers=workers) as pool:
+            pool.collect(policy, 11, contexts(2), seed=3)
+            found.append(pool.play(policy, order, 4, deterministic, one_by_one=True))
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert np.array_equal(one.state, two.state) and np.array_equal(one.actions, two.actions)
+            assert one.success == two.success
 
 
 def test_an_unknown_task_fails_here_and_not_in_a_worker():
@@ -247,7 +403,7 @@ def test_workers_work_in_the_current_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with WorkerPool(REACH, envs=1, workers=1) as pool:
         pool.play(gaussian(), contexts(1), seed=0)
-        assert os.readlink(f"/proc/{pool._processes[0].pid}/cwd") == str(tmp_path.resolve())
+        assert os.readlink(f"/proc/{pool.processes[0]}/cwd") == str(tmp_path.resolve())
 
 
 CHATTY = '''

@@ -18,7 +18,19 @@ from guerdon.rewards.grape.trajectory import GrapeScore
 from guerdon.rewards.stages.rule_decomposer import RuleDecomposer
 from guerdon.rewards.stages.subgoals import SubgoalReward
 
-from .small_tasks import Corridor, Noisy, Numbered, Street, Tracked, both, contexts, corridor, generator
+from .small_tasks import (
+    Corridor,
+    Noisy,
+    Numbered,
+    Street,
+    Tracked,
+    both,
+    building,
+    contexts,
+    corridor,
+    generator,
+    same,
+)
 
 
 class Expert(Policy):
@@ -180,12 +192,25 @@ def test_about_as_many_steps_are_taken_as_asked_for():
         assert 10 <= taken < 10 + 3 * 2
 
 
-def test_judging_gives_up_the_episodes_in_flight():
-    runner, policy = corridor(envs=2), Numbered()
-    runner.collect(policy, 4, contexts(0), generator())
-    runner.play(policy, contexts(0), generator())
-    again = runner.collect(policy, 4, contexts(0), generator())
-    assert all(p.fresh == 0 for p in again)
+@pytest.mark.parametrize("spares", [0, 2])
+def test_whole_episodes_between_rollouts_change_nothing(spares):
+    def rollouts(judged):
+        runner, policy, draws = corridor(2, task=Stepping, spares=spares), Noisy(), generator()
+        found = []
+        for _ in range(4):
+            found.append(batch_pieces(runner.collect(policy, 5, contexts(0, 3, 6, 7), draws)))
+            if judged:
+                episodes = runner.play(policy, contexts(0, 9, 3, 8, 8), generator(7), False)
+                assert all(piece.fresh == 0 and piece.end != End.CUT for piece in episodes)
+        runner.close()
+        return found
+
+    for one, other in zip(rollouts(judged=False), rollouts(judged=True), strict=True):
+        assert same(one, other)
+
+
+class Stepping(Corridor):
+    """Cannot be saved: its episodes are repeated by their actions."""
 
 
 def test_contexts_are_drawn_by_the_generator():
@@ -239,13 +264,137 @@ def test_whole_episodes_come_in_the_order_of_their_contexts(envs):
     assert all(p.end != End.CUT and p.fresh == 0 for p in pieces)
 
 
-def test_copies_that_would_decide_at_different_moments_are_refused():
-    class Uneven(Numbered):
-        def act(self, observation, deterministic=False, generator=None):
-            return replace(super().act(observation), executed=1 + torch.arange(len(observation)))
+class Uneven(Numbered):
+    """Executes one more step with every decision, up to three, and returns as many log-probabilities."""
 
-    with pytest.raises(ValueError, match=r"execute one number of steps, 1 … 3, got \[1, 2\]"):
-        corridor(envs=2).play(Uneven(3), contexts(0, 1), generator())
+    def act(self, observation, deterministic=False, generator=None):
+        decision = super().act(observation)
+        steps = 1 + decision.extras["number"] % 3
+        return replace(decision, executed=steps)
+
+
+def test_decisions_may_execute_different_numbers_of_steps():
+    batch = batch_pieces(corridor(envs=2).play(Uneven(3), contexts(0, 1), generator()))
+    for row in range(2):
+        numbers = batch.behaviour["number"][row].tolist()
+        starts = [step for step in batch.decision_step[row].tolist() if step >= 0]
+        lengths = [1 + number % 3 for number, _ in zip(numbers, starts, strict=False)]
+        assert starts == [sum(lengths[:n]) for n in range(len(starts))]
+        rows = torch.full((len(starts),), row)
+        _, decision = batch.at(rows, torch.tensor(starts))
+        assert decision.executed.tolist() == [min(n, 7 - s) for n, s in zip(lengths, starts, strict=True)]
+
+
+@pytest.mark.parametrize("executed", [0, 4])
+def test_a_number_of_steps_that_a_chunk_does_not_have_is_refused(executed):
+    policy = Numbered(3, executed)
+    with pytest.raises(ValueError, match=rf"execute 1 … 3 steps, got \[{executed}\]"):
+        corridor().play(policy, contexts(0), generator())
+
+
+class Talkative(Numbered):
+    """Records as many units as its number modulo three, and one more."""
+
+    def act(self, observation, deterministic=False, generator=None):
+        decision = super().act(observation)
+        width = 1 + int(decision.extras["number"][0]) % 3
+        return replace(decision, log_prob=torch.full((len(observation), width), -1.0))
+
+
+def test_records_of_different_widths_are_padded_and_marked():
+    batch = batch_pieces(corridor(envs=1).play(Talkative(2, 2), contexts(0, 3), generator()))
+    mask, log_prob = batch.behaviour["unit_mask"], batch.behaviour["log_prob"]
+    assert log_prob.shape == mask.shape == (2, 4, 3)
+    widths = [[1, 2, 3, 1], [2, 3, 0, 0]]
+    assert mask.sum(2).tolist() == widths
+    assert torch.equal(log_prob, -mask.float())
+    _, decision = batch.at(torch.tensor([0, 1]), torch.tensor([2, 2]))
+    assert decision.extras["unit_mask"].tolist() == [[True, True, False], [True, True, True]]
+
+
+# --- simulators that fail --------------------------------------------------------------------------------------------
+
+
+class Crashing(Corridor):
+    """Crashes at the third step of context 6, as often as told; copies share the count."""
+
+    left = 0
+    built = 0
+
+    def __init__(self, horizon=7):
+        super().__init__(horizon)
+        Crashing.built += 1
+
+    def step(self, action):
+        if self.index == 6 and self.at == 2 and Crashing.left:
+            Crashing.left -= 1
+            raise OSError("the simulator is gone")
+        return super().step(action)
+
+
+def test_a_simulator_that_crashes_costs_its_episode_which_is_counted():
+    Crashing.left, Crashing.built = 1, 0
+    runner = corridor(envs=2, task=Crashing)
+    with building(lambda name: Crashing(7)):
+        pieces = runner.collect(Numbered(), 14, contexts(6), generator())
+    assert Crashing.built == 3
+    assert (runner.lost.fragments, runner.lost.steps) == (1, 2)
+    assert runner.lost.reasons == ["test/corridor: OSError: the simulator is gone"]
+    assert sum(len(piece.actions) for piece in pieces) >= 14
+    for row in range(len(batch := batch_pieces(pieces))):
+        steps = int(batch.steps[row])
+        assert batch.state[row, : steps + 1].tolist() == [[6, t] for t in range(steps + 1)]
+
+
+def test_a_whole_episode_whose_simulator_crashes_is_played_again():
+    Crashing.left = 2
+    runner = corridor(envs=2, task=Crashing)
+    with building(lambda name: Crashing(7)):
+        pieces = runner.play(Numbered(), contexts(0, 6, 7, 6), generator())
+    assert [piece.context.index for piece in pieces] == [0, 6, 7, 6]
+    assert [len(piece.actions) for piece in pieces] == [7] * 4
+    assert runner.lost.fragments == 2
+
+
+def test_a_simulator_that_keeps_crashing_is_an_error():
+    Crashing.left = 10**9
+    runner = corridor(envs=1, task=Crashing)
+    with (
+        building(lambda name: Crashing(7)),
+        pytest.raises(RuntimeError, match=r"failed 3 times in a row, last at step 2 of context 6: OSError: the sim"),
+    ):
+        runner.collect(Numbered(), 14, contexts(6), generator())
+    Crashing.left = 0
+
+
+# --- episodes that go on after an interruption -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["test/corridor", "mujoco/reach"])
+def test_unfinished_episodes_go_on_in_other_simulators(name):
+    def make():
+        return corridor(3, task=Tracked) if name == "test/corridor" else Runner(name, 3, horizon=9)
+
+    train = contexts(0, 3, 6) if name == "test/corridor" else make_task(name).contexts("train", 4)
+    policy, first = Noisy(), make()
+    first.collect(policy, 8, train, generator(1))
+    pieces = [p for p in first.collect(policy, 8, train, generator(2)) if p.end == End.CUT]
+    second = make()
+    assert second.restore([replace(p, state=np.asarray(p.state)[-1:]) for p in pieces]) == len(pieces)
+    for seed in (3, 4):
+        one, other = (batch_pieces(r.collect(policy, 8, train, generator(seed))) for r in (first, second))
+        assert same(one, other)
+    assert second.lost.fragments == 0
+
+
+def test_an_episode_that_cannot_be_repeated_is_counted():
+    first, second = corridor(2), corridor(1)
+    pieces = [p for p in first.collect(Numbered(), 4, contexts(0), generator()) if p.end == End.CUT]
+    broken = replace(pieces[0], state=np.asarray(pieces[0].state) + 1)
+    assert second.restore([broken, pieces[1]]) == 1, "the second takes the only environment"
+    assert second.lost.reasons == ["test/corridor: an episode in progress could not be repeated to its last state"]
+    assert second.restore(pieces) == 1
+    assert second.lost.reasons[-1] == "test/corridor: no environment is free for an episode in progress"
 
 
 # --- several tasks --------------------------------------------------------------------------------------------------

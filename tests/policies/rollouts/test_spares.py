@@ -202,7 +202,7 @@ def test_spares_of_libero_change_nothing():
     pytest.importorskip("libero")
     name = "libero/libero_object/0"
     plain, spared = Runner(name, 2, horizon=4), Runner(name, 2, horizon=4, spares=1)
-    task = plain.envs.task
+    task = plain.simulators.tasks[0]
     policy = GaussianPolicy(task.state_size, task.action_size, hidden=(8,), horizon=4, execute=4).eval()
     # official initial states, and two that are drawn
     order = [*task.contexts("train", 1), *task.contexts("eval", 2), *task.contexts("train", 42)[40:]]

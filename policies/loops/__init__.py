@@ -1,0 +1,1 @@
+"""Loops around a policy optimizer: which initial states are played next."""

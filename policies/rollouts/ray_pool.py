@@ -1,0 +1,163 @@
+"""Rollouts on Ray actors, on this machine or on a cluster, behind the same pool as worker processes."""
+
+import os
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ...core.sizes import DataSizes
+from .host import Host
+from .links import Link, LinkDownError, Message, Reply, WorkerError, answer_to, packed_policy
+from .pool import WorkerPool
+from .setting import TaskSetting
+
+
+class RayPool(WorkerPool):
+    """Pool of Ray actors that hold several environments each; see `WorkerPool`.
+
+    Weights are put into Ray's object store once per order. An actor that dies is made again, as a worker process is.
+
+    Args:
+        setting: Tasks that are run.
+        envs: Number of environments in all.
+        workers: Number of actors, 1 or more.
+        sizes: Names and sizes of the tasks, if they are known and checked.
+        policy_stays: Whether the policy decides in this process.
+        address: Address of a cluster, such as ``"ray://HOST:10001"``; None takes a Ray that is running or named in the
+            variable RAY_ADDRESS, and else starts one on this machine.
+
+    Raises:
+        ModuleNotFoundError: If Ray is not installed.
+        ConnectionError: If no cluster answers at the address.
+        ValueError: As `WorkerPool` does.
+    """
+
+    def __init__(
+        self,
+        setting: TaskSetting,
+        envs: int,
+        workers: int,
+        sizes: Sequence[DataSizes] | None = None,
+        policy_stays: bool = False,
+        address: str | None = None,
+    ) -> None:
+        if workers < 1:
+            raise ValueError(f"workers {workers}: expected at least one Ray actor")
+        self._address = address
+        super().__init__(setting, envs, workers, sizes, policy_stays)
+
+    def _connect(self, workers: int) -> list[Link]:
+        """Start the actors."""
+        ray = _ray()
+        if not ray.is_initialized():
+            found = self._address or os.environ.get("RAY_ADDRESS") or None
+            ray.init(address=found, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+        pairs = zip(self._share, self._first, strict=True)
+        return [RayLink(self.setting, count, first) for count, first in pairs]
+
+    def _pack(self, policy: Any) -> Any:
+        """Put the weights into the object store, from which all actors of a machine read them."""
+        return _ray().put(packed_policy(policy))
+
+
+class RayLink:
+    """Link to a host in a Ray actor.
+
+    Args:
+        setting: Tasks that are run.
+        envs: Number of environments of the actor.
+        first: Number of the first among those of all actors.
+    """
+
+    def __init__(self, setting: TaskSetting, envs: int, first: int) -> None:
+        self._setting, self._envs, self._first = setting, envs, first
+        self._reply: Any = None
+        self.restart()
+
+    def send(self, message: Message, weights: Any) -> None:
+        """Send a message; a dead actor is noticed with the reply."""
+        self._reply = self.actor.answer.remote(message, weights)
+
+    def receive(self) -> Reply:
+        """Wait for the reply."""
+        ray = _ray()
+        reply, self._reply = self._reply, None
+        try:
+            return ray.get(reply)
+        except ray.exceptions.RayTaskError as error:
+            raise WorkerError(f"a Ray actor failed:\n{error}") from None
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            reason = str(error).splitlines()[0]
+            raise LinkDownError(f"a Ray actor died ({reason}): out of memory, or its machine is gone") from None
+
+    def restart(self) -> None:
+        """Make the actor, in place of one that died."""
+        make = _ray().remote(num_cpus=1, max_restarts=0)(_Actor)
+        self.actor = make.remote(self._setting, self._envs, self._first)
+
+    def close(self) -> None:
+        """End the actor, also in the middle of an order."""
+        _ray().kill(self.actor)
+
+
+class _Actor:
+    """Host in a Ray actor."""
+
+    def __init__(self, setting: TaskSetting, envs: int, first: int) -> None:
+        torch.set_num_threads(1)
+        self.host = Host(setting, envs, first)
+
+    def answer(self, message: Message, weights: bytes | None) -> Reply:
+        """Carry out a message."""
+        try:
+            return answer_to(self.host, message, None if weights is None else pickle.loads(weights))
+        except BaseException:
+            self.host.abandon()
+            raise
+
+
+def make_pool(
+    where: str,
+    setting: TaskSetting,
+    envs: int,
+    workers: int,
+    sizes: Sequence[DataSizes] | None = None,
+    policy_stays: bool = False,
+) -> WorkerPool:
+    """Make the pool of a name.
+
+    Args:
+        where: ``"processes"``, ``"ray"``, or the address of a Ray cluster.
+        setting: Tasks that are run.
+        envs: Number of environments in all.
+        workers: Number of processes or actors; 0 uses this process, or as many actors as environments allow up to 2.
+        sizes: Names and sizes of the tasks, if they are known and checked.
+        policy_stays: Whether the policy decides in this process.
+
+    Raises:
+        ValueError: If there is no pool of that name.
+    """
+    if where == "processes":
+        return WorkerPool(setting, envs, workers, sizes, policy_stays)
+    if where == "ray" or where.startswith("ray://"):
+        address = None if where == "ray" else where
+        return RayPool(setting, envs, max(1, workers), sizes, policy_stays, address)
+    raise ValueError(f"pool {where!r}: expected processes, ray, or the address of a cluster such as ray://HOST:10001")
+
+
+def _ray() -> Any:
+    """Import Ray, an extra.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Ray is not installed: pip install 'guerdon[ray]'", name="ray") from error
+    return ray
+
+
+__all__ = ["RayLink", "RayPool", "make_pool"]
