@@ -13,7 +13,8 @@ from ...core.sizes import DataSizes, HasSizes
 from ...envs.task import Context
 from ...envs.vector import sizes_of
 from .frames import RolloutFrames
-from .pool import TaskSetting, play_episodes
+from .pool import play_episodes
+from .setting import TaskSetting
 
 
 class PlayedSuccess(lightning.Callback):
