@@ -25,7 +25,7 @@ EPISODES = 100
 def judged(batch):
     """Success: in the end within 0.25 of the origin."""
     near = batch.state[:, -1].norm(dim=1) < 0.25
-    return replace(batch, success=near.float(), success_known=torch.ones(len(near), dtype=torch.bool), behaviour={})
+    return replace(batch, success=near.float(), success_known=torch.ones(len(near), dtype=torch.bool))
 
 
 class Planted(lightning.Callback):
