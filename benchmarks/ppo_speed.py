@@ -77,7 +77,10 @@ def raw(name: str, steps: int) -> float:
 
 
 class _Clock(lightning.Callback):
-    """Time of the rollouts after the first (it pays for building environments), and how much of it is learning."""
+    """Time of the rollouts after the first (it pays for building environments), and how much of it is learning.
+
+    With overlap the rest is the time that learning waited for a rollout.
+    """
 
     def __init__(self) -> None:
         self.first = self.last = self.learning = self._begun = 0.0
@@ -97,8 +100,8 @@ class _Clock(lightning.Callback):
             self.rollouts += 1
 
 
-def ours(name: str, rollouts: int, workers: int) -> tuple[float, float]:
-    """Environment steps per second, and the share of the time that is learning."""
+def ours(name: str, rollouts: int, workers: int, overlap: bool = False) -> tuple[float, float]:
+    """Measure environment steps per second, and the share of the time that is learning."""
     probe = make_task(name)
     size, width = probe.state_size, probe.action_size
     probe.close()
@@ -118,6 +121,7 @@ def ours(name: str, rollouts: int, workers: int) -> tuple[float, float]:
         end_on_success=False,
         contexts=CONTEXTS,
         eval_contexts=0,
+        overlap=overlap,
     )
     clock = _Clock()
     trainer = silent_trainer(1, callbacks=[clock])
@@ -151,15 +155,21 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    table = Table("task", "raw simulator", "ours, 2 workers", "learning", "ours, 0 workers", "SB3 dummy", "SB3 subproc")
-    table.add_column("ratio to the faster SB3")
+    table = Table(
+        "task", "raw simulator", "ours, 2 workers", "learning", "ours, overlap", "learning", "ours, 0 workers"
+    )
+    for column in ("SB3 dummy", "SB3 subproc", "ratio to the faster SB3", "ratio with overlap"):
+        table.add_column(column)
     results: dict[str, Any] = {}
     for name in options.task or ["metaworld/push-v3", "mujoco/reach"]:
         runs: list[dict[str, float]] = []
         for _ in range(options.repeats):
             fast, learning = ours(name, options.rollouts, workers=2)
+            ahead, busy = ours(name, options.rollouts, workers=2, overlap=True)
             runs.append(
                 {
+                    "overlap": ahead,
+                    "overlap_learning": busy,
                     "raw": raw(name, options.rollouts * ENVS * STEPS // 2),
                     "ours": fast,
                     "learning": learning,
@@ -168,12 +178,16 @@ def main() -> None:
                     "sb3_subproc": theirs(name, options.rollouts, subprocesses=True),
                 }
             )
-        ratios = [run["ours"] / max(run["sb3_dummy"], run["sb3_subproc"]) for run in runs]
+        ratios, ahead_ratios = (
+            [run[key] / max(run["sb3_dummy"], run["sb3_subproc"]) for run in runs] for key in ("ours", "overlap")
+        )
         mid = {key: median(run[key] for run in runs) for key in runs[0]}
-        results[name] = {"runs": runs, "median": mid, "ratio": ratios}
+        results[name] = {"runs": runs, "median": mid, "ratio": ratios, "ratio_overlap": ahead_ratios}
         cells = [f"{mid[k]:,.0f}" for k in ("raw", "ours")] + [f"{mid['learning']:.0%}"]
+        cells += [f"{mid['overlap']:,.0f}", f"{mid['overlap_learning']:.0%}"]
         cells += [f"{mid[k]:,.0f}" for k in ("ours_one_process", "sb3_dummy", "sb3_subproc")]
-        table.add_row(name, *cells, f"{median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f})")
+        cells += [f"{median(r):.2f} ({min(r):.2f} … {max(r):.2f})" for r in (ratios, ahead_ratios)]
+        table.add_row(name, *cells)
     Console().print(table)
     write_result(options.out, {"envs": ENVS, "steps": STEPS, "epochs": EPOCHS, "results": results})
 

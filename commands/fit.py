@@ -34,6 +34,7 @@ from .learning_check import LearningCheck, NothingLearnedError, trained_componen
 from .logger_folders import loggers_in_run
 from .null_arguments import pass_nulls
 from .old_configs import readable_configs, renewed_arguments
+from .recorded_tasks import check_tasks_of_models, record_tasks
 from .run_directory import (
     CHECKPOINTS,
     CONFIG,
@@ -186,7 +187,7 @@ class _Command(LightningCLI):
         except (FileNotFoundError, ValueError) as error:
             if type(error) not in (FileNotFoundError, ValueError):  # others are made of more than a text
                 raise
-            config = cast(Any, self.config[self.config["subcommand"]]).as_dict()
+            config = self.config[self.config["subcommand"]].as_dict()
             text = tidy(str(error)) if "Does not validate" in str(error) else str(error)
             hint = key_hint(text, config)
             if not hint:
@@ -222,6 +223,13 @@ class _Command(LightningCLI):
                 defaults["log_every_n_steps"] = 1  # a rollout is long; Lightning's 50 would log nothing
         return super().instantiate_trainer(**{**defaults, **kwargs})
 
+    def before_fit(self) -> None:
+        """Refuse to play a task that the models of the configuration were not trained on."""
+        if isinstance(self.datamodule, RolloutData):
+            named = any(a.partition("=")[0] in ("--data.task", "--data.init_args.task") for a in sys.argv)
+            config = self.config["fit"].as_dict()
+            check_tasks_of_models(config["model"], self.datamodule.task_names, named)
+
     def after_fit(self) -> None:
         """Save the trained component, with the best weights where a checkpoint callback monitored a metric."""
         if not self.trainer.is_global_zero:
@@ -241,6 +249,7 @@ class _Command(LightningCLI):
         save_component(trained_component(self.model), run / MODEL)
         for name, companion in companions(self.model).items():
             save_component(companion, run / name)
+        record_tasks(run, self.datamodule)
 
 
 def companions(module: nn.Module) -> dict[str, nn.Module]:

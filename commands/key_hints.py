@@ -15,25 +15,25 @@ def key_hint(message: str, config: Mapping[str, Any]) -> str:
         message: Error message.
         config: Configuration of the command, with its sections ``model``, ``data`` and ``trainer``.
     """
-    keys = {k: v for k, v in _leaves(config, "") if k.rpartition(".")[2] in _NAMED and _holds(message, v)}
+    keys = {k: v for k, v in leaves(config, "") if k.rpartition(".")[2] in _NAMED and _holds(message, v)}
     if not keys:
         return ""
     asked = [f"--{key} {key.rpartition('.')[2].upper()}" for key in dict.fromkeys(keys)]
     hint = f"to name another, give {' or '.join(asked)}"
     if _SIZES.match(message):
-        models = [k for k, v in _leaves(config, "") if k.startswith("model.") and k.endswith(".path") and v]
+        models = [k for k, v in leaves(config, "") if k.startswith("model.") and k.endswith(".path") and v]
         hint += f"; the models come from {', '.join(f'--{key}' for key in models)}" if models else ""
     return hint
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
+def leaves(value: Any, name: str) -> Iterator[tuple[str, str]]:
     """Yield the texts in a configuration under their dotted names; entries of a list go by the list's name."""
     if isinstance(value, Mapping):
         for key, entry in cast(Mapping[str, Any], value).items():
-            yield from _leaves(entry, f"{name}.{key}" if name else key)
+            yield from leaves(entry, f"{name}.{key}" if name else key)
     elif isinstance(value, list | tuple):
         for entry in cast(list[Any], value):
-            yield from _leaves(entry, name)
+            yield from leaves(entry, name)
     elif isinstance(value, str):
         yield name, value
 
@@ -43,4 +43,4 @@ def _holds(message: str, value: str) -> bool:
     return bool(value) and re.search(rf"(?<![\w/.-]){re.escape(value)}(?![\w/-])", message) is not None
 
 
-__all__ = ["key_hint"]
+__all__ = ["key_hint", "leaves"]

@@ -100,7 +100,7 @@ def expectile(error: Float[Tensor, "*shape"], tau: float | int) -> Float[Tensor,
 def clipped_surrogate(
     log_ratio: Float[Tensor, "B T"],
     advantages: Float[Tensor, "B T"],
-    mask: Bool[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"] | None,
     clip_low: float | int = 0.2,
     clip_high: float | int = 0.2,
     average: Literal["trajectory", "step"] = "trajectory",
@@ -113,7 +113,7 @@ def clipped_surrogate(
         log_ratio: log π(a|s) − log π_old(a|s), per step (or token, or decision). Beyond half of what the dtype can
             exponentiate (44 in float32) it counts as that bound, so that neither loss nor gradient becomes infinite.
         advantages: constants; no gradient flows into them.
-        mask: True on real steps; the rest is replaced before the exponential.
+        mask: True on real steps; the rest is replaced before the exponential. None takes all for real.
         clip_low: the ratio is clipped below at 1 − clip_low.
         clip_high: the ratio is clipped above at 1 + clip_high.
         average: "trajectory": mean over the real steps of each row, then over the rows that have any; "step": mean over
@@ -126,12 +126,20 @@ def clipped_surrogate(
         raise ValueError(f'average: expected "trajectory" or "step", got {average!r}')
     if clip_low < 0 or clip_high < 0:
         raise ValueError(f"clip bounds: expected at least 0, got clip_low={clip_low}, clip_high={clip_high}")
-    _check_masked("log_ratio", log_ratio, mask)
-    _check_masked("advantages", advantages, mask)
-    gain = torch.where(mask, advantages.detach(), 0.0)
+    gain = advantages.detach()
+    if mask is None:
+        if log_ratio.dim() != 2 or gain.shape != log_ratio.shape:
+            got = f"{tuple(log_ratio.shape)} and {tuple(gain.shape)}"
+            raise ValueError(f"log_ratio and advantages: expected one shape (B, T), got {got}")
+    else:
+        _check_masked("log_ratio", log_ratio, mask)
+        _check_masked("advantages", advantages, mask)
+        log_ratio, gain = torch.where(mask, log_ratio, 0.0), torch.where(mask, gain, 0.0)
     bound = 0.5 * math.log(torch.finfo(log_ratio.dtype).max)
-    ratio = torch.where(mask, log_ratio, 0.0).clamp(max=bound).exp()
+    ratio = log_ratio.clamp(max=bound).exp()
     loss = -torch.minimum(ratio * gain, ratio.clamp(1 - clip_low, 1 + clip_high) * gain)
+    if mask is None:  # rows of one length: both averages are the mean
+        return loss.sum() / max(loss.numel(), 1)
     if average == "step":
         return loss.sum() / mask.sum().clamp(min=1)
     length = mask.sum(1)

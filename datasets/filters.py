@@ -39,10 +39,9 @@ class EpisodeFilter:
         """Return whether an episode meets each condition, by its text."""
         met: dict[str, bool] = {}
         if self.success is not None:
-            known = episode.success is not None
-            met["success" if self.success else "failure"] = known and (
-                episode.success >= 1 if self.success else episode.success <= 0
-            )
+            known = episode.success
+            name = "success" if self.success else "failure"
+            met[name] = known is not None and (known >= 1 if self.success else known <= 0)
         if self.quality is not None:
             met[f"quality {' or '.join(self.quality)}"] = episode.quality in self.quality
         if self.source is not None:

@@ -112,7 +112,7 @@ class LearningCurve(lightning.Callback):
         for name, value in metrics.items():
             if not math.isnan(value):
                 shown = name == "episode_success"
-                self.log(name, value, on_step=True, on_epoch=False, batch_size=1, prog_bar=shown)
+                pl_module.log(name, value, on_step=True, on_epoch=False, batch_size=1, prog_bar=shown)
         self.record.rollouts.append(metrics | _of_module(trainer, total["episodes"] > 0))
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -141,7 +141,7 @@ class LearningCurve(lightning.Callback):
         steps = sum(gather(trainer, int(getattr(cast(Any, trainer).datamodule, "env_steps", 0))))
         point = count_successes(self._played, steps)
         if point.episodes:
-            self.log("val_episodes", float(point.episodes), batch_size=1)
+            pl_module.log("val_episodes", float(point.episodes), batch_size=1)
             self.record.validations.append(point)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -214,7 +214,7 @@ def draw_learning_curve(path: Path, record: LearningRecord) -> None:
     columns = min(count, 3)
     rows = -(-count // columns)
     figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
-    grid: list[Axes] = list(np.atleast_1d(cast(Any, figure.subplots(rows, columns))).ravel())
+    grid: list[Axes] = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
     _draw_success(grid[0], record)
     for axes, (name, text) in zip(grid[1:], panels.items(), strict=False):
         steps, values = record.column(name).numpy()

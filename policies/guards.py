@@ -89,6 +89,12 @@ class CollapseGuard(lightning.Callback):
         if isinstance(pl_module, PolicyOptimizer):
             pl_module.rescue = None
 
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the module as it was."""
+        self.on_fit_end(trainer, pl_module)
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

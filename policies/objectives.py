@@ -61,9 +61,8 @@ class ClippedSurrogate(Objective):
         now = self.evaluate(policy, observation, decision)
         unit_ratio = (now.log_prob - decision.log_prob).masked_fill(~now.unit_mask, 0.0)
         log_ratio = unit_ratio.sum(1)
-        every = torch.ones_like(log_ratio, dtype=torch.bool)[:, None]
         surrogate = clipped_surrogate(
-            log_ratio[:, None], (advantage * weight)[:, None], every, self.clip_low, self.clip_high, average="step"
+            log_ratio[:, None], (advantage * weight)[:, None], None, self.clip_low, self.clip_high, average="step"
         )
         loss = surrogate
         if self.entropy_weight and now.entropy is not None:

@@ -55,7 +55,8 @@ class Updates:
             self._wrapped.step()
             return norm
         optimizer = self._wrapped.optimizer
-        optimizer.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
         norm = self._settings.clipped(self._parameters, when)
         # what the wrapper does around a step: it counts global_step and asks the profiler

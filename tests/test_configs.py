@@ -56,8 +56,12 @@ SMALL = {
         *("--model.init_args.advantage.init_args.steps", "5"),
     ],
     "ppo_sparse": [*SPARSE, "--data.init_args.steps", "64"],
+    "group_policy": [
+        *(*SPARSE, "--data.init_args.horizon", "8", "--data.init_args.groups.contexts", "2"),
+        *("--data.init_args.groups.size", "2", "--data.init_args.groups.rejection", "none"),
+    ],
     "ppo_grape": [
-        *(*SPARSE, "--data.init_args.horizon", "8", "--data.init_args.steps", "32", "--data.init_args.envs", "4"),
+        *(*SPARSE, "--data.init_args.horizon", "8", "--data.init_args.groups.contexts", "2"),
         *("--model.init_args.advantage.init_args.reward.init_args.costs", '["mujoco/reach"]'),
     ],
     "q_chunking": [*REACH, f"{PROPOSER}.policy.init_args.path", "{behaviour_cloning}"],

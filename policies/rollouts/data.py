@@ -232,6 +232,10 @@ class RolloutData(lightning.LightningDataModule):
             self._pool.close()
             self._pool = None
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Stop the workers of a run that ends with an error or an interrupt."""
+        self.teardown("fit")
+
     def state_dict(self) -> dict[str, Any]:
         """Return counters, unfinished episodes and what is remembered of initial states, of all ranks.
 

@@ -13,7 +13,8 @@ from ...core.sizes import DataSizes, HasSizes
 from ...envs.task import Context
 from ...envs.vector import sizes_of
 from .frames import RolloutFrames
-from .pool import TaskSetting, play_episodes
+from .pool import play_episodes
+from .setting import TaskSetting
 
 
 class PlayedSuccess(lightning.Callback):
@@ -95,8 +96,8 @@ class PlayedSuccess(lightning.Callback):
             batch = play_episodes(self.setting, policy, self._contexts, self.envs, self.workers, self.seed)
         policy.train(was_training)
         success = batch.success[batch.success_known]
-        self.log("val_success", float(success.float().mean()), prog_bar=True, batch_size=len(success), sync_dist=True)
-        self.log("val_episodes", float(len(success)), batch_size=1, sync_dist=True)
+        module.log("val_success", float(success.float().mean()), prog_bar=True, batch_size=len(success), sync_dist=True)
+        module.log("val_episodes", float(len(success)), batch_size=1, sync_dist=True)
 
 
 def _check_sizes(task: DataSizes, data: DataSizes | None) -> None:

@@ -23,7 +23,7 @@ OBSERVER = "--model.init_args.reward.init_args.observer.init_args"
 
 def test_a_run_holds_model_configuration_checkpoints_and_logs(place):
     run = place / "run"
-    assert {p.name for p in run.iterdir()} == {"model", "config.yaml", "checkpoints", "logs"}
+    assert {p.name for p in run.iterdir()} == {"model", "config.yaml", "checkpoints", "logs", "tasks.json"}
     assert isinstance(load_component(run / "model"), ProgressReward)
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["model"]["init_args"]["reward"]["init_args"]["observer"]["init_args"]["width"] == 8

@@ -44,6 +44,7 @@ def test_a_policy_of_another_task_is_refused_before_the_first_rollout(here, tmp_
     reward = "--model.init_args.advantage.init_args.reward.init_args.reward.init_args.path"
     ppo = ["fit", "--config", "ppo_learned_reward", "--model.init_args.policy.init_args.path", "cloned/model"]
     ppo += [reward, str(here / "run/model"), "--data.init_args.workers", "0", "--out", "ppo"]
+    ppo += ["--data.init_args.task", "metaworld/push-v3"]
     assert main(ppo) == 2
     line = error_line()
     assert "has state_size 12, and the states of metaworld/push-v3 are 39 wide" in line

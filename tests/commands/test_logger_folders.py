@@ -18,7 +18,7 @@ def fit(here, tmp_path, logger, *more):
     config["trainer"]["log_every_n_steps"] = 1
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
     assert main(["fit", "--config", "own.yaml", "--out", "run", *more]) == 0
-    return {path.name for path in (tmp_path / "run").iterdir()} - {"model", "config.yaml", "checkpoints"}
+    return {path.name for path in (tmp_path / "run").iterdir()} - {"model", "config.yaml", "checkpoints", "tasks.json"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Losses by hand, against literal loops, and under padding that holds anything."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -239,6 +240,17 @@ class TestClippedSurrogate:
 
 
 class TestTrajectoryPreference:
+    @pytest.mark.parametrize("average", ["trajectory", "step"])
+    def test_no_mask_takes_all_for_real(self, average: Literal["trajectory", "step"]):
+        log_ratio, advantages = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5)
+        every = torch.ones(3, 5, dtype=torch.bool)
+        one = clipped_surrogate(log_ratio, advantages, every, average=average)
+        two = clipped_surrogate(log_ratio, advantages, None, average=average)
+        assert torch.allclose(one, two, atol=1e-7)
+        for found in zip(*(torch.autograd.grad(loss, log_ratio) for loss in (one, two)), strict=True):
+            assert torch.allclose(*found, atol=1e-7)
+        assert clipped_surrogate(torch.zeros(0, 1), torch.zeros(0, 1), None) == 0
+
     def test_by_hand(self):
         # Δ_w = (0.5 + 0.3) = 0.8, Δ_l = 0.2 − 0.4 = −0.2, β = 2: −log σ(2) = log(1 + e^−2).
         chosen = torch.tensor([[-1.0, -2.0, math.nan]])

@@ -1,7 +1,11 @@
 """The guard against collapse: a planted collapse is undone, a healthy run is left alone."""
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -25,7 +29,7 @@ EPISODES = 100
 def judged(batch):
     """Success: in the end within 0.25 of the origin."""
     near = batch.state[:, -1].norm(dim=1) < 0.25
-    return replace(batch, success=near.float(), success_known=torch.ones(len(near), dtype=torch.bool), behaviour={})
+    return replace(batch, success=near.float(), success_known=torch.ones(len(near), dtype=torch.bool))
 
 
 class Planted(lightning.Callback):
@@ -140,8 +144,10 @@ def test_a_gradient_that_is_no_number_ends_in_the_best_weights():
     with pytest.warns(UserWarning, match="collapsed: the gradient became nan after 5 batches"):
         noted = run(module, guard)[1]
     assert guard.collapsed and success(module.policy) == guard.best_success == max(noted.success)
+    early = made(objective=Breaking(after=2))
     with pytest.raises(FloatingPointError, match="gradient became nan"):
-        run(made(objective=Breaking(after=2)), CollapseGuard())  # nothing is kept yet
+        run(early, CollapseGuard())  # nothing is kept yet
+    assert early.rescue is None and module.rescue is None, "a run without a guard would ask an old one"
     with pytest.raises(FloatingPointError, match="gradient became nan"):
         run(made(objective=Breaking(after=6)))
 
@@ -157,6 +163,46 @@ def test_the_best_survives_an_interruption(tmp_path):
     with pytest.warns(UserWarning, match="the policy collapsed"):
         run(again, guard, Planted(at=6), rounds=20, ckpt_path=tmp_path / "six.ckpt")
     assert guard.best_success >= best and success(again.policy) == pytest.approx(guard.best_success)
+
+
+TWO = """
+import importlib, sys, types, torch
+torch.set_num_threads(1)
+package = types.ModuleType("here")
+package.__path__ = [sys.argv[1]]
+sys.modules["here"] = package
+here = importlib.import_module("here.test_guards")
+guard, module, noted = here.CollapseGuard(folder=sys.argv[2]), here.made(), here.Noted()
+class Saving(here.lightning.Callback):
+    def on_train_end(self, trainer, module):
+        found = {"state": module.state_dict(), "success": noted.success, "best": guard.best_success}
+        torch.save(found | {"own": here.success(module.policy)}, f"{sys.argv[2]}/{module.global_rank}.pt")
+callbacks = [noted, guard, here.Planted(at=6), Saving()]
+def rolled(i):
+    return here.walk(module.policy, 16, seed=100 * int(module.batches_seen) + module.global_rank)
+def held_out(i):
+    return here.judged(here.walk(module.policy, 50, seed=10_000 + module.global_rank, deterministic=True))
+run = here.trainer(max_epochs=20, callbacks=callbacks, strategy="ddp_fork", devices=2)
+run.fit(module, here.Loader(rolled, 1), here.Loader(held_out, 1))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+def test_two_processes_fall_back_on_the_same_best(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", TWO, str(Path(__file__).parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,  # a deadlock would wait for ever
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "of 100 episodes" in ran.stderr, "episodes of one process only were counted"
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(value, second["state"][key]) for key, value in first["state"].items())
+    assert first["success"] == second["success"] and len(first["success"]) < 20
+    assert first["best"] == second["best"] == max(first["success"]) > first["success"][-1] + 0.2
+    assert first["own"] > first["success"][-1] + 0.2
 
 
 class Successes(lightning.LightningModule):

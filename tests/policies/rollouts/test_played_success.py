@@ -11,7 +11,7 @@ from torch import nn
 from guerdon.core.batch import Decision
 from guerdon.core.interfaces import Policy
 from guerdon.core.sizes import DataSizes
-from guerdon.policies.rollouts import pool as pool_module
+from guerdon.policies.rollouts import setting as setting_module
 from guerdon.policies.rollouts.played_success import PlayedSuccess
 
 from .small_tasks import Corridor, building
@@ -75,7 +75,7 @@ def train(callbacks, epochs=2, validated=True, **more: Any):
         max_epochs=epochs, accelerator="cpu", enable_model_summary=False, callbacks=callbacks, **quiet
     )
     torch.manual_seed(0)
-    with mock.patch.object(pool_module, "make_task", lambda *_: Corridor()), building(lambda name: Corridor()):
+    with mock.patch.object(setting_module, "make_task", lambda *_: Corridor()), building(lambda name: Corridor()):
         trainer.fit(learner, datamodule=Logged(validated, **more))
     return trainer, learner
 
