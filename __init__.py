@@ -78,6 +78,9 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "evaluation.metric": ("Metric",),
         "evaluation.metrics": ("METRICS",),
         "evaluation.evaluate": ("evaluate",),
+        "evaluation.policies.evaluate": ("evaluate_policy",),
+        "evaluation.policies.setting": ("OpenedPolicy", "PlaySetting"),
+        "evaluation.aggregate": ("interquartile_mean", "probability_of_improvement"),
         "core.intervals": ("Estimate",),
         "evaluation.calibration.fit": ("calibrate",),
         "pages.report": ("write_report",),
@@ -133,6 +136,8 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "policies.gaussian": ("GaussianPolicy",),
         "policies.optimizer": ("PolicyOptimizer", "PolicyAdam"),
         "policies.deterministic": ("Deterministic",),
+        "policies.actor": ("PolicyActor", "actor_of"),
+        "policies.guards": ("CollapseGuard",),
         "policies.objectives": ("ClippedSurrogate", "WeightedImitation"),
         "policies.advantages.reward_to_go": ("RewardToGo", "Uniform"),
         "policies.advantages.action_advantage": ("CriticAdvantage", "ActionAdvantage"),
@@ -294,11 +299,16 @@ if TYPE_CHECKING:
     from .envs.task import ResumableTask as ResumableTask
     from .envs.task import Task as Task
     from .envs.vector import VectorEnv as VectorEnv
+    from .evaluation.aggregate import interquartile_mean as interquartile_mean
+    from .evaluation.aggregate import probability_of_improvement as probability_of_improvement
     from .evaluation.calibration.fit import calibrate as calibrate
     from .evaluation.dataset import evaluate_dataset as evaluate_dataset
     from .evaluation.evaluate import evaluate as evaluate
     from .evaluation.metric import Metric as Metric
     from .evaluation.metrics import METRICS as METRICS
+    from .evaluation.policies.evaluate import evaluate_policy as evaluate_policy
+    from .evaluation.policies.setting import OpenedPolicy as OpenedPolicy
+    from .evaluation.policies.setting import PlaySetting as PlaySetting
     from .evaluation.watch.callback import HackingWarning as HackingWarning
     from .evaluation.watch.callback import HackingWatch as HackingWatch
     from .evaluation.watch.claim import SuccessClaim as SuccessClaim
@@ -314,6 +324,8 @@ if TYPE_CHECKING:
     from .evaluation.watch.window import RolloutWindow as RolloutWindow
     from .pages.learning_curve import LearningCurve as LearningCurve
     from .pages.report import write_report as write_report
+    from .policies.actor import PolicyActor as PolicyActor
+    from .policies.actor import actor_of as actor_of
     from .policies.advantages.action_advantage import ActionAdvantage as ActionAdvantage
     from .policies.advantages.action_advantage import CriticAdvantage as CriticAdvantage
     from .policies.advantages.group_score import GroupScore as GroupScore
@@ -323,6 +335,7 @@ if TYPE_CHECKING:
     from .policies.advantages.step_advantage import StepAdvantage as StepAdvantage
     from .policies.deterministic import Deterministic as Deterministic
     from .policies.gaussian import GaussianPolicy as GaussianPolicy
+    from .policies.guards import CollapseGuard as CollapseGuard
     from .policies.loops.curriculum import Curriculum as Curriculum
     from .policies.loops.curriculum import task_probabilities as task_probabilities
     from .policies.objectives import ClippedSurrogate as ClippedSurrogate

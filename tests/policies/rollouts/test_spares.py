@@ -85,17 +85,19 @@ def test_closing_closes_idle_and_prepared_simulators_and_ends_the_thread():
 class Gated(Corridor):
     """The reset to context 2 ends when others have made three steps since it began; they would wait for ever for it."""
 
-    steps, moved, seen = 0, threading.Condition(), 0
+    steps, moved, seen, begun = 0, threading.Condition(), 0, threading.Event()
 
     def reset(self, context):
         if context.index == 2:
             with Gated.moved:
                 wanted = Gated.steps + 3
+                Gated.begun.set()
                 assert Gated.moved.wait_for(lambda: Gated.steps >= wanted, timeout=60), "nobody stepped meanwhile"
                 Gated.seen += 1
         return super().reset(context)
 
     def step(self, action):
+        assert Gated.begun.wait(timeout=60), "the reset of the third episode is asked for before the first step"
         with Gated.moved:
             Gated.steps += 1
             Gated.moved.notify_all()
