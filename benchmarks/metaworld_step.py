@@ -57,7 +57,7 @@ def simulate(task: MetaWorld, actions: np.ndarray) -> float:
         env.set_xyz_action(action[:3])
         begun = time.process_time()
         env.do_simulation([action[-1], -action[-1]], env.frame_skip)
-        mujoco.mj_forward(env.model, env.data)
+        mujoco.mj_forward(env.model, env.data)  # pyright: ignore[reportAttributeAccessIssue]
         spent += time.process_time() - begun
     return 1e6 * spent / len(actions)
 

@@ -10,6 +10,8 @@ network, one process. Needs `pip install 'guerdon[dev,sb3]'`.
 
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -132,7 +134,7 @@ def ours(name: str, rollouts: int, workers: int, overlap: bool = False) -> tuple
 
 def theirs(name: str, rollouts: int, subprocesses: bool) -> float:
     """Environment steps per second of Stable-Baselines3 after its first rollout."""
-    make = [(lambda number=i: Gym(name, number)) for i in range(ENVS)]
+    make: list[Callable[[], gymnasium.Env]] = [partial(Gym, name, i) for i in range(ENVS)]
     envs = SubprocVecEnv(make, start_method="spawn") if subprocesses else DummyVecEnv(make)
     layers = dict(net_arch=dict(pi=[128, 128], vf=[128, 128]), activation_fn=torch.nn.Tanh)
     model = PPO(

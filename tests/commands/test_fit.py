@@ -90,7 +90,7 @@ def test_the_configuration_of_a_run_validates_its_trained_weights(here, capsys):
 
 
 def test_of_several_checkpoints_the_one_that_was_saved_as_the_model_is_validated(here, tmp_path, capsys):
-    keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    keep: dict[str, Any] = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
     keep["init_args"] = {"dirpath": "run/checkpoints", "monitor": "val_loss", "mode": "max", "save_last": True}
     config = yaml.safe_load((here / "tiny.yaml").read_text())
     config["trainer"] |= {"callbacks": [keep], "max_epochs": 3}  # the worst epoch, so that it is not the last one

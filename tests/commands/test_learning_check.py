@@ -56,9 +56,8 @@ def train(monkeypatch, mine, other=(0.0, 0.0), **more: Any):
     check, learner = LearningCheck(), Learner(mine, other)
     monkeypatch.setattr("guerdon.commands.learning_check.trained_component", lambda module: module.reward)
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = lightning.Trainer(
-        accelerator="cpu", enable_model_summary=False, callbacks=[check], **({"max_epochs": 2} | quiet | more)
-    )
+    quiet |= {"max_epochs": 2, "enable_model_summary": False} | more
+    trainer = lightning.Trainer(accelerator="cpu", callbacks=[check], **quiet)
     trainer.fit(learner)
     return check
 

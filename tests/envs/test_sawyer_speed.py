@@ -1,5 +1,7 @@
 """Faster steps of Meta-World's environments: the same numbers, and Meta-World's own classes untouched."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
@@ -81,7 +83,8 @@ def test_the_classes_of_the_package_stay_as_they_are():
     assert issubclass(faster, cls) and set(vars(faster)) >= REPLACED
     assert [dict(vars(part)) for part in (cls, SawyerXYZEnv, reward_utils)] == before
     assert cls._get_quat_objects.__globals__["Rotation"] is Rotation
-    assert cls.compute_reward.__globals__["reward_utils"] is reward_utils
+    reward: Any = cls.__dict__["compute_reward"]
+    assert reward.__globals__["reward_utils"] is reward_utils
 
 
 def test_a_method_of_another_version_is_kept(monkeypatch):
@@ -123,7 +126,7 @@ def test_what_an_environment_overrides_itself_is_kept():
 
 
 def test_quaternions_are_those_of_scipy_to_the_last_bit():
-    drawn = Rotation.random(2000, rng=0).as_matrix()
+    drawn = Rotation.random(2000, rng=np.random.default_rng(0)).as_matrix()
     turns = Rotation.from_rotvec(np.pi * np.vstack([np.eye(3), 0.5 * np.eye(3), np.zeros((1, 3))])).as_matrix()
     exact = np.array([np.eye(3), np.diag([1.0, -1, -1]), np.diag([-1.0, 1, -1]), np.diag([-1.0, -1, 1])])
     for matrix in np.concatenate([drawn, turns, exact]):
@@ -131,7 +134,7 @@ def test_quaternions_are_those_of_scipy_to_the_last_bit():
 
 
 def test_what_is_no_rotation_is_left_to_scipy():
-    turn = Rotation.random(rng=3).as_matrix()
+    turn = Rotation.random(rng=np.random.default_rng(3)).as_matrix()
     for matrix in (1.001 * turn, turn + 1e-10, turn + 3e-13):
         assert quaternion(matrix).tobytes() == Rotation.from_matrix(matrix).as_quat().tobytes()
     for wrong in (-turn, np.zeros((3, 3))):
@@ -155,7 +158,9 @@ def test_rewards_by_distance_are_those_of_metaworld_to_the_last_bit():
 
 def test_what_is_not_one_number_with_a_long_tail_is_left_to_metaworld():
     x = np.linspace(-1, 1, 5)
-    for number in (x, 0.3, np.float32(0.3), 2):
+    numbers: Any = (x, 0.3, np.float32(0.3), 2)
+    for number in numbers:
+        more: Any
         for more in ({"margin": 0.4}, {"margin": 0.0, "sigmoid": "long_tail"}, {"margin": 0.4, "sigmoid": "linear"}):
             found = tolerance(number, (0.0, 0.1), **more)
             assert np.array_equal(found, reward_utils.tolerance(number, (0.0, 0.1), **more))

@@ -82,7 +82,8 @@ def test_the_start_policy_is_the_one_before_the_first_update(tmp_path, monkeypat
 
 def test_the_callback_changes_no_weight(tmp_path):
     ends: list[dict[str, torch.Tensor]] = []
-    for name, callbacks in (("with", [LearningCurve()]), ("without", [])):
+    arms: dict[str, list[lightning.Callback]] = {"with": [LearningCurve()], "without": []}
+    for name, callbacks in arms.items():
         torch.manual_seed(0)
         learner = module()
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -40,7 +40,8 @@ def test_a_minibatch_is_what_the_batch_holds_there(instructions):
     assert torch.equal(part.observation.features["clip/front"], observation.features["clip/front"])
     assert part.observation.instructions == observation.instructions == tuple(instructions[i] for i in rows)
     assert torch.equal(part.decision.chunk, decision.chunk) and torch.equal(part.decision.executed, decision.executed)
-    assert decision.log_prob is not None and torch.equal(part.decision.log_prob, decision.log_prob)
+    assert decision.log_prob is not None and part.decision.log_prob is not None
+    assert torch.equal(part.decision.log_prob, decision.log_prob)
 
 
 def test_every_pass_uses_every_number_once_in_an_order_of_its_own():

@@ -224,6 +224,7 @@ class OwnObjective(ClippedSurrogate):
 
     def forward(self, policy, observation, decision, advantage, weight):
         now = policy.evaluate(observation, decision)
+        assert decision.log_prob is not None
         return {"loss": ((now.log_prob - decision.log_prob).sum(1) * weight).mean()}
 
 
@@ -256,7 +257,8 @@ def test_what_the_value_loss_does_to_the_policy_is_up_to_the_source():
         module, _ = errors_of_a_head(stop=stop, passes=2)  # advantages of 0: the objective moves nothing
         torch.manual_seed(0)
         start = Evaluating(2, 2, hidden=(8,))
-        assert torch.equal(start.network[0].weight, module.policy.network[0].weight) == stop
+        first, trained = (policy.get_submodule("network.0").weight for policy in (start, module.policy))
+        assert torch.equal(torch.as_tensor(first), torch.as_tensor(trained)) == stop
 
 
 def test_a_frozen_policy_lends_its_hidden_layer_and_stays_as_it_is():
@@ -363,7 +365,8 @@ def test_flat_arguments_become_the_optimizer():
 @pytest.mark.parametrize("name", ["learning_rate", "critic_learning_rate", "max_grad_norm"])
 def test_settings_of_the_optimizer_are_positive(name):
     with pytest.raises(ValueError, match=name):
-        PolicyAdam(**{name: 0.0})
+        settings: dict[str, Any] = {name: 0.0}
+        PolicyAdam(**settings)
 
 
 def test_what_does_not_learn_is_left_out_of_the_optimizer():

@@ -4,6 +4,7 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def computed(batch):
     for name, weighting in WEIGHTINGS.items():
         objective = WeightedImitation(weighting(), renormalise=True)
         found[name] = objective.weights(batch, raw)
-        found[f"{name} memory"] = objective.weighting.memory.held().sort().values[None]
+        weighed: Any = objective.weighting
+        found[f"{name} memory"] = weighed.memory.held().sort().values[None]
     found["renormalised"] = WeightedImitation(renormalise=True).weights(replace(batch, weight=2 * batch.weight), raw)
     return found
 

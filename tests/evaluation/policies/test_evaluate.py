@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -48,7 +49,7 @@ def opened(noise=0.8, name="arm"):
     return OpenedPolicy(policy=Arm(noise), identity={"path": name, "class_path": "Arm", "hash": f"{name}{noise}"})
 
 
-def evaluate(model=None, episodes=5, *, sampled=True, seed=0, horizon=14, tasks="mujoco/reach", **more):
+def evaluate(model=None, episodes=5, *, sampled=True, seed=0, horizon=14, tasks: Any = "mujoco/reach", **more: Any):
     setting = PlaySetting(sampled=sampled, seed=seed, horizon=horizon)
     return evaluate_policy(model or opened(), tasks, episodes, setting, console=QUIET, version="1", **more)
 

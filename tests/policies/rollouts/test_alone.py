@@ -22,7 +22,9 @@ class Careless(Policy):
     horizon = 1
 
     def act(self, observation, deterministic=False, generator=None):
-        return Decision(chunk=torch.randn(len(observation), 1, 1), executed=torch.ones(len(observation), dtype=int))
+        return Decision(
+            chunk=torch.randn(len(observation), 1, 1), executed=torch.ones(len(observation), dtype=torch.long)
+        )
 
 
 def actions(pieces):

@@ -210,6 +210,7 @@ def test_features_travel_in_place_of_frames_and_each_frame_is_encoded_once():
         taken, decision = batch.at(rows, batch.decision_step[rows, steps])
         assert taken.features.keys() == {"mean/eye"}
         log_prob = policy.evaluate(taken, decision).log_prob
+        assert decision.log_prob is not None
         assert torch.allclose(log_prob, decision.log_prob, atol=1e-5), "training sees what acting saw"
     assert encoder.seen == wanted, "a frame was encoded twice, or not at all"
     assert all(not observation.frames for observation in policy.shown)

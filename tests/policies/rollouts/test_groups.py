@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import lightning
 import numpy as np
@@ -261,5 +262,6 @@ def test_groups_may_be_given_in_a_configuration():
             "--data.init_args.groups.curriculum.mode=variance",
         ]
     )
-    data = parser.instantiate_classes(given).data
+    built: Any = parser.instantiate_classes(given)
+    data = built.data
     assert (data.groups.size, data.groups.curriculum.mode) == (4, "variance")

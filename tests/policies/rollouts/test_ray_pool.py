@@ -64,14 +64,15 @@ def test_an_actor_that_dies_is_made_again_and_its_episodes_go_on():
         wanted = [here.collect(policy, 9, contexts(), seed) for seed in range(2)]
     with RayPool(REACH, 2, 2) as pool:
         assert alike(pool.collect(policy, 9, contexts(), 0), wanted[0])
-        ray.kill(pool._links[0].actor)
+        link: Any = pool._links[0]
+        ray.kill(link.actor)
         with pytest.warns(RuntimeWarning, match="a Ray actor died.*it is started again"):
             assert alike(pool.collect(policy, 9, contexts(), 1), wanted[1])
         assert pool.lost.fragments == 0
 
 
 def test_a_failure_in_an_actor_arrives_with_its_traceback_and_the_pool_goes_on():
-    broken = gaussian()
+    broken: Any = gaussian()
     broken.network[-1].bias.data.fill_(float("nan"))
     with RayPool(REACH, 1, 1) as pool:
         with pytest.raises(WorkerError, match=r"(?s)a Ray actor failed:.*expected a finite action"):
