@@ -9,6 +9,7 @@ the run ends. The trained policies and critics must be equal bit by bit, and so 
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,27 +83,35 @@ def command(config: Path, run: Path) -> list[str]:
 def train(config: Path, run: Path, kills: int, draw: random.Random, seconds: float) -> list[int]:
     """Train a run to its end, and kill it on the way.
 
+    Most kills come a random time after the first new checkpoint, so that they fall into rollouts, learning, validation
+    and the writing of checkpoints; one in seven falls into the start of the program.
+
     Args:
         config: Configuration.
         run: Run directory.
         kills: Number of kills.
         draw: Random generator of their moments.
-        seconds: Time that a whole run takes, from which moments are drawn.
+        seconds: Time that training takes from the first checkpoint to the last, from which moments are drawn.
 
     Returns:
         Number of rollouts that the checkpoint held after each kill; 0 without a checkpoint.
     """
     held: list[int] = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    last = run / "checkpoints" / "last.ckpt"
     while True:
+        begun = last.stat().st_mtime_ns if last.is_file() else 0
         process = subprocess.Popen(
             command(config, run), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         if len(held) < kills:
-            # early moments are as likely as late ones: a start takes most of a short run
-            try:
-                process.wait(draw.uniform(0.3, 1.0) * seconds * draw.choice((0.35, 0.6, 1.0)))
-            except subprocess.TimeoutExpired:
+            if draw.random() < 1 / 7:
+                time.sleep(draw.uniform(0.0, 6.0))
+            else:
+                while process.poll() is None and not (last.is_file() and last.stat().st_mtime_ns > begun):
+                    time.sleep(0.02)
+                time.sleep(draw.uniform(0.0, min(0.3 * seconds, 4.0)))
+            if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 process.communicate()
                 held.append(rollouts_of(run))
@@ -112,11 +121,7 @@ def train(config: Path, run: Path, kills: int, draw: random.Random, seconds: flo
             raise RuntimeError(f"the run failed:\n{error}")
         if len(held) >= kills:
             return held
-        # it came to its end before its moment: again from the start
-        for path in sorted((run / "checkpoints").glob("*")):
-            path.unlink()
-        for path in ("config.yaml",):
-            (run / path).unlink(missing_ok=True)
+        shutil.rmtree(run)  # it came to its end before its moment: again from the start
 
 
 def rollouts_of(run: Path) -> int:
@@ -149,9 +154,9 @@ def main() -> None:
             place.mkdir()
             config = place / "run.yaml"
             config.write_text(yaml.safe_dump(configuration(advantage, data)))
-            begun = time.perf_counter()
             train(config, place / "whole", 0, draw, 0.0)
-            seconds = time.perf_counter() - begun
+            written = place / "whole" / "curves.json"
+            seconds = written.stat().st_mtime - (place / "whole" / "config.yaml").stat().st_mtime
             held = train(config, place / "killed", kills, draw, seconds)
             one, other = state_of(place / "whole"), state_of(place / "killed")
             weights = all(torch.equal(value, other["weights"][key]) for key, value in one["weights"].items())

@@ -55,8 +55,8 @@ class RolloutData(lightning.LightningDataModule):
         overlap: Make the next rollout while the policy learns from the one before. The policy that acts is then one
             update old. Needs worker processes.
         pool: Where the environments are: ``"processes"`` of this machine (see ``workers``); ``"ray"``, actors of a
-            local Ray or of the cluster in the variable RAY_ADDRESS; or the address of a cluster,
-            ``"ray://HOST:PORT"``.
+            local Ray or of the cluster in the variable RAY_ADDRESS; or the address of a cluster, such as
+            ``"HOST:6379"``.
         policy_stays: Let the policy decide in this process, and send observations to it instead of weights to the
             workers: for policies that are large, or need this process's accelerator.
 

@@ -230,7 +230,9 @@ def _padded(parts: Sequence[Any] | np.ndarray, shape: tuple[int, ...]) -> np.nda
 
 
 def _tensor(values: Sequence[Any] | np.ndarray) -> Tensor:
-    return torch.from_numpy(_one_array(values))[None]
+    array = _one_array(values)
+    # Ray hands out arrays of its store, which nobody may write to
+    return torch.from_numpy(array if array.flags.writeable else array.copy())[None]
 
 
 def _tracks(piece: Piece) -> dict[str, Labelled]:

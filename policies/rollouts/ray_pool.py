@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,8 +26,9 @@ class RayPool(WorkerPool):
         workers: Number of actors, 1 or more.
         sizes: Names and sizes of the tasks, if they are known and checked.
         policy_stays: Whether the policy decides in this process.
-        address: Address of a cluster, such as ``"ray://HOST:10001"``; None takes a Ray that is running or named in the
-            variable RAY_ADDRESS, and else starts one on this machine.
+        address: Address of a cluster, such as ``"HOST:6379"`` on one of its nodes or ``"ray://HOST:10001"`` from
+            elsewhere; None takes a Ray that was initialised in this process or is named in the variable RAY_ADDRESS,
+            and else starts one on this machine.
 
     Raises:
         ModuleNotFoundError: If Ray is not installed.
@@ -53,7 +55,18 @@ class RayPool(WorkerPool):
         ray = _ray()
         if not ray.is_initialized():
             found = self._address or os.environ.get("RAY_ADDRESS") or None
-            ray.init(address=found, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
+            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+            if found is None:  # a Ray of our own: an actor for which there is no CPU would wait for ever
+                quiet |= {"include_dashboard": False, "num_cpus": max(workers, os.cpu_count() or 1)}
+            ray.init(address=found, **quiet)
+        free = ray.cluster_resources().get("CPU", 0)
+        if free < workers:
+            warnings.warn(
+                f"{workers} Ray actors need a CPU each, and the cluster has {free:g}: rollouts wait until it has more; "
+                "lower workers, or add nodes",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         pairs = zip(self._share, self._first, strict=True)
         return [RayLink(self.setting, count, first) for count, first in pairs]
 
@@ -129,7 +142,8 @@ def make_pool(
     """Make the pool of a name.
 
     Args:
-        where: ``"processes"``, ``"ray"``, or the address of a Ray cluster.
+        where: ``"processes"``, ``"ray"``, or the address of a Ray cluster (``"HOST:6379"``, ``"ray://HOST:10001"``,
+            ``"auto"``).
         setting: Tasks that are run.
         envs: Number of environments in all.
         workers: Number of processes or actors; 0 uses this process, or as many actors as environments allow up to 2.
@@ -141,10 +155,10 @@ def make_pool(
     """
     if where == "processes":
         return WorkerPool(setting, envs, workers, sizes, policy_stays)
-    if where == "ray" or where.startswith("ray://"):
+    if where in ("ray", "auto") or ":" in where:
         address = None if where == "ray" else where
         return RayPool(setting, envs, max(1, workers), sizes, policy_stays, address)
-    raise ValueError(f"pool {where!r}: expected processes, ray, or the address of a cluster such as ray://HOST:10001")
+    raise ValueError(f"pool {where!r}: expected processes, ray, or the address of a cluster such as HOST:6379")
 
 
 def _ray() -> Any:
