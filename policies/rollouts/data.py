@@ -1,5 +1,6 @@
 """Rollouts for a trainer: a data module of simulated tasks, whose state a checkpoint keeps."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -91,8 +92,9 @@ class RolloutData(lightning.LightningDataModule):
         super().__init__()
         if hide_outcome and end_on_success:
             raise ValueError("hide_outcome needs end_on_success=False: an episode that ends early shows its outcome")
-        if groups is not None and hide_outcome and (groups.compare == "success" or groups.curriculum is not None):
-            if groups.rejection != "none" or groups.curriculum is not None or groups.skip_solved:
+        if groups is not None and hide_outcome:
+            compared = groups.compare == "success" and groups.rejection != "none"
+            if compared or groups.curriculum is not None or groups.skip_solved:
                 raise ValueError(
                     "hide_outcome with groups: rejection by success, a curriculum and skip_solved would show the "
                     "outcome; set groups.compare to score or groups.rejection to none, and leave the others out"
@@ -140,8 +142,12 @@ class RolloutData(lightning.LightningDataModule):
     @property
     def metrics(self) -> dict[str, float]:
         """Metrics of the latest rollout by name: groups that were tried and accepted, and what was lost so far."""
-        lost = {} if self._pool is None else {"lost_episodes": float(self._pool.lost.fragments)}
-        return {**self.progress.metrics, **(lost if any(lost.values()) else {})}
+        lost = self._lost_episodes
+        return {**self.progress.metrics, **({"lost_episodes": float(lost)} if lost else {})}
+
+    @property
+    def _lost_episodes(self) -> int:
+        return self.progress.lost_episodes + (0 if self._pool is None else self._pool.lost.fragments)
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -229,8 +235,10 @@ class RolloutData(lightning.LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Stop the workers."""
         if self._pool is not None:
+            self.progress.lost_episodes = self._lost_episodes
             self._pool.close()
             self._pool = None
+        self.progress.ordered, self.progress.waiting = False, None
 
     def on_exception(self, exception: BaseException) -> None:
         """Stop the workers of a run that ends with an error or an interrupt."""
@@ -246,7 +254,8 @@ class RolloutData(lightning.LightningDataModule):
             "env_steps": progress.env_steps,
             "rollouts_made": progress.made,
             "unfinished": [to_plain(piece) for piece in progress.unfinished[0]],
-            "prepared": contexts_to_plain(progress.unfinished[1]),
+            "prepared": [contexts_to_plain(contexts) for contexts in progress.unfinished[1]],
+            "lost_episodes": self._lost_episodes,
             "acting": progress.acting,
             "draws": None if self.draws is None else self.draws.state_dict(),
         }
@@ -260,11 +269,19 @@ class RolloutData(lightning.LightningDataModule):
         """Restore what a checkpoint kept; unfinished episodes are repeated when the environments are there."""
         ranks = state_dict.get("ranks", [state_dict])  # older checkpoints hold the counters of one process
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if len(ranks) > world:
+            warnings.warn(
+                f"the checkpoint was written by {len(ranks)} processes, and {world} go on: the episodes in progress "
+                "and the environment steps of the others are left out",
+                stacklevel=2,
+            )
         if len(ranks) <= rank:
             ranks = [*ranks, *({"env_steps": 0, "rollouts_made": ranks[0]["rollouts_made"]} for _ in range(rank))]
         self._saved = dict(ranks[rank])
         self.progress.env_steps = int(self._saved["env_steps"])
         self.progress.made = int(self._saved["rollouts_made"])
+        self.progress.lost_episodes = int(self._saved.get("lost_episodes", 0))
         if self._pool is not None:
             self._go_on(self._saved)
 
@@ -276,8 +293,8 @@ class RolloutData(lightning.LightningDataModule):
             self.draws.load_state_dict(saved["draws"])
         self.progress.acting = saved.get("acting")
         pieces = [from_plain(piece) for piece in saved.get("unfinished", [])]
-        prepared = [Context(*context) for context in saved.get("prepared", [])]
-        if pieces or prepared:
+        prepared = [[Context(*context) for context in contexts] for contexts in saved.get("prepared", [])]
+        if pieces or any(prepared):
             self._pool.restore(pieces, prepared)
         self.progress.unfinished = (pieces, prepared)
 

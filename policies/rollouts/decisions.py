@@ -20,6 +20,8 @@ class Asked:
     """Observation of each running environment, M in all."""
     places: tuple[int, ...]
     """Number of the episode of each, in the order in which whole episodes were asked for."""
+    steps: tuple[int, ...]
+    """Number of steps of each episode so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,7 @@ class ActingAlone:
         with global_noise_restored(self.policy):
             for row, place in enumerate(asked.places):
                 number = place if self.numbers is None else self.numbers[place]
-                if number not in self._generators:
+                if number not in self._generators or not asked.steps[row]:  # it begins, or begins again
                     self._generators[number] = episode_generator(self.seed, number)
                 seen = asked.observation if len(asked.places) == 1 else asked.observation[row : row + 1]
                 noise = [self._generators[number]]

@@ -87,6 +87,7 @@ class GroupDraws:
         if setting.quotas is not None and set(setting.quotas) != set(tasks):
             raise ValueError(f"quotas of {', '.join(setting.quotas)}: expected one for each of {', '.join(tasks)}")
         self.tasks = tasks
+        self.wanted()
 
     def wanted(self) -> dict[str | None, int]:
         """Split the number of groups of a rollout by task; one entry None where there are no quotas."""
@@ -99,6 +100,12 @@ class GroupDraws:
         by_rest = sorted(self.tasks, key=lambda task: math.floor(exact[task]) - exact[task])
         for task in by_rest[: count - sum(found.values())]:
             found[task] += 1
+        never = [str(task) for task, groups in found.items() if not groups]
+        if never:
+            raise ValueError(
+                f"contexts {count}: with these quotas {', '.join(never)} would get no group in any rollout; set "
+                "contexts higher, or change the quotas"
+            )
         return found
 
     def draw(self, task: str | None, count: int, generator: torch.Generator) -> list[tuple[int, Context]]:

@@ -162,6 +162,10 @@ class ProcessLink:
         self.close(patience=0)
         self._start()
 
+    def hang_up(self) -> None:
+        """Close the link, at which the process ends unless it is in the middle of an order."""
+        self._link.close()
+
     def close(self, patience: float | int = 2) -> None:
         """End the process; one in the middle of an order that is not needed any more is killed.
 

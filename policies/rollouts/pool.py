@@ -5,26 +5,22 @@ This module is separate from the data module: a worker imports it alone, and so 
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
-
-import torch
 
 from ...core.batch import TrajectoryBatch
 from ...core.interfaces import Policy
 from ...core.sizes import DataSizes
 from ...envs.task import Context
-from .decisions import Asked, Records, hash_seed
+from .decisions import Asked
 from .frames import RolloutFrames
-from .host import Answer, Collect, Order, Play, Restore
-from .links import InProcess, Link, LinkDownError, ProcessLink, Reply, WorkerError, packed_policy
+from .host import Answer, Collect, Order, Play
+from .links import InProcess, Link, ProcessLink, WorkerError, packed_policy
 from .pieces import Piece, batch_pieces
 from .runner import split_evenly
 from .setting import TaskSetting, check_tasks
 from .simulators import Losses
-
-MOST_RESTARTS = 2
-"""Number of times that a worker is started again for one order before its failure is raised."""
+from .worker import Worker
 
 
 @runtime_checkable
@@ -104,17 +100,14 @@ class WorkerPool:
         self._first = [sum(self._share[:number]) for number in range(len(self._share))]
         if workers and sizes is None:  # what is wrong with a task fails here, not in a worker
             sizes = setting.sizes()
-        self._links = self._connect(workers)
+        self._told: set[str] = set()
+        self._workers = [Worker(link, self._count, self._tell) for link in self._connect(workers)]
         if sizes is None:
-            host = self._links[0]
-            assert isinstance(host, InProcess)
-            self._names = list(dict.fromkeys(task.name for task in host.host.runner.simulators.tasks))
+            only = self._workers[0].link
+            assert isinstance(only, InProcess)
+            self._names = list(dict.fromkeys(task.name for task in only.host.runner.simulators.tasks))
         else:
             self._names = [one.name for one in sizes]
-        self._open: list[Answer] = [Answer() for _ in self._links]  # unfinished episodes of each worker
-        self._asked: list[tuple[Order, Any]] = []
-        self._policy: Policy | None = None
-        self._told: set[str] = set()
 
     def _connect(self, workers: int) -> "list[Link]":
         """Start the workers."""
@@ -126,18 +119,19 @@ class WorkerPool:
     @property
     def processes(self) -> list[int]:
         """Numbers (pid) of the worker processes; empty where everything runs in this one."""
-        return [link.process.pid or 0 for link in self._links if isinstance(link, ProcessLink)]
+        links = [worker.link for worker in self._workers]
+        return [link.process.pid or 0 for link in links if isinstance(link, ProcessLink)]
 
     @property
     def works_meanwhile(self) -> bool:
         """Whether the workers carry out an order while this process does something else."""
-        return not isinstance(self._links[0], InProcess) and not self.policy_stays
+        return not isinstance(self._workers[0].link, InProcess) and not self.policy_stays
 
     @property
-    def unfinished(self) -> tuple[list[Piece], list[Context]]:
-        """Episodes that the latest rollouts left unfinished, and the contexts drawn for the episodes to come."""
-        pieces = [piece for answer in self._open for piece in answer.pieces]
-        return pieces, [context for answer in self._open for context in answer.prepared]
+    def unfinished(self) -> tuple[list[Piece], list[list[Context]]]:
+        """Episodes that the latest rollouts left unfinished, and the contexts that each worker drew for later ones."""
+        pieces = [piece for worker in self._workers for piece in worker.unfinished.pieces]
+        return pieces, [list(worker.unfinished.prepared) for worker in self._workers]
 
     def order(
         self, policy: Policy, steps: int, contexts: Sequence[Context], seed: int, version: int | None = None
@@ -152,10 +146,8 @@ class WorkerPool:
             version: Version of the policy that is recorded with each decision; None records none.
         """
         shares = [max(1, steps * count // self.envs) for count in self._share]
-        if len(self._links) == 1:
-            seeds = [seed]
-        else:
-            seeds = [seed * 1_009 + number for number in range(len(self._links))]
+        several = len(self._share) > 1
+        seeds = [seed * 1_009 + number if several else seed for number in range(len(self._share))]
         self._send(
             [
                 Collect(steps=share, contexts=list(contexts), seed=own, version=version)
@@ -171,8 +163,8 @@ class WorkerPool:
             WorkerError: If a worker failed, or nothing was ordered.
         """
         answers = self._receive()
-        for number, answer in enumerate(answers):
-            self._open[number] = Answer(pieces=[p for p in answer.pieces if not p.end], prepared=answer.prepared)
+        for worker, answer in zip(self._workers, answers, strict=True):
+            worker.unfinished = Answer(pieces=[p for p in answer.pieces if not p.end], prepared=answer.prepared)
         return [piece for answer in answers for piece in answer.pieces]
 
     def collect(
@@ -228,29 +220,28 @@ class WorkerPool:
         }
         return [found[place] for place in range(len(contexts))]
 
-    def restore(self, pieces: Sequence[Piece], prepared: Sequence[Context] = ()) -> None:
+    def restore(self, pieces: Sequence[Piece], prepared: Sequence[Sequence[Context]] = ()) -> None:
         """Repeat unfinished episodes, so that the next rollouts go on with them.
 
         Args:
             pieces: Unfinished episodes that ``collect`` returned, here or in a pool before an interruption.
-            prepared: Contexts that were drawn for episodes to come.
+            prepared: Contexts that each worker drew for episodes to come; those of another number of workers are left
+                out.
+
+        Raises:
+            WorkerError: If a worker fails again and again, or the pool is closed.
         """
-        self._require_open()
-        shares: list[list[Piece]] = [[] for _ in self._links]
+        self._require_free()
+        shares: list[list[Piece]] = [[] for _ in self._workers]
         for piece in pieces:
             # the environments of a pool of other size begin anew at 0
             holder = [i for i, first in enumerate(self._first) if first <= piece.env % self.envs]
             shares[holder[-1]].append(piece)
-        for number, (link, share) in enumerate(zip(self._links, shares, strict=True)):
-            own = list(prepared) if len(self._links) == 1 else list(prepared)[number :: len(self._links)]
-            self._open[number] = Answer(pieces=share, prepared=own)
-            link.send(Restore(pieces=share, prepared=own), None)
-        for number, link in enumerate(self._links):
-            answer = link.receive()
-            assert isinstance(answer, Answer)
-            self._count(answer)
-            if answer.lost.fragments:  # they will not be asked for again
-                self._open[number] = Answer(prepared=self._open[number].prepared)
+        drawn = prepared if len(prepared) == len(shares) else [()] * len(shares)
+        for worker, share, own in zip(self._workers, shares, drawn, strict=True):
+            worker.restore(Answer(pieces=share, prepared=list(own)))
+        for worker in self._workers:
+            worker.reply()
 
     def _deal(self, contexts: Sequence[Context]) -> list[list[int]]:
         """Deal the places of contexts to the workers that play their tasks, in turns.
@@ -272,31 +263,28 @@ class WorkerPool:
             turn[context.task] += 1
         return dealt
 
-    def _require_open(self) -> None:
-        if not self._links:
+    def _require_free(self) -> None:
+        if not self._workers:
             raise WorkerError("the workers were closed: make a new pool")
-        if self._asked:
+        if any(worker.busy for worker in self._workers):
             raise WorkerError("an order is being carried out: wait for its answer first")
 
     def _send(self, orders: Sequence[Order], policy: Policy) -> None:
         """Send every worker its order, with the policy unless it stays.
 
         Raises:
-            WorkerError: If the pool is closed.
+            WorkerError: If the pool is closed, or carries out an order.
         """
-        self._require_open()
-        here = isinstance(self._links[0], InProcess)
-        if self.policy_stays:
-            self._policy, weights = policy, None
-        elif here:
+        self._require_free()
+        weights: Any = None
+        if isinstance(self._workers[0].link, InProcess) and not self.policy_stays:
             weights = policy
-        else:
+        elif not self.policy_stays:
             if any(p.device.type != "cpu" for p in policy.parameters()):
                 policy = copy.deepcopy(policy).cpu()
             weights = self._pack(policy)
-        for link, order in zip(self._links, orders, strict=True):
-            link.send(order, weights)
-        self._asked = [(order, weights) for order in orders]
+        for worker, order in zip(self._workers, orders, strict=True):
+            worker.begin(order, weights, policy if self.policy_stays else None)
 
     def _pack(self, policy: Policy) -> Any:
         """Make what is sent of a policy."""
@@ -308,85 +296,41 @@ class WorkerPool:
         Raises:
             WorkerError: If a worker failed, or failed to start again.
         """
-        asked, self._asked = self._asked, []
-        if not asked:
+        if not any(worker.busy for worker in self._workers):
             raise WorkerError("nothing was ordered, or the workers were closed")
-        deciders = [_decider(order, self._policy) for order, _ in asked] if self.policy_stays else []
         answers: dict[int, Answer] = {}
         failures: list[Exception] = []
-        waiting = list(range(len(asked)))
-        while waiting:
-            open_questions: dict[int, Asked] = {}
-            for number in waiting:
-                try:
-                    reply = self._reply(number, *asked[number])
-                except WorkerError as error:
-                    failures.append(error)
-                    continue
-                if isinstance(reply, Answer):
-                    answers[number] = reply
-                else:
-                    open_questions[number] = reply
-            for number, question in open_questions.items():
-                self._links[number].send(deciders[number](question), None)
-            waiting = list(open_questions)
+        waiting = list(range(len(self._workers)))
+        try:
+            while waiting:
+                questions: dict[int, Asked] = {}
+                for number in waiting:
+                    try:
+                        reply = self._workers[number].reply()
+                    except WorkerError as error:
+                        failures.append(error)
+                        continue
+                    if isinstance(reply, Answer):
+                        answers[number] = reply
+                    else:
+                        questions[number] = reply
+                for number, question in questions.items():
+                    self._workers[number].decide(question)
+                waiting = list(questions)
+        except BaseException:
+            if not isinstance(self._workers[0].link, InProcess):
+                self.close()  # answers that nobody waits for would be taken for those of the next order
+            raise
         if failures:
             raise failures[0]
-        found = [answers[number] for number in range(len(asked))]
+        found = [answers[number] for number in range(len(self._workers))]
         self.seconds = [answer.seconds for answer in found]
-        for answer in found:
-            self._count(answer)
         return found
 
-    def _reply(self, number: int, order: Order, weights: Any) -> Reply:
-        """Wait for one worker; start it again and repeat the order where it is down.
-
-        Raises:
-            WorkerError: If it failed, or is down again and again.
-        """
-        link, reasons = self._links[number], list[str]()
-        while True:
-            try:
-                return link.receive()
-            except LinkDownError as error:
-                reasons.append(str(error))
-                if len(reasons) > MOST_RESTARTS:
-                    raise WorkerError(
-                        f"{reasons[-1]}; it was started again {MOST_RESTARTS} times for the same order, before because "
-                        f"{reasons[0]}"
-                    ) from None
-            self._tell(f"{reasons[-1]}; it is started again")
-            try:
-                link.restart()
-                order = self._repeat(number, order, weights, again=len(reasons) > 1)
-            except LinkDownError:
-                continue
-
-    def _repeat(self, number: int, order: Order, weights: Any, again: bool) -> Order:
-        """Send an order to a worker that was started again, after its unfinished episodes."""
-        link, before = self._links[number], self._open[number]
-        if again and isinstance(order, Collect):
-            for piece in before.pieces:
-                self.lost.add(f"{piece.context.task}: the worker of an episode in progress failed twice", 0)
-            self._open[number] = before = Answer()
-            order = Collect(
-                steps=order.steps,
-                contexts=order.contexts,
-                seed=hash_seed(order.seed, 1),
-                version=order.version,
-            )
-        if before.pieces or before.prepared:
-            link.send(Restore(pieces=before.pieces, prepared=before.prepared), None)
-            answer = link.receive()
-            assert isinstance(answer, Answer)
-            self._count(answer)
-        link.send(order, weights)
-        return order
-
-    def _count(self, answer: Answer) -> None:
-        self.lost.merge(answer.lost)
-        for reason in answer.lost.reasons:
-            self._tell(f"{reason}; the simulator was built again, and the episode given up")
+    def _count(self, lost: Losses) -> None:
+        self.lost.merge(lost)
+        for reason in lost.reasons:
+            self._tell(reason)
 
     def _tell(self, reason: str) -> None:
         """Warn of a loss, once for each reason."""
@@ -396,25 +340,19 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the workers and free the simulators."""
-        for link in self._links:
+        links = [worker.link for worker in self._workers]
+        for link in links:
+            if isinstance(link, ProcessLink):
+                link.hang_up()  # all end at the same time
+        for link in links:
             link.close()
-        self._links, self._asked = [], []
+        self._workers = []
 
     def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _decider(order: Order, policy: Policy | None) -> Callable[[Asked], Records]:
-    """Make what decides here for one worker."""
-    assert policy is not None
-    acting = order.acting(policy, torch.Generator().manual_seed(order.seed))
-    device = next((p.device for p in policy.parameters()), torch.device("cpu"))
-    if device.type == "cpu":
-        return acting
-    return lambda asked: acting(Asked(observation=asked.observation.to(device), places=asked.places))
 
 
 def play_episodes(

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,8 @@ class RayPool(WorkerPool):
         workers: Number of actors, 1 or more.
         sizes: Names and sizes of the tasks, if they are known and checked.
         policy_stays: Whether the policy decides in this process.
+        patience: Time in seconds without a step or decision after which an actor counts as hanging; None waits for
+            ever.
         address: Address of a cluster, such as ``"HOST:6379"`` on one of its nodes or ``"ray://HOST:10001"`` from
             elsewhere; None takes a Ray that was initialised in this process or is named in the variable RAY_ADDRESS,
             and else starts one on this machine.
@@ -43,12 +46,13 @@ class RayPool(WorkerPool):
         workers: int,
         sizes: Sequence[DataSizes] | None = None,
         policy_stays: bool = False,
+        patience: float | int | None = 600.0,
         address: str | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers {workers}: expected at least one Ray actor")
         self._address = address
-        super().__init__(setting, envs, workers, sizes, policy_stays)
+        super().__init__(setting, envs, workers, sizes, policy_stays, patience)
 
     def _connect(self, workers: int) -> list[Link]:
         """Start the actors."""
@@ -68,7 +72,7 @@ class RayPool(WorkerPool):
                 stacklevel=3,
             )
         pairs = zip(self._share, self._first, strict=True)
-        return [RayLink(self.setting, count, first) for count, first in pairs]
+        return [RayLink(self.setting, count, first, self._patience) for count, first in pairs]
 
     def _pack(self, policy: Any) -> Any:
         """Put the weights into the object store, from which all actors of a machine read them."""
@@ -82,11 +86,14 @@ class RayLink:
         setting: Tasks that are run.
         envs: Number of environments of the actor.
         first: Number of the first among those of all actors.
+        patience: Time in seconds without a step or decision after which the actor counts as hanging; None waits for
+            ever.
     """
 
-    def __init__(self, setting: TaskSetting, envs: int, first: int) -> None:
-        self._setting, self._envs, self._first = setting, envs, first
+    def __init__(self, setting: TaskSetting, envs: int, first: int, patience: float | int | None = None) -> None:
+        self._setting, self._envs, self._first, self.patience = setting, envs, first, patience
         self._reply: Any = None
+        self.actor: Any = None
         self.restart()
 
     def send(self, message: Message, weights: Any) -> None:
@@ -98,16 +105,32 @@ class RayLink:
         ray = _ray()
         reply, self._reply = self._reply, None
         try:
+            self._wait(ray, reply)
             return ray.get(reply)
         except ray.exceptions.RayTaskError as error:
             raise WorkerError(f"a Ray actor failed:\n{error}") from None
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+        except ray.exceptions.RayError as error:
             reason = str(error).splitlines()[0]
             raise LinkDownError(f"a Ray actor died ({reason}): out of memory, or its machine is gone") from None
 
+    def _wait(self, ray: Any, reply: Any) -> None:
+        """Wait until there is a reply, as long as steps are taken meanwhile; the start may take any time."""
+        beats, since = -1, time.monotonic()
+        while not ray.wait([reply], timeout=5.0 if self.patience is None else min(5.0, self.patience))[0]:
+            now = ray.get(self.actor.beats.remote())
+            if now != beats:
+                beats, since = now, time.monotonic()
+            elif self.patience is not None and now and time.monotonic() - since > self.patience:
+                raise LinkDownError(f"a Ray actor took no step for {self.patience:g} s: a simulator hangs")
+
     def restart(self) -> None:
         """Make the actor, in place of one that died."""
-        make = _ray().remote(num_cpus=1, max_restarts=0)(_Actor)
+        ray = _ray()
+        if self.actor is not None:
+            ray.kill(self.actor)
+        # beats are answered in a thread of their own; rollouts stay in one thread, to which renderers are bound
+        _Actor.beats = ray.method(concurrency_group="beats")(_Actor.beats)
+        make = ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={"beats": 1})(_Actor)
         self.actor = make.remote(self._setting, self._envs, self._first)
 
     def close(self) -> None:
@@ -120,7 +143,15 @@ class _Actor:
 
     def __init__(self, setting: TaskSetting, envs: int, first: int) -> None:
         torch.set_num_threads(1)
-        self.host = Host(setting, envs, first)
+        self._beats = 0
+        self.host = Host(setting, envs, first, self._beat)
+
+    def _beat(self) -> None:
+        self._beats += 1
+
+    def beats(self) -> int:
+        """Return the number of signs of life so far."""
+        return self._beats
 
     def answer(self, message: Message, weights: bytes | None) -> Reply:
         """Carry out a message."""
@@ -146,7 +177,7 @@ def make_pool(
             ``"auto"``).
         setting: Tasks that are run.
         envs: Number of environments in all.
-        workers: Number of processes or actors; 0 uses this process, or as many actors as environments allow up to 2.
+        workers: Number of processes or actors; 0 uses this process, or one actor.
         sizes: Names and sizes of the tasks, if they are known and checked.
         policy_stays: Whether the policy decides in this process.
 
@@ -157,7 +188,7 @@ def make_pool(
         return WorkerPool(setting, envs, workers, sizes, policy_stays)
     if where in ("ray", "auto") or ":" in where:
         address = None if where == "ray" else where
-        return RayPool(setting, envs, max(1, workers), sizes, policy_stays, address)
+        return RayPool(setting, envs, max(1, workers), sizes, policy_stays, address=address)
     raise ValueError(f"pool {where!r}: expected processes, ray, or the address of a cluster such as HOST:6379")
 
 

@@ -189,6 +189,7 @@ class Runner:
             draw = None if draws is None else draws[place]
             waiting[context.task].append(Start(context=context, place=place, draw=draw))
         saved = self._set_aside()
+        simulators.plays_again = True
         starts: dict[int, Start] = {}  # of the episode that each environment plays
         done: dict[int, Piece] = {}
 
@@ -212,6 +213,7 @@ class Runner:
                 for piece in ended:
                     done[starts.pop(piece.env - simulators.first).place] = packed(piece)
         finally:
+            simulators.plays_again = False
             self._take_up(saved)
 
     def restore(self, pieces: Sequence[Piece], prepared: Sequence[Context] = ()) -> int:
@@ -287,7 +289,11 @@ class Runner:
             features=features,
             instructions=tuple(piece.instruction for piece in pieces),
         )
-        records = yield Asked(observation=observation, places=tuple(range(len(rows)) if places is None else places))
+        records = yield Asked(
+            observation=observation,
+            places=tuple(range(len(rows)) if places is None else places),
+            steps=tuple(len(piece.actions) for piece in pieces),
+        )
         chunk = np.minimum(np.maximum(records.chunk, simulators.low[rows][:, None]), simulators.high[rows][:, None])
         taken, ended = 0, list[Piece]()
         for k, (i, piece) in enumerate(zip(rows, pieces, strict=True)):

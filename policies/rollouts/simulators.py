@@ -95,6 +95,8 @@ class Simulators:
         self.lost = Losses()
         self.beat: Callable[[], None] | None = None
         """Function that is called after the steps of each decision, to show that this process is alive."""
+        self.plays_again = False
+        """Whether an episode whose simulator failed is played again from its start; it is not counted as lost then."""
         self._failures = [0] * len(self.tasks)
 
     def __len__(self) -> int:
@@ -167,7 +169,7 @@ class Simulators:
                 step = task.step(action)
             except Exception as error:  # whatever a simulator raises: the rollouts of the others go on
                 self._give_up(index, piece, error)
-                return None, piece.fresh - before
+                return None, min(0, piece.fresh - before)
             states.append(np.array(step.state, np.float32))  # a copy: a simulator may use its buffer again
             if step.tracks:
                 tracks.append(_side_by_side(step.tracks.values()))
@@ -203,7 +205,11 @@ class Simulators:
                 f"{task.name}, environment {piece.env}: the simulator failed {MOST_FAILURES} times in a row, last at "
                 f"step {len(piece.actions)} of context {piece.context.index}: {type(error).__name__}: {error}"
             ) from error
-        self.lost.add(reason, len(piece.actions) - piece.fresh)
+        if self.plays_again:
+            self.lost.reasons.append(f"{reason}; the simulator was built again, and its episode is played again")
+        else:
+            reason = f"{reason}; the simulator was built again, and its episode given up"
+            self.lost.add(reason, max(0, len(piece.actions) - piece.fresh))
         self.open[index] = None
         try:
             task.close()
@@ -274,6 +280,7 @@ class Simulators:
         made = self.open[index]
         assert made is not None
         made.decision_step, made.behaviour = list(piece.decision_step), dict(piece.behaviour)
+        made.fresh, lost = len(piece.actions), self.lost.fragments  # all of it was handed out
         for number, action in enumerate(np.asarray(piece.actions, np.float32)):
             if number in shown:
                 self.look(index)
@@ -283,12 +290,12 @@ class Simulators:
         if len(piece.actions) in shown:
             self.look(index)
         now = self.open[index]
-        made.fresh = len(piece.actions)  # all of it was handed out
         if now is not None and len(now.actions) == len(piece.actions) and np.array_equal(now.state[-1], wanted):
             return True
         self.open[index] = None
         name = self.tasks[index].name
-        self.lost.add(f"{name}: an episode in progress could not be repeated to its last state", 0)
+        if self.lost.fragments == lost:  # a simulator that failed counted it already
+            self.lost.add(f"{name}: an episode in progress could not be repeated to its last state", 0)
         return False
 
     @property

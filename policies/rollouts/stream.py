@@ -50,8 +50,10 @@ class Progress:
     """Success of every row of the latest rollout, NaN while it goes on."""
     metrics: dict[str, float] = field(default_factory=dict[str, float])
     """Metrics of the latest rollout by name."""
-    unfinished: tuple[list[Piece], list[Context]] = field(default_factory=lambda: ([], []))
-    """Episodes that go on in the next rollout, and the contexts drawn for those to come."""
+    unfinished: tuple[list[Piece], list[list[Context]]] = field(default_factory=lambda: ([], []))
+    """Episodes that go on in the next rollout, and the contexts that each worker drew for those to come."""
+    lost_episodes: int = 0
+    """Number of episodes that were lost before an interruption."""
     ordered: bool = False
     """Whether the next rollout was ordered already."""
     waiting: list[Piece] | None = None

@@ -158,6 +158,8 @@ def test_quotas_fix_the_mix_that_rejection_would_shift():
     assert found.metrics[f"groups_accepted/{Corridor.name}"] == 3
     shares = [found.metrics[f"accepted_share/{name}"] for name in (Corridor.name, Street.name)]
     assert shares[0] < shares[1], "the share of accepted groups is logged by task"
+    with pytest.raises(ValueError, match=r"contexts 1: with these quotas test/street would get no group"):
+        draws(replace(setting, contexts=1), 0, more=contexts(1, task=Street))
     with pytest.raises(ValueError, match="quotas of test/street: expected one for each of test/corridor, test/street"):
         draws(replace(setting, quotas={Street.name: 1.0}), 0, more=contexts(1, task=Street))
 
@@ -243,7 +245,11 @@ def test_the_reward_of_the_run_is_compared():
 
 
 def test_outcomes_that_are_hidden_are_not_compared():
-    for groups in (GroupRollouts(), GroupRollouts(rejection="none", curriculum=Curriculum())):
+    for groups in (
+        GroupRollouts(),
+        GroupRollouts(rejection="none", curriculum=Curriculum()),
+        GroupRollouts(compare="score", skip_solved=True),
+    ):
         with pytest.raises(ValueError, match="hide_outcome with groups"):
             RolloutData("mujoco/reach", end_on_success=False, hide_outcome=True, groups=groups)
     RolloutData("mujoco/reach", end_on_success=False, hide_outcome=True, groups=GroupRollouts(rejection="none"))

@@ -239,6 +239,7 @@ class Hanging(Reach):
 
 
 @pytest.mark.filterwarnings("ignore:.*took no step for:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*its worker failed twice:RuntimeWarning")
 @pytest.mark.parametrize(("hangs", "lost"), [(1, 0), (2, 1)])
 def test_a_simulator_that_hangs_is_started_again(monkeypatch, tmp_path, hangs, lost):
     (tmp_path / "hanging_envs.py").write_text(HANGING)
@@ -279,6 +280,49 @@ def test_a_policy_that_stays_decides_here_on_what_workers_observe():
             assert np.allclose(one.state, other.state, atol=1e-5)
     assert {int(v) for piece in pieces for v in piece.behaviour["policy_version"]} == {0, 1, 2}
     assert any(0 < piece.fresh < len(piece.actions) for piece in pieces), "episodes go on"
+
+
+@pytest.mark.filterwarnings("ignore:a worker process died:RuntimeWarning")
+def test_the_worker_of_a_policy_that_stays_is_started_again():
+    policy, order = gaussian(), contexts(4)
+    with WorkerPool(REACH, envs=2, workers=2, policy_stays=True) as plain:
+        wanted = [plain.collect(policy, 9, order, seed=0), plain.collect(policy, 300, order, seed=1)]
+    with WorkerPool(REACH, envs=2, workers=2, policy_stays=True) as pool:
+        assert alike(pool.collect(policy, 9, order, seed=0), wanted[0])
+        timer = threading.Timer(0.05, killed, (pool,))
+        timer.start()
+        assert alike(pool.collect(policy, 300, order, seed=1), wanted[1])
+        timer.join()
+
+
+@pytest.mark.filterwarnings("ignore:a worker process died:RuntimeWarning")
+def test_a_worker_that_dies_at_every_step_ends_a_policy_that_stays(monkeypatch):
+    receive, calls = ProcessLink.receive, [0]
+
+    def dies(link):
+        calls[0] += 1
+        if calls[0] % 2 == 0:  # after the question, before the answer
+            link.process.kill()
+            link.process.join()
+        return receive(link)
+
+    with WorkerPool(REACH, envs=1, workers=1, policy_stays=True) as pool:
+        monkeypatch.setattr(ProcessLink, "receive", dies)
+        with pytest.raises(WorkerError, match="started again 2 times for the same order"):
+            pool.collect(gaussian(), 50, contexts(2), seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:a worker process died:RuntimeWarning")
+def test_a_worker_that_dies_while_it_repeats_episodes_is_started_again():
+    policy, order = gaussian(), contexts(4)
+    with WorkerPool(REACH, envs=2, workers=2) as plain:
+        plain.collect(policy, 9, order, seed=0)
+        pieces, prepared = plain.unfinished
+        wanted = plain.collect(policy, 9, order, seed=1)
+    with WorkerPool(REACH, envs=2, workers=2) as pool:
+        killed(pool)
+        pool.restore(pieces, prepared)
+        assert alike(pool.collect(policy, 9, order, seed=1), wanted)
 
 
 def gaussian_like(policy):

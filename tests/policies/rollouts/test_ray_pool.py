@@ -64,7 +64,7 @@ def test_an_actor_that_dies_is_made_again_and_its_episodes_go_on():
         wanted = [here.collect(policy, 9, contexts(), seed) for seed in range(2)]
     with RayPool(REACH, 2, 2) as pool:
         assert alike(pool.collect(policy, 9, contexts(), 0), wanted[0])
-        link: Any = pool._links[0]
+        link: Any = pool._workers[0].link
         ray.kill(link.actor)
         with pytest.warns(RuntimeWarning, match="a Ray actor died.*it is started again"):
             assert alike(pool.collect(policy, 9, contexts(), 1), wanted[1])

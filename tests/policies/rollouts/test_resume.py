@@ -27,7 +27,7 @@ ROLLOUTS = 6
 
 
 class Stop(lightning.Callback):
-    """Ends the run after a number of rollouts, as a signal would: the epoch is not finished."""
+    """Ends the run after a number of rollouts, as a signal would; a negative number: in the validation after it."""
 
     def __init__(self, after: int) -> None:
         self.after, self.seen = after, 0
@@ -37,6 +37,10 @@ class Stop(lightning.Callback):
             raise KeyboardInterrupt
         self.seen += 1
 
+    def on_validation_batch_start(self, trainer: Any, *more: Any) -> None:
+        if self.seen == -self.after:
+            raise KeyboardInterrupt
+
 
 class Noting(lightning.Callback):
     """Notes the batches, by what they hold."""
@@ -45,6 +49,12 @@ class Noting(lightning.Callback):
         self.shown: list[Any] = []
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        self.note(batch)
+
+    def on_validation_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        self.note(batch)
+
+    def note(self, batch: Any) -> None:
         self.shown.append((batch.group.tolist(), batch.state.double().sum().item(), batch.weight.sum().item()))
 
 
@@ -52,13 +62,14 @@ def parts(kind: str, **more: Any) -> tuple[PolicyOptimizer, RolloutData]:
     torch.manual_seed(0)
     policy = GaussianPolicy(12, 3, hidden=(16,), horizon=2, execute=2)
     settings: dict[str, Any] = {"rollouts": ROLLOUTS, "envs": 3, "horizon": 9, "contexts": 6, "eval_contexts": 2}
+    settings |= more
     if kind == "groups":
         module = PolicyOptimizer(policy, GroupScore(RecordedReward()), ClippedSurrogate(), passes=2, minibatch_size=16)
         groups = GroupRollouts(size=2, contexts=3, compare="score", curriculum=Curriculum(), skip_solved=True)
-        return module, RolloutData("mujoco/reach", groups=groups, **settings, **more)
+        return module, RolloutData("mujoco/reach", groups=groups, **settings)
     source = RewardToGo(RecordedReward(), ValueCritic(12, hidden=(16,)))
     module = PolicyOptimizer(policy, source, ClippedSurrogate(), passes=2, minibatch_size=16)
-    return module, RolloutData("mujoco/reach", steps=25, **settings, **more)
+    return module, RolloutData("mujoco/reach", steps=25, **settings)
 
 
 def run(kind: str, folder: Path, callbacks: list[Any], resume: Path | None = None, **more: Any) -> PolicyOptimizer:
@@ -77,6 +88,7 @@ def run(kind: str, folder: Path, callbacks: list[Any], resume: Path | None = Non
 SETTINGS: list[Any] = [
     ("ppo", {}),
     ("ppo", {"spares": 2}),
+    pytest.param("ppo", {"spares": 2, "workers": 2, "envs": 4}, marks=pytest.mark.slow),
     pytest.param("ppo", {"workers": 2}, marks=pytest.mark.slow),
     pytest.param("ppo", {"workers": 2, "overlap": True}, marks=pytest.mark.slow),
     ("groups", {}),
@@ -89,8 +101,8 @@ SETTINGS: list[Any] = [
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, kind, more):
     whole = Noting()
     wanted = run(kind, tmp_path / "whole", [whole], **more)
-    assert len(whole.shown) == ROLLOUTS
-    for after in (1, 3):
+    assert len(whole.shown) == ROLLOUTS + ROLLOUTS // 2
+    for after in (1, -2, 4, -ROLLOUTS):
         before, rest = Noting(), Noting()
         folder = tmp_path / f"stopped_{after}"
         run(kind, folder, [before, Stop(after)], **more)
