@@ -49,7 +49,8 @@ class LearningCurve(lightning.Callback):
 
     At every rollout it logs ``env_steps``, ``frames_per_second`` (environment steps per second of acting and learning,
     validation excluded), and the means over the episodes that ended in the rollout: ``episode_length``,
-    ``episode_success`` (also where the outcome is hidden from training) and ``env_return`` (where it is not hidden).
+    ``episode_success`` (also where the outcome is hidden from training; with groups that of all episodes that were
+    played, rejected ones too) and ``env_return`` (where it is not hidden).
     `guerdon.PolicyOptimizer` logs ``episode_return``, of the reward it learns from. At every validation it logs
     ``val_episodes``. The start policy is played once on the held-out starts, before the first update, and logged as
     ``start_success``.
@@ -109,6 +110,9 @@ class LearningCurve(lightning.Callback):
             "episode_success": _ratio(total["successes"], total["outcomes"]),
             "env_return": _ratio(total["env_return"], total["rewarded"]),
         }
+        played = getattr(data, "metrics", {}).get("group_success")
+        if played is not None:  # training sees accepted groups alone, which are neither solved nor hopeless
+            metrics["episode_success"] = float(played)
         for name, value in metrics.items():
             if not math.isnan(value):
                 shown = name == "episode_success"
