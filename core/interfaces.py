@@ -232,6 +232,9 @@ class Minibatch:
 class AdvantageSource(Component):
     """The only source of learning signal of a policy optimizer; a reward model in it stays in evaluation mode."""
 
+    whole_episodes: bool = False
+    """Whether advantages are of whole episodes, so that rollouts must not cut them."""
+
     def train(self: A, mode: bool = True) -> A:
         """Switch the mode of what learns alongside; reward models stay in evaluation mode."""
         super().train(mode)

@@ -90,6 +90,16 @@ class HasTaskNames(Protocol):
 
 
 @runtime_checkable
+class CutsEpisodes(Protocol):
+    """A data module that knows whether its rows may be pieces of episodes, such as `guerdon.RolloutData`."""
+
+    @property
+    def cuts_episodes(self) -> bool:
+        """Whether an episode may go on in the next batch."""
+        ...
+
+
+@runtime_checkable
 class HasMetrics(Protocol):
     """A data module with metrics of its latest rollout, such as `guerdon.RolloutData`."""
 
@@ -166,12 +176,19 @@ class PolicyOptimizer(lightning.LightningModule):
         """Build what takes its sizes from the data, and compare the sizes of the rest with it.
 
         Raises:
-            ValueError: If a size is unknown, or not that of the data.
+            ValueError: If a size is unknown, or not that of the data, or the advantage source needs whole episodes and
+                the data module cuts them.
         """
         data = cast(Any, self.trainer).datamodule
         if isinstance(data, HasSizes):
             take_sizes(self, data.sizes)
         require_sizes(self)
+        if stage == "fit" and self.advantage.whole_episodes and isinstance(data, CutsEpisodes) and data.cuts_episodes:
+            raise ValueError(
+                f"{type(self.advantage).__name__} compares whole episodes, and rollouts of a number of steps cut them: "
+                "an episode that spans two rollouts would never be trained on from its start; set groups of the data "
+                "module, such as --data.init_args.groups.size 8"
+            )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build Adam, with a learning rate each for the policy and for what is trained with it."""

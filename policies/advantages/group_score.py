@@ -61,6 +61,8 @@ class GroupScore(AdvantageSource):
         ValueError: If an argument makes no sense.
     """
 
+    whole_episodes = True
+
     def __init__(
         self,
         reward: RewardModel,

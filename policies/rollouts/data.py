@@ -125,6 +125,11 @@ class RolloutData(lightning.LightningDataModule):
         self._sizes: DataSizes | None = None
 
     @property
+    def cuts_episodes(self) -> bool:
+        """Whether an episode may go on in the next rollout."""
+        return self.groups is None
+
+    @property
     def env_steps(self) -> int:
         """Number of environment steps so far, with those of rejected groups."""
         return self.progress.env_steps

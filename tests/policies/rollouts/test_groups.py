@@ -223,6 +223,12 @@ def test_every_decision_of_every_episode_is_trained_on():
     assert data.env_steps == sum(int(b.mask.sum()) for b in module.shown)
 
 
+def test_rollouts_that_cut_episodes_are_refused():
+    data = RolloutData("mujoco/reach", steps=20, rollouts=1, envs=1, horizon=7, contexts=2, eval_contexts=0)
+    with pytest.raises(ValueError, match=r"GroupScore compares whole episodes.*--data.init_args.groups.size 8"):
+        trainer(max_epochs=1).fit(group_module(), data)
+
+
 def test_a_rollout_without_an_accepted_group_changes_nothing():
     module = group_module()
     before = [p.clone() for p in module.policy.parameters()]
