@@ -126,7 +126,8 @@ class RewardToGo(AdvantageSource):
         if not self.reward.causal and bool((unfinished | cut).any()):
             raise ValueError(
                 f"{type(self.reward).__name__} is not causal: it can score finished episodes only, and this rollout "
-                "holds pieces that were cut; set groups of RolloutData, which plays whole episodes, or use a causal reward"
+                "holds pieces that were cut; set groups of RolloutData, which plays whole episodes, or use a causal "
+                "reward"
             )
         rewards = self.reward(batch)
         broken = rewards.valid & batch.mask & ~rewards.rewards.isfinite()

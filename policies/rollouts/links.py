@@ -134,23 +134,13 @@ class ProcessLink:
         if not self._sent:
             raise self._dead()
         try:
-            self._wait()
+            wait_for_reply(self._link.poll, lambda: int(self._beats.value), self.patience, "a worker process")
             reply = self._link.recv()
         except (EOFError, OSError):
             raise self._dead() from None
         if isinstance(reply, str):
             raise WorkerError(f"a worker process failed:\n{reply}")
         return reply
-
-    def _wait(self) -> None:
-        """Wait until there is a reply, as long as steps are taken meanwhile; the start may take any time."""
-        beats, since = -1, time.monotonic()
-        while not self._link.poll(1.0 if self.patience is None else min(1.0, self.patience)):
-            now = int(self._beats.value)
-            if now != beats:
-                beats, since = now, time.monotonic()
-            elif self.patience is not None and now and time.monotonic() - since > self.patience:
-                raise LinkDownError(f"a worker process took no step for {self.patience:g} s: a simulator hangs")
 
     def _dead(self) -> LinkDownError:
         self.process.join(timeout=1)
@@ -179,6 +169,29 @@ class ProcessLink:
             self.process.kill()
             self.process.join()
         self.process.close()
+
+
+def wait_for_reply(
+    ready: Callable[[float], object], beats: Callable[[], int], patience: float | int | None, what: str
+) -> None:
+    """Wait until there is a reply, as long as steps are taken meanwhile; the start may take any time.
+
+    Args:
+        ready: Function that waits for the reply for a time in seconds, and returns whether it is there.
+        beats: Function that returns the number of signs of life so far, 0 before the first step.
+        patience: Time in seconds without a sign of life after which the worker counts as hanging; None waits for ever.
+        what: Name of the kind of worker, for the error.
+
+    Raises:
+        LinkDownError: If the worker hangs.
+    """
+    before, since = -1, time.monotonic()
+    while not ready(1.0 if patience is None else min(1.0, patience)):
+        now = beats()
+        if now != before:
+            before, since = now, time.monotonic()
+        elif patience is not None and now and time.monotonic() - since > patience:
+            raise LinkDownError(f"{what} took no step for {patience:g} s: a simulator hangs")
 
 
 def answer_to(host: Host, message: Message, policy: Policy | None) -> Reply:
@@ -249,4 +262,14 @@ def _work(link: Connection, beats: Any, setting: TaskSetting, envs: int, first: 
     os._exit(0)  # simulators' own clean-up at exit may hang without a display
 
 
-__all__ = ["InProcess", "Link", "LinkDownError", "Message", "ProcessLink", "Reply", "WorkerError", "packed_policy"]
+__all__ = [
+    "InProcess",
+    "Link",
+    "LinkDownError",
+    "Message",
+    "ProcessLink",
+    "Reply",
+    "WorkerError",
+    "packed_policy",
+    "wait_for_reply",
+]

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from ...core.sizes import DataSizes
 from .host import Host
-from .links import Link, LinkDownError, Message, Reply, WorkerError, answer_to, packed_policy
+from .links import Link, LinkDownError, Message, Reply, WorkerError, answer_to, packed_policy, wait_for_reply
 from .pool import WorkerPool
 from .setting import TaskSetting
 
@@ -105,23 +104,18 @@ class RayLink:
         ray = _ray()
         reply, self._reply = self._reply, None
         try:
-            self._wait(ray, reply)
+            wait_for_reply(
+                lambda seconds: ray.wait([reply], timeout=seconds)[0],
+                lambda: ray.get(self.actor.beats.remote()),
+                self.patience,
+                "a Ray actor",
+            )
             return ray.get(reply)
         except ray.exceptions.RayTaskError as error:
             raise WorkerError(f"a Ray actor failed:\n{error}") from None
         except ray.exceptions.RayError as error:
             reason = str(error).splitlines()[0]
             raise LinkDownError(f"a Ray actor died ({reason}): out of memory, or its machine is gone") from None
-
-    def _wait(self, ray: Any, reply: Any) -> None:
-        """Wait until there is a reply, as long as steps are taken meanwhile; the start may take any time."""
-        beats, since = -1, time.monotonic()
-        while not ray.wait([reply], timeout=5.0 if self.patience is None else min(5.0, self.patience))[0]:
-            now = ray.get(self.actor.beats.remote())
-            if now != beats:
-                beats, since = now, time.monotonic()
-            elif self.patience is not None and now and time.monotonic() - since > self.patience:
-                raise LinkDownError(f"a Ray actor took no step for {self.patience:g} s: a simulator hangs")
 
     def restart(self) -> None:
         """Make the actor, in place of one that died."""
@@ -131,7 +125,7 @@ class RayLink:
         # beats are answered in a thread of their own; rollouts stay in one thread, to which renderers are bound
         _Actor.beats = ray.method(concurrency_group="beats")(_Actor.beats)
         make = ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={"beats": 1})(_Actor)
-        self.actor = make.remote(self._setting, self._envs, self._first)
+        self.actor = make.remote(self._setting, self._envs, self._first, os.getcwd())
 
     def close(self) -> None:
         """End the actor, also in the middle of an order."""
@@ -141,7 +135,9 @@ class RayLink:
 class _Actor:
     """Host in a Ray actor."""
 
-    def __init__(self, setting: TaskSetting, envs: int, first: int) -> None:
+    def __init__(self, setting: TaskSetting, envs: int, first: int, folder: str) -> None:
+        if os.path.isdir(folder):  # on another machine it need not be there
+            os.chdir(folder)
         torch.set_num_threads(1)
         self._beats = 0
         self.host = Host(setting, envs, first, self._beat)

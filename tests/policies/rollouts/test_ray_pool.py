@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from guerdon.core.sizes import DataSizes
+from guerdon.envs.task import list_contexts
 from guerdon.envs.vector import make_task
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.rollouts.pool import TaskSetting, WorkerError, WorkerPool
 from guerdon.policies.rollouts.ray_pool import RayPool, make_pool
+
+from .test_pool import HANGING
 
 ray: Any = pytest.importorskip("ray")
 pytestmark = [
@@ -89,3 +93,19 @@ def test_pools_are_made_by_name():
         make_pool("slurm", REACH, 1, 0)
     with pytest.raises(ValueError, match="workers 0: expected at least one Ray actor"):
         RayPool(REACH, 1, 0)
+
+
+@pytest.mark.filterwarnings("ignore:a Ray actor took no step:RuntimeWarning")
+def test_an_actor_that_hangs_is_made_again(monkeypatch, tmp_path):
+    (tmp_path / "hanging_envs.py").write_text(HANGING)
+    sizes = [DataSizes(name="hanging/reach", state_size=12, action_size=3)]
+    order = list_contexts("hanging/reach", "train", 2)
+    monkeypatch.chdir(tmp_path)
+    times = tmp_path / "times"
+    setting = TaskSetting(task="hanging_envs:Hanging", horizon=8)
+    with RayPool(setting, 1, 1, sizes, patience=3) as pool:
+        pool.collect(gaussian(), 2, order, 0)
+        times.write_text("1")
+        pieces = pool.collect(gaussian(), 9, order, 1)
+    assert not times.exists()
+    assert sum(len(p.actions) - p.fresh for p in pieces) >= 9 and pool.lost.fragments == 0
