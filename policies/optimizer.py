@@ -215,6 +215,7 @@ class PolicyOptimizer(lightning.LightningModule):
         self._log("decisions", torch.tensor(float(count)))
         each = self._minibatch_count(count)
         if not each:
+            self._log("updates", torch.zeros(()))
             return
         advantage = points.of(advantages.advantages)
         with joined_ranks(self.trainer.world_size > 1):
