@@ -34,7 +34,7 @@ from .learning_check import LearningCheck, NothingLearnedError, trained_componen
 from .logger_folders import loggers_in_run
 from .null_arguments import pass_nulls
 from .old_configs import readable_configs, renewed_arguments
-from .recorded_tasks import check_tasks_of_models, record_tasks
+from .recorded_tasks import check_tasks_of_models, names_of_simulators, record_tasks
 from .run_directory import (
     CHECKPOINTS,
     CONFIG,
@@ -226,10 +226,11 @@ class _Command(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse to play a task that the models of the configuration were not trained on."""
-        if isinstance(self.datamodule, RolloutData):
+        data = self.datamodule
+        if isinstance(data, RolloutData):
             named = any(a.partition("=")[0] in ("--data.task", "--data.init_args.task") for a in sys.argv)
             config = self.config["fit"].as_dict()
-            check_tasks_of_models(config["model"], self.datamodule.task_names, named)
+            check_tasks_of_models(config["model"], data.task_names, named, lambda: names_of_simulators(data))
 
     def after_fit(self) -> None:
         """Save the trained component, with the best weights where a checkpoint callback monitored a metric."""
