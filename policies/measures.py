@@ -91,24 +91,32 @@ def batch_metrics(minibatches: list[dict[str, Tensor]]) -> dict[str, Float[Tenso
 
 
 def require_finite_advantages(batch: TrajectoryBatch, advantages: Advantages) -> None:
-    """Refuse advantages that count as known and are not finite.
+    """Refuse advantages that count as known and are not finite; within ``joined_ranks``, on all ranks at once.
+
+    Otherwise one rank would end, and the others wait for it.
 
     Args:
         batch: Trajectories.
         advantages: Advantages of their decisions.
 
     Raises:
-        ValueError: If an advantage or a return that counts as known is NaN or infinite.
+        ValueError: If an advantage or a return that counts as known is NaN or infinite, on any rank.
     """
-    for name, values in (("advantage", advantages.advantages), ("return", advantages.returns)):
-        wrong = advantages.valid & ~values.isfinite()
-        if bool(wrong.any()):
-            row, decision = (int(i) for i in wrong.nonzero()[0])
+    named = {"advantage": advantages.advantages, "return": advantages.returns}
+    wrong = {name: advantages.valid & ~values.isfinite() for name, values in named.items()}
+    every = over_ranks(torch.stack([where.any() for where in wrong.values()]).byte()[None])[0]
+    if not bool(every.any()):
+        return
+    advice = "mark it invalid, or look for a critic or a reward that diverged"
+    for name, where in wrong.items():
+        if bool(where.any()):
+            row, decision = (int(i) for i in where.nonzero()[0])
             raise ValueError(
                 f"the {name} of decision {decision} of episode {int(batch.episode[row])} is "
-                f"{float(values[row, decision])} and counts as known ({int(wrong.sum())} in all): mark it invalid, or "
-                "look for a critic or a reward that diverged"
+                f"{float(named[name][row, decision])} and counts as known ({int(where.sum())} in all): {advice}"
             )
+    rank = int(every.any(1).nonzero()[0])
+    raise ValueError(f"an advantage or a return of rank {rank} is not finite and counts as known: {advice}")
 
 
 __all__ = ["batch_metrics", "explained_variance", "ratio_metrics", "require_finite_advantages"]
