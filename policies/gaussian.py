@@ -13,7 +13,6 @@ from ..core.batch import Decision, Evaluation, Observation
 from ..core.interfaces import Policy
 from ..core.sizes import known_features, require_sizes
 
-
 LOG_STD_RANGE = (-4.0, 0.5)
 
 

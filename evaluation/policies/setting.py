@@ -57,7 +57,7 @@ class PlaySetting:
     sampled: bool = False
     """Whether chunks are sampled; otherwise the policy's deterministic chunks are taken."""
     frames: RolloutFrames | None = None
-    """Cameras that the policy sees; None renders nothing."""
+    """Cameras that the policy sees, or whose features it reads; None renders nothing."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -73,6 +73,7 @@ class PlaySetting:
     def to_json(self) -> dict[str, Any]:
         """Return the setting as JSON-able values."""
         frames = self.frames
+        encoder = None if frames is None else frames.encoder
         return {
             "split": self.split,
             "seed": self.seed,
@@ -81,6 +82,7 @@ class PlaySetting:
             "actions": "sampled" if self.sampled else "deterministic",
             "cameras": None if frames is None else list(frames.cameras),
             "image_size": None if frames is None else list(frames.size),
+            "encoder": None if encoder is None else f"{encoder.name} {encoder.revision}",
         }
 
 

@@ -319,7 +319,7 @@ def test_logged_episodes_are_not_counted_as_played():
 
 
 def test_a_validation_that_plays_nothing_is_refused_with_what_would_play():
-    with pytest.raises(ValueError, match="found no val_success.*guerdon.PlayedSuccess"):
+    with pytest.raises(ValueError, match=r"found no val_success.*guerdon.PlayedSuccess"):
         logged(CollapseGuard())
 
 
