@@ -37,6 +37,12 @@ class OpenedPolicy:
         """Text that tells two policies apart: class path and content hash, or the path where there is no hash."""
         return f"{self.identity.get('class_path')} {self.identity.get('hash') or self.identity.get('path')}"
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the policy's parameters; the CPU where it has none."""
+        parameter = next(self.policy.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlaySetting:
@@ -112,9 +118,14 @@ def versions(tasks: Sequence[str], guerdon: str) -> dict[str, str]:
     return found
 
 
-def machine() -> str:
-    """Describe the processor: another one may round differently in the last bits."""
-    return f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+def machine(device: torch.device | None = None) -> str:
+    """Describe the processor, on which simulators and policies run: another one may round differently in the last bits.
+
+    Args:
+        device: Device of the policy; an accelerator is described as well.
+    """
+    found = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return found if device is None or device.type != "cuda" else f"{found}, {torch.cuda.get_device_name(device)}"
 
 
 __all__ = ["OpenedPolicy", "PlaySetting", "machine", "versions"]

@@ -16,7 +16,7 @@ from guerdon.critics.value import ValueCritic
 from guerdon.envs import collect as collect_module
 from guerdon.evaluation.policies.outcomes import Outcome
 from guerdon.evaluation.policies.results import PolicyEvaluation
-from guerdon.evaluation.policies.setting import PlaySetting
+from guerdon.evaluation.policies.setting import PlaySetting, machine
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
@@ -113,6 +113,8 @@ def test_two_policies_on_the_same_starts(evaluate, tmp_path):
 def test_outcomes_are_kept_and_another_policy_is_refused(evaluate, policies, tmp_path, error_line):
     evaluate("--env mujoco/reach --episodes 3 --horizon 4 --out kept")
     assert (tmp_path / "kept" / "evaluation.json").is_file()
+    settings = json.loads((tmp_path / "kept" / "settings.json").read_text())
+    assert settings["device"] == {"model": "cpu"} and settings["machine"] == machine()
     evaluate("--env mujoco/reach --episodes 3 --horizon 4 --out kept")
     command = f"evaluate --model {policies}/two --env mujoco/reach --episodes 3 --horizon 4 --out kept"
     assert main(command.split()) == 2
