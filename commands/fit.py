@@ -242,7 +242,11 @@ class _Command(LightningCLI):
                 f"guerdon: warning: no weight of {what} was changed by this run; it is saved as it was", file=sys.stderr
             )
         kept: list[Any] = list(self.trainer.checkpoint_callbacks)
-        monitored = [c for c in kept if getattr(c, "monitor", None) and Path(c.best_model_path or "?").is_file()]
+        monitored = [
+            c
+            for c in kept
+            if getattr(c, "monitor", None) and Path(getattr(c, "best_model_path", None) or "?").is_file()
+        ]
         if monitored:
             source = monitored[0].best_model_path
             stored = torch.load(source, map_location="cpu", weights_only=True)
