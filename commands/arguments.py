@@ -153,6 +153,9 @@ def _add_collect(parser: Parser) -> None:
         metavar="DIR",
         help="folder of a saved policy that acts; with --frames it sees what is recorded",
     )
+    parser.add_argument(
+        "--encoder", metavar="DIR", help="folder of the saved frozen encoder whose features the policy reads"
+    )
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument(
         "--sampled", dest="deterministic", action="store_false", default=None, help="the policy samples; the default"
@@ -174,7 +177,7 @@ def _add_model_and_data(parser: Parser, data_required: bool = True) -> None:
         type=_number_of("episode"),
         default=8,
         metavar="N",
-        help="episodes in a batch; default: %(default)s",
+        help="episodes in a batch; default: 8",
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, …; default: a GPU where there is one")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder to keep features of a frozen encoder in")
@@ -201,6 +204,7 @@ def _add_score(parser: Parser) -> None:
 
 def _add_evaluate(parser: Parser) -> None:
     _add_model_and_data(parser, data_required=False)
+    parser.set_defaults(batch_size=None)  # to know whether it was given: a policy has no use for it
     parser.add_argument(
         "--split", default="", help="use only the episodes of this split; default: all; for a policy: eval"
     )
@@ -226,10 +230,8 @@ def _add_evaluate(parser: Parser) -> None:
     parser.add_argument(
         "--confusion",
         type=int,
-        default=5,
         metavar="M",
-        help="episodes of each of up to 12 tasks that are evaluated under every instruction; 0 for none; default: "
-        "%(default)s",
+        help="episodes of each of up to 12 tasks that are evaluated under every instruction; 0 for none; default: 5",
     )
     parser.add_argument(
         "--quality-order",
@@ -251,15 +253,9 @@ def _add_critic(parser: Parser) -> None:
         help="estimate returns by rollouts in this task, such as mujoco/reach; for a policy: task to play, may be "
         "repeated",
     )
-    group.add_argument(
-        "--states", type=int, default=32, metavar="N", help="states to start rollouts from; default: %(default)s"
-    )
-    group.add_argument(
-        "--rollouts", type=int, default=4, metavar="R", help="rollouts from each state; default: %(default)s"
-    )
-    group.add_argument(
-        "--candidates", type=int, default=4, metavar="C", help="logged chunks compared at a state; default: %(default)s"
-    )
+    group.add_argument("--states", type=int, metavar="N", help="states to start rollouts from; default: 32")
+    group.add_argument("--rollouts", type=int, metavar="R", help="rollouts from each state; default: 4")
+    group.add_argument("--candidates", type=int, metavar="C", help="logged chunks compared at a state; default: 4")
     group.add_argument(
         "--horizon",
         type=int,
@@ -311,6 +307,11 @@ def _add_policy(parser: Parser) -> None:
     group.add_argument("--camera", action="append", metavar="NAME", help="camera that the policy sees; may be repeated")
     group.add_argument(
         "--image-size", type=_number_of("pixel"), metavar="PIXELS", help="side of what it sees; default: 128"
+    )
+    group.add_argument(
+        "--encoder",
+        metavar="DIR",
+        help="folder of the saved frozen encoder whose features the policy reads, with --camera",
     )
 
 

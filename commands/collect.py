@@ -20,6 +20,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if options.policy is not None:
         # imported by name and only here, so that collecting without a policy needs none
         actor = importlib.import_module(".collect_policy", __package__).open_actor(options)
+    elif options.encoder is not None:
+        raise ValueError("--encoder makes the features that a policy reads: name it with --policy DIR")
     elif options.deterministic is not None:
         raise ValueError("--sampled and --deterministic say how a policy acts: name it with --policy DIR")
     quality = POLICY if actor is not None and options.quality == "mixed" else options.quality

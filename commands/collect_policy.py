@@ -4,6 +4,7 @@ import argparse
 
 import numpy as np
 
+from ..backbones.vision import VisionEncoder
 from ..core.interfaces import Policy
 from ..core.opening import open_component
 from ..envs.quality import ActorMaker, Behaviour
@@ -28,6 +29,9 @@ def open_actor(options: argparse.Namespace) -> ActorMaker:
     """
     policy, identity = open_component(options.policy, Policy, "a policy", "cpu", options.trust)
     opened = OpenedPolicy(policy=policy, identity=identity)
+    encoder: VisionEncoder | None = None
+    if options.encoder is not None:
+        encoder, _ = open_component(options.encoder, VisionEncoder, "a vision encoder", "cpu", options.trust)
     deterministic = bool(options.deterministic)
     made: ActorMaker | None = None
 
@@ -35,8 +39,9 @@ def open_actor(options: argparse.Namespace) -> ActorMaker:
         nonlocal made
         if made is None:
             frames = None
-            if options.frames:
-                frames = RolloutFrames(cameras=options.camera or task.cameras[:1], image_size=options.image_size)
+            if options.frames or encoder is not None:
+                cameras = options.camera or task.cameras[:1]
+                frames = RolloutFrames(cameras=cameras, image_size=options.image_size, encoder=encoder)
             check_fits(opened, task, context, PlaySetting(sampled=not deterministic, frames=frames))
             made = actor_of(policy, deterministic, frames)
         return made(task, context, generator)

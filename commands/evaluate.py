@@ -18,11 +18,17 @@ from ..evaluation.table import print_evaluation
 from .arguments import names_in
 from .output import require_writable, table_console
 
-FOR_CRITICS = ("policy", "env", "reward", "failure_cost", "scale", "terminating", "tail")
+FOR_CRITICS = (
+    *("policy", "env", "reward", "failure_cost", "scale", "terminating", "tail"),
+    *("states", "rollouts", "candidates", "horizon"),
+)
 """Names of the options for critics in the parsed arguments; each is None where it was not given."""
 
-FOR_POLICIES = ("episodes", "sampled", "task_seed", "workers", "out", "video", "camera", "image_size")
+FOR_POLICIES = ("episodes", "sampled", "task_seed", "workers", "out", "video", "camera", "image_size", "encoder")
 """Names of the options for policies in the parsed arguments; each is None where it was not given."""
+
+DEFAULTS = {"batch_size": 8, "confusion": 5, "states": 32, "rollouts": 4, "candidates": 4}
+"""Values of options that the parser leaves None, so that one which has no use can be refused."""
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -47,6 +53,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
             f"{options.model} holds a {type(model).__name__}, which is evaluated on a data set: name it with --data DIR"
         )
     if isinstance(model, Critic):
+        _set_defaults(options)
         # imported by name and only here, because it imports policies and environments
         critics = importlib.import_module(".evaluate_critic", __package__)
         return critics.run(options, rest, (model, opened))
@@ -57,8 +64,9 @@ def _evaluate(options: argparse.Namespace, reward: RewardModel, opened: dict[str
     dataset = open_joined([options.data, *options.also])
     given = _given(options, FOR_CRITICS)
     if given:
-        kinds = "critics and policies" if given == "--env" else "critics"
+        kinds = "critics and policies" if given in ("--env", "--horizon") else "critics"
         raise ValueError(f"{given} is for {kinds}, {options.model} holds a reward model")
+    _set_defaults(options)
     against = None
     if options.against is not None:
         other, identity = open_reward_model(options.against, device=options.device, trust=options.trust)
@@ -80,6 +88,12 @@ def _evaluate(options: argparse.Namespace, reward: RewardModel, opened: dict[str
     if options.json is not None:
         write_json(options.json, evaluation.to_json())
     return 0
+
+
+def _set_defaults(options: argparse.Namespace) -> None:
+    for name, value in DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
 
 
 def _given(options: argparse.Namespace, names: Sequence[str]) -> str | None:

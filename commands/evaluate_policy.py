@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from .. import __version__
+from ..backbones.vision import VisionEncoder
 from ..core.files import write_json
 from ..core.interfaces import Policy
 from ..core.intervals import Estimate
@@ -27,6 +28,8 @@ EPISODES = 50
 NOT_FOR_POLICIES = {
     "also": "data sets",
     "cache": "data sets",
+    "batch_size": "data sets",
+    "confusion": "reward models",
     "threshold": "reward models",
     "quality_order": "reward models",
     "policy": "critics",
@@ -35,6 +38,9 @@ NOT_FOR_POLICIES = {
     "scale": "critics",
     "terminating": "critics",
     "tail": "critics",
+    "states": "critics",
+    "rollouts": "critics",
+    "candidates": "critics",
 }
 """Options that a policy has no use for, and what they are for."""
 
@@ -65,7 +71,7 @@ def run(options: argparse.Namespace, rest: Sequence[str], opened: tuple[Policy, 
         task_seed=options.task_seed or 0,
         horizon=options.horizon,
         sampled=bool(options.sampled),
-        frames=RolloutFrames(cameras=options.camera, image_size=options.image_size or 128) if options.camera else None,
+        frames=_frames(options, device),
     )
     evaluation = evaluate_policy(
         model,
@@ -84,6 +90,16 @@ def run(options: argparse.Namespace, rest: Sequence[str], opened: tuple[Policy, 
     return 0
 
 
+def _frames(options: argparse.Namespace, device: str) -> RolloutFrames | None:
+    """Return what the policy sees, with the encoder of the features that it reads."""
+    if not options.camera:
+        return None
+    encoder = None
+    if options.encoder is not None:
+        encoder, _ = open_component(options.encoder, VisionEncoder, "a vision encoder", device, options.trust)
+    return RolloutFrames(cameras=options.camera, image_size=options.image_size or 128, encoder=encoder)
+
+
 def _check_options(options: argparse.Namespace) -> None:
     if options.data is not None:
         raise ValueError(
@@ -91,7 +107,7 @@ def _check_options(options: argparse.Namespace) -> None:
             "name its task with --env and leave --data out"
         )
     for name, kind in NOT_FOR_POLICIES.items():
-        if getattr(options, name):
+        if getattr(options, name) not in (None, "", []):
             raise ValueError(
                 f"--{name.replace('_', '-')} is for {kind}, {options.model} holds a policy, which is played: name its "
                 "task with --env and leave that out"
@@ -103,6 +119,8 @@ def _check_options(options: argparse.Namespace) -> None:
         )
     if options.image_size is not None and not options.camera:
         raise ValueError("--image-size is the size of what the policy sees: name its camera with --camera")
+    if options.encoder is not None and not options.camera:
+        raise ValueError("--encoder makes features of what the policy sees: name its camera with --camera")
     if options.video is not None and options.out is None:
         raise ValueError("--video writes videos to a folder: name it with --out DIR")
     if (options.workers or 0) < 0:

@@ -34,13 +34,14 @@ from .learning_check import LearningCheck, NothingLearnedError, trained_componen
 from .logger_folders import loggers_in_run
 from .null_arguments import pass_nulls
 from .old_configs import readable_configs, renewed_arguments
-from .recorded_tasks import check_tasks_of_models, record_tasks
+from .recorded_tasks import check_tasks_of_models, names_of_simulators, record_tasks
 from .run_directory import (
     CHECKPOINTS,
     CONFIG,
     MODEL,
     asks_only,
     make_run_directory,
+    note_checkpoint,
     offered_configs,
     tidy,
     trained_checkpoint,
@@ -225,10 +226,11 @@ class _Command(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse to play a task that the models of the configuration were not trained on."""
-        if isinstance(self.datamodule, RolloutData):
+        data = self.datamodule
+        if isinstance(data, RolloutData):
             named = any(a.partition("=")[0] in ("--data.task", "--data.init_args.task") for a in sys.argv)
             config = self.config["fit"].as_dict()
-            check_tasks_of_models(config["model"], self.datamodule.task_names, named)
+            check_tasks_of_models(config["model"], data.task_names, named, lambda: names_of_simulators(data))
 
     def after_fit(self) -> None:
         """Save the trained component, with the best weights where a checkpoint callback monitored a metric."""
@@ -239,17 +241,27 @@ class _Command(LightningCLI):
             print(
                 f"guerdon: warning: no weight of {what} was changed by this run; it is saved as it was", file=sys.stderr
             )
-        checkpoint = self.trainer.checkpoint_callback
-        best = getattr(checkpoint, "best_model_path", "") if getattr(checkpoint, "monitor", None) else ""
-        if best and Path(best).is_file():
-            stored = torch.load(best, map_location="cpu", weights_only=True)
+        kept: list[Any] = list(self.trainer.checkpoint_callbacks)
+        monitored = [
+            c
+            for c in kept
+            if getattr(c, "monitor", None) and Path(getattr(c, "best_model_path", None) or "?").is_file()
+        ]
+        if monitored:
+            source = monitored[0].best_model_path
+            stored = torch.load(source, map_location="cpu", weights_only=True)
             self.model.load_state_dict(stored["state_dict"])
-            print(f"saving the weights of {best}, where {checkpoint.monitor} was best")  # pyright: ignore
+            print(f"saving the weights of {source}, where {monitored[0].monitor} was best")
+        else:
+            paths = [Path(getattr(c, "last_model_path", None) or getattr(c, "path", None) or "?") for c in kept]
+            source = max((p for p in paths if p.is_file()), key=lambda p: p.stat().st_mtime, default=None)
         run = Path(cast(str, self._get(self.config, "out")))
         save_component(trained_component(self.model), run / MODEL)
         for name, companion in companions(self.model).items():
             save_component(companion, run / name)
         record_tasks(run, self.datamodule)
+        if source is not None:
+            note_checkpoint(run, Path(source), self.model.state_dict())
 
 
 def companions(module: nn.Module) -> dict[str, nn.Module]:
@@ -304,20 +316,25 @@ def _trained_weights(configs: Sequence[str], arguments: Sequence[str]) -> list[s
     """Return the argument that validates the trained weights of a run, where its own configuration was given.
 
     Raises:
-        ValueError: If the run kept no checkpoint.
+        ValueError: If the run kept no checkpoint with the weights of its model.
     """
-    runs = [path.parent for path in map(Path, configs) if path.name == CONFIG and (path.parent / MODEL).is_dir()]
+    runs = [path.parent for path in map(Path, configs) if path.name == CONFIG]
+    runs = [run for run in runs if (run / MODEL).is_dir() or (run / CHECKPOINTS).is_dir()]
     if not runs or any(a.partition("=")[0] == "--ckpt_path" for a in arguments):
         return []
-    checkpoint = trained_checkpoint(runs[-1])
+    run = runs[-1]
+    checkpoint, ended = trained_checkpoint(run), (run / MODEL).is_dir()
+    if checkpoint is None and not ended:
+        return []
     if checkpoint is None:
         raise ValueError(
-            f"{runs[-1]} kept no checkpoint, so that its configuration alone would validate the model it started from: "
-            f"evaluate the trained one with guerdon evaluate --model {shlex.quote(str(runs[-1] / MODEL))}, or give "
-            "--ckpt_path null to validate the start"
+            f"{run} kept no checkpoint with the weights of its model, so that its configuration alone would validate "
+            f"the model it started from: evaluate the trained one with guerdon evaluate --model "
+            f"{shlex.quote(str(run / MODEL))}, or give --ckpt_path null to validate the start"
         )
+    what = "the trained weights" if ended else "the last weights of a run that did not end"
     print(
-        f"guerdon: validating the trained weights, {checkpoint}; give --ckpt_path FILE for others, or --ckpt_path null "
+        f"guerdon: validating {what}, {checkpoint}; give --ckpt_path FILE for others, or --ckpt_path null "
         "for what training started from",
         file=sys.stderr,
     )

@@ -1,5 +1,6 @@
 """Check that a training run changes what it saves: a run without a usable sample must not end with a saved model."""
 
+import sys
 from collections import Counter
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -44,9 +45,14 @@ class Explains(Protocol):
 
 
 class LearningCheck(lightning.Callback):
-    """Callback that stops a run in which a whole epoch changed no trainable weight at any time."""
+    """Callback that stops a run whose first epoch changed no trainable weight at any time.
+
+    A later epoch without a change, one of a resumed run, or one in which the run was asked to stop is only warned
+    about, once: what was learned before is kept.
+    """
 
     def __init__(self) -> None:
+        self._learned = self._warned = False
         self._before: dict[str, list[tuple[float, float]]] = {}
         self._last: Any = None
         self.component_unchanged = False
@@ -55,6 +61,7 @@ class LearningCheck(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Note the weights of the component that the run starts from."""
         component = trained_component(pl_module)
+        self._learned, self._warned = trainer.ckpt_path is not None, False
         self.component_unchanged = any(p.requires_grad for p in component.parameters())
         self._before["component"] = _summary(component)
 
@@ -70,23 +77,29 @@ class LearningCheck(lightning.Callback):
             changed = self._before["module"] != _summary(pl_module)
             self._last = None if changed else batch
             if changed:
+                self._learned = True
                 del self._before["module"]
         if self.component_unchanged:
             self.component_unchanged = self._before["component"] == _summary(trained_component(pl_module))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Refuse an epoch that has changed nothing; a trial run of single batches may.
+        """Refuse a first epoch that has changed nothing, and warn about a later one; a trial run of batches may.
 
         Raises:
-            NothingLearnedError: If no weight has changed.
+            NothingLearnedError: If no weight has changed since the run began, and it continues no other.
         """
         if self._last is None or not self._before["module"] or getattr(trainer, "fast_dev_run", False):
             return
         component = trained_component(pl_module)
-        raise NothingLearnedError(
-            f"{type(component).__name__} learned nothing: an epoch of {int(trainer.num_training_batches)} batches "
-            f"changed no weight{self._reason(trainer, component)}; nothing was saved"
+        what = (
+            f"an epoch of {int(trainer.num_training_batches)} batches changed no weight"
+            f"{self._reason(trainer, component)}"
         )
+        if not self._learned and not trainer.should_stop:
+            raise NothingLearnedError(f"{type(component).__name__} learned nothing: {what}; nothing was saved")
+        if not self._warned and trainer.is_global_zero:
+            self._warned = True
+            print(f"guerdon: warning: {what}; what was learned before is kept", file=sys.stderr)
 
     def _reason(self, trainer: lightning.Trainer, component: nn.Module) -> str:
         counts = [name for name in _COUNTS if float(trainer.callback_metrics.get(name, torch.ones(()))) == 0]

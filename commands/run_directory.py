@@ -4,14 +4,19 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+from torch import Tensor
+
+from ..core.files import read_json, write_json
 
 MODEL, CONFIG, CHECKPOINTS = "model", "config.yaml", "checkpoints"
+_SAVED = f"{CHECKPOINTS}/model.json"
+"""File of a run that names the checkpoint with the weights of its model."""
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -68,26 +73,67 @@ def make_run_directory(
     return RunDirectory(folder=out, earlier=frozenset(out.iterdir()), made=made)
 
 
+def note_checkpoint(run: Path, checkpoint: Path, weights: Mapping[str, Tensor]) -> None:
+    """Record which checkpoint holds the weights that a run saved as its model; none if they differ.
+
+    Args:
+        run: Run directory.
+        checkpoint: Checkpoint that the weights were read from, or the last one.
+        weights: State of the module whose component was saved.
+    """
+    state = _read(checkpoint)
+    same = all(_equal(weights[name], value) for name, value in state["state_dict"].items() if name in weights)
+    place = checkpoint.resolve()
+    inside = place.is_relative_to(run.resolve())  # a run may be moved
+    kept = str(place.relative_to(run.resolve()) if inside else place)
+    step = state.get("global_step")
+    write_json(run / _SAVED, {"checkpoint": kept if same else None, "global_step": step if same else None})
+
+
 def trained_checkpoint(run: Path) -> Path | None:
     """Return the checkpoint whose weights a run saved as its model; None where it kept none.
 
-    That is the best one where a checkpoint callback monitored a metric, else the last one.
+    A run that was interrupted before it saved a model has its newest checkpoint. A run of an earlier version, which
+    recorded none, has the best one where a checkpoint callback monitored a metric, else the last one.
 
     Args:
         run: Run directory.
     """
-    kept = sorted((run / CHECKPOINTS).glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    paths = (path for path in (run / CHECKPOINTS).glob("*.ckpt") if not path.name.startswith("."))
+    kept = sorted(paths, key=lambda path: path.stat().st_mtime)
+    if not (run / MODEL).is_dir():
+        return kept[-1] if kept else None
+    if (run / _SAVED).is_file():
+        return _noted(run)
     lasts = [path for path in kept if path.name.startswith("last")] or kept
     if not lasts:
         return None
     last = lasts[-1]
-    for state in torch.load(last, map_location="cpu", weights_only=True, mmap=True).get("callbacks", {}).values():
+    for state in _read(last).get("callbacks", {}).values():
         if isinstance(state, dict) and state.get("monitor") and state.get("best_model_path"):  # pyright: ignore
             best = Path(cast(dict[str, str], state)["best_model_path"])
             best = best if best.is_file() else run / CHECKPOINTS / best.name  # the run may have been moved
             if best.is_file():
                 return best
     return last
+
+
+def _noted(run: Path) -> Path | None:
+    """Return the recorded checkpoint, unless it was removed or written again by a run that went on from it."""
+    noted = read_json(run / _SAVED, "the checkpoint of the saved model")
+    if noted["checkpoint"] is None:
+        return None
+    path = run / noted["checkpoint"]
+    return path if path.is_file() and _read(path).get("global_step") == noted["global_step"] else None
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    one, two = one.detach().cpu(), two.cpu()
+    return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
 
 
 def resolve_config(name: str) -> Path:

@@ -224,8 +224,11 @@ class Minibatch:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """Evaluation of the decisions under the policy as it is now, computed at its first use."""
-        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+        """Evaluation of the decisions under the policy as it is now, computed at its first use.
+
+        It carries gradients where the policy is trained, even if it is first used without (``torch.no_grad``).
+        """
+        with torch.set_grad_enabled(self.learns):
             return self.policy.evaluate(self.observation, self.decision)
 
 

@@ -151,7 +151,8 @@ class EpisodeData(lightning.LightningDataModule):
                 '(labels["stage"]): record it, or take the linear target'
             )
         sets = [s for s in found.sets if s]
-        train, val = self._filtered(found, split_each(sets, self.train_split, self.val_split, self.val_fraction))
+        split = split_each(sets, self.train_split, self.val_split, self.val_fraction)
+        train, val = self._filtered(found, split)
         self.places = {"train": [found.usable[i] for i in train], "val": [found.usable[i] for i in val]}
         unnamed = sum(not e.split for infos in sets if any(e.split for e in infos) for e in infos)
         if unnamed:
@@ -161,6 +162,11 @@ class EpisodeData(lightning.LightningDataModule):
                 stacklevel=2,
             )
         self.outcomes = Counter(found.outcomes[i] for i in train)
+        if not val and split[1] and stage == "validate":
+            raise ValueError(
+                f"{dataset.name}: keep leaves none of the {len(split[1])} validation episodes; "
+                f"{found.filtered.describe()}: relax a condition of keep"
+            )
         if not val and stage == "validate":
             raise ValueError(f"{dataset.name} has no episode to validate on: check val_split and val_fraction")
         self._reader = reader

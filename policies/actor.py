@@ -15,6 +15,27 @@ from .rollouts.alone import decide_alone, global_noise_restored
 from .rollouts.frames import Eye, RolloutFrames
 
 
+def observe(task: Task, state: np.ndarray, frames: RolloutFrames | None) -> Observation:
+    """Make the observation of a policy at a state, as rollouts do: features come in place of the frames.
+
+    Args:
+        task: Task in that state, for its instruction and frames.
+        state: State (S,).
+        frames: Cameras that the policy sees, with the encoder of its features; None renders nothing.
+    """
+    shown = {} if frames is None else Eye(frames, [task]).render(task)
+    features: dict[str, torch.Tensor] = {}
+    if frames is not None and frames.encoder is not None:
+        for camera, name in zip(frames.cameras, frames.feature_sizes, strict=True):
+            features[name] = torch.from_numpy(frames.encode([shown.pop(camera)]))
+    return Observation(
+        state=torch.from_numpy(np.asarray(state, np.float32))[None],
+        frames={camera: torch.from_numpy(frame)[None] for camera, frame in shown.items()},
+        features=features,
+        instructions=(task.instruction,),
+    )
+
+
 @dataclass
 class PolicyActor(Behaviour):
     """Behaviour in which a policy acts for one episode.
@@ -35,7 +56,7 @@ class PolicyActor(Behaviour):
     deterministic: bool = False
     """Whether the policy's deterministic chunks are taken."""
     frames: RolloutFrames | None = None
-    """Cameras that the policy sees; None renders nothing."""
+    """Cameras that the policy sees, or whose features it reads; None renders nothing."""
     _waiting: list[np.ndarray] = field(default_factory=list[np.ndarray])
     _decided: dict[int, Decision] = field(default_factory=dict[int, Decision])
     _steps: int = 0
@@ -48,12 +69,7 @@ class PolicyActor(Behaviour):
         return self._waiting.pop(0)
 
     def _decide(self, state: np.ndarray) -> None:
-        shown = {} if self.frames is None else Eye(self.frames, [self.task]).render(self.task)
-        observation = Observation(
-            state=torch.from_numpy(np.asarray(state, np.float32))[None],
-            frames={camera: torch.from_numpy(frame)[None] for camera, frame in shown.items()},
-            instructions=(self.task.instruction,),
-        )
+        observation = observe(self.task, state, self.frames)
         with global_noise_restored(self.policy):
             decision = decide_alone(self.policy, observation, [self.generator], self.deterministic)
         chunk, executed = decision.chunk[0].cpu().numpy(), int(decision.executed[0])
@@ -98,4 +114,4 @@ def actor_of(policy: Policy, deterministic: bool = False, frames: RolloutFrames 
     return make
 
 
-__all__ = ["PolicyActor", "actor_of"]
+__all__ = ["PolicyActor", "actor_of", "observe"]

@@ -13,6 +13,8 @@ from ..core.batch import Decision, Evaluation, Observation
 from ..core.interfaces import Policy
 from ..core.sizes import known_features, require_sizes
 
+LOG_STD_RANGE = (-4.0, 0.5)
+
 
 class GaussianPolicy(Policy):
     """Gaussian policy that predicts the mean of H actions at once and executes the first ``execute`` of them.
@@ -45,7 +47,7 @@ class GaussianPolicy(Policy):
         execute: int = 1,
         hidden: Sequence[int] = (128, 128),
         log_std: float = -1.0,
-        log_std_range: Sequence[float] = (-4.0, 0.5),
+        log_std_range: Sequence[float] = LOG_STD_RANGE,
         feature_sizes: Mapping[str, int | None] | None = None,
     ) -> None:
         super().__init__()
@@ -72,8 +74,10 @@ class GaussianPolicy(Policy):
     @classmethod
     def renewed(cls, args: Mapping[str, Any]) -> dict[str, Any]:
         """Clamp an initial ``log_std`` outside of its range, which version 0.1 accepted and never used."""
-        low, high = args.get("log_std_range", (-math.inf, math.inf))
-        return {**args, "log_std": min(max(args.get("log_std", -1.0), low), high)}
+        if "log_std" not in args:  # of a subclass, whose constructor may not have it
+            return dict(args)
+        low, high = args.get("log_std_range", LOG_STD_RANGE)
+        return {**args, "log_std": min(max(args["log_std"], low), high)}
 
     def distribution(self, observation: Observation) -> tuple[Float[Tensor, "M H A"], Float[Tensor, "H A"]]:
         """Compute the mean of every action and the (state-independent) logarithm of its standard deviation.

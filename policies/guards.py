@@ -78,6 +78,7 @@ class CollapseGuard(lightning.Callback):
         self._lower = math.nan  # of the best's Wilson interval
         self._kept: dict[str, Any] | None = None
         self._far = self._lost = self._episodes = 0
+        self._played = False
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Ask to be told of a gradient that is no number."""
@@ -99,6 +100,16 @@ class CollapseGuard(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Lower the learning rates if the policy moved too far, batch after batch."""
+        logged = trainer.callback_metrics
+        # a batch without an update leaves the metrics of the one before
+        idle = any(float(logged[name]) == 0 for name in ("decisions", "updates") if name in logged)
+        if not idle:
+            self._watch(trainer)
+        rate = max((float(g["lr"]) for o in trainer.optimizers for g in o.param_groups), default=math.nan)
+        pl_module.log("learning_rate", rate, on_step=True, on_epoch=False, batch_size=1)
+
+    def _watch(self, trainer: lightning.Trainer) -> None:
+        """Count batches in a row that moved the policy too far, and lower the learning rates after too many."""
         kl, share = (trainer.callback_metrics.get(name) for name in ("kl", "ratio_ess"))
         far = kl is not None and self.max_kl is not None and not float(kl) <= self.max_kl
         far = far or (share is not None and not float(share) >= self.min_ess)
@@ -109,12 +120,10 @@ class CollapseGuard(lightning.Callback):
                 for group in optimizer.param_groups:
                     lowered = max(self.factor * float(group["lr"]), self.min_learning_rate)
                     group["lr"] = min(float(group["lr"]), lowered)
-        rate = max((float(g["lr"]) for o in trainer.optimizers for g in o.param_groups), default=math.nan)
-        pl_module.log("learning_rate", rate, on_step=True, on_epoch=False, batch_size=1)
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin to count episodes."""
-        self._episodes = 0
+        self._episodes, self._played = 0, False
 
     def on_validation_batch_end(
         self,
@@ -125,16 +134,29 @@ class CollapseGuard(lightning.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the episodes with a known outcome."""
-        if isinstance(batch, TrajectoryBatch):
-            self._episodes += int(batch.success_known.sum())
+        """Count the episodes with a known outcome that the policy played; logged ones are another policy's."""
+        if isinstance(batch, TrajectoryBatch) and "sample" in batch.behaviour:
+            self._episodes, self._played = self._episodes + int(batch.success_known.sum()), True
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Keep the weights if they are the best so far; restore the best and stop if success collapsed."""
+        """Keep the weights if they are the best so far; restore the best and stop if success collapsed.
+
+        Raises:
+            ValueError: If a validation plays no episode, so that there is no ``val_success``.
+        """
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        counted = torch.tensor(float(self._episodes), device=pl_module.device)
-        episodes = round(float(cast(Tensor, trainer.strategy.reduce(counted, reduce_op="sum"))))
+        counted = torch.tensor([float(self._episodes), float(self._played)], device=pl_module.device)
+        counts = cast(Tensor, trainer.strategy.reduce(counted, reduce_op="sum")).tolist()
+        episodes, played = round(counts[0]), counts[1] > 0
+        if not played:
+            if not {"val_success", "val_episodes"} <= trainer.callback_metrics.keys():
+                raise ValueError(
+                    "CollapseGuard found no val_success and val_episodes: the validation plays no episode of the "
+                    "policy. Add the callback guerdon.PlayedSuccess, or validate on rollouts (RolloutData with "
+                    "eval_contexts above 0)"
+                )
+            episodes = round(float(trainer.callback_metrics["val_episodes"]))
         if not episodes:
             return
         success = float(trainer.callback_metrics["val_success"])
@@ -163,12 +185,31 @@ class CollapseGuard(lightning.Callback):
         self.best_success, self._lower = float(state_dict["best_success"]), float(state_dict["lower"])
         self._far, self._lost = int(state_dict["far"]), int(state_dict["lost"])
         self._kept = state_dict["kept"]
+        if self.folder is not None and (self.folder / FILE).is_file() and not math.isnan(self.best_success):
+            self._compare_file(self.folder / FILE)
+
+    def _compare_file(self, path: Path) -> None:
+        """Take up a better best, which the run kept after its checkpoint; leave out one that is another run's."""
+        kept = cast(dict[str, Any], torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        success = float(kept.get("best_success", self.best_success))  # earlier versions kept the weights alone
+        if success >= self.best_success:
+            self.best_success, self._lower = success, float(kept.get("lower", self._lower))
+            return
+        warnings.warn(
+            f"{path} holds weights with val_success {success:.3f}, the checkpoint one of {self.best_success:.3f}: the "
+            "file is another run's, and the guard begins anew; give each run a folder of its own",
+            stacklevel=2,
+        )
+        self.best_success = self._lower = math.nan
+        self._lost = 0
 
     def _keep(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        best = {"weights": _trained(module), "optimizers": [_on_host(o.state_dict()) for o in trainer.optimizers]}
+        best: dict[str, Any] = {"weights": _trained(module)}
+        best |= {"optimizers": [_on_host(o.state_dict()) for o in trainer.optimizers]}
         if self.folder is None:
             self._kept = best
             return
+        best |= {"best_success": self.best_success, "lower": self._lower}
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             fresh = self.folder / f".{FILE}"

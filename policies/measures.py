@@ -67,7 +67,8 @@ def batch_metrics(minibatches: list[dict[str, Tensor]]) -> dict[str, Float[Tenso
     """Reduce the metrics of the minibatches of a batch: their mean over minibatches and ranks.
 
     Of ``ratio_error`` that of the first minibatch is taken, before any update, and under ``ratio_error_max`` the
-    largest. Within ``joined_ranks`` all ranks must have metrics of the same names.
+    largest. If one is on an accelerator, the results are. Within ``joined_ranks`` all ranks must have metrics of the
+    same names.
 
     Args:
         minibatches: Metrics of each minibatch by name; some may lack some.
@@ -75,36 +76,47 @@ def batch_metrics(minibatches: list[dict[str, Tensor]]) -> dict[str, Float[Tenso
     names = list(dict.fromkeys(name for metrics in minibatches for name in metrics))
     if not names:
         return {}
-    columns = {name: torch.stack([m[name].float() for m in minibatches if name in m]) for name in names}
-    found = {name: column.mean() for name, column in columns.items()}
+    parts = [{name: value.float() for name, value in metrics.items()} for metrics in minibatches]
+    places = [value.device for metrics in parts for value in metrics.values()]
+    device = next((place for place in places if place.type != "cpu"), places[0])
+    columns = {name: torch.stack([m[name].to(device) for m in parts if name in m]) for name in names}
+    means = {name: column.mean() for name, column in columns.items()}
     if "ratio_error" in columns:
-        found |= {"ratio_error": columns["ratio_error"][0], "ratio_error_max": columns["ratio_error"].amax()}
-    ranks = over_ranks(torch.stack(list(found.values()))[None])[0]
-    reduced = dict(zip(found, ranks.mean(0).unbind(), strict=True))
+        means |= {"ratio_error": columns["ratio_error"][0], "ratio_error_max": columns["ratio_error"].amax()}
+    ranks = over_ranks(torch.stack(list(means.values()))[None])[0]
+    reduced = dict(zip(means, ranks.mean(0).unbind(), strict=True))
     if "ratio_error_max" in reduced:
-        reduced["ratio_error_max"] = ranks[:, list(found).index("ratio_error_max")].amax()
+        reduced["ratio_error_max"] = ranks[:, list(means).index("ratio_error_max")].amax()
     return reduced
 
 
 def require_finite_advantages(batch: TrajectoryBatch, advantages: Advantages) -> None:
-    """Refuse advantages that count as known and are not finite.
+    """Refuse advantages that count as known and are not finite; within ``joined_ranks``, on all ranks at once.
+
+    Otherwise one rank would end, and the others wait for it.
 
     Args:
         batch: Trajectories.
         advantages: Advantages of their decisions.
 
     Raises:
-        ValueError: If an advantage or a return that counts as known is NaN or infinite.
+        ValueError: If an advantage or a return that counts as known is NaN or infinite, on any rank.
     """
-    for name, values in (("advantage", advantages.advantages), ("return", advantages.returns)):
-        wrong = advantages.valid & ~values.isfinite()
-        if bool(wrong.any()):
-            row, decision = (int(i) for i in wrong.nonzero()[0])
+    named = {"advantage": advantages.advantages, "return": advantages.returns}
+    wrong = {name: advantages.valid & ~values.isfinite() for name, values in named.items()}
+    every = over_ranks(torch.stack([where.any() for where in wrong.values()]).byte()[None])[0]
+    if not bool(every.any()):
+        return
+    advice = "mark it invalid, or look for a critic or a reward that diverged"
+    for name, where in wrong.items():
+        if bool(where.any()):
+            row, decision = (int(i) for i in where.nonzero()[0])
             raise ValueError(
                 f"the {name} of decision {decision} of episode {int(batch.episode[row])} is "
-                f"{float(values[row, decision])} and counts as known ({int(wrong.sum())} in all): mark it invalid, or "
-                "look for a critic or a reward that diverged"
+                f"{float(named[name][row, decision])} and counts as known ({int(where.sum())} in all): {advice}"
             )
+    rank = int(every.any(1).nonzero()[0])
+    raise ValueError(f"an advantage or a return of rank {rank} is not finite and counts as known: {advice}")
 
 
 __all__ = ["batch_metrics", "explained_variance", "ratio_metrics", "require_finite_advantages"]

@@ -207,7 +207,7 @@ class PolicyOptimizer(lightning.LightningModule):
         self._proposer.version = max(0, int(self.batches_seen) - self.freeze_policy_batches)
         with joined_ranks(self.trainer.world_size > 1):
             advantages = self.advantage(batch, rewards, self._proposer)
-        require_finite_advantages(batch, advantages)
+            require_finite_advantages(batch, advantages)
         known = rewards.valid & batch.mask
         self._log("reward_per_row", rewards.rewards.masked_fill(~known, 0.0).sum(1).mean())
         self._log("reward_unknown", (batch.mask & ~known).float().sum() / batch.mask.float().sum().clamp(min=1))
@@ -232,6 +232,7 @@ class PolicyOptimizer(lightning.LightningModule):
         self._log("decisions", torch.tensor(float(count)))
         each = self._minibatch_count(count)
         if not each:
+            self._log("updates", torch.zeros(()))
             return
         advantage = points.of(advantages.advantages)
         with joined_ranks(self.trainer.world_size > 1):

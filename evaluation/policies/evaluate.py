@@ -76,7 +76,9 @@ def evaluate_policy(
     folder = None
     if out is not None:
         identity = {"setting": setting.to_json() | {"part": PART}, "versions": found}
-        folder = OutcomeFolder(Path(out), identity | {role: opened.key for role, opened in policies.items()})
+        identity |= {"device": {role: opened.device.type for role, opened in policies.items()}}
+        identity |= {role: opened.key for role, opened in policies.items()}
+        folder = OutcomeFolder(Path(out), identity, machine(model.device))
     outcomes: list[Outcome] = []
     films: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,15 +105,16 @@ class OutcomeFolder:
 
     Args:
         folder: Folder; new, empty, or of an evaluation with the same identity.
-        identity: JSON-able values that the outcomes depend on: ``"setting"``, ``"versions"``, ``"model"`` and, where
-            another policy is compared, ``"against"``.
+        identity: JSON-able values that the outcomes depend on: ``"setting"``, ``"versions"``, ``"device"``, ``"model"``
+            and, where another policy is compared, ``"against"``.
+        machine: Description of the machine. A folder that was begun on another one gives a warning.
 
     Raises:
         ValueError: If the folder holds outcomes of another policy, setting or version, or something else.
         OSError: If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], machine: str = "") -> None:
         self.folder = folder
         settings = folder / SETTINGS
         known = self._known(settings)
@@ -125,14 +127,24 @@ class OutcomeFolder:
                 kept[name] = {**known.get(name, {}), **value}
             elif value is not None:
                 kept[name] = value
-        (folder / OUTCOMES).mkdir(parents=True, exist_ok=True)
+        begun = str(known.get("machine", machine))
+        if machine and begun != machine:
+            warnings.warn(
+                f"{folder} was begun on another machine ({begun} there, {machine} here): last bits may differ, and "
+                "contacts magnify them; play all starts on one machine for outcomes that can be repeated",
+                stacklevel=3,
+            )
+        if machine:
+            kept["machine"] = begun
         if kept != known:
             write_json(settings, kept | {"format": FORMAT})
+        # only now: a folder that holds anything but settings would be taken for something else
+        (folder / OUTCOMES).mkdir(parents=True, exist_ok=True)
 
     def _known(self, settings: Path) -> dict[str, Any]:
         if settings.is_file():
             return read_json(settings, "the settings of an evaluation")
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        if self.folder.exists() and (not self.folder.is_dir() or any(map(_of_others, self.folder.iterdir()))):
             raise ValueError(f"{self.folder} holds something else than an evaluation: name a new or empty folder")
         return {}
 
@@ -178,6 +190,12 @@ class OutcomeFolder:
         """Write a part, whole or not at all; see `read`."""
         with replacing(self._part(policy, task, number)) as fresh:
             pq.write_table(pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema=SCHEMA), fresh)
+
+
+def _of_others(path: Path) -> bool:
+    """Tell whether a path is none that an evaluation leaves which was killed while it began."""
+    begun = path.name == OUTCOMES and path.is_dir() and not any(path.iterdir())
+    return not begun and not (path.name.startswith(".settings.") and path.name.endswith(".part.json"))
 
 
 __all__ = ["OUTCOMES", "SETTINGS", "Outcome", "OutcomeFolder", "outcome_of", "slug"]

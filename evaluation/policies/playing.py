@@ -1,20 +1,20 @@
 """Plays the starts of a task, part by part, so that no outcome depends on what was played before or beside it."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from ...core.batch import Observation
+from ...backbones.perceptron import Inputs
 from ...core.interfaces import Policy
 from ...core.sizes import DataSizes
 from ...envs.collect import can_draw
 from ...envs.task import Context, Task
 from ...envs.vector import sizes_of
+from ...policies.actor import observe
 from ...policies.rollouts.alone import decide_alone, episode_generator, global_noise_restored
-from ...policies.rollouts.frames import Eye
 from ...policies.rollouts.pieces import Piece
 from ...policies.rollouts.pool import WorkerPool
 from .setting import OpenedPolicy, PlaySetting
@@ -91,13 +91,8 @@ def check_fits(opened: OpenedPolicy, task: Task, context: Context, setting: Play
             f"{task.name} has states of width {needed[0]} and actions of width {needed[1]}, the policy {where} is made "
             f"for widths {own[0]} and {own[1]}: use it in the task it was trained on"
         )
-    state = task.reset(context)
-    frames = {} if setting.frames is None else Eye(setting.frames, [task]).render(task)
-    observation = Observation(
-        state=torch.from_numpy(state)[None],
-        frames={camera: torch.from_numpy(frame)[None] for camera, frame in frames.items()},
-        instructions=(task.instruction,),
-    )
+    _check_features(opened, where, setting)
+    observation = observe(task, task.reset(context), setting.frames)
     try:
         with acting([policy]), global_noise_restored(policy):
             decision = decide_alone(policy, observation, [episode_generator(0, 0)], not setting.sampled)
@@ -111,6 +106,24 @@ def check_fits(opened: OpenedPolicy, task: Task, context: Context, setting: Play
             f"{task.name} has actions of width {task.action_size}, the policy {where} gives actions of width "
             f"{decision.chunk.shape[2]}: use it in the task it was trained on"
         )
+
+
+def _check_features(opened: OpenedPolicy, where: str, setting: PlaySetting) -> None:
+    """Check that the features which a policy reads are made."""
+    made: Mapping[str, int] = {} if setting.frames is None else setting.frames.feature_sizes
+    read = [name for part in opened.policy.modules() if isinstance(part, Inputs) for name in part.feature_sizes]
+    missing = [name for name in read if name not in made]
+    if not missing:
+        return
+    if not made:
+        raise ValueError(
+            f"the policy {where} reads features, {', '.join(missing)}, which a frozen encoder makes of frames: name "
+            "the folder of that encoder with --encoder DIR (encoder of RolloutFrames)"
+        )
+    raise ValueError(
+        f"the policy {where} reads the features {', '.join(missing)}, the encoder gives {', '.join(made)}: take the "
+        "encoder and the cameras that it was trained with"
+    )
 
 
 @contextmanager

@@ -37,6 +37,12 @@ class OpenedPolicy:
         """Text that tells two policies apart: class path and content hash, or the path where there is no hash."""
         return f"{self.identity.get('class_path')} {self.identity.get('hash') or self.identity.get('path')}"
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the policy's parameters; the CPU where it has none."""
+        parameter = next(self.policy.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlaySetting:
@@ -57,7 +63,7 @@ class PlaySetting:
     sampled: bool = False
     """Whether chunks are sampled; otherwise the policy's deterministic chunks are taken."""
     frames: RolloutFrames | None = None
-    """Cameras that the policy sees; None renders nothing."""
+    """Cameras that the policy sees, or whose features it reads; None renders nothing."""
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -73,6 +79,7 @@ class PlaySetting:
     def to_json(self) -> dict[str, Any]:
         """Return the setting as JSON-able values."""
         frames = self.frames
+        encoder = None if frames is None else frames.encoder
         return {
             "split": self.split,
             "seed": self.seed,
@@ -81,6 +88,7 @@ class PlaySetting:
             "actions": "sampled" if self.sampled else "deterministic",
             "cameras": None if frames is None else list(frames.cameras),
             "image_size": None if frames is None else list(frames.size),
+            "encoder": None if encoder is None else f"{encoder.name} {encoder.revision}",
         }
 
 
@@ -110,9 +118,14 @@ def versions(tasks: Sequence[str], guerdon: str) -> dict[str, str]:
     return found
 
 
-def machine() -> str:
-    """Describe the processor: another one may round differently in the last bits."""
-    return f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+def machine(device: torch.device | None = None) -> str:
+    """Describe the processor, on which simulators and policies run: another one may round differently in the last bits.
+
+    Args:
+        device: Device of the policy; an accelerator is described as well.
+    """
+    found = f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return found if device is None or device.type != "cuda" else f"{found}, {torch.cuda.get_device_name(device)}"
 
 
 __all__ = ["OpenedPolicy", "PlaySetting", "machine", "versions"]

@@ -1,12 +1,16 @@
 """Videos of evaluated episodes: the first starts are played again, and rendered at every observation."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from ...datasets.formats.video import write_video
 from ...envs.render import NO_BACKEND
-from ...policies.rollouts.frames import RolloutFrames
+from ...policies.rollouts.frames import Eye, RolloutFrames
+from ...policies.rollouts.pieces import Piece
 from ...policies.rollouts.pool import WorkerPool
 from .outcomes import Outcome, slug
 from .playing import PART, TaskFacts, play_part
@@ -68,7 +72,8 @@ def film(
     known = {(o.policy, o.place): o for o in outcomes if o.task == task.env}
     seen = setting.frames
     frames = RolloutFrames(cameras=task.cameras[:1], image_size=SIZE) if seen is None else seen
-    filmed = replace(setting, frames=replace(frames, frames_every=1))
+    encoded = frames.encoder is not None  # no frame is left of such an episode: its actions are rendered again
+    filmed = setting if encoded else replace(setting, frames=replace(frames, frames_every=1))
     folder = filming.folder / "videos" / slug(task.env)
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -88,9 +93,25 @@ def film(
                         )
                     ending = "success" if outcome.success else "failure"
                     path = folder / f"{role}-{place:03d}-{ending}.mp4"
-                    write_video(path, piece.frames[frames.cameras[0]], task.fps)
+                    shown = _rendered(filmed, task, piece) if encoded else piece.frames[frames.cameras[0]]
+                    write_video(path, shown, task.fps)
                     written.append(path)
     return written
+
+
+def _rendered(setting: PlaySetting, facts: TaskFacts, piece: Piece) -> list[np.ndarray]:
+    """Take the actions of an episode again, and return the frame (3, H, W) of every observation."""
+    assert setting.frames is not None
+    frames = replace(setting.frames, encoder=None)
+    camera = frames.cameras[0]
+    with closing(setting.of(facts.env).make(0)) as task:
+        eye = Eye(frames, [task])
+        task.reset(piece.context)
+        shown = [eye.render(task)[camera]]
+        for action in piece.actions:
+            task.step(action)
+            shown.append(eye.render(task)[camera])
+    return shown
 
 
 __all__ = ["Filming", "check_filming", "film"]

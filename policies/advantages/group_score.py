@@ -41,7 +41,7 @@ class GroupScore(AdvantageSource):
     different from 0 for five batches in a row: in both cases nothing is learned.
 
     After each batch ``figures`` holds the number of rows and groups that took part, the share of groups that were
-    compared and did not score alike (``groups_accepted``), and each reward term's share of the variance within
+    compared and did not score alike (``groups_mixed``), and each reward term's share of the variance within
     groups; `PolicyOptimizer` logs them. A term with almost no share is warned about once. Weights that
     look comparable need not be, because terms differ in their spread (GRAPE's paper weighs a term that spans 1 with
     0.01, and another that spans tens of nats). There is no warning about a term that is the same for all rows of each
@@ -215,7 +215,7 @@ class GroupScore(AdvantageSource):
             "groups": float(len(names)),
             "groups_compared": float(compared),
             "groups_flat": float(flat),
-            "groups_accepted": (compared - flat) / max(len(names), 1),
+            "groups_mixed": (compared - flat) / max(len(names), 1),
             "group_score_std": float(spread.sqrt()),
         }
         for name, share in term_shares(terms, group, valid).items():

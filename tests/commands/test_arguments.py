@@ -1,10 +1,12 @@
 """The arguments of every command: names, defaults and what is refused before anything is imported."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from guerdon.commands.arguments import build_parser, names_in
+from guerdon.commands.evaluate import DEFAULTS
 
 MODEL_AND_DATA = ["--model", "m", "--data", "d"]
 
@@ -13,13 +15,20 @@ def parse(*arguments):
     return build_parser("1.2.3").parse_args(arguments)
 
 
-def test_defaults_of_a_command_are_those_of_its_help():
+def test_defaults_of_a_command_are_those_of_its_help(capsys):
     found = parse("collect", "--env", "mujoco/reach", "--out", "d")
     assert (found.episodes, found.image_size, found.quality, found.split) == (20, 96, "mixed", "train")
     assert found.frames is None and found.horizon is None and found.camera is None and found.out == Path("d")
     assert parse("collect", "--env", "e", "--out", "d", "--states-only").frames is False
     found = parse("evaluate", *MODEL_AND_DATA)
-    assert (found.batch_size, found.device, found.confusion, found.states, found.rollouts) == (8, "auto", 5, 32, 4)
+    assert found.device == "auto"
+    with pytest.raises(SystemExit):
+        parse("evaluate", "--help")
+    shown = " ".join(capsys.readouterr().out.partition("options:")[2].split())
+    for name, value in DEFAULTS.items():  # filled in later: what was given may be refused
+        assert getattr(found, name) is None
+        assert re.search(rf"--{name.replace('_', '-')} [A-Z] (?:(?! --).)*? default: {value}\b", shown), name
+    assert parse("score", "--model", "m", "--data", "d", "--out", "o").batch_size == 8
     assert found.json is None and found.trust is False and found.also == [] and found.threshold is None
     found = parse("labels", "--data", "d")
     assert (found.show, found.seed, found.out) == (20, None, Path("labels.png"))

@@ -40,6 +40,7 @@ def test_a_policy_collects_its_own_logs(tmp_path, monkeypatch, capsys, policy):
     ("more", "says"),
     [
         ("--quality policy", "quality 'policy' needs a policy that acts: name it with --policy"),
+        ("--encoder x", "name it with --policy DIR"),
         ("--deterministic", "name it with --policy DIR"),
         ("--policy nowhere", "nowhere"),
         ("--policy {policy} --env metaworld/push-v3", "has states of width 39 and actions of width 4, the policy "),

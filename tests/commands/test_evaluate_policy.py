@@ -1,5 +1,6 @@
 """``guerdon evaluate`` on policies: a small one, on the reach task, through the real command."""
 
+import importlib
 import io
 import json
 
@@ -15,7 +16,7 @@ from guerdon.critics.value import ValueCritic
 from guerdon.envs import collect as collect_module
 from guerdon.evaluation.policies.outcomes import Outcome
 from guerdon.evaluation.policies.results import PolicyEvaluation
-from guerdon.evaluation.policies.setting import PlaySetting
+from guerdon.evaluation.policies.setting import PlaySetting, machine
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
@@ -31,6 +32,7 @@ def policies(tmp_path_factory):
     for name, component in (
         ("one", GaussianPolicy(12, 3, horizon=2, execute=2, hidden=(8,))),
         ("two", GaussianPolicy(12, 3, hidden=(8,))),
+        ("seeing", GaussianPolicy(12, 3, hidden=(8,), feature_sizes={"mean/top": 3})),
         ("critic", ValueCritic(12, hidden=(8,))),
         ("reward", ProgressReward(state_size=12, observer=ObservationEncoder(width=8, layers=1, heads=2))),
     ):
@@ -111,6 +113,8 @@ def test_two_policies_on_the_same_starts(evaluate, tmp_path):
 def test_outcomes_are_kept_and_another_policy_is_refused(evaluate, policies, tmp_path, error_line):
     evaluate("--env mujoco/reach --episodes 3 --horizon 4 --out kept")
     assert (tmp_path / "kept" / "evaluation.json").is_file()
+    settings = json.loads((tmp_path / "kept" / "settings.json").read_text())
+    assert settings["device"] == {"model": "cpu"} and settings["machine"] == machine()
     evaluate("--env mujoco/reach --episodes 3 --horizon 4 --out kept")
     command = f"evaluate --model {policies}/two --env mujoco/reach --episodes 3 --horizon 4 --out kept"
     assert main(command.split()) == 2
@@ -128,6 +132,45 @@ def test_a_video_of_each_of_the_first_starts(evaluate, tmp_path):
         assert sum(1 for _ in container.decode(video=0)) == 5, "every observation of four steps"
 
 
+ENCODER = """
+import torch
+from guerdon.backbones.vision import VisionEncoder
+
+class Mean(VisionEncoder):
+    name, width, trainable = "mean", 3, False
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def preprocess(self, frames):
+        return frames.float() / 255
+
+    def features(self, pixels):
+        return pixels.mean((2, 3)) * self.scale
+"""
+
+
+def test_a_policy_that_reads_features_is_played_with_its_encoder(policies, tmp_path, monkeypatch, capsys):
+    if collect_module.rendering_backend() is None:
+        pytest.skip("no OpenGL here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_mean_encoder.py").write_text(ENCODER)
+    save_component(importlib.import_module("own_mean_encoder").Mean(), tmp_path / "mean")
+    seeing = ["--camera", "top", "--image-size", "32", "--encoder", "mean", "--trust", "--env", "mujoco/reach"]
+    command = ["evaluate", "--model", str(policies / "seeing"), *seeing, "--episodes", "2", "--horizon", "4"]
+    assert main([*command, "--out", "kept", "--video", "1"]) == 0
+    found = json.loads((tmp_path / "kept/evaluation.json").read_text())
+    assert found["setting"]["encoder"].startswith("mean ") and len(found["outcomes"]) == 2
+    (video,) = (tmp_path / "kept/videos/mujoco_reach").iterdir()
+    with av.open(str(video)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 5
+    collected = ["collect", "--policy", str(policies / "seeing"), *seeing, "--episodes", "1", "--horizon", "4"]
+    assert main([*collected, "--out", "logs", "--states-only"]) == 0
+    capsys.readouterr()
+
+
 def test_videos_need_opengl(wrong, monkeypatch):
     monkeypatch.setattr(collect_module, "rendering_backend", lambda: None)
     assert "videos of mujoco/reach need OpenGL" in wrong("--env mujoco/reach --video 1 --out kept")
@@ -140,6 +183,14 @@ def test_videos_need_opengl(wrong, monkeypatch):
         ("--env mujoco/reach --data x", "expected a reward model or a critic with --data"),
         ("--env mujoco/reach --reward x", "--reward is for critics, "),
         ("--env mujoco/reach --threshold 0.5", "--threshold is for reward models, "),
+        ("--env mujoco/reach --threshold 0", "--threshold is for reward models, "),
+        ("--env mujoco/reach --confusion 0", "--confusion is for reward models, "),
+        ("--env mujoco/reach --states 32", "--states is for critics, "),
+        ("--env mujoco/reach --rollouts 4", "--rollouts is for critics, "),
+        ("--env mujoco/reach --candidates 4", "--candidates is for critics, "),
+        ("--env mujoco/reach --batch-size 8", "--batch-size is for data sets, "),
+        ("--env mujoco/reach --encoder {place}/one", "name its camera with --camera"),
+        ("--env mujoco/reach --camera top --encoder {place}/one", "holds a GaussianPolicy: expected a vision encoder"),
         ("--env mujoco/reach --video 2", "name it with --out DIR"),
         ("--env mujoco/reach --image-size 64", "name its camera with --camera"),
         ("--env mujoco/reach --workers -1", "expected a number of processes, 0 or more"),
@@ -161,6 +212,7 @@ def test_a_mistake_is_one_line_before_anything_is_played(wrong, arguments, says)
         ("reward", "", "holds a ProgressReward, which is evaluated on a data set: name it with --data DIR"),
         ("critic", "", "holds a ValueCritic, which is evaluated on a data set: name it with --data DIR"),
         ("reward", "--data x --episodes 3", "--episodes is for policies, "),
+        ("seeing", "--env mujoco/reach", "reads features, mean/top, which a frozen encoder makes of frames: name "),
         ("critic", "--data x --video 3", "--video is for policies, "),
     ],
 )

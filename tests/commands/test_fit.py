@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,10 +98,41 @@ def test_of_several_checkpoints_the_one_that_was_saved_as_the_model_is_validated
     (tmp_path / "worst.yaml").write_text(yaml.safe_dump(config))
     assert main(["fit", "--config", "worst.yaml", "--out", "run"]) == 0
     capsys.readouterr()
-    (worst,) = (path for path in Path("run/checkpoints").iterdir() if path.name != "last.ckpt")
+    (worst,) = (path for path in Path("run/checkpoints").glob("*.ckpt") if path.name != "last.ckpt")
     trained, says = validated(["--config", "run/config.yaml"], capsys)
     assert str(worst) in says
     assert trained == validated(["--config", "run/config.yaml", "--ckpt_path", str(worst)], capsys)[0]
+
+
+def test_the_monitored_checkpoint_counts_wherever_it_stands_among_the_callbacks(here, tmp_path, capsys):
+    kind = "lightning.pytorch.callbacks.ModelCheckpoint"
+    monitored = {"dirpath": "run/checkpoints", "monitor": "val_loss", "mode": "max", "filename": "worst"}
+    keep = [{"class_path": kind, "init_args": {"dirpath": "run/checkpoints", "save_last": True}}]
+    keep += [{"class_path": kind, "init_args": monitored}]
+    config = yaml.safe_load((here / "tiny.yaml").read_text())
+    config["trainer"] |= {"callbacks": keep, "max_epochs": 3}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", "two.yaml", "--out", "run"]) == 0
+    assert "saving the weights of" in capsys.readouterr().out
+    assert "checkpoints/worst.ckpt" in validated(["--config", "run/config.yaml"], capsys)[1]
+
+
+def test_a_run_that_did_not_end_validates_its_last_checkpoint(here, tmp_path, capsys):
+    shutil.copytree(here / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/model")
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    found, says = validated(["--config", "run/config.yaml"], capsys)
+    assert "a run that did not end, run/checkpoints/last.ckpt" in says
+    assert found == validated(["--config", "run/config.yaml", "--ckpt_path", str(last)], capsys)[0]
+
+
+def test_a_checkpoint_that_was_written_again_is_not_that_of_the_model(here, tmp_path, error_line):
+    shutil.copytree(here / "run", tmp_path / "run")
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    stored = torch.load(last, weights_only=True)
+    torch.save(stored | {"global_step": stored["global_step"] + 1}, last)
+    assert main(["validate", "--config", "run/config.yaml"]) == 2
+    assert "kept no checkpoint with the weights of its model" in error_line()
 
 
 def test_a_run_without_a_checkpoint_is_refused_with_the_command_that_evaluates_it(here, tmp_path, error_line):

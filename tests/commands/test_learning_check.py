@@ -52,13 +52,29 @@ class Learner(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
-def train(monkeypatch, mine, other=(0.0, 0.0), **more: Any):
-    check, learner = LearningCheck(), Learner(mine, other)
+class Later(Learner):
+    """It learns in its first epoch only."""
+
+    def training_step(self, batch, index):
+        return super().training_step(batch, index) * float(self.current_epoch == 0)
+
+
+class Stopping(lightning.Callback):
+    """Asks for a stop in the first batch, as a guard does that restored older weights."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop = True
+
+
+def train(monkeypatch, mine, other=(0.0, 0.0), kind=Learner, others=(), ckpt_path=None, keep=None, **more: Any):
+    check, learner = LearningCheck(), kind(mine, other)
     monkeypatch.setattr("guerdon.commands.learning_check.trained_component", lambda module: module.reward)
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     quiet |= {"max_epochs": 2, "enable_model_summary": False} | more
-    trainer = lightning.Trainer(accelerator="cpu", callbacks=[check], **quiet)
-    trainer.fit(learner)
+    trainer = lightning.Trainer(accelerator="cpu", callbacks=[*others, check], **quiet)
+    trainer.fit(learner, ckpt_path=ckpt_path)
+    if keep is not None:
+        trainer.save_checkpoint(keep)
     return check
 
 
@@ -70,6 +86,22 @@ class TestLearningCheck:
     def test_an_epoch_without_any_change_is_refused(self, monkeypatch):
         with pytest.raises(NothingLearnedError, match=r"an epoch of 2 batches changed no weight.*nothing was saved"):
             train(monkeypatch, (0.0, 0.0))
+
+    def test_a_later_epoch_without_a_change_is_warned_about_once(self, monkeypatch, capsys):
+        train(monkeypatch, (1.0, 0.0), kind=Later, max_epochs=4)
+        said = capsys.readouterr().err
+        assert said.count("an epoch of 2 batches changed no weight") == 1 and "learned before is kept" in said
+
+    @pytest.mark.filterwarnings("ignore:.*Be aware that when using `ckpt_path`:UserWarning")
+    def test_a_resumed_run_has_learned_before(self, monkeypatch, capsys, tmp_path):
+        train(monkeypatch, (1.0, 0.0), max_epochs=1, keep=tmp_path / "one.ckpt")
+        capsys.readouterr()
+        train(monkeypatch, (0.0, 0.0), max_epochs=2, ckpt_path=tmp_path / "one.ckpt")
+        assert "changed no weight" in capsys.readouterr().err
+
+    def test_a_run_that_was_asked_to_stop_is_kept(self, monkeypatch, capsys):
+        train(monkeypatch, (0.0, 0.0), others=[Stopping()])
+        assert "changed no weight" in capsys.readouterr().err
 
     @pytest.mark.parametrize("mine", [(1.0, 0.0), (0.0, 1.0), (1.0, -1.0)])
     def test_one_change_is_enough_even_if_it_is_undone(self, monkeypatch, mine):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from guerdon.cli import main
-from guerdon.commands.recorded_tasks import check_tasks_of_models, record_tasks, tasks_of
+from guerdon.commands.recorded_tasks import check_tasks_of_models, names_of_simulators, record_tasks, tasks_of
 from guerdon.datasets.module import EpisodeData
 from guerdon.policies.rollouts.data import RolloutData
 
@@ -35,6 +35,31 @@ def test_a_task_that_was_trained_on_is_played(here, played, capsys):
     check_tasks_of_models(config(here / "run/model"), played, named=False)
     check_tasks_of_models(config(here / "elsewhere/model"), ["kitchen/kettle"], named=False)  # not known
     assert capsys.readouterr().err == ""
+
+
+OWN = """
+from guerdon import make_task
+
+def line(horizon=50, seed=0):
+    task = make_task("mujoco/reach", horizon, seed)
+    task.name = "line"
+    return task
+"""
+
+
+def test_a_simulator_of_ones_own_is_known_by_both_of_its_names(tmp_path, monkeypatch):
+    """Collected episodes carry the name that a simulator gives itself."""
+    monkeypatch.chdir(tmp_path)
+    Path("own_sim_of_two_names.py").write_text(OWN)
+    Path("tasks.json").write_text('{"tasks": ["line"]}')
+    data = RolloutData("own_sim_of_two_names:line", contexts=2, eval_contexts=0, envs=1)
+    names = data.task_names
+    check_tasks_of_models(config(tmp_path / "model"), names, False, lambda: names_of_simulators(data))
+    with pytest.raises(ValueError, match="was trained on line"):
+        check_tasks_of_models(config(tmp_path / "model"), names, False)
+    data.setup("fit")
+    assert tasks_of(data) == ["own_sim_of_two_names:line", "line"]
+    data.teardown("fit")
 
 
 def test_another_task_is_refused_unless_the_command_names_it(here, capsys):

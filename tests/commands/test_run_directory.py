@@ -4,8 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
-from guerdon.commands.run_directory import asks_only, make_run_directory, offered_configs, resolve_config, tidy
+from guerdon.commands.run_directory import (
+    asks_only,
+    make_run_directory,
+    note_checkpoint,
+    offered_configs,
+    resolve_config,
+    tidy,
+    trained_checkpoint,
+)
 
 
 def test_a_new_run_gets_a_folder_of_its_own(tmp_path, monkeypatch):
@@ -85,3 +94,19 @@ def test_the_account_of_every_type_is_reduced_to_what_is_wrong():
     Given value type: <class 'str'>
     Given value: many"""
     assert tidy(told) == '"model": Expected a int got many'
+
+
+def test_the_noted_checkpoint_is_that_of_the_model_even_after_a_move(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    weights = {"w": torch.tensor([1.0, float("nan")])}
+    for name, shift in (("one", 0.0), ("last", 1.0)):
+        state = {"state_dict": {"w": weights["w"] + shift}, "global_step": 3}
+        torch.save(state, run / "checkpoints" / f"{name}.ckpt")
+    assert trained_checkpoint(run) == run / "checkpoints/last.ckpt", "it saved no model"
+    (run / "model").mkdir()
+    note_checkpoint(run, run / "checkpoints/one.ckpt", weights)
+    moved = run.rename(tmp_path / "moved")
+    assert trained_checkpoint(moved) == moved / "checkpoints/one.ckpt"
+    note_checkpoint(moved, moved / "checkpoints/last.ckpt", weights)
+    assert trained_checkpoint(moved) is None, "the last checkpoint holds other weights"

@@ -64,6 +64,13 @@ def test_an_empty_result_counts_what_met_each_condition(logs):
     assert "source 1: 6 (recorded: 0 6, 1 6)" in text
 
 
+def test_a_filter_that_leaves_no_validation_episode_is_named(logs):
+    (held,) = places(logs, val_fraction=0.08)["val"]
+    data = EpisodeData(logs, val_fraction=0.08, keep=EpisodeFilter(source=1 - held % 2))
+    with pytest.raises(ValueError, match=r"keep leaves none of the 1 validation episodes.*source.*condition of keep"):
+        data.setup("validate")
+
+
 def test_a_filter_needs_a_condition():
     with pytest.raises(ValueError, match="needs a condition"):
         EpisodeFilter()

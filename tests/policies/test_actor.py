@@ -1,5 +1,7 @@
 """A policy that acts in collected episodes: its decisions, its noise and what is recorded of them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,13 @@ from guerdon.datasets.opening import open_dataset
 from guerdon.envs.collect import collect, collect_dataset
 from guerdon.envs.quality import POLICY, QUALITIES, SOURCES
 from guerdon.envs.vector import make_task
-from guerdon.policies.actor import PolicyActor, actor_of
+from guerdon.policies.actor import PolicyActor, actor_of, observe
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.rollouts.frames import RolloutFrames
 from guerdon.policies.rollouts.pool import TaskSetting, play_episodes
+
+from .rollouts.small_tasks import Slow, contexts
+from .rollouts.test_frames import Mean
 
 ALONE = {POLICY: 1.0}
 
@@ -140,3 +145,13 @@ def test_without_a_policy_its_quality_is_refused():
         ValueError, match="unknown quality 'clumsy': expected some of expert, noisy, aborted, random, p"
     ):
         next(collect(make_task("mujoco/reach"), {"clumsy": 1.0}, 1, frames=False, actor=actor_of(Counting())))
+
+
+def test_features_come_in_place_of_the_frames_as_in_rollouts():
+    task: Any = Slow()
+    state = task.reset(contexts(3)[0])
+    seen = observe(task, state, RolloutFrames(cameras=["eye"], image_size=(4, 6), encoder=Mean()))
+    assert seen.frames == {} and seen.instructions == (task.instruction,)
+    assert torch.equal(seen.features["mean/eye"], torch.full((1, 3), 31 / 255).half().float())
+    assert torch.equal(seen.state[0], torch.from_numpy(state))
+    assert observe(task, state, RolloutFrames(cameras=["eye"], image_size=(4, 6))).features == {}

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guerdon.core.batch import Decision, Observation
+from guerdon.core.hub import load_component
 from guerdon.policies.gaussian import GaussianPolicy, within
 from guerdon.testing import check_policy, trajectory_batches
 
@@ -243,3 +244,23 @@ def test_the_hidden_layer_is_what_the_mean_is_a_linear_map_of():
     evaluated = policy.evaluate(observation, drawn(policy, observation))
     mean = policy.distribution(observation)[0]
     assert torch.equal(policy.network[-1](evaluated.hidden).view_as(mean), mean)
+
+
+class Quiet(GaussianPolicy):
+    """A subclass that fixes its standard deviation."""
+
+    def __init__(self, state_size: int = 2, action_size: int = 2):
+        super().__init__(state_size, action_size, hidden=(4,), log_std=-3.0)
+
+
+def test_a_subclass_without_an_initial_deviation_opens_again(tmp_path):
+    policy = Quiet()
+    policy.save_pretrained(tmp_path / "quiet")
+    again = load_component(tmp_path / "quiet", known=(Quiet,))
+    assert torch.equal(again.state_dict()["log_std"], policy.log_std)
+
+
+def test_an_old_initial_deviation_without_a_saved_range_opens_within_the_default_one():
+    assert GaussianPolicy.renewed({"log_std": 1.5})["log_std"] == 0.5
+    assert GaussianPolicy.renewed({"log_std": 1.5, "log_std_range": [-1.0, 2.0]})["log_std"] == 1.5
+    assert GaussianPolicy.renewed({"hidden": [4]}) == {"hidden": [4]}

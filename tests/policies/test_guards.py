@@ -260,6 +260,91 @@ def test_of_equal_successes_the_later_weights_are_kept():
         assert reported([0.8, 0.8, 0.1, 0.1], 100)[1] == 2
 
 
+class Metrics(Successes):
+    """Logs given metrics in each batch; a metric that a batch lacks stays as it was."""
+
+    def __init__(self, metrics):
+        super().__init__([], 1)
+        self.metrics, self.seen = metrics, []
+
+    def training_step(self, batch: Any, index: int) -> None:
+        for name, value in self.metrics[index].items():
+            self.log(name, value, batch_size=1)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def test_a_batch_without_an_update_says_nothing_about_the_last_step():
+    far, idle = {"decisions": 9.0, "updates": 4.0, "kl": 1.0}, {"decisions": 0.0}
+    skipped = {"decisions": 9.0, "updates": 0.0}
+    for metrics, lowered in (([far, idle, skipped, idle], False), ([far, idle, skipped, far], True)):
+        module = Metrics([*metrics, idle])
+        found = trainer(max_epochs=1, callbacks=[CollapseGuard(batches=2)], limit_val_batches=0)
+        found.fit(module, Loader(lambda i: i, 5), Loader(lambda i: i, 1))
+        assert module.seen[:4] == [1e-3] * 4 and module.seen[4] == (5e-4 if lowered else 1e-3)
+
+
+class Played(lightning.Callback):
+    """Logs the success of episodes that it played, as `guerdon.PlayedSuccess` does."""
+
+    def __init__(self, rates):
+        self.rates = iter(rates)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.log("val_success", next(self.rates), batch_size=10)
+        pl_module.log("val_episodes", 10.0, batch_size=1)
+
+
+class Imitating(Successes):
+    """Validates on logged episodes, and does not report how often they succeeded."""
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("val_imitation", 1.0, batch_size=len(batch))
+
+
+def logged(*callbacks, rounds=4):
+    batch = replace(judged(walk(GaussianPolicy(2, 2, hidden=(4,)), 100, seed=0)), behaviour={})
+    found = trainer(max_epochs=rounds, callbacks=list(callbacks))
+    found.fit(Imitating([], 1), Loader(lambda i: batch, 1), Loader(lambda i: batch, 1))
+
+
+def test_logged_episodes_are_not_counted_as_played():
+    guard = CollapseGuard()
+    logged(Played([0.8, 0.5, 0.5, 0.5]), guard)
+    assert not guard.collapsed and guard.best_success == pytest.approx(0.8), "of 10 episodes it may be chance"
+    with pytest.warns(UserWarning, match=r"fell to 0.100 of 10 episodes"):
+        logged(Played([0.8, 0.1, 0.1]), CollapseGuard())
+
+
+def test_a_validation_that_plays_nothing_is_refused_with_what_would_play():
+    with pytest.raises(ValueError, match=r"found no val_success.*guerdon.PlayedSuccess"):
+        logged(CollapseGuard())
+
+
+def test_the_file_of_a_better_best_than_the_checkpoints_counts(tmp_path):
+    first = CollapseGuard(folder=tmp_path)
+    again = CollapseGuard(folder=tmp_path)
+    batch = judged(walk(GaussianPolicy(2, 2, hidden=(4,)), 100, seed=0))
+
+    def fit(guard, rates):
+        loader = Loader(lambda i: batch, 1)
+        trainer(max_epochs=len(rates), callbacks=[guard]).fit(Successes(rates, 100), loader, loader)
+
+    fit(first, [0.5])
+    state = first.state_dict()
+    fit(first, [0.9])  # after the checkpoint
+    again.load_state_dict(state)
+    assert again.best_success == pytest.approx(0.9) == first.best_success
+    with pytest.warns(UserWarning, match="fell to 0.600"):
+        fit(again, [0.6, 0.6])
+    other = CollapseGuard(folder=tmp_path)
+    with pytest.warns(UserWarning, match="another run's"):
+        other.load_state_dict(state | {"best_success": 0.95})
+    assert math.isnan(other.best_success)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -60,3 +60,10 @@ def test_explained_variance_by_hand_and_where_it_is_not_known():
     assert explained(torch.tensor([[1.0, 2.0, 3.0, 0.0, 0.0]])) == 1.0
     assert explained(torch.tensor([[11.0, 12.0, 13.0, 0.0, 0.0]])) == 1.0, "a constant error is no variance"
     assert math.isnan(explained(None)) and math.isnan(explained(torch.zeros(1, 5), torch.ones(1, 4)))
+
+
+def test_metrics_of_several_devices_are_moved_to_the_accelerator():
+    """A tensor without data stands for one on an accelerator."""
+    host, far = torch.tensor(1.0), torch.tensor(1.0, device="meta")
+    found = batch_metrics([{"loss": host, "kl": far}, {"kl": host}])
+    assert {value.device.type for value in found.values()} == {"meta"}

@@ -15,7 +15,7 @@ from guerdon.core.batch import Advantages, End, Labelled, TrajectoryBatch
 from guerdon.core.returns import standardise
 from guerdon.critics.value import ValueCritic
 from guerdon.policies.advantages.reward_to_go import RewardToGo
-from guerdon.policies.measures import batch_metrics, explained_variance
+from guerdon.policies.measures import batch_metrics, explained_variance, require_finite_advantages
 from guerdon.policies.objectives import WeightedImitation
 from guerdon.policies.ranks import joined_ranks, over_ranks, standardise_over_ranks
 from guerdon.policies.weights import Exponential, RewardAligned, TopShare
@@ -57,6 +57,22 @@ def computed(batch):
     return found
 
 
+def refused(batch, broken):
+    """Return how advantages and weights of a rank that are not finite are refused on all ranks."""
+    advantage = torch.full((7, 4), torch.nan if broken else 1.0)
+    raw = Advantages(advantages=advantage, returns=torch.ones(7, 4), valid=batch.mask)
+    found = []
+    for check in (require_finite_advantages, WeightedImitation(TopShare()).weights):
+        try:
+            check(batch, raw)
+            found.append("")
+        except ValueError as error:
+            found.append(str(error))
+        if dist.is_initialized():
+            over_ranks(torch.zeros(1))  # nobody is left waiting
+    return found
+
+
 SPLITS = {"unequal": [slice(0, 2), slice(2, 7)], "one_empty": [slice(0, 7), slice(0, 0)]}
 
 
@@ -76,6 +92,7 @@ def work(rank, port, folder):
     with joined_ranks(True):
         parts = [{"kl": torch.tensor(float(rank)), "ratio_error": torch.tensor(3.0 + rank)}]
         found["metrics"] = batch_metrics([*parts, {"ratio_error": torch.tensor(9.0 - rank)}])
+        found["refused"] = refused(batch, broken=rank == 1)
         found["order"] = over_ranks(torch.arange(rank, rank + 2 + rank))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -116,6 +133,11 @@ class TestTwoRanks:
         for rank in ranks:
             found = {name: float(value) for name, value in rank["metrics"].items()}
             assert found == {"kl": 0.5, "ratio_error": 3.5, "ratio_error_max": 9.0}
+
+    def test_what_one_rank_cannot_use_is_refused_on_both(self, ranks):
+        healthy, broken = (rank["refused"] for rank in ranks)
+        assert all("of rank 1 is not finite" in text for text in healthy)
+        assert all("the advantage of decision 0 of episode" in text and "is nan" in text for text in broken)
 
     def test_values_come_in_the_order_of_the_ranks(self, ranks):
         for rank, own in zip(ranks, (slice(0, 2), slice(2, 5)), strict=True):

@@ -10,7 +10,12 @@ from guerdon.envs.task import EVAL_OFFSET, Context
 from guerdon.evaluation.policies.outcomes import SCHEMA, Outcome, OutcomeFolder, outcome_of, slug
 from guerdon.policies.rollouts.pieces import Piece
 
-IDENTITY = {"setting": {"seed": 0, "part": 16}, "versions": {"torch": "2"}, "model": "guerdon.X 1"}
+IDENTITY = {
+    "setting": {"seed": 0, "part": 16},
+    "versions": {"torch": "2"},
+    "device": {"model": "cpu"},
+    "model": "guerdon.X 1",
+}
 
 
 def outcome(place=0, task="mujoco/reach", policy="model", success=True):
@@ -66,6 +71,7 @@ def test_two_tasks_whose_files_would_share_a_name_are_not_mixed(tmp_path):
     [
         ({"model": "guerdon.X 2"}, "model: guerdon.X 1 there, guerdon.X 2 now"),
         ({"setting": {"seed": 1, "part": 16}}, "setting, seed: 0 there, 1 now"),
+        ({"device": {"model": "cuda"}}, "device, model: cpu there, cuda now"),
         ({"versions": {"torch": "3"}}, "versions, torch: 2 there, 3 now"),
     ],
 )
@@ -92,3 +98,30 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(ValueError, match="something else"):
         OutcomeFolder(tmp_path / "thesis.txt", IDENTITY)
+
+
+def test_a_folder_that_was_killed_at_any_moment_goes_on(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    for number, target in enumerate(("guerdon.evaluation.policies.outcomes.write_json", "pathlib.Path.mkdir")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(target, killed)
+            OutcomeFolder(folder, IDENTITY)
+        (folder / ".settings.1-ab.part.json").touch()
+        OutcomeFolder(folder, IDENTITY).write("model", "mujoco/reach", 0, [outcome()])
+    (tmp_path / "old" / "outcomes").mkdir(parents=True)
+    OutcomeFolder(tmp_path / "old", IDENTITY)
+
+
+def test_another_machine_is_a_warning(tmp_path):
+    OutcomeFolder(tmp_path, IDENTITY, "Linux a")
+    OutcomeFolder(tmp_path, IDENTITY, "Linux a")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"begun on another machine \(Linux a there, Linux b here\)"):
+            OutcomeFolder(tmp_path, IDENTITY, "Linux b")

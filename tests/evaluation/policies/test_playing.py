@@ -10,7 +10,10 @@ from guerdon.envs.vector import make_task
 from guerdon.evaluation.policies.playing import PART, acting, part_seed, play_part, read_task
 from guerdon.evaluation.policies.setting import OpenedPolicy, PlaySetting
 from guerdon.policies.gaussian import GaussianPolicy
+from guerdon.policies.rollouts.frames import RolloutFrames
 from guerdon.policies.rollouts.pool import WorkerPool
+
+from ...policies.rollouts.test_frames import Mean
 
 SHORT = PlaySetting(horizon=3)
 
@@ -75,6 +78,17 @@ def test_a_policy_of_another_task_is_refused_before_anything_is_played(policy, s
 
 def test_a_policy_that_reads_no_state_fits_any():
     assert read_task("mujoco/reach", 1, SHORT, [opened(Stateless())]).contexts
+
+
+@pytest.mark.parametrize("encoder", [None, "front"])
+def test_a_policy_without_the_features_that_it_reads_is_told_so(encoder):
+    policy = GaussianPolicy(12, 3, hidden=(4,), feature_sizes={"mean/top": 3})
+    frames = None if encoder is None else RolloutFrames(cameras=[encoder], encoder=Mean())
+    says = "reads features, mean/top, which a frozen encoder makes of frames: .*--encoder DIR"
+    if encoder:
+        says = "reads the features mean/top, the encoder gives mean/front: take the encoder and the cameras"
+    with pytest.raises(ValueError, match=says):
+        read_task("mujoco/reach", 2, PlaySetting(frames=frames), [opened(policy)])
 
 
 def test_policies_act_in_evaluation_mode_and_get_their_own_back():
