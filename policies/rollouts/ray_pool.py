@@ -106,7 +106,7 @@ class RayLink:
         try:
             wait_for_reply(
                 lambda seconds: ray.wait([reply], timeout=seconds)[0],
-                lambda: ray.get(self.actor.beats.remote()),
+                lambda: ray.get(self.actor.beats.options(concurrency_group="beats").remote()),
                 self.patience,
                 "a Ray actor",
             )
@@ -123,7 +123,6 @@ class RayLink:
         if self.actor is not None:
             ray.kill(self.actor)
         # beats are answered in a thread of their own; rollouts stay in one thread, to which renderers are bound
-        _Actor.beats = ray.method(concurrency_group="beats")(_Actor.beats)
         make = ray.remote(num_cpus=1, max_restarts=0, concurrency_groups={"beats": 1})(_Actor)
         self.actor = make.remote(self._setting, self._envs, self._first, os.getcwd())
 
