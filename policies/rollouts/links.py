@@ -145,7 +145,10 @@ class ProcessLink:
     def _dead(self) -> LinkDownError:
         self.process.join(timeout=1)
         code = self.process.exitcode
-        return LinkDownError(f"a worker process died (exit code {code}): out of memory, or killed")
+        why = "out of memory, or killed"
+        if code == 1:  # it ended by itself, as a script that makes workers when it is imported does
+            why = 'see what it printed; a script that makes workers must do so under `if __name__ == "__main__":`'
+        return LinkDownError(f"a worker process died (exit code {code}): {why}")
 
     def restart(self) -> None:
         """Kill the process and start another."""
