@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -195,7 +196,9 @@ def play_groups(draws: GroupDraws, play: Play, score: Score, generator: torch.Ge
     wave = 0
     while sum(missing.values()) and tried.total() < most:
         room = most - tried.total()
-        drawn = [one for task, count in missing.items() for one in draws.draw(task, count, generator)][:room]
+        by_task = [draws.draw(task, count, generator) for task, count in missing.items()]
+        # in turns, so that no task is left out where there is room for a few only
+        drawn = [one for turn in zip_longest(*by_task) for one in turn if one is not None][:room]
         contexts = [context for _, context in drawn for _ in range(setting.size)]
         numbers = [number for number, _ in drawn for _ in range(setting.size)]
         pieces = play(contexts, numbers, wave)
