@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 from lightning.pytorch.callbacks import Checkpoint
@@ -118,7 +118,7 @@ def _validation_follows(trainer: lightning.Trainer, batch_index: int) -> bool:
 
 def _validate(trainer: lightning.Trainer) -> None:
     """Run a validation inside of training, as Lightning's loop does between two batches."""
-    connector = trainer._logger_connector
+    connector = cast(Any, trainer)._logger_connector
     first = connector._first_loop_iter
     trainer.validating = True
     trainer.fit_loop.epoch_loop.val_loop.run()

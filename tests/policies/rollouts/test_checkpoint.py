@@ -44,7 +44,7 @@ def test_rollouts_are_counted_over_epochs_and_the_end_is_kept(tmp_path):
     written.note()
     assert written.found == [4, 6]
     assert keep.path == tmp_path / "last.ckpt"
-    kept = torch.load(keep.path, weights_only=True)["state_dict"]
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(value, kept[name]) for name, value in module.state_dict().items())
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"], "nothing half-written is left"
 
