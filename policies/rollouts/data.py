@@ -264,17 +264,17 @@ class RolloutData(lightning.LightningDataModule):
             "acting": progress.acting,
             "draws": None if self.draws is None else self.draws.state_dict(),
         }
-        if not torch.distributed.is_initialized():
-            return {"ranks": [own]}
-        ranks: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(ranks, own)
-        return {"ranks": ranks}
+        ranks: list[Any] = [own]
+        if _distributed():
+            ranks = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(ranks, own)
+        return {"env_steps": own["env_steps"], "rollouts_made": own["rollouts_made"], "ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what a checkpoint kept; unfinished episodes are repeated when the environments are there."""
         ranks = state_dict.get("ranks", [state_dict])  # older checkpoints hold the counters of one process
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        rank = torch.distributed.get_rank() if _distributed() else 0
+        world = torch.distributed.get_world_size() if _distributed() else 1
         if len(ranks) > world:
             warnings.warn(
                 f"the checkpoint was written by {len(ranks)} processes, and {world} go on: the episodes in progress "
@@ -302,6 +302,11 @@ class RolloutData(lightning.LightningDataModule):
         if pieces or any(prepared):
             self._pool.restore(pieces, prepared)
         self.progress.unfinished = (pieces, prepared)
+
+
+def _distributed() -> bool:
+    """Tell whether this is one of several processes of a distributed run."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _require_apart(train: Sequence[Context], judged: Sequence[Context]) -> None:
