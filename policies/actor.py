@@ -71,7 +71,7 @@ class PolicyActor(Behaviour):
     def _decide(self, state: np.ndarray) -> None:
         observation = observe(self.task, state, self.frames)
         with global_noise_restored(self.policy):
-            decision = decide_alone(self.policy, observation, [self.generator], self.deterministic)
+            decision = decide_alone(self.policy, observation, self.generator, self.deterministic)
         chunk, executed = decision.chunk[0].cpu().numpy(), int(decision.executed[0])
         if not 1 <= executed <= len(chunk):
             raise ValueError(f"expected a decision that executes 1 … {len(chunk)} steps of its chunk, got {executed}")

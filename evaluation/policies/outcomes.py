@@ -73,7 +73,7 @@ def outcome_of(piece: Piece, policy: str, task: str, place: int, seeds: tuple[in
 
     Args:
         piece: The episode.
-        policy: Which policy acted, see `Outcome.policy`.
+        policy: Role of the policy that acted, see `Outcome.policy`.
         task: Name of the task as it was given.
         place: Place of the start in the order of evaluation.
         seeds: Seed of the task, and of the policy's noise.
@@ -173,7 +173,7 @@ class OutcomeFolder:
         """Return the first outcomes of a part, or None where fewer are kept.
 
         Args:
-            policy: Which policy acted.
+            policy: Role of the policy that acted, see `Outcome.policy`.
             task: Name of the task.
             number: Number of the part.
             count: Number of outcomes.

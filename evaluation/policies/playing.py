@@ -95,7 +95,7 @@ def check_fits(opened: OpenedPolicy, task: Task, context: Context, setting: Play
     observation = observe(task, task.reset(context), setting.frames)
     try:
         with acting([policy]), global_noise_restored(policy):
-            decision = decide_alone(policy, observation, [episode_generator(0, 0)], not setting.sampled)
+            decision = decide_alone(policy, observation, episode_generator(0, 0), not setting.sampled)
     except Exception as error:
         raise ValueError(
             f"the policy {where} cannot act in {task.name}: {error}; use it in the task it was trained on, with "

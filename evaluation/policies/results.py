@@ -164,8 +164,8 @@ class PolicyEvaluation:
 
         Args:
             outcomes: Outcomes of every start of every task, of one policy or of both.
-            model: What identifies the policy.
-            against: What identifies the policy it is compared with.
+            model: Identity of the policy: path and hash of its weights.
+            against: Identity of the policy it is compared with.
             setting: Setting of the evaluation; its ``"seed"`` is that of the bootstrap.
             versions: Versions that the outcomes depend on.
             machine: Processor.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ...core.interfaces import Policy
+from ...policies.rollouts.alone import device_of
 from ...policies.rollouts.frames import RolloutFrames
 from ...policies.rollouts.pool import TaskSetting
 
@@ -40,8 +41,7 @@ class OpenedPolicy:
     @property
     def device(self) -> torch.device:
         """Device of the policy's parameters; the CPU where it has none."""
-        parameter = next(self.policy.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        return device_of(self.policy)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ SIZE = 192
 
 @dataclass(frozen=True, kw_only=True)
 class Filming:
-    """What is filmed."""
+    """Selection of episodes that are filmed, and the folder of their videos."""
 
     folder: Path
     """Output folder of the evaluation; videos lie in its folder ``videos``."""
@@ -60,7 +60,7 @@ def film(
         setting: Setting of the evaluation.
         policies: Policies by role.
         outcomes: Outcomes of the evaluation.
-        filming: What is filmed.
+        filming: Selection of episodes that are filmed.
 
     Returns:
         Files, in the order of the policies and starts.

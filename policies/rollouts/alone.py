@@ -1,6 +1,6 @@
 """Decisions taken one observation at a time, with noise of each episode's own, so that nothing else moves a bit."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,15 +28,13 @@ def global_noise_restored(policy: Policy) -> Generator[None]:
     Args:
         policy: Policy that acts in the block.
     """
-    device = _device(policy)
+    device = device_of(policy)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
-def decide_alone(
-    policy: Policy, observation: Observation, generators: Sequence[torch.Generator], deterministic: bool
-) -> Decision:
-    """Let a policy decide at one observation per forward pass, and join what it returns.
+def decide_alone(policy: Policy, observation: Observation, generator: torch.Generator, deterministic: bool) -> Decision:
+    """Let a policy decide on one observation, with the noise of its episode.
 
     A product of several rows rounds differently from that of one, and a policy's noise depends on how many rows draw it
     together. Policies that draw from torch's global generators find them seeded from that of the episode; see
@@ -44,33 +42,26 @@ def decide_alone(
 
     Args:
         policy: Policy that acts, on any device.
-        observation: Observation at M decision points, each of another episode.
-        generators: Random generator of each episode, M in all.
-        deterministic: Take the policy's deterministic chunks.
+        observation: Observation at one decision point.
+        generator: Random generator of the episode.
+        deterministic: Take the policy's deterministic chunk.
     """
-    device = _device(policy)
-    found: list[Decision] = []
-    for row, generator in enumerate(generators):
-        seed = int(torch.randint(1 << 62, (), generator=generator))
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes eighty times as long
-        if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        one = observation if len(generators) == 1 else observation[row : row + 1]
-        found.append(policy.act(one if device.type == "cpu" else one.to(device), deterministic, generator))
-    if len(found) == 1:
-        return found[0]
-    log_probs = [one.log_prob for one in found if one.log_prob is not None]
-    return Decision(
-        chunk=torch.cat([one.chunk for one in found]),
-        executed=torch.cat([one.executed for one in found]),
-        log_prob=torch.cat(log_probs) if len(log_probs) == len(found) else None,
-        extras={name: torch.cat([one.extras[name] for one in found]) for name in found[0].extras},
-    )
+    device = device_of(policy)
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes eighty times as long
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    return policy.act(observation if device.type == "cpu" else observation.to(device), deterministic, generator)
 
 
-def _device(policy: Policy) -> torch.device:
+def device_of(policy: Policy) -> torch.device:
+    """Return the device of a policy; that of one without parameters is the CPU.
+
+    Args:
+        policy: Policy.
+    """
     parameter = next(policy.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-__all__ = ["decide_alone", "episode_generator", "global_noise_restored"]
+__all__ = ["decide_alone", "device_of", "episode_generator", "global_noise_restored"]

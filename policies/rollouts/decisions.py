@@ -120,7 +120,7 @@ class ActingAlone:
                 if number not in self._generators or not asked.steps[row]:  # it begins, or begins again
                     self._generators[number] = episode_generator(self.seed, number)
                 seen = asked.observation if len(asked.places) == 1 else asked.observation[row : row + 1]
-                noise = [self._generators[number]]
+                noise = self._generators[number]
                 found.append(records_of(decide_alone(self.policy, seen, noise, self.deterministic), self.version))
         if len(found) == 1:
             return found[0]

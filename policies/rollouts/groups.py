@@ -143,7 +143,7 @@ class GroupDraws:
         """Remember the outcomes of a group.
 
         Args:
-            context: Its initial state.
+            context: Initial state of the group.
             outcomes: Outcome of each episode, from 0 to 1.
         """
         if self.setting.curriculum is not None:

@@ -10,7 +10,7 @@ from ...core.interfaces import Policy
 from ...envs.task import Context
 from .decisions import Acting, ActingAlone, Asked, Records
 from .pieces import Piece
-from .runner import Rounds, Runner
+from .runner import Rounds, Runner, decided
 from .setting import TaskSetting
 from .simulators import Losses
 
@@ -129,15 +129,7 @@ class Host:
         """
         self._begun = time.perf_counter()
         rounds, generator = order.start(self.runner)
-        acting = order.acting(policy, generator)
-        try:
-            asked = next(rounds)
-            while True:
-                asked = rounds.send(acting(asked))
-        except StopIteration as done:
-            return self._answer(done.value)
-        finally:
-            rounds.close()
+        return self._answer(decided(rounds, order.acting(policy, generator)))
 
     def begin(self, order: Order) -> Asked | Answer:
         """Begin an order whose policy decides elsewhere; return the first observations, or the answer."""

@@ -15,6 +15,7 @@ from ...envs.vector import sizes_of
 from .frames import RolloutFrames
 from .pool import play_episodes
 from .setting import TaskSetting
+from .stream import evaluating
 
 
 class PlayedSuccess(lightning.Callback):
@@ -90,11 +91,8 @@ class PlayedSuccess(lightning.Callback):
 
     def _play(self, module: lightning.LightningModule) -> None:
         policy = cast(Policy, module.policy)
-        was_training = policy.training
-        policy.eval()
-        with isolate_rng(), torch.no_grad():
+        with evaluating(policy), isolate_rng(), torch.no_grad():
             batch = play_episodes(self.setting, policy, self._contexts, self.envs, self.workers, self.seed)
-        policy.train(was_training)
         success = batch.success[batch.success_known]
         module.log("val_success", float(success.float().mean()), prog_bar=True, batch_size=len(success), sync_dist=True)
         module.log("val_episodes", float(len(success)), batch_size=1, sync_dist=True)

@@ -123,11 +123,6 @@ class WorkerPool:
         return [link.process.pid or 0 for link in links if isinstance(link, ProcessLink)]
 
     @property
-    def works_meanwhile(self) -> bool:
-        """Whether the workers carry out an order while this process does something else."""
-        return not isinstance(self._workers[0].link, InProcess) and not self.policy_stays
-
-    @property
     def unfinished(self) -> tuple[list[Piece], list[list[Context]]]:
         """Episodes that the latest rollouts left unfinished, and the contexts that each worker drew for later ones."""
         pieces = [piece for worker in self._workers for piece in worker.unfinished.pieces]

@@ -95,7 +95,7 @@ class Runner:
             ValueError: If there is no context of a task that is played here.
             RuntimeError: If a simulator fails several times in a row.
         """
-        return _decided(self.collecting(steps, contexts, generator), Acting(policy, generator))
+        return decided(self.collecting(steps, contexts, generator), Acting(policy, generator))
 
     def collecting(self, steps: int, contexts: Sequence[Context], generator: torch.Generator) -> Rounds:
         """Start rollouts that are cut after about ``steps`` steps; see ``collect``."""
@@ -171,7 +171,7 @@ class Runner:
         acting: Acting | ActingAlone = Acting(policy, generator, deterministic)
         if one_by_one:
             acting = ActingAlone(policy, generator.initial_seed(), deterministic, places)
-        return _decided(self.playing(contexts, draws, one_by_one), acting)
+        return decided(self.playing(contexts, draws, one_by_one), acting)
 
     def playing(self, contexts: Sequence[Context], draws: Sequence[int] | None = None, alone: bool = False) -> Rounds:
         """Start whole episodes; see ``play``. Episodes in progress are saved before and restored afterwards.
@@ -314,8 +314,13 @@ class Runner:
         self.simulators.close()
 
 
-def _decided(rounds: Rounds, acting: Acting | ActingAlone) -> list[Piece]:
-    """Let a policy decide in this process until the rollouts are done."""
+def decided(rounds: Rounds, acting: Acting | ActingAlone) -> list[Piece]:
+    """Let a policy decide in this process until rollouts are done, and return their pieces.
+
+    Args:
+        rounds: Rollouts that were started.
+        acting: Policy that decides.
+    """
     try:
         asked = next(rounds)
         while True:
@@ -349,4 +354,4 @@ def split_evenly(total: int, parts: int) -> list[int]:
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
-__all__ = ["Piece", "Runner", "batch_pieces", "split_evenly"]
+__all__ = ["Piece", "Rounds", "Runner", "batch_pieces", "decided", "split_evenly"]

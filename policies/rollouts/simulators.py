@@ -72,17 +72,16 @@ class Simulators:
         spares: int,
         first: int,
     ) -> None:
-        build: Callable[[str], Task] = lambda name: make_task(name, horizon, task_seed)  # noqa: E731
-        self._build, self._names = build, [name for _, name in names]
+        self._names, self._horizon, self._task_seed = [name for _, name in names], horizon, task_seed
         self.first = first
         """Number of the first environment among those of all processes."""
         self.numbers = [number for number, _ in names]
         """Number of the task of each environment in the run."""
-        self.tasks = [build(name) for name in self._names]
+        self.tasks = [self._build(name) for name in self._names]
         """Simulator of each environment."""
         check_same_sizes([sizes_of(task) for task in self.tasks])
         own = list(dict.fromkeys(self._names))
-        idle = [build(own[j % len(own)]) for j in range(spares)]
+        idle = [self._build(own[j % len(own)]) for j in range(spares)]
         self._spares = Spares(idle) if spares else None
         self._eye = None if frames is None else Eye(frames, [*self.tasks, *idle])
         self.low = np.stack([task.action_low for task in self.tasks])
@@ -101,6 +100,9 @@ class Simulators:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def _build(self, name: str) -> Task:
+        return make_task(name, self._horizon, self._task_seed)
 
     def begin(self, index: int, supply: Supply) -> Start | None:
         """Begin the next episode in a free environment.
@@ -171,10 +173,7 @@ class Simulators:
                 self._give_up(index, piece, error)
                 return None, min(0, piece.fresh - before)
             states.append(np.array(step.state, np.float32))  # a copy: a simulator may use its buffer again
-            if step.tracks:
-                tracks.append(_side_by_side(step.tracks.values()))
-            else:
-                tracks.append(_NO_TRACKS)
+            tracks.append(_side_by_side(step.tracks.values()))
             taken.append(action)
             piece.reward.append(float(step.reward))
             success = bool(step.success)

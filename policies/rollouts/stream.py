@@ -61,10 +61,15 @@ class Progress:
     acting: dict[str, Tensor] | None = None
     """Weights of the policy that makes the next rollout, where it is not that in training."""
 
-    def count(self, pieces: Sequence[Piece]) -> None:
-        """Count a rollout."""
+    def count(self, pieces: Sequence[Piece], env_steps: int | None = None) -> None:
+        """Count a rollout.
+
+        Args:
+            pieces: Its pieces.
+            env_steps: Number of its environment steps; None takes those of the pieces.
+        """
         self.made += 1
-        self.env_steps += sum(len(p.actions) - p.fresh for p in pieces)
+        self.env_steps += sum(len(p.actions) - p.fresh for p in pieces) if env_steps is None else env_steps
         self.outcomes = [math.nan if p.end == End.CUT else float(any(p.success)) for p in pieces]
 
 
@@ -183,9 +188,7 @@ class GroupStream(RolloutStream):
 
         with evaluating(self.policy):
             found = play_groups(self.draws, play, self._score, generator)
-        progress.count(found.pieces)
-        rest = found.env_steps - sum(len(piece.actions) for piece in found.pieces)
-        progress.env_steps += rest
+        progress.count(found.pieces, found.env_steps)
         progress.metrics = found.metrics
         batch = batch_pieces(found.pieces, hide_outcome=self.setting.hide_outcome)
         return batch if found.accepted else replace(batch, weight=torch.zeros_like(batch.weight))

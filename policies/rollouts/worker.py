@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...core.interfaces import Policy
+from .alone import device_of
 from .decisions import Asked, Records, hash_seed
 from .host import Answer, Collect, Order, Restore
 from .links import Link, LinkDownError, Reply, WorkerError
@@ -128,7 +129,7 @@ class Worker:
 def _decider(order: Order, policy: Policy) -> Callable[[Asked], Records]:
     """Make what decides here for one worker."""
     acting = order.acting(policy, torch.Generator().manual_seed(order.seed))
-    device = next((p.device for p in policy.parameters()), torch.device("cpu"))
+    device = device_of(policy)
     if device.type == "cpu":
         return acting
     return lambda asked: acting(replace(asked, observation=asked.observation.to(device)))

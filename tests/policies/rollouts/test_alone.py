@@ -9,6 +9,7 @@ from guerdon.core.interfaces import Policy
 from guerdon.envs.vector import make_task
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.rollouts.alone import decide_alone, episode_generator
+from guerdon.policies.rollouts.decisions import ActingAlone, Asked
 from guerdon.policies.rollouts.pool import TaskSetting, WorkerPool, play_episodes
 
 from .small_tasks import Noisy, contexts, corridor, generator
@@ -44,13 +45,13 @@ def test_the_seed_and_the_place_make_the_noise_of_an_episode():
 def test_decisions_come_in_their_order_with_all_that_belongs_to_them():
     policy = GaussianPolicy(2, 1, horizon=3, execute=2, hidden=(8,))
     seen = Observation(state=torch.arange(3.0)[:, None].expand(3, 2))
-    joined = decide_alone(policy, seen, [episode_generator(0, k) for k in range(3)], deterministic=False)
+    joined = ActingAlone(policy, 0, deterministic=False)(Asked(observation=seen, places=(0, 1, 2), steps=(0, 0, 0)))
     assert joined.chunk.shape == (3, 3, 1) and joined.executed.tolist() == [2, 2, 2]
     for k in range(3):
-        one = decide_alone(policy, seen[[k]], [episode_generator(0, k)], deterministic=False)
-        assert torch.equal(joined.chunk[k], one.chunk[0])
-        assert joined.log_prob is not None and one.log_prob is not None
-        assert torch.equal(joined.log_prob[k], one.log_prob[0])
+        one = decide_alone(policy, seen[[k]], episode_generator(0, k), deterministic=False)
+        assert np.array_equal(joined.chunk[k], one.chunk[0])
+        assert one.log_prob is not None
+        assert np.array_equal(joined.behaviour["log_prob"][k], one.log_prob[0])
 
 
 @pytest.mark.parametrize("policy", [Noisy(), Careless()])
