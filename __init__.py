@@ -134,6 +134,8 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Policies and their optimisation": {
         "policies.gaussian": ("GaussianPolicy",),
+        "policies.laplace": ("LaplacePolicy",),
+        "policies.chunks": ("ChunkPolicy", "ScaleHead"),
         "policies.optimizer": ("PolicyOptimizer", "PolicyAdam"),
         "policies.deterministic": ("Deterministic",),
         "policies.actor": ("PolicyActor", "actor_of"),
@@ -333,9 +335,12 @@ if TYPE_CHECKING:
     from .policies.advantages.reward_to_go import RewardToGo as RewardToGo
     from .policies.advantages.reward_to_go import Uniform as Uniform
     from .policies.advantages.step_advantage import StepAdvantage as StepAdvantage
+    from .policies.chunks import ChunkPolicy as ChunkPolicy
+    from .policies.chunks import ScaleHead as ScaleHead
     from .policies.deterministic import Deterministic as Deterministic
     from .policies.gaussian import GaussianPolicy as GaussianPolicy
     from .policies.guards import CollapseGuard as CollapseGuard
+    from .policies.laplace import LaplacePolicy as LaplacePolicy
     from .policies.loops.curriculum import Curriculum as Curriculum
     from .policies.loops.curriculum import task_probabilities as task_probabilities
     from .policies.objectives import ClippedSurrogate as ClippedSurrogate

@@ -188,6 +188,17 @@ class Policy(Component):
     horizon: int
     """H, steps in a chunk."""
 
+    @property
+    def hidden_size(self) -> int:
+        """Width D of what ``hidden`` returns."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no hidden state: write hidden(observation) and hidden_size"
+        )
+
+    def hidden(self, observation: Observation) -> Float[Tensor, "M D"]:
+        """Compute the hidden state that a value head on the policy reads: the same as ``Evaluation.hidden``."""
+        raise NotImplementedError(f"{type(self).__name__} has no hidden state: write hidden(observation)")
+
     def act(self, observation: Observation, deterministic: bool = False, generator: Any = None) -> Decision:
         """Choose a chunk at each of M observations."""
         raise NotImplementedError(f"{type(self).__name__} does not act: write act(observation)")
@@ -245,6 +256,15 @@ class AdvantageSource(Component):
             if isinstance(part, RewardModel):
                 part.eval()
         return self
+
+    def attach(self, policy: Policy) -> None:
+        """Build what depends on the policy, such as a value head on its hidden state. Here: nothing does.
+
+        `PolicyOptimizer` calls this once policy and advantage source know their sizes, before it makes the optimizer.
+
+        Args:
+            policy: Policy that is trained; it must not become a part of the advantage source.
+        """
 
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
         """Score a batch, once, when it was collected."""
@@ -307,6 +327,11 @@ class AdvantageSource(Component):
 
 class Objective(Component):
     """Loss that a policy optimizer minimises on a minibatch of decisions."""
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether a minibatch must hold all decisions of its rows. Here: it need not."""
+        return False
 
     def weights(self, batch: TrajectoryBatch, advantages: Advantages) -> Float[Tensor, "B N"]:
         """Compute the weight of each decision, once per batch, before the passes over it; ``forward`` receives it.

@@ -103,29 +103,43 @@ def clipped_surrogate(
     mask: Bool[Tensor, "B T"] | None,
     clip_low: float | int = 0.2,
     clip_high: float | int = 0.2,
-    average: Literal["trajectory", "step"] = "trajectory",
+    average: Literal["trajectory", "step"] | float | int = "trajectory",
+    clip_mode: Literal["linear", "reciprocal"] = "linear",
+    dual_clip: float | int | None = None,
 ) -> Float[Tensor, ""]:
-    """Compute the clipped policy surrogate to minimise, −min(ρA, clip(ρ, 1 − low, 1 + high)A).
+    """Compute the clipped policy surrogate to minimise, −min(ρA, clip(ρ, low, high)A).
 
-    This is equation 7 of PPO (arXiv 1707.06347).
+    This is equation 7 of PPO (arXiv 1707.06347). Asymmetric bounds are those of SimpleVLA-RL (arXiv 2509.09674), the
+    reciprocal lower bound and the fixed divisor those of LOOP's released code (arXiv 2502.01600), the dual clip that of
+    Ye et al. (arXiv 1912.09729, equation 3).
 
     Args:
         log_ratio: log π(a|s) − log π_old(a|s), per step (or token, or decision). Beyond half of what the dtype can
             exponentiate (44 in float32) it counts as that bound, so that neither loss nor gradient becomes infinite.
         advantages: constants; no gradient flows into them.
         mask: True on real steps; the rest is replaced before the exponential. None takes all for real.
-        clip_low: the ratio is clipped below at 1 − clip_low.
+        clip_low: distance of the ratio's lower bound from 1; see ``clip_mode``.
         clip_high: the ratio is clipped above at 1 + clip_high.
         average: "trajectory": mean over the real steps of each row, then over the rows that have any; "step": mean over
-            all real steps, in which long rows weigh more.
+            all real steps, in which long rows weigh more; a number: sum of the rows' means over this number, so that a
+            batch with fewer rows makes a smaller step.
+        clip_mode: "linear": the ratio is clipped below at 1 − clip_low; "reciprocal": at 1/(1 + clip_low), so that
+            clip_low may exceed 1.
+        dual_clip: c > 1: where the advantage is negative the loss of a step is at most c·abs(A), without a gradient
+            beyond; None bounds nothing there.
 
     Raises:
-        ValueError: an unknown average, negative clip bounds, or shapes that differ.
+        ValueError: an unknown average or clip mode, a divisor that is not positive, negative clip bounds, a dual clip
+            of 1 or less, or shapes that differ.
     """
-    if average not in ("trajectory", "step"):
-        raise ValueError(f'average: expected "trajectory" or "step", got {average!r}')
-    if clip_low < 0 or clip_high < 0:
-        raise ValueError(f"clip bounds: expected at least 0, got clip_low={clip_low}, clip_high={clip_high}")
+    low = _lower_bound(clip_low, clip_high, clip_mode)
+    if isinstance(average, str) or isinstance(average, bool):
+        if average not in ("trajectory", "step"):
+            raise ValueError(f'average: expected "trajectory", "step" or a positive number, got {average!r}')
+    elif not 0 < average < math.inf:
+        raise ValueError(f"average: expected a positive number to divide by, got {average}")
+    if dual_clip is not None and not 1 < dual_clip < math.inf:
+        raise ValueError(f"dual_clip: expected a number above 1, or None, got {dual_clip}")
     gain = advantages.detach()
     if mask is None:
         if log_ratio.dim() != 2 or gain.shape != log_ratio.shape:
@@ -137,13 +151,25 @@ def clipped_surrogate(
         log_ratio, gain = torch.where(mask, log_ratio, 0.0), torch.where(mask, gain, 0.0)
     bound = 0.5 * math.log(torch.finfo(log_ratio.dtype).max)
     ratio = log_ratio.clamp(max=bound).exp()
-    loss = -torch.minimum(ratio * gain, ratio.clamp(1 - clip_low, 1 + clip_high) * gain)
+    loss = -torch.minimum(ratio * gain, ratio.clamp(low, 1 + clip_high) * gain)
+    if dual_clip is not None:
+        loss = torch.where(gain < 0, torch.minimum(loss, -dual_clip * gain), loss)
     if mask is None:  # rows of one length: both averages are the mean
-        return loss.sum() / max(loss.numel(), 1)
+        mask = torch.ones((), dtype=torch.bool, device=loss.device).expand_as(loss)
     if average == "step":
         return loss.sum() / mask.sum().clamp(min=1)
     length = mask.sum(1)
-    return (loss.sum(1) / length.clamp(min=1)).sum() / (length > 0).sum().clamp(min=1)
+    rows = (loss.sum(1) / length.clamp(min=1)).sum()
+    return rows / ((length > 0).sum().clamp(min=1) if isinstance(average, str) else average)
+
+
+def _lower_bound(clip_low: float | int, clip_high: float | int, clip_mode: str) -> float:
+    """Return the lower bound of the clipped ratio."""
+    if clip_mode not in ("linear", "reciprocal"):
+        raise ValueError(f'clip_mode: expected "linear" or "reciprocal", got {clip_mode!r}')
+    if clip_low < 0 or clip_high < 0:
+        raise ValueError(f"clip bounds: expected at least 0, got clip_low={clip_low}, clip_high={clip_high}")
+    return 1 / (1 + clip_low) if clip_mode == "reciprocal" else 1 - clip_low
 
 
 def trajectory_preference(

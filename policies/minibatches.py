@@ -1,6 +1,6 @@
 """Minibatches of the decisions of a batch, all of them taken out of the batch once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -37,6 +37,13 @@ class DecisionPoints:
         """
         return per_decision[self.rows, self.decisions]
 
+    def blocks(self) -> tuple[Int[Tensor, " m"], ...]:
+        """Return the numbers of the valid decisions of each row that has any, on the host."""
+        if not len(self.rows):
+            return ()
+        counts = torch.unique_consecutive(self.rows, return_counts=True)[1]
+        return torch.arange(len(self.rows)).split(counts.tolist())
+
     def minibatch(self, chosen: Int[Tensor, " m"], host: Int[Tensor, " m"]) -> Minibatch:
         """Take a minibatch.
 
@@ -69,20 +76,28 @@ class DecisionPoints:
 
 
 def shuffled(
-    count: int, each: int, passes: int, seed: int, device: torch.device
+    count: int,
+    each: int,
+    passes: int,
+    seed: int,
+    device: torch.device,
+    blocks: Sequence[Int[Tensor, " m"]] | None = None,
 ) -> Iterator[tuple[Int[Tensor, " m"], Int[Tensor, " m"]]]:
     """Yield minibatches of shuffled numbers below ``count``, on the device and on the host.
 
     Args:
-        count: Number of decisions.
+        count: Number of decisions, or of blocks.
         each: Number of minibatches in a pass.
         passes: Number of passes; each draws an order of its own.
         seed: Random seed of the orders.
         device: Device of the first tensor.
+        blocks: Numbers of the decisions of each block that stays together; None shuffles the decisions themselves.
     """
     generator = torch.Generator().manual_seed(seed)
     for _ in range(passes):
         for host in torch.tensor_split(torch.randperm(count, generator=generator), each):
+            if blocks is not None:
+                host = torch.cat([blocks[block] for block in host.tolist()])
             yield host.to(device), host
 
 

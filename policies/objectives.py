@@ -1,9 +1,10 @@
 """Objectives that a policy minimises on a minibatch of decisions."""
 
 import warnings
+from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..core.batch import Advantages, Decision, Observation, TrajectoryBatch
@@ -13,25 +14,64 @@ from .measures import ratio_metrics, require_finite_advantages
 from .ranks import over_ranks
 from .weights import Weighting, effective_share
 
+Unit = Literal["token", "action", "chunk", "trajectory"]
+
 _FEW = 0.2  # effective share below which imitation rests on a few samples
 _PATIENCE = 3  # batches in a row
 
 
 class ClippedSurrogate(Objective):
-    """Clipped surrogate objective of PPO (Schulman et al. 2017, arXiv:1707.06347, Eq. 7), on decisions.
+    """Clipped surrogate objective of PPO (Schulman et al. 2017, arXiv:1707.06347, Eq. 7).
 
-    The ratio of a decision is the product over the units that were executed, so that a chunk of h' steps is one action
-    of a semi-Markov decision process.
+    Published recipes differ in what one ratio is of, and in how its losses are averaged. By default the ratio of a
+    decision is the product over the units that were executed, so that a chunk of h' steps is one action of a
+    semi-Markov decision process, and all decisions of a minibatch weigh alike.
 
     Args:
-        clip_low: Distance of the lower clip of the ratio from 1: it is clipped below at 1 − ``clip_low``.
+        clip_low: Distance of the lower clip of the ratio from 1; see ``clip_mode``.
         clip_high: Distance of the upper clip of the ratio from 1: it is clipped above at 1 + ``clip_high``.
         entropy_weight: Weight of the entropy bonus of the executed steps.
+        unit: What one ratio is of. ``"token"``: each unit of the log-probability, a token or an action dimension (LOOP,
+            RIPT-VLA with QueST, SimpleVLA-RL); ``"action"``: each executed step (RIPT-VLA with OpenVLA-OFT, VLA-RL,
+            RL4VLA); ``"chunk"``: each decision; ``"trajectory"``: each row of the batch, which leaves the clip soon.
+        average: ``"step"``: mean over all units of a minibatch; ``"trajectory"``: mean over the units of each row, then
+            over the rows; a number: sum of the rows' means over this number (LOOP divides by the configured number of
+            rollouts). The last two need whole rows in a minibatch, as does the unit ``"trajectory"``: set
+            ``minibatch_episodes`` of `guerdon.PolicyOptimizer`.
+        clip_mode: ``"linear"``: the ratio is clipped below at 1 − ``clip_low``; ``"reciprocal"``: at 1/(1 +
+            ``clip_low``), as in LOOP's released code.
+        dual_clip: Largest loss of a unit whose advantage is negative, as a multiple of its size, above 1 (Ye et al.
+            2020, arXiv:1912.09729, Eq. 3); None sets no limit.
+
+    Raises:
+        ValueError: If an argument makes no sense.
     """
 
-    def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, entropy_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        entropy_weight: float = 0.0,
+        unit: Unit = "chunk",
+        average: Literal["step", "trajectory"] | float = "step",
+        clip_mode: Literal["linear", "reciprocal"] = "linear",
+        dual_clip: float | None = None,
+    ) -> None:
         super().__init__()
+        if unit not in get_args(Unit):
+            raise ValueError(f"unit {unit!r}: expected {', '.join(get_args(Unit))}")
+        nothing = torch.zeros(0, 1)
+        clipped_surrogate(nothing, nothing, None, clip_low, clip_high, average, clip_mode, dual_clip)  # checks them
         self.clip_low, self.clip_high, self.entropy_weight = clip_low, clip_high, entropy_weight
+        self.unit: Unit = unit
+        self.average: Literal["step", "trajectory"] | float = average
+        self.clip_mode: Literal["linear", "reciprocal"] = clip_mode
+        self.dual_clip = dual_clip
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether a minibatch must hold all decisions of its rows."""
+        return self.unit == "trajectory" or self.average != "step"
 
     def forward(
         self,
@@ -43,6 +83,8 @@ class ClippedSurrogate(Objective):
     ) -> dict[str, Tensor]:
         """Compute the loss, the surrogate, the entropy, and the metrics of `guerdon.policies.measures.ratio_metrics`.
 
+        Within ``on_minibatch`` rows are those of the batch; otherwise each decision is a row of its own.
+
         Args:
             policy: Policy that is trained.
             observation: M observations.
@@ -51,7 +93,8 @@ class ClippedSurrogate(Objective):
             weight: Weight of each decision, as ``weights`` returned it.
 
         Raises:
-            ValueError: If the decisions carry no log-probability of the policy that took them.
+            ValueError: If the decisions carry no log-probability of the policy that took them, or one of other units,
+                or if the decisions of a trajectory have different advantages and the ratio is of the trajectory.
         """
         if decision.log_prob is None:
             raise ValueError(
@@ -59,19 +102,135 @@ class ClippedSurrogate(Objective):
                 "use rollouts of a policy, or an imitation objective for logged data"
             )
         now = self.evaluate(policy, observation, decision)
-        unit_ratio = (now.log_prob - decision.log_prob).masked_fill(~now.unit_mask, 0.0)
-        log_ratio = unit_ratio.sum(1)
+        if now.log_prob.shape != decision.log_prob.shape:
+            raise ValueError(
+                f"expected recorded log-probabilities {tuple(now.log_prob.shape)}, got "
+                f"{tuple(decision.log_prob.shape)}: another kind of policy made these rollouts"
+            )
+        units = (now.log_prob - decision.log_prob).masked_fill(~now.unit_mask, 0.0)
+        ratios = self._ratios(units, now.unit_mask, decision.chunk.shape[1], advantage * weight)
         surrogate = clipped_surrogate(
-            log_ratio[:, None], (advantage * weight)[:, None], None, self.clip_low, self.clip_high, average="step"
+            ratios.log_ratio,
+            ratios.advantage,
+            ratios.mask,
+            self.clip_low,
+            self.clip_high,
+            self.average,
+            self.clip_mode,
+            self.dual_clip,
         )
         loss = surrogate
         if self.entropy_weight and now.entropy is not None:
             loss = loss - self.entropy_weight * now.entropy.mean()
-        metrics = ratio_metrics(log_ratio.detach(), advantage, self.clip_low, self.clip_high)
+        metrics = self._metrics(units.detach().sum(1), ratios, advantage)
         metrics["surrogate"] = surrogate.detach()
         if now.entropy is not None:
             metrics["entropy"] = now.entropy.detach().mean()
         return {"loss": loss, **metrics}
+
+    def _ratios(self, units: Tensor, mask: Tensor, steps: int, advantage: Tensor) -> "_Ratios":
+        """Combine the log-ratios (M, U) of units, in rows where the average or the ratio is by row."""
+        if self.unit == "action":
+            units, mask = by_action(units, mask, steps)
+        elif self.unit != "token":
+            if not self.whole_rows:
+                return _Ratios(units.sum(1, keepdim=True), advantage[:, None], None)
+            units, mask = units.sum(1, keepdim=True), torch.ones_like(mask[:, :1])
+        if not self.whole_rows:
+            return _Ratios(units, advantage[:, None].expand_as(units), mask)
+        count = len(units)
+        rows = torch.arange(count, device=units.device) if self._shared is None else self._shared.rows
+        place = _Places(rows)
+        if self.unit == "trajectory":
+            return _Ratios(place.sum(units), place.common(advantage), None)
+        return _Ratios(place.padded(units), place.padded(advantage[:, None].expand_as(units)), place.padded(mask))
+
+    def _metrics(self, log_ratio: Tensor, ratios: "_Ratios", advantage: Tensor) -> dict[str, Tensor]:
+        """Compute the metrics of the ratios that are clipped; the divergence is of decisions always."""
+        low = self.clip_low / (1 + self.clip_low) if self.clip_mode == "reciprocal" else self.clip_low
+        if ratios.mask is None and ratios.log_ratio.shape[0] == len(log_ratio):
+            return ratio_metrics(log_ratio, advantage, low, self.clip_high)
+        real = torch.ones_like(ratios.log_ratio, dtype=torch.bool) if ratios.mask is None else ratios.mask
+        if not bool(real.any()):
+            return ratio_metrics(log_ratio, advantage, low, self.clip_high)
+        metrics = ratio_metrics(ratios.log_ratio.detach()[real], ratios.advantage[real], low, self.clip_high)
+        if self.unit in ("token", "action"):  # the terms of a decision add up, with less noise than their product
+            metrics["kl"] = metrics["kl"] * real.sum() / len(log_ratio)
+        else:
+            metrics["kl"] = (log_ratio.expm1() - log_ratio).mean()
+        return metrics
+
+
+class _Ratios(NamedTuple):
+    """Logarithms of ratios (B, T) with their advantages; the mask is None where all are real."""
+
+    log_ratio: Tensor
+    advantage: Tensor
+    mask: Tensor | None
+
+
+class _Places:
+    """Place of each of M decisions among those of its row.
+
+    Args:
+        rows: Row of each decision, in any order.
+    """
+
+    def __init__(self, rows: Int[Tensor, " M"]) -> None:
+        self._row = torch.unique(rows, return_inverse=True)[1]
+        order = torch.argsort(self._row, stable=True)
+        count = torch.bincount(self._row)
+        self._shape = (len(count), int(count.max()) if len(count) else 0)
+        start = count.cumsum(0) - count
+        self._place = torch.empty_like(self._row)
+        self._place[order] = torch.arange(len(rows), device=rows.device) - start[self._row[order]]
+
+    def padded(self, values: Shaped[Tensor, "M K"]) -> Shaped[Tensor, "R NK"]:
+        """Put the values of the decisions of each row side by side; padding is 0 or False."""
+        found = values.new_zeros((*self._shape, values.shape[1]))
+        return found.index_put((self._row, self._place), values).flatten(1)
+
+    def sum(self, values: Float[Tensor, "M K"]) -> Float[Tensor, "R 1"]:
+        """Sum the values of the decisions of each row."""
+        return values.new_zeros(self._shape[0]).index_add(0, self._row, values.sum(1))[:, None]
+
+    def common(self, values: Float[Tensor, " M"]) -> Float[Tensor, "R 1"]:
+        """Return the one value that all decisions of a row have.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        found = values.new_zeros(self._shape[0]).index_put((self._row,), values)
+        apart = (found[self._row] - values).abs()
+        if len(values) and bool((apart > 1e-5 * values.abs().clamp(min=1)).any()):
+            raise ValueError(
+                f"the decisions of a trajectory have advantages that differ by {float(apart.max()):.3g}, and one ratio "
+                "of a trajectory has one advantage: use an advantage source of whole episodes, such as GroupScore, or "
+                "another unit"
+            )
+        return found[:, None]
+
+
+def by_action(
+    units: Float[Tensor, "M U"], mask: Bool[Tensor, "M U"], steps: int
+) -> tuple[Float[Tensor, "M H"], Bool[Tensor, "M H"]]:
+    """Sum the units of each of the H steps of a chunk; units are in the order (step, dimension).
+
+    Args:
+        units: Numbers of the units, 0 where masked.
+        mask: True on the units that were executed.
+        steps: Number H of steps.
+
+    Raises:
+        ValueError: If the units cannot be split into that many steps.
+    """
+    if units.shape[1] % steps or not units.shape[1]:
+        raise ValueError(
+            f"unit 'action': the policy has {units.shape[1]} units for chunks of {steps} steps, so they are no action "
+            "dimensions; use the unit 'token' or 'chunk'"
+        )
+    split = (steps, units.shape[1] // steps)
+    return units.unflatten(1, split).sum(2), mask.unflatten(1, split).any(2)
 
 
 class WeightedImitation(Objective):

@@ -1,7 +1,7 @@
 """Training of a policy with any advantage source and objective, on rollouts or on logged trajectories."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning
@@ -33,6 +33,8 @@ class PolicyAdam(ClippedGradients):
         part_learning_rates: Learning rate of parts of the policy, above 0, by the first names of their parameters
             (``"head"`` is every ``head.…``, ``"log_std"`` the parameter itself); the longest name counts. None gives
             all parts ``learning_rate``.
+        frozen_parts: Parts of the policy that do not learn, by the first names of their parameters, such as
+            ``("backbone",)``. They get no gradient, and are the same bits after training.
 
     Raises:
         ValueError: If a number is not positive.
@@ -44,6 +46,7 @@ class PolicyAdam(ClippedGradients):
         critic_learning_rate: float | None = None,
         max_grad_norm: float = 0.5,
         part_learning_rates: Mapping[str, float] | None = None,
+        frozen_parts: Sequence[str] = (),
     ) -> None:
         super().__init__(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
         if critic_learning_rate is not None and critic_learning_rate <= 0:
@@ -53,6 +56,33 @@ class PolicyAdam(ClippedGradients):
         for part, rate in self.part_learning_rates.items():
             if rate <= 0:
                 raise ValueError(f"part_learning_rates: {part} has {rate}, expected a positive number")
+        self.frozen_parts = (frozen_parts,) if isinstance(frozen_parts, str) else tuple(frozen_parts)
+
+    def freeze(self, policy: nn.Module) -> list[nn.Parameter]:
+        """Let the frozen parts of a policy get no gradient, and return those parameters that did until now.
+
+        Raises:
+            ValueError: If a part names no parameter of the policy.
+        """
+        parts = {part: False for part in self.frozen_parts}
+        frozen: list[nn.Parameter] = []
+        for name, parameter in policy.named_parameters():
+            part = _part_of(name, parts)
+            if part is not None:
+                parts[part] = True
+                if parameter.requires_grad:
+                    parameter.requires_grad_(False)
+                    frozen.append(parameter)
+        self._require_known("frozen_parts", [part for part, found in parts.items() if not found], policy)
+        return frozen
+
+    def _require_known(self, argument: str, unknown: Sequence[str], policy: nn.Module) -> None:
+        if unknown:
+            known = dict.fromkeys(name.partition(".")[0] for name, _ in policy.named_parameters())
+            raise ValueError(
+                f"{argument}: {unknown[0]!r} names no parameter of {type(policy).__name__} that another part "
+                f"does not take; its parts are {', '.join(known)}"
+            )
 
     def make(self, policy: nn.Module, advantage: nn.Module) -> torch.optim.Adam:
         """Build the optimizer of a policy and of those parameters of its advantage source that learn.
@@ -64,14 +94,11 @@ class PolicyAdam(ClippedGradients):
         for name, parameter in policy.named_parameters():
             parts[_part_of(name, self.part_learning_rates)].append(parameter)
         unknown = [part for part in self.part_learning_rates if not parts[part]]
-        if unknown:
-            known = dict.fromkeys(name.partition(".")[0] for name, _ in policy.named_parameters())
-            raise ValueError(
-                f"part_learning_rates: {unknown[0]!r} names no parameter of {type(policy).__name__} that another part "
-                f"does not take; its parts are {', '.join(known)}"
-            )
+        self._require_known("part_learning_rates", unknown, policy)
         rates = {None: self.learning_rate, **self.part_learning_rates}
-        groups: list[dict[str, Any]] = [{"params": parts[part], "lr": rate} for part, rate in rates.items()]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in parts[part] if p.requires_grad], "lr": rate} for part, rate in rates.items()
+        ]
         shared = {id(p) for p in policy.parameters()}
         learning = [p for p in advantage.parameters() if p.requires_grad and id(p) not in shared]
         groups.append({"params": learning, "lr": self.critic_learning_rate})
@@ -131,6 +158,8 @@ class PolicyOptimizer(lightning.LightningModule):
         freeze_policy_batches: Number of first batches on which only what is trained with the policy learns, so that a
             cloned policy is not moved by an untrained critic.
         seed: Random seed of the minibatch order.
+        minibatch_episodes: Number of rows in a minibatch, with all their decisions, in place of ``minibatch_size``
+            decisions in any order. Objectives that average by trajectory need it.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -148,13 +177,19 @@ class PolicyOptimizer(lightning.LightningModule):
         target_kl: float | None = None,
         freeze_policy_batches: int = 0,
         seed: int = 0,
+        minibatch_episodes: int | None = None,
     ) -> None:
         super().__init__()
-        if passes < 1 or minibatch_size < 1:
-            raise ValueError(f"expected at least one pass and one decision, got {passes} and {minibatch_size}")
+        if passes < 1 or minibatch_size < 1 or (minibatch_episodes is not None and minibatch_episodes < 1):
+            raise ValueError(
+                f"expected at least one pass and one decision or episode, got {passes}, {minibatch_size} and "
+                f"{minibatch_episodes}"
+            )
         self.automatic_optimization = False
         self.policy, self.advantage, self.objective = policy, advantage, objective
         self.passes, self.minibatch_size, self.seed = passes, minibatch_size, seed
+        self.minibatch_episodes = minibatch_episodes
+        self._frozen: list[nn.Parameter] = []
         self.optimizer = PolicyAdam() if optimizer is None else optimizer
         self.target_kl, self.freeze_policy_batches = target_kl, freeze_policy_batches
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.long))
@@ -183,12 +218,27 @@ class PolicyOptimizer(lightning.LightningModule):
         if isinstance(data, HasSizes):
             take_sizes(self, data.sizes)
         require_sizes(self)
+        self.advantage.attach(self.policy)
+        if stage == "fit" and self.objective.whole_rows and self.minibatch_episodes is None:
+            raise ValueError(
+                f"{type(self.objective).__name__} averages over the decisions of each trajectory, and minibatches of "
+                "minibatch_size decisions cut trajectories: set minibatch_episodes, such as "
+                "--model.init_args.minibatch_episodes 32"
+            )
+        if stage == "fit" and not self._frozen:
+            self._frozen = self.optimizer.freeze(self.policy)
         if stage == "fit" and self.advantage.whole_episodes and isinstance(data, CutsEpisodes) and data.cuts_episodes:
             raise ValueError(
                 f"{type(self.advantage).__name__} compares whole episodes, and rollouts of a number of steps cut them: "
                 "an episode that spans two rollouts would never be trained on from its start; set groups of the data "
                 "module, such as --data.init_args.groups.size 8"
             )
+
+    def teardown(self, stage: str) -> None:
+        """Let frozen parts learn again, in whatever comes next."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build Adam, with a learning rate each for the policy and for what is trained with it."""
@@ -230,7 +280,9 @@ class PolicyOptimizer(lightning.LightningModule):
         points = DecisionPoints(self.policy, batch, advantages, learns)
         count = len(points.rows)
         self._log("decisions", torch.tensor(float(count)))
-        each = self._minibatch_count(count)
+        blocks = None if self.minibatch_episodes is None else points.blocks()
+        count, size = (count, self.minibatch_size) if blocks is None else (len(blocks), self.minibatch_episodes or 1)
+        each = self._minibatch_count(count, size)
         if not each:
             self._log("updates", torch.zeros(()))
             return
@@ -241,7 +293,7 @@ class PolicyOptimizer(lightning.LightningModule):
         metrics: list[dict[str, Tensor]] = []
         further: list[dict[str, Tensor]] = []
         seed = self.seed * 1_000_003 + int(self.batches_seen)
-        for index, host in shuffled(count, each, self.passes, seed, self.device):
+        for index, host in shuffled(count, each, self.passes, seed, self.device, blocks):
             minibatch = points.minibatch(index, host)
             terms = self.advantage.on_minibatch(batch, advantages, minibatch)
             objective: dict[str, Tensor] = {}
@@ -261,16 +313,20 @@ class PolicyOptimizer(lightning.LightningModule):
             for name, value in {**batch_metrics(metrics), "explained_variance": explained_variance(advantages)}.items():
                 self._log(name, value)
 
-    def _minibatch_count(self, decisions: int) -> int:
+    def _minibatch_count(self, count: int, size: int) -> int:
         """Compute the number of minibatches in a pass, the same on every rank: otherwise ranks would wait for ever.
 
         It is the mean of what the ranks need, but small enough that no minibatch is empty on any rank. If a rank has no
         decision to train on it is 0, and all ranks leave the batch out.
+
+        Args:
+            count: Number of decisions, or of rows.
+            size: Number of them in a minibatch.
         """
         if self.trainer.world_size == 1:
-            return -(-decisions // self.minibatch_size)
-        counts = cast(Tensor, self.all_gather(torch.tensor(decisions, device=self.device))).flatten()
-        wanted = int((-(-counts // self.minibatch_size)).sum()) // len(counts)
+            return -(-count // size)
+        counts = cast(Tensor, self.all_gather(torch.tensor(count, device=self.device))).flatten()
+        wanted = int((-(-counts // size)).sum()) // len(counts)
         return min(max(1, wanted), int(counts.min()))
 
     def _beyond(self, kl: Tensor | None) -> bool:

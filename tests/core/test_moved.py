@@ -22,9 +22,9 @@ EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 OLD_NAMES = [f"guerdon.{module}.{name}" for module, names in MOVED.items() for name in names]
 RESTRUCTURED = {
     *("progress", "progress_pixels", "success", "milestones", "oracle", "ensemble", "sum", "reward_to_go"),
-    *("action_critic", "transformer_critic", "iql", "best_of", "monte_carlo", "action_advantage"),
+    *("action_critic", "transformer_critic", "iql", "best_of", "monte_carlo", "action_advantage", "surrogate"),
 }
-"""Components whose constructors take objects now, so that saving them again writes other arguments."""
+"""Components whose constructors take objects or further arguments now: saving them again writes other arguments."""
 
 
 @pytest.fixture(scope="module")
