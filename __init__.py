@@ -135,7 +135,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     "Policies and their optimisation": {
         "policies.gaussian": ("GaussianPolicy",),
         "policies.laplace": ("LaplacePolicy",),
-        "policies.chunks": ("ChunkPolicy", "ScaleHead"),
+        "policies.chunks": ("ChunkPolicy", "PerceptronPolicy", "ScaleHead"),
         "policies.optimizer": ("PolicyOptimizer", "PolicyAdam"),
         "policies.deterministic": ("Deterministic",),
         "policies.actor": ("PolicyActor", "actor_of"),
@@ -336,6 +336,7 @@ if TYPE_CHECKING:
     from .policies.advantages.reward_to_go import Uniform as Uniform
     from .policies.advantages.step_advantage import StepAdvantage as StepAdvantage
     from .policies.chunks import ChunkPolicy as ChunkPolicy
+    from .policies.chunks import PerceptronPolicy as PerceptronPolicy
     from .policies.chunks import ScaleHead as ScaleHead
     from .policies.deterministic import Deterministic as Deterministic
     from .policies.gaussian import GaussianPolicy as GaussianPolicy

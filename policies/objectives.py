@@ -53,9 +53,9 @@ class ClippedSurrogate(Objective):
         clip_high: float = 0.2,
         entropy_weight: float = 0.0,
         unit: Unit = "chunk",
-        average: Literal["step", "trajectory"] | float = "step",
+        average: Literal["step", "trajectory"] | float | int = "step",
         clip_mode: Literal["linear", "reciprocal"] = "linear",
-        dual_clip: float | None = None,
+        dual_clip: float | int | None = None,
     ) -> None:
         super().__init__()
         if unit not in get_args(Unit):
@@ -64,7 +64,7 @@ class ClippedSurrogate(Objective):
         clipped_surrogate(nothing, nothing, None, clip_low, clip_high, average, clip_mode, dual_clip)  # checks them
         self.clip_low, self.clip_high, self.entropy_weight = clip_low, clip_high, entropy_weight
         self.unit: Unit = unit
-        self.average: Literal["step", "trajectory"] | float = average
+        self.average: Literal["step", "trajectory"] | float | int = average
         self.clip_mode: Literal["linear", "reciprocal"] = clip_mode
         self.dual_clip = dual_clip
 

@@ -1,7 +1,7 @@
 """Losses by hand, against literal loops, and under padding that holds anything."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -305,3 +305,84 @@ class TestTrajectoryPreference:
         trajectory_preference(logp, ref, logp.detach(), ref, mask, mask, 1.0).backward()
         assert ref.grad is None
         assert logp.grad is not None
+
+
+class TestRecipesOfTheClippedSurrogate:
+    """Clip modes, the dual clip and the fixed divisor, by hand and against a loop."""
+
+    def one(self, ratio: float, advantage: float, **options: Any) -> tuple[float, float]:
+        log_ratio = torch.tensor([[math.log(ratio)]], requires_grad=True)
+        loss = clipped_surrogate(log_ratio, torch.tensor([[float(advantage)]]), None, **options)
+        loss.backward()
+        assert log_ratio.grad is not None
+        return float(loss.detach()), float(log_ratio.grad)
+
+    def test_the_reciprocal_lower_bound(self):
+        # 1/(1 + 0.25) = 0.8, the linear one would be 0.75
+        assert self.one(0.78, -1, clip_low=0.25, clip_mode="reciprocal") == (pytest.approx(0.8), 0.0)
+        assert self.one(0.78, -1, clip_low=0.25)[0] == pytest.approx(0.78)
+        assert self.one(0.78, 1, clip_low=0.25, clip_mode="reciprocal") == (pytest.approx(-0.78), pytest.approx(-0.78))
+        # a bound above 1 makes sense here only
+        assert self.one(0.2, -1, clip_low=3.0, clip_mode="reciprocal") == (pytest.approx(0.25), 0.0)
+
+    def test_the_dual_clip(self):
+        assert self.one(5.0, -2, dual_clip=3) == (pytest.approx(6.0), 0.0)
+        assert self.one(2.0, -2, dual_clip=3) == (pytest.approx(4.0), pytest.approx(4.0))
+        assert self.one(5.0, 2, dual_clip=3) == (pytest.approx(-2.4), 0.0)  # of good actions nothing changes
+
+    def test_the_fixed_divisor(self):
+        log_ratio, gain = torch.zeros(3, 4), torch.tensor([[1.0], [2.0], [9.0]]).expand(3, 4)
+        mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]).bool()
+        assert float(clipped_surrogate(log_ratio, gain, mask, average=32)) == pytest.approx(-(1 + 2) / 32)
+        assert float(clipped_surrogate(log_ratio, gain, mask)) == pytest.approx(-(1 + 2) / 2)
+        assert float(clipped_surrogate(log_ratio, gain, mask, average="step")) == pytest.approx(-(4 + 2) / 5)
+        assert float(clipped_surrogate(log_ratio, gain, None, average=4)) == pytest.approx(-12 / 4)
+
+    @given(
+        lengths=st.lists(st.integers(0, 4), min_size=1, max_size=4),
+        seed=st.integers(0, 99),
+        mode=st.sampled_from(["linear", "reciprocal"]),
+        dual=st.sampled_from([None, 1.5, 3.0]),
+        average=st.sampled_from(["trajectory", "step", 2, 7.5]),
+        low=st.sampled_from([0.0, 0.2, 0.9]),
+    )
+    def test_literal_loop(self, lengths: list[int], seed: int, mode: Any, dual: Any, average: Any, low: float):
+        generator = torch.Generator().manual_seed(seed)
+        steps = max(max(lengths), 1)
+        log_ratio = torch.randn(len(lengths), steps, generator=generator)
+        gain = torch.randn(len(lengths), steps, generator=generator)
+        mask = torch.arange(steps) < torch.tensor(lengths)[:, None]
+        rows = []
+        for i, length in enumerate(lengths):
+            losses = []
+            for t in range(length):
+                ratio, a = math.exp(float(log_ratio[i, t])), float(gain[i, t])
+                bottom = 1 / (1 + low) if mode == "reciprocal" else 1 - low
+                loss = -min(ratio * a, min(max(ratio, bottom), 1.2) * a)
+                losses.append(min(loss, dual * abs(a)) if dual is not None and a < 0 else loss)
+            rows.append(losses)
+        means = [sum(r) / len(r) for r in rows if r]
+        expected = (
+            {
+                "step": sum(map(sum, rows)) / max(1, sum(map(len, rows))),
+                "trajectory": sum(means) / max(1, len(means)),
+            }.get(average)
+            if isinstance(average, str)
+            else sum(means) / average
+        )
+        padded = log_ratio.masked_fill(~mask, math.nan)
+        got = clipped_surrogate(padded, gain, mask, low, 0.2, average, mode, dual)
+        assert float(got) == pytest.approx(expected, abs=1e-4, rel=1e-4)
+
+    @pytest.mark.parametrize(
+        "bad, match",
+        [
+            ({"average": 0}, "expected a positive number to divide by"),
+            ({"average": math.nan}, "expected a positive number to divide by"),
+            ({"average": True}, "average: expected"),
+            ({"dual_clip": 1.0}, "dual_clip: expected a number above 1"),
+        ],
+    )
+    def test_bad_arguments(self, bad: dict[str, Any], match: str):
+        with pytest.raises(ValueError, match=match):
+            clipped_surrogate(torch.zeros(1, 1), torch.zeros(1, 1), None, **bad)

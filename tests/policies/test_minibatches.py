@@ -64,3 +64,16 @@ def test_an_evaluation_is_made_once_and_without_gradient_where_the_policy_is_fro
         first = part.evaluation
     assert part.evaluation is first
     assert part.evaluation.log_prob.requires_grad == learns
+
+
+def test_blocks_of_rows_stay_together():
+    policy = GaussianPolicy(2, 2, hidden=(4,))
+    batch = rollout(policy, rows=3, steps=4)
+    valid = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 1, 0]]).bool()
+    numbers = torch.zeros(3, 4)
+    points = DecisionPoints(policy, batch, Advantages(advantages=numbers, returns=numbers, valid=valid), learns=True)
+    assert [block.tolist() for block in points.blocks()] == [[0, 1, 2], [3, 4]]
+    found = [part.tolist() for part, _ in shuffled(2, 2, 3, 1, torch.device("cpu"), points.blocks())]
+    assert all(sorted(found[i : i + 2]) == [[0, 1, 2], [3, 4]] for i in (0, 2, 4))
+    nothing = Advantages(advantages=numbers, returns=numbers, valid=torch.zeros_like(valid))
+    assert DecisionPoints(policy, batch, nothing, learns=True).blocks() == ()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from guerdon.core.batch import Advantages, Decision, Evaluation, Observation, TrajectoryBatch
-from guerdon.core.interfaces import Policy
+from guerdon.core.interfaces import Minibatch, Policy
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
 from guerdon.policies.weights import Exponential, Positive, TopShare
@@ -234,3 +234,146 @@ def test_it_is_said_once_when_few_decisions_stand_for_all():
         even = WeightedImitation(TopShare(share=0.3))
         for _ in range(5):
             even.weights(*logged([torch.arange(100.0).tolist()]))
+
+
+# --- units, averages and clips of the published recipes --------------------------------------------------------------
+
+
+def on_rows(log_ratio, mask, rows, advantage, steps=2, **options):
+    """Loss, metrics and gradient of decisions (M, U) that belong to the given rows."""
+    policy = Told(log_ratio, mask)
+    old = torch.zeros(len(rows), len(log_ratio[0]))
+    decision = Decision(
+        chunk=torch.zeros(len(rows), steps, 1), executed=torch.ones(len(rows), dtype=torch.long), log_prob=old
+    )
+    minibatch = Minibatch(
+        policy=policy,
+        rows=torch.tensor(rows),
+        decisions=torch.arange(len(rows)),
+        steps=torch.arange(len(rows)),
+        observation=points(len(rows)),
+        decision=decision,
+    )
+    objective = ClippedSurrogate(**options)
+    parts = objective.on_minibatch(minibatch, torch.tensor(advantage), torch.ones(len(rows)))
+    parts["loss"].backward()
+    return parts, policy.log_prob.grad
+
+
+def literal(log_ratio, mask, rows, advantage, steps, unit, average):
+    """The same loss by loops, without a clip that acts."""
+    by_row: dict[int, list[tuple[float, float]]] = {}
+    for m, row in enumerate(rows):
+        each = [(x if real else None) for x, real in zip(log_ratio[m], mask[m], strict=True)]
+        width = len(each) // steps
+        actions = [[x for x in each[h * width : (h + 1) * width] if x is not None] for h in range(steps)]
+        if unit == "token":
+            sums = [x for x in each if x is not None]
+        elif unit == "action":
+            sums = [sum(a) for a in actions if a]
+        else:
+            sums = [sum(x for x in each if x is not None)]
+        by_row.setdefault(row, []).extend((s, advantage[m]) for s in sums)
+    if unit == "trajectory":
+        by_row = {row: [(sum(s for s, _ in found), found[0][1])] for row, found in by_row.items()}
+    losses = {row: [-math.exp(s) * a for s, a in found] for row, found in by_row.items()}
+    means = [sum(x) / len(x) for x in losses.values() if x]
+    if average == "step":
+        every = [x for found in losses.values() for x in found]
+        return sum(every) / len(every)
+    return sum(means) / (len(means) if average == "trajectory" else average)
+
+
+@given(st.data())
+def test_units_and_averages_by_a_literal_loop(data):
+    count, steps, width = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
+    unit = data.draw(st.sampled_from(["token", "action", "chunk", "trajectory"]))
+    average = data.draw(st.sampled_from(["step", "trajectory", 3.0]))
+    small = st.floats(-0.25, 0.25, width=32)
+    log_ratio = [[data.draw(small) for _ in range(steps * width)] for _ in range(count)]
+    # executed steps come first, whole actions at a time
+    mask = [
+        [h < data.draw(st.just(e)) for h in range(steps) for _ in range(width)]
+        for e in data.draw(st.lists(st.integers(1, steps), min_size=count, max_size=count))
+    ]
+    rows = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
+    gains = {row: data.draw(small) for row in range(3)}
+    advantage = [gains[row] for row in rows]
+    parts, _ = on_rows(
+        log_ratio, mask, rows, advantage, steps, unit=unit, average=average, clip_low=0.99, clip_high=99.0
+    )
+    expected = literal(log_ratio, mask, rows, advantage, steps, unit, average)
+    assert float(parts["loss"].detach()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_clip_is_of_the_unit():
+    """Two tokens whose ratios are both outside, on opposite sides: their product is 1, and inside."""
+    log_ratio, mask = [[math.log(1.5), -math.log(1.5)]], [[True, True]]
+    _, chunk = on_rows(log_ratio, mask, [0], [1.0])
+    _, token = on_rows(log_ratio, mask, [0], [1.0], unit="token")
+    assert chunk[0].tolist() == pytest.approx([-1.0, -1.0])
+    assert token[0].tolist() == pytest.approx([0.0, -0.5 / 1.5])
+    _, action = on_rows(log_ratio, mask, [0], [1.0], unit="action", steps=1)
+    assert torch.allclose(action, chunk)
+
+
+def test_the_ratio_of_a_long_trajectory_leaves_the_clip_where_those_of_its_steps_do_not():
+    generator = torch.Generator().manual_seed(0)
+    log_ratio = (0.02 * torch.randn(40 * 100, 1, generator=generator)).tolist()
+    rows, mask = [i // 100 for i in range(4000)], [[True]] * 4000
+    advantage = [1.0 if row % 2 else -1.0 for row in rows]
+    by_step, _ = on_rows(log_ratio, mask, rows, advantage, steps=1, unit="action")
+    whole, _ = on_rows(log_ratio, mask, rows, advantage, steps=1, unit="trajectory")
+    assert float(by_step["clipped"]) == 0
+    assert 0.1 < float(whole["clipped"]) < 0.6  # 31 % in expectation: a sum of 100 has a deviation of 0.2
+    assert float(by_step["kl"]) == pytest.approx(float(whole["kl"]), rel=0.05)  # of decisions in both
+
+
+@pytest.mark.parametrize(
+    "average, ratio",
+    [("step", 0.1), ("trajectory", 1.0), (2, 1.0)],
+)
+def test_how_much_a_rollout_of_10_weighs_against_one_of_100(average, ratio):
+    rows = [0] * 10 + [1] * 100
+    _, grad = on_rows([[0.0]] * 110, [[True]] * 110, rows, [1.0] * 110, steps=1, average=average)
+    short, long = float(grad[:10].sum()), float(grad[10:].sum())
+    assert short / long == pytest.approx(ratio)
+    if average != "step":
+        assert short == pytest.approx(-0.5)
+
+
+def test_a_trajectory_has_one_advantage():
+    with pytest.raises(ValueError, match=r"advantages that differ by 2.*GroupScore"):
+        on_rows([[0.0]] * 2, [[True]] * 2, [0, 0], [1.0, -1.0], steps=1, unit="trajectory")
+
+
+def test_units_that_are_no_action_dimensions_are_refused():
+    with pytest.raises(ValueError, match="3 units for chunks of 2 steps"):
+        on_rows([[0.0] * 3], [[True] * 3], [0], [1.0], steps=2, unit="action")
+
+
+def test_records_of_another_kind_of_policy_are_refused():
+    policy = Told([[0.0, 0.0]])
+    with pytest.raises(ValueError, match=r"recorded log-probabilities \(1, 2\), got \(1, 1\)"):
+        ClippedSurrogate()(policy, points(1), taken([[0.0]]), torch.ones(1), torch.ones(1))
+
+
+def test_recipes_that_need_whole_rows_say_so():
+    assert not ClippedSurrogate().whole_rows and not ClippedSurrogate(unit="token").whole_rows
+    assert ClippedSurrogate(average=32).whole_rows and ClippedSurrogate(average="trajectory").whole_rows
+    assert ClippedSurrogate(unit="trajectory").whole_rows
+
+
+@pytest.mark.parametrize("bad", [{"average": -1.0}, {"average": 0}, {"clip_low": -0.1}, {"dual_clip": 0.5}])
+def test_recipes_that_do_not_exist_are_refused_at_once(bad):
+    with pytest.raises(ValueError, match="expected"):
+        ClippedSurrogate(**bad)
+
+
+def test_the_dual_clip_and_the_reciprocal_bound_reach_the_loss():
+    _, bounded = surrogate([8.0], [-1.0], dual_clip=3)
+    _, free = surrogate([8.0], [-1.0])
+    assert float(bounded) == 0 and float(free) == pytest.approx(8.0)
+    parts, grad = surrogate([0.78, 0.82], [-1.0, -1.0], clip_low=0.25, clip_mode="reciprocal")
+    assert grad.tolist() == pytest.approx([0.0, 0.41])
+    assert float(parts["clipped_negative"]) == 0.5

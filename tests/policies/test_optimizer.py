@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from guerdon.core.batch import Advantages, End, Labelled, RewardEstimates, TrajectoryBatch
-from guerdon.core.interfaces import AdvantageSource, RewardModel
+from guerdon.core.interfaces import AdvantageSource, Minibatch, RewardModel
+from guerdon.core.returns import leave_one_out
 from guerdon.core.sizes import DataSizes
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.networks import ChunkPerceptron
@@ -896,3 +897,91 @@ def test_ppo_learns_to_walk_home(horizon, execute):
         assert gain.mean() - interval > 0, "no gain beyond chance"
     # walking straight home from E|x| = 0.77 costs about 1.3 in all, standing still 8 · 0.77 = 6.1
     assert torch.stack(gains).mean() > 3
+
+
+# --- minibatches of whole rows, and frozen parts ----------------------------------------------------------------------
+
+
+class Rows(ClippedSurrogate):
+    """Keeps the rows of each minibatch."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.rows: list[list[int]] = []
+
+    def on_minibatch(self, minibatch, advantage, weight):
+        self.rows.append(minibatch.rows.tolist())
+        return super().on_minibatch(minibatch, advantage, weight)
+
+
+def test_minibatches_of_whole_rows_hold_every_decision_of_them_once_in_a_pass():
+    module = made(objective=Rows(average="trajectory"), passes=2, minibatch_episodes=4)
+    fit(module, [rollout(module.policy, rows=6, steps=5)])
+    found = module.objective.rows
+    assert [len(rows) for rows in found] == [15, 15, 15, 15]  # two minibatches of three rows each
+    for one in (found[:2], found[2:]):
+        assert sorted(one[0] + one[1]) == [row for row in range(6) for _ in range(5)]
+        assert not set(one[0]) & set(one[1])
+
+
+def test_an_objective_of_trajectories_refuses_minibatches_that_cut_them():
+    module = made(objective=Rows(average=32))
+    with pytest.raises(ValueError, match=r"Rows averages over the decisions of each trajectory.*minibatch_episodes"):
+        fit(module, [rollout(module.policy)])
+    with pytest.raises(ValueError, match="at least one pass and one decision or episode"):
+        made(minibatch_episodes=0)
+
+
+def test_one_pass_over_one_full_batch_is_the_gradient_of_reinforce_with_a_baseline():
+    """LOOP's reduction: at ratio 1 the clipped surrogate of whole rollouts is leave-one-out REINFORCE."""
+    generator = torch.Generator().manual_seed(0)
+    module = made(advantage=Uniform(), objective=ClippedSurrogate(unit="token", average="trajectory"))
+    policy, batch = module.policy, rollout(module.policy, rows=4, steps=3)
+    gain = leave_one_out(torch.randn(4, generator=generator), torch.zeros(4, dtype=torch.long))
+    rows, steps = batch.mask.nonzero(as_tuple=True)
+    observation, decision = batch.at(rows, steps, 1)
+    minibatch = Minibatch(
+        policy=policy, rows=rows, decisions=steps, steps=steps, observation=observation, decision=decision
+    )
+    module.objective.on_minibatch(minibatch, gain[rows], torch.ones(len(rows)))["loss"].backward()
+    found = [p.grad.clone() for p in policy.parameters()]
+    policy.zero_grad()
+    tokens = policy.evaluate(observation, decision).log_prob  # 12 decisions, 2 tokens each
+    (-(gain[rows, None] * tokens).sum() / (3 * 2 * 4)).backward()
+    for one, other in zip(found, policy.parameters(), strict=True):
+        torch.testing.assert_close(one, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_frozen_parts_keep_their_bits_and_learn_again_afterwards():
+    module = made(optimizer=PolicyAdam(learning_rate=1e-2, frozen_parts=("network.0", "log_std")), passes=2)
+    before = {name: p.detach().clone() for name, p in module.policy.named_parameters()}
+    critic = [p.detach().clone() for p in module.advantage.parameters()]
+    fit(module, [rollout(module.policy)])
+    for name, parameter in module.policy.named_parameters():
+        frozen = name in ("network.0.weight", "network.0.bias", "log_std")
+        assert torch.equal(before[name], parameter) == frozen, name
+        assert parameter.requires_grad
+    assert any(not torch.equal(b, p) for b, p in zip(critic, module.advantage.parameters(), strict=True))
+    module.optimizer = PolicyAdam(learning_rate=1e-2)
+    fit(module, [rollout(module.policy, seed=1)])
+    assert all(not torch.equal(before[name], p) for name, p in module.policy.named_parameters())
+
+
+def test_a_frozen_part_that_does_not_exist_is_refused():
+    module = made(optimizer=PolicyAdam(frozen_parts=("backbone",)))
+    with pytest.raises(ValueError, match=r"frozen_parts: 'backbone' names no parameter.*log_std, network"):
+        fit(module, [rollout(module.policy)])
+
+
+class Attached(RewardToGo):
+    """Keeps the policy that it was built for, and no part of it."""
+
+    def attach(self, policy):
+        self.__dict__["attached"] = policy
+
+
+def test_an_advantage_source_is_attached_to_the_policy_before_training():
+    source = Attached(RecordedReward(), ValueCritic(2, hidden=(4,)))
+    module = made(advantage=source)
+    fit(module, [rollout(module.policy)])
+    assert source.__dict__["attached"] is module.policy
