@@ -232,15 +232,63 @@ class Minibatch:
     """Decisions of the policy that acted."""
     learns: bool = True
     """Whether the policy is trained on the batch; if not, ``evaluation`` carries no gradient."""
+    micro_batch: int | None = None
+    """Largest number of decisions that are evaluated at a time; None evaluates all at once."""
 
     @cached_property
     def evaluation(self) -> Evaluation:
         """Evaluation of the decisions under the policy as it is now, computed at its first use.
 
-        It carries gradients where the policy is trained, even if it is first used without (``torch.no_grad``).
+        It carries gradients where the policy is trained, even if it is first used without (``torch.no_grad``). In
+        micro-batches they end at its tensors, and ``propagate`` takes them on to the policy.
         """
-        with torch.set_grad_enabled(self.learns):
-            return self.policy.evaluate(self.observation, self.decision)
+        if not self._split:
+            with torch.set_grad_enabled(self.learns):
+                return self.policy.evaluate(self.observation, self.decision)
+        with torch.no_grad():
+            parts = [self._evaluate(part) for part in self._split]
+        whole = _joined(parts)
+        for values in _differentiable(whole) if self.learns else ():
+            values.requires_grad_(True)
+        return whole
+
+    def propagate(self) -> None:
+        """Take the gradients of a loss from ``evaluation`` on to the policy, one micro-batch after another.
+
+        Each is evaluated again, so that the memory is that of one micro-batch whatever the loss averages over. Without
+        micro-batches there is nothing to do.
+        """
+        if not self._split or not self.learns or "evaluation" not in self.__dict__:
+            return
+        whole = _differentiable(self.evaluation)
+        for part in self._split:
+            again = _differentiable(self._evaluate(part))
+            pairs = [(a, w.grad[part]) for a, w in zip(again, whole, strict=True) if w.grad is not None]
+            if pairs:
+                torch.autograd.backward([a for a, _ in pairs], [gradient for _, gradient in pairs])
+
+    @cached_property
+    def _split(self) -> list[slice]:
+        count, size = len(self.rows), self.micro_batch
+        return [] if size is None or count <= size else [slice(i, i + size) for i in range(0, count, size)]
+
+    def _evaluate(self, part: slice) -> Evaluation:
+        return self.policy.evaluate(self.observation[part], self.decision[part])
+
+
+def _joined(parts: Sequence[Evaluation]) -> Evaluation:
+    first = parts[0]
+    return Evaluation(
+        log_prob=torch.cat([part.log_prob for part in parts]),
+        unit_mask=torch.cat([part.unit_mask for part in parts]),
+        entropy=None if first.entropy is None else torch.cat([p.entropy for p in parts if p.entropy is not None]),
+        hidden=None if first.hidden is None else torch.cat([p.hidden for p in parts if p.hidden is not None]),
+    )
+
+
+def _differentiable(evaluation: Evaluation) -> list[Tensor]:
+    parts = (evaluation.log_prob, evaluation.entropy, evaluation.hidden)
+    return [part for part in parts if part is not None]
 
 
 class AdvantageSource(Component):

@@ -1,7 +1,7 @@
 """Optimizers of the training modules as objects: clipped gradient steps, and AdamW with a schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, cast, get_args
 
 import lightning
@@ -29,13 +29,21 @@ class ClippedGradients:
             raise ValueError(f"learning_rate {learning_rate}, max_grad_norm {max_grad_norm}: expected positive numbers")
         self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
 
-    def backward(self, module: lightning.LightningModule, loss: Tensor, when: str) -> Tensor:
+    def backward(
+        self,
+        module: lightning.LightningModule,
+        loss: Tensor,
+        when: str,
+        propagate: Callable[[], None] | None = None,
+    ) -> Tensor:
         """Compute the gradients of a loss for the one optimizer of a module, and clip them.
 
         Args:
             module: Training module with manual optimization and one optimizer.
             loss: Loss with gradients.
             when: The place in the run, for the error.
+            propagate: Function that takes gradients on to the parameters after the backward pass; None where they are
+                there already.
 
         Returns:
             Norm of the gradient before clipping.
@@ -50,6 +58,8 @@ class ClippedGradients:
             # DDP waits for a gradient of every parameter; a frozen policy or the deviation of a cloned one has none
             loss = loss + 0.0 * torch.stack([p.sum() for p in parameters]).sum()
         module.manual_backward(loss)
+        if propagate is not None:
+            propagate()
         return self.clipped(parameters, when)
 
     def clipped(self, parameters: Iterable[nn.Parameter], when: str) -> Tensor:

@@ -18,10 +18,18 @@ class DecisionPoints:
         batch: Trajectories.
         advantages: Advantages of their decisions; invalid ones are left out.
         learns: Whether the policy is trained on the batch.
+        micro_batch: Largest number of decisions that are evaluated at a time; None evaluates all at once.
     """
 
-    def __init__(self, policy: Policy, batch: TrajectoryBatch, advantages: Advantages, learns: bool) -> None:
-        self._policy, self._learns = policy, learns
+    def __init__(
+        self,
+        policy: Policy,
+        batch: TrajectoryBatch,
+        advantages: Advantages,
+        learns: bool,
+        micro_batch: int | None = None,
+    ) -> None:
+        self._policy, self._learns, self._micro_batch = policy, learns, micro_batch
         self.rows, self.decisions = advantages.valid.nonzero(as_tuple=True)
         self._steps = batch.decision_step[self.rows, self.decisions]
         self._observation, self._decision = batch.at(self.rows, self._steps, policy.horizon)
@@ -59,6 +67,7 @@ class DecisionPoints:
             observation=self._observed(chosen, host),
             decision=self._decision[chosen],
             learns=self._learns,
+            micro_batch=self._micro_batch,
         )
 
     def _observed(self, chosen: Tensor, host: Tensor) -> Observation:

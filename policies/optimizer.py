@@ -160,6 +160,9 @@ class PolicyOptimizer(lightning.LightningModule):
         seed: Random seed of the minibatch order.
         minibatch_episodes: Number of rows in a minibatch, with all their decisions, in place of ``minibatch_size``
             decisions in any order. Objectives that average by trajectory need it.
+        micro_batch: Largest number of decisions of a minibatch whose log-probabilities are computed at a time, for
+            policies that are large. The gradient is that of the whole minibatch, and every decision is evaluated twice.
+            None evaluates all at once. For objectives on log-probabilities, in one process.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -178,17 +181,21 @@ class PolicyOptimizer(lightning.LightningModule):
         freeze_policy_batches: int = 0,
         seed: int = 0,
         minibatch_episodes: int | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
-        if passes < 1 or minibatch_size < 1 or (minibatch_episodes is not None and minibatch_episodes < 1):
+        if min(passes, minibatch_size, minibatch_episodes or 1, micro_batch or 1) < 1 or 0 in (
+            minibatch_episodes,
+            micro_batch,
+        ):
             raise ValueError(
-                f"expected at least one pass and one decision or episode, got {passes}, {minibatch_size} and "
-                f"{minibatch_episodes}"
+                f"passes {passes}, minibatch_size {minibatch_size}, minibatch_episodes {minibatch_episodes}, "
+                f"micro_batch {micro_batch}: expected at least one pass and one decision or episode"
             )
         self.automatic_optimization = False
         self.policy, self.advantage, self.objective = policy, advantage, objective
         self.passes, self.minibatch_size, self.seed = passes, minibatch_size, seed
-        self.minibatch_episodes = minibatch_episodes
+        self.minibatch_episodes, self.micro_batch = minibatch_episodes, micro_batch
         self._frozen: list[nn.Parameter] = []
         self.optimizer = PolicyAdam() if optimizer is None else optimizer
         self.target_kl, self.freeze_policy_batches = target_kl, freeze_policy_batches
@@ -224,6 +231,11 @@ class PolicyOptimizer(lightning.LightningModule):
                 f"{type(self.objective).__name__} averages over the decisions of each trajectory, and minibatches of "
                 "minibatch_size decisions cut trajectories: set minibatch_episodes, such as "
                 "--model.init_args.minibatch_episodes 32"
+            )
+        if stage == "fit" and self.micro_batch is not None and cast(Any, self.trainer).world_size > 1:
+            raise ValueError(
+                "micro_batch works in one process, and this run has several: leave it out and set a smaller "
+                "minibatch_size, or minibatch_episodes"
             )
         if stage == "fit" and not self._frozen:
             self._frozen = self.optimizer.freeze(self.policy)
@@ -277,7 +289,7 @@ class PolicyOptimizer(lightning.LightningModule):
 
     def _train_on(self, batch: TrajectoryBatch, advantages: Advantages) -> None:
         learns = int(self.batches_seen) >= self.freeze_policy_batches
-        points = DecisionPoints(self.policy, batch, advantages, learns)
+        points = DecisionPoints(self.policy, batch, advantages, learns, self.micro_batch)
         count = len(points.rows)
         self._log("decisions", torch.tensor(float(count)))
         blocks = None if self.minibatch_episodes is None else points.blocks()
@@ -301,7 +313,8 @@ class PolicyOptimizer(lightning.LightningModule):
                 objective = self.objective.on_minibatch(minibatch, advantage[index], weight[index])
             losses = [part["loss"] for part in (objective, terms) if "loss" in part]
             if losses:
-                updates.step(losses[0] if len(losses) == 1 else losses[0] + losses[1], when)
+                loss = losses[0] if len(losses) == 1 else losses[0] + losses[1]
+                updates.step(loss, when, None if self.micro_batch is None else minibatch.propagate)
             metrics.append({k: v.detach() for k, v in objective.items()})
             further.append({f"critic_{k}" if k == "loss" else k: v.detach() for k, v in terms.items()})
             if self.target_kl is not None and self._beyond(objective.get("kl")):

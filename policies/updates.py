@@ -1,5 +1,6 @@
 """Gradient steps of a training module with manual optimization, without a wrapper where none is needed."""
 
+from collections.abc import Callable
 from typing import cast
 
 import lightning
@@ -37,12 +38,14 @@ class Updates:
             # library anew: as much time as the step itself
             self._wrapped.optimizer.__dict__["_accelerator_graph_capture_health_check"] = _nothing
 
-    def step(self, loss: Tensor, when: str) -> Tensor:
+    def step(self, loss: Tensor, when: str, propagate: Callable[[], None] | None = None) -> Tensor:
         """Minimise a loss by one step.
 
         Args:
             loss: Loss with gradients.
             when: The place in the run, for the error.
+            propagate: Function that takes gradients on to the parameters after the backward pass; None where they are
+                there already.
 
         Returns:
             Norm of the gradient before clipping.
@@ -51,13 +54,15 @@ class Updates:
             FloatingPointError: If the gradient is NaN or infinite; no parameter is changed.
         """
         if not self._plain:
-            norm = self._settings.backward(self._module, loss, when)
+            norm = self._settings.backward(self._module, loss, when, propagate)
             self._wrapped.step()
             return norm
         optimizer = self._wrapped.optimizer
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        if propagate is not None:
+            propagate()
         norm = self._settings.clipped(self._parameters, when)
         # what the wrapper does around a step: it counts global_step and asks the profiler
         self._wrapped._on_before_step()  # pyright: ignore[reportPrivateUsage]

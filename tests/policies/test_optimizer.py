@@ -985,3 +985,33 @@ def test_an_advantage_source_is_attached_to_the_policy_before_training():
     module = made(advantage=source)
     fit(module, [rollout(module.policy)])
     assert source.__dict__["attached"] is module.policy
+
+
+class Widest(GaussianPolicy):
+    """Keeps the largest number of decisions that it evaluated at once."""
+
+    widest = 0
+
+    def evaluate(self, observation, decision):
+        self.widest = max(self.widest, len(decision))
+        return super().evaluate(observation, decision)
+
+
+@pytest.mark.parametrize("options", [{}, {"unit": "token", "average": "trajectory"}, {"unit": "trajectory"}])
+def test_micro_batches_take_the_steps_of_the_whole_minibatch(options):
+    found = []
+    for micro_batch in (None, 4):
+        torch.manual_seed(0)
+        policy = Widest(2, 2, horizon=2, execute=2, hidden=(8,))
+        objective = ClippedSurrogate(entropy_weight=0.1, **options)
+        module: Any = PolicyOptimizer(
+            policy, Uniform(), objective, passes=3, minibatch_episodes=3, micro_batch=micro_batch
+        )
+        fit(module, [rollout(policy, rows=6, steps=7)])
+        assert policy.widest == (12 if micro_batch is None else 4)
+        found.append([p.detach().clone() for p in policy.parameters()])
+    for whole, split in zip(*found, strict=True):
+        torch.testing.assert_close(whole, split, atol=1e-6, rtol=1e-4)
+    torch.manual_seed(0)
+    start = GaussianPolicy(2, 2, horizon=2, execute=2, hidden=(8,))
+    assert any(not torch.allclose(one, p, atol=1e-4) for one, p in zip(found[0], start.parameters(), strict=True))
