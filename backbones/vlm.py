@@ -14,9 +14,10 @@ from transformers import GenerationConfig
 from ..core.arguments import folds
 from .chat import Chat, Prompt, Reply
 from .lora import LoRA, lora_of
+from .plain_prompts import PlainPromptReader
 from .revision import weights_revision
 from .vlm_answers import answers_after, answers_along, read_prompts
-from .vlm_loading import freeze, open_vlm
+from .vlm_loading import PLAIN, freeze, open_vlm
 from .vlm_prompts import PromptReader
 
 V = TypeVar("V", bound="VLM")
@@ -36,6 +37,9 @@ class TokenStates:
 
 class VLM(Chat):
     """A model that reads texts and pictures in turn: any that transformers opens for image-text-to-text.
+
+    Prompts are put into the checkpoint's chat template. BLIP-2, which has none, reads them as they are, with its
+    pictures' tokens where the pictures stand.
 
     The published weights are frozen, run without dropout and stay out of saved files, which hold name, revision and a
     hash of them. With ``lora`` low-rank updates of the language model are trained, and only these are saved.
@@ -60,7 +64,7 @@ class VLM(Chat):
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, or it lacks a part.
-        ValueError: If the checkpoint reads no pictures, has no chat template, holds other weights than
+        ValueError: If the checkpoint reads no pictures, has no chat template (and is no BLIP-2), holds other weights than
             ``fingerprint``, or an argument makes no sense.
     """
 
@@ -107,7 +111,9 @@ class VLM(Chat):
         self.register_state_dict_post_hook(_leave_out_frozen)
         self.register_load_state_dict_post_hook(_expect_no_frozen)
         image_token = getattr(self.model.config, "image_token_id", None)
-        self.reader = PromptReader(name, self.processor, image_token, image_options, self.max_tokens)
+        self._plain = self.model.config.model_type == PLAIN
+        reader = PlainPromptReader if self._plain else PromptReader
+        self.reader = reader(name, self.processor, image_token, image_options, self.max_tokens)
         self._causal = False
         self.eval()
 
@@ -127,6 +133,10 @@ class VLM(Chat):
 
     def _decoder(self) -> Any:
         return self.model.get_decoder()
+
+    def _writer(self) -> Any:
+        """Return the part that goes on writing once the pictures are read."""
+        return self.model.language_model if self._plain else self.model
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text."""
@@ -158,7 +168,11 @@ class VLM(Chat):
         """
         inputs = self._inputs(prompts)
         base = self.model.base_model
-        if base is self.model:
+        if self._plain:
+            # one row of logits at least is asked for, or the model makes those of every token
+            settings: dict[str, Any] = {"use_cache": False, "output_hidden_states": True, "logits_to_keep": 1}
+            hidden = self.model(**inputs, **settings).language_model_outputs.hidden_states[-1]
+        elif base is self.model:
             hidden = self.model(**inputs, use_cache=False, output_hidden_states=True).hidden_states[-1]
         else:  # without the logits of a large vocabulary, which nobody asked for
             hidden = base(**inputs, use_cache=False).last_hidden_state
@@ -205,13 +219,14 @@ class VLM(Chat):
             TypeError: If a picture is not uint8.
             ValueError: As `hidden_states`.
         """
-        published = self.model.generation_config
+        writer = self._writer()
+        published = writer.generation_config
         ends = published.eos_token_id
         ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
         replies: list[Reply] = []
         with self._asked():
             # the checkpoint's own settings (sampling, penalties) would otherwise fill in what is not set here
-            self.model.generation_config = GenerationConfig(
+            writer.generation_config = GenerationConfig(
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
                 eos_token_id=published.eos_token_id,
@@ -226,7 +241,7 @@ class VLM(Chat):
                         cut = len(tokens) == max_new_tokens and not ends & set(tokens)
                         replies.append(Reply(text=text, problem=f"cut after {max_new_tokens} tokens" if cut else ""))
             finally:
-                self.model.generation_config = published
+                writer.generation_config = published
         return replies
 
     def answer_log_probs(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> Float[Tensor, "M K"]:
@@ -241,7 +256,7 @@ class VLM(Chat):
         tokens = [self.reader.answer_tokens(answer) for answer in answers]
         with self._asked():
             read = (read_prompts(self.model, inputs) for inputs in self._batches(prompts))
-            found = [answers_after(self.model, reading, tokens) for reading in read]
+            found = [answers_after(self._writer(), reading, tokens) for reading in read]
         return torch.cat(found) if found else torch.zeros(0, len(tokens))
 
     def answer_log_probs_along(
@@ -262,6 +277,11 @@ class VLM(Chat):
             ValueError: As `answer_log_probs`, or if a part does not end with a picture, or the tokens do not show where
                 a picture ends.
         """
+        if self._plain:
+            raise ValueError(
+                f"{self.name} reads its first token behind the pictures in front, so no prefix of a prompt is a prompt "
+                "of its own: use answer_log_probs"
+            )
         if not all(part and isinstance(part[-1], Tensor) for part in parts):
             raise ValueError("a part of a growing prompt must end with a picture")
         tokens = [self.reader.answer_tokens(answer) for answer in answers]

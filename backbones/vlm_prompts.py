@@ -40,12 +40,20 @@ class PromptReader:
             self._image_options = {"do_image_splitting": False, "size": {"longest_edge": side}}
         self._image_options |= image_options or {}
         self.image_token = int(image_token or processor.image_token_id)
-        self.opening, self._picture = _layout(processor)
-        self.closing, self._before_answer, self._after_answer = _answer_layout(processor)
+        self.opening, self._picture = self._prompt_layout()
+        self.closing, self._before_answer, self._after_answer = self._answer_layout()
         starts = tokeniser.bos_token is not None and self.opening.startswith(tokeniser.bos_token)
         self._add_special_tokens = not starts  # a template that writes the first token itself must not get a second
         added = cast(Mapping[str, int], tokeniser.get_added_vocab())
-        self._reserved = sorted({*added, *tokeniser.all_special_tokens, processor.image_token}, key=len)
+        self._reserved = sorted({*added, *tokeniser.all_special_tokens, str(processor.image_token)}, key=len)
+
+    def _prompt_layout(self) -> tuple[str, str]:
+        """Return the text before a prompt's first part, and the text that stands for a picture."""
+        return _layout(self.processor)
+
+    def _answer_layout(self) -> tuple[str, str, str]:
+        """Return the texts before the model's turn, before its answer, and after its answer."""
+        return _answer_layout(self.processor)
 
     def tokens(self, text: str) -> list[int]:
         """Tokenise a text, without tokens that start or end a prompt."""
@@ -100,18 +108,7 @@ class PromptReader:
             raise ValueError("a prompt has no picture: expected one at least")
         texts = [self._text(prompt) + (self.closing if answering else "") for prompt in prompts]
         try:
-            read: Any = self.processor(
-                text=texts,
-                images=pictures,
-                return_tensors="pt",
-                text_kwargs={
-                    "padding": True,
-                    "padding_side": "left" if answering else "right",
-                    "add_special_tokens": self._add_special_tokens,
-                    "verbose": False,
-                },
-                images_kwargs=self._image_options,
-            )
+            read = self._process(texts, pictures, "left" if answering else "right")
         except (ValueError, RuntimeError, TypeError) as error:
             sizes = sorted({tuple(p.shape[1:]) for row in pictures for p in row})
             raise ValueError(f"{self.name} cannot read pictures of height and width {sizes}: {error}") from error
@@ -120,10 +117,25 @@ class PromptReader:
             most = max(len(row) for row in pictures)
             raise ValueError(
                 f"a prompt of {length} tokens with up to {most} pictures is longer than the {self.max_tokens} that "
-                f"{self.name} reads: show fewer frames at a time (max_frames), smaller ones (frame_size), or make the "
-                "image processor give fewer tokens (image_options)"
+                f"{self.name} reads: show fewer frames at a time (max_frames), smaller ones (frame_size), make the image "
+                "processor give fewer tokens (image_options), or shorten the instruction"
             )
         return {k: v for k, v in read.items() if isinstance(v, Tensor)}
+
+    def _process(self, texts: list[str], pictures: list[list[Tensor]], padding_side: str) -> Mapping[str, Any]:
+        """Turn texts, which hold the tokens of their pictures, and pictures into tensors."""
+        return self.processor(
+            text=texts,
+            images=pictures,
+            return_tensors="pt",
+            text_kwargs={
+                "padding": True,
+                "padding_side": padding_side,
+                "add_special_tokens": self._add_special_tokens,
+                "verbose": False,
+            },
+            images_kwargs=self._image_options,
+        )
 
     def _refuse_reserved(self, text: str) -> None:
         held = [token for token in self._reserved if token in text]

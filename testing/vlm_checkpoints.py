@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipImageProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -39,6 +43,7 @@ _SMOL_TOKENS = (
     *("<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<image>"),
     *(f"<row_{row}_col_{column}>" for row in range(1, 3) for column in range(1, 3)),
 )
+_BLIP_TOKENS = ("<pad>", "<unk>", "</s>", "<image>")
 _QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
@@ -54,7 +59,7 @@ _PATCH, _MERGE, _SIDE = 4, 2, 16  # pixels of a patch's side, patches merged alo
 
 def tiny_vlm(
     path: str | Path,
-    architecture: Literal["qwen2_5_vl", "qwen3_vl", "smolvlm"] = "qwen2_5_vl",
+    architecture: Literal["qwen2_5_vl", "qwen3_vl", "smolvlm", "blip2"] = "qwen2_5_vl",
     width: int = 32,
     layers: int = 2,
     max_tokens: int = 2048,
@@ -67,8 +72,8 @@ def tiny_vlm(
 
     Args:
         path: The folder to write; it must not exist.
-        architecture: Qwen2.5-VL or Qwen3-VL, whose pictures give one token per 8 × 8 pixels, or SmolVLM, whose pictures
-            give four.
+        architecture: Qwen2.5-VL or Qwen3-VL, whose pictures give one token per 8 × 8 pixels, SmolVLM, whose pictures
+            give four, or BLIP-2 with OPT, whose pictures give four and which has no chat template.
         width: Width of both towers; a multiple of 32, for two attention heads.
         layers: Number of layers of the language model.
         max_tokens: Length of the longest prompt in tokens, as its configuration states.
@@ -97,7 +102,7 @@ def tiny_vlm(
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        makers = {"qwen2_5_vl": _qwen, "qwen3_vl": _qwen3, "smolvlm": _smol}
+        makers = {"qwen2_5_vl": _qwen, "qwen3_vl": _qwen3, "smolvlm": _smol, "blip2": _blip2}
         model, processor = makers[architecture](text, width)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -229,3 +234,53 @@ def _smol(text: dict[str, Any], width: int) -> tuple[Any, Any]:
     tokens = (_SIDE // _PATCH) ** 2 // _MERGE**2
     processor = SmolVLMProcessor(pictures, tokeniser, videos, image_seq_len=tokens, chat_template=_SMOL_TEMPLATE)
     return SmolVLMForConditionalGeneration(config).eval(), processor
+
+
+def _blip2(text: dict[str, Any], width: int) -> tuple[Any, Any]:
+    tokeniser = _tokeniser(_BLIP_TOKENS)
+    end = tokeniser.eos_token_id
+    # OPT's texts begin with the token that ends them
+    tokeniser.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> $A", pair="</s> $A </s> $B", special_tokens=[("</s>", end)]
+    )
+    queries = 4
+    config = Blip2Config(
+        vision_config={
+            "hidden_size": width,
+            "intermediate_size": width,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": _SIDE,
+            "patch_size": _PATCH,
+            "initializer_range": 0.2,
+        },
+        qformer_config={
+            "hidden_size": width,
+            "intermediate_size": width,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "vocab_size": len(tokeniser),
+            "initializer_range": 0.2,
+        },
+        text_config={
+            "model_type": "opt",
+            "hidden_size": width,
+            "word_embed_proj_dim": width,
+            "ffn_dim": text["intermediate_size"],
+            "num_hidden_layers": text["num_hidden_layers"],
+            "num_attention_heads": text["num_attention_heads"],
+            "max_position_embeddings": text["max_position_embeddings"],
+            "init_std": text["initializer_range"],
+            "vocab_size": len(tokeniser),
+            "bos_token_id": end,
+            "eos_token_id": end,
+            "pad_token_id": tokeniser.pad_token_id,
+        },
+        num_query_tokens=queries,
+        image_token_index=tokeniser.convert_tokens_to_ids("<image>"),
+        initializer_range=0.2,
+    )
+    pictures = BlipImageProcessor(size={"height": _SIDE, "width": _SIDE})
+    model = Blip2ForConditionalGeneration(config).eval()
+    torch.nn.init.normal_(model.query_tokens)  # as they are made, all queries are 0 and alike
+    return model, Blip2Processor(pictures, tokeniser, num_query_tokens=queries)
