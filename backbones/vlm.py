@@ -64,7 +64,7 @@ class VLM(Chat):
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, or it lacks a part.
-        ValueError: If the checkpoint reads no pictures, has no chat template (and is no BLIP-2), holds other weights than
+        ValueError: If the checkpoint reads no pictures, has no chat template and is no BLIP-2, holds other weights than
             ``fingerprint``, or an argument makes no sense.
     """
 
@@ -115,6 +115,8 @@ class VLM(Chat):
         reader = PlainPromptReader if self._plain else PromptReader
         self.reader = reader(name, self.processor, image_token, image_options, self.max_tokens)
         self._causal = False
+        self.updated = lora is not None
+        """Whether the low-rank updates count at present; not inside ``without_lora``."""
         self.eval()
 
     def train(self: V, mode: bool = True) -> V:
@@ -150,13 +152,18 @@ class VLM(Chat):
     def without_lora(self) -> Generator[None]:
         """Inside the block the model is the published one: a reference for what was trained, without a second copy."""
         layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        learned = {name: p.requires_grad for name, p in self.model.named_parameters() if name in self.trained}
+        before, self.updated = self.updated, False
         try:
             for layer in layers:
                 layer.enable_adapters(False)
             yield
         finally:
             for layer in layers:
-                layer.enable_adapters(True)
+                layer.enable_adapters(before)
+            for name in learned:  # peft makes every update trainable again, also one that was frozen
+                self.model.get_parameter(name).requires_grad_(learned[name])
+            self.updated = before
 
     def hidden_states(self, prompts: Sequence[Prompt]) -> TokenStates:
         """Read M prompts, each with a picture at least, in one pass; gradients reach the low-rank updates.

@@ -117,8 +117,8 @@ class PromptReader:
             most = max(len(row) for row in pictures)
             raise ValueError(
                 f"a prompt of {length} tokens with up to {most} pictures is longer than the {self.max_tokens} that "
-                f"{self.name} reads: show fewer frames at a time (max_frames), smaller ones (frame_size), make the image "
-                "processor give fewer tokens (image_options), or shorten the instruction"
+                f"{self.name} reads: show fewer frames at a time (max_frames) or smaller ones (frame_size), make the "
+                "image processor give fewer tokens (image_options), or shorten the instruction"
             )
         return {k: v for k, v in read.items() if isinstance(v, Tensor)}
 

@@ -96,7 +96,7 @@ def test_answers_are_written_and_weighed(folder):
 def test_it_is_causal_and_bad_prompts_are_named(folder):
     vlm, (shown,) = VLM(str(folder)), pictures(1)
     vlm.check_causal()
-    with pytest.raises(ValueError, match="a token of .* with a meaning of its own"):
+    with pytest.raises(ValueError, match=r"a token of .* with a meaning of its own"):
         vlm.hidden_states([[shown, "open <image>"]])
     with pytest.raises(ValueError, match=r"longer than the 12 that .* shorten the instruction"):
         VLM(str(folder), max_tokens=12).hidden_states([[shown, "open the drawer and close the door, then wait"]])
