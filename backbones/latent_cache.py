@@ -90,15 +90,10 @@ class LatentCache(Component):
         self.misses += len(missing)
         rows = torch.tensor(list(missing.values()), dtype=torch.long)
         device = next((weight.device for _, weight in backbone.named_parameters()), torch.device("cpu"))
-        training = backbone.training
-        try:
-            backbone.eval()
-            for part in rows.split(self.micro_batch) if len(rows) else ():
-                made = backbone(read[part])
-                for row, hidden, mask in zip(part.tolist(), made.hidden, made.mask, strict=True):
-                    found[keys[row]] = hidden[mask].cpu()
-        finally:
-            backbone.train(training)
+        for part in rows.split(self.micro_batch) if len(rows) else ():
+            made = _frozen(backbone, read[part])
+            for row, hidden, mask in zip(part.tolist(), made.hidden, made.mask, strict=True):
+                found[keys[row]] = hidden[mask].cpu()
         self._keep(found)
         longest = max(len(hidden) for hidden in found.values())
         first = next(iter(found.values()))
@@ -119,6 +114,35 @@ class LatentCache(Component):
             self._bytes -= dropped.nbytes
 
 
+def tokens_from(
+    backbone: TokenBackbone, observation: Observation, cache: LatentCache | None = None
+) -> ObservationTokens:
+    """Compute the tokens of M observations: with gradients of a backbone that learns, else without, through a cache.
+
+    A frozen backbone is in evaluation mode meanwhile, whatever the mode of the policy around it.
+
+    Args:
+        backbone: Backbone.
+        observation: M observations.
+        cache: Cache of a frozen backbone's tokens; it is not asked while the backbone learns. None keeps nothing.
+    """
+    if backbone.learns:
+        return backbone(observation)
+    return _frozen(backbone, observation) if cache is None else cache.tokens(backbone, observation)
+
+
+@torch.no_grad()
+def _frozen(backbone: TokenBackbone, observation: Observation) -> ObservationTokens:
+    """Compute tokens in evaluation mode."""
+    training = backbone.training
+    if not training:
+        return backbone(observation)
+    try:
+        return backbone.eval()(observation)
+    finally:
+        backbone.train(training)
+
+
 def _keys(read: Observation) -> list[bytes]:
     """Hash each observation: names, types, shapes and bytes of its parts, and its instruction."""
     parts = [("state", read.state), *sorted(read.frames.items()), *sorted(read.features.items())]
@@ -133,4 +157,4 @@ def _keys(read: Observation) -> list[bytes]:
     return keys
 
 
-__all__ = ["LatentCache"]
+__all__ = ["LatentCache", "tokens_from"]

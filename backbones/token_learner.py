@@ -16,26 +16,47 @@ class TokenLearner(Component):
     Tokens are normalised first, as the states of published models differ in size by orders of magnitude.
 
     Args:
-        token_width: D, numbers per token.
         width: W, numbers per query; a multiple of ``heads``.
         queries: Number Q of learned queries.
         heads: Number of attention heads.
+        token_width: D, numbers per token; None takes the backbone's, once a policy or a value builds it.
 
     Raises:
         ValueError: If a number is not positive, or the width no multiple of the heads.
     """
 
-    def __init__(self, token_width: int, width: int = 128, queries: int = 1, heads: int = 4) -> None:
+    def __init__(self, width: int = 128, queries: int = 1, heads: int = 4, token_width: int | None = None) -> None:
         super().__init__()
-        if min(token_width, width, queries, heads) < 1 or width % heads:
+        if min(width, queries, heads) < 1 or width % heads or (token_width is not None and token_width < 1):
             raise ValueError(
-                f"token_width {token_width}, width {width}, queries {queries}, heads {heads}: expected positive "
+                f"width {width}, queries {queries}, heads {heads}, token_width {token_width}: expected positive "
                 "numbers, the width a multiple of the heads"
             )
-        self.token_width, self.width, self.heads = token_width, width, heads
+        self.width, self.query_count, self.heads, self.token_width = width, queries, heads, token_width
         self.output_width = queries * width
         """Q · W, numbers per observation."""
-        self.queries = nn.Parameter(torch.randn(queries, width) * width**-0.5)
+        if token_width is not None:
+            self.build(token_width)
+
+    def build(self, token_width: int) -> None:
+        """Build the network; one that is built for this width stays as it is.
+
+        Args:
+            token_width: D, numbers per token.
+
+        Raises:
+            ValueError: If the token learner was made for another width.
+        """
+        if "queries" in self._parameters and self.token_width == token_width:
+            return
+        if self.token_width not in (None, token_width):
+            raise ValueError(
+                f"the token learner is made for tokens of width {self.token_width}, the backbone gives tokens of width "
+                f"{token_width}: leave token_width out to take the backbone's"
+            )
+        self.token_width = token_width
+        width = self.width
+        self.queries = nn.Parameter(torch.randn(self.query_count, width) * width**-0.5)
         self.token_norm = nn.LayerNorm(token_width)
         self.query_in = nn.Linear(width, width)
         self.key_value = nn.Linear(token_width, 2 * width)

@@ -17,7 +17,7 @@ from ..core.sizes import known_features, require_sizes
 Cuts = Literal["bootstrap", "leave_out", "end"]
 
 
-class StateCritic(Critic):
+class ValueFunction(Critic):
     """Base of the values of observations; a subclass writes ``value`` and ``loss_of``.
 
     Targets are λ-returns (Schulman et al. 2016, arXiv 1506.02438, equation 16): λ = 1 is Monte-Carlo, λ = 0 one-step
@@ -25,11 +25,6 @@ class StateCritic(Critic):
     return is not known, and ``cuts`` chooses what to do about it.
 
     Args:
-        state_size: Width S of the state; 0 reads no state, None takes it from the data.
-        hidden: Widths of the hidden layers (tanh).
-        feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
-            ``encoder/camera``; a width of None is taken from the data.
-        outputs: Number of outputs of the network.
         gamma: Discount factor per step of the targets that ``loss`` computes, in [0, 1].
         lam: Parameter λ of the targets, in [0, 1].
         cuts: Treatment of rows that did not terminate. ``"bootstrap"`` continues them by their own value;
@@ -40,55 +35,15 @@ class StateCritic(Critic):
         ValueError: If an argument makes no sense.
     """
 
-    def __init__(
-        self,
-        state_size: int | None,
-        hidden: Sequence[int],
-        feature_sizes: Mapping[str, int | None] | None,
-        outputs: int,
-        gamma: float,
-        lam: float,
-        cuts: Cuts,
-    ) -> None:
+    def __init__(self, gamma: float, lam: float, cuts: Cuts) -> None:
         super().__init__()
         if not (0 <= gamma <= 1 and 0 <= lam <= 1) or cuts not in get_args(Cuts):
             raise ValueError(
                 f"gamma {gamma}, lam {lam}, cuts {cuts!r}: expected numbers in [0, 1], and one of "
                 f"{', '.join(get_args(Cuts))}"
             )
-        self.state_size = state_size
         self.gamma, self.lam = gamma, lam
         self.cuts: Cuts = cuts
-        features = known_features(feature_sizes)
-        if state_size is not None and features is not None:
-            self.reads = Inputs(state_size, features)
-            self.network = tanh_network(self.reads.width, hidden, outputs, last_gain=1.0)
-
-    @property
-    def inputs(self) -> ModelInputs:
-        """What the critic reads of a trajectory, without the features that it names."""
-        return ModelInputs(state_size=self.state_size or 0)
-
-    @torch.no_grad()
-    def fit_scales(self, batch: TrajectoryBatch) -> None:
-        """Compute the scales of states and features from the observations of a batch that were really made.
-
-        Raises:
-            ValueError: If there is no observation, an input is not finite, or the size of the state is not known.
-        """
-        require_sizes(self)
-        rows, steps = batch.made.nonzero(as_tuple=True)
-        self.reads.fit(batch.observe(rows, steps))
-
-    def outputs(self, observation: Observation) -> Float[Tensor, "M outputs"]:
-        """Return the outputs of the network for M observations.
-
-        Raises:
-            ValueError: If the size of the state is not known, or an input has another width or is missing.
-        """
-        if "reads" not in self._modules:
-            require_sizes(self)
-        return self.network(self.reads(observation))
 
     def value(self, observation: Observation) -> Float[Tensor, " M"]:
         """Estimate the value of M observations, in float32 whatever the precision of the network."""
@@ -149,6 +104,68 @@ class StateCritic(Critic):
         return {"loss": (each * weight).sum() / weight.sum().clamp(min=1e-8), **metrics}
 
 
+class StateCritic(ValueFunction):
+    """Base of the values of observations by a perceptron; a subclass writes ``value`` and ``loss_of``.
+
+    Args:
+        state_size: Width S of the state; 0 reads no state, None takes it from the data.
+        hidden: Widths of the hidden layers (tanh).
+        feature_sizes: Width of every frozen feature that is read in addition to the state, by its name
+            ``encoder/camera``; a width of None is taken from the data.
+        outputs: Number of outputs of the network.
+        gamma: Discount factor per step of the targets that ``loss`` computes, in [0, 1].
+        lam: Parameter λ of the targets, in [0, 1].
+        cuts: Treatment of rows that did not terminate: ``"bootstrap"``, ``"leave_out"`` or ``"end"``; see
+            `ValueFunction`.
+
+    Raises:
+        ValueError: If an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        state_size: int | None,
+        hidden: Sequence[int],
+        feature_sizes: Mapping[str, int | None] | None,
+        outputs: int,
+        gamma: float,
+        lam: float,
+        cuts: Cuts,
+    ) -> None:
+        super().__init__(gamma=gamma, lam=lam, cuts=cuts)
+        self.state_size = state_size
+        features = known_features(feature_sizes)
+        if state_size is not None and features is not None:
+            self.reads = Inputs(state_size, features)
+            self.network = tanh_network(self.reads.width, hidden, outputs, last_gain=1.0)
+
+    @property
+    def inputs(self) -> ModelInputs:
+        """What the critic reads of a trajectory, without the features that it names."""
+        return ModelInputs(state_size=self.state_size or 0)
+
+    @torch.no_grad()
+    def fit_scales(self, batch: TrajectoryBatch) -> None:
+        """Compute the scales of states and features from the observations of a batch that were really made.
+
+        Raises:
+            ValueError: If there is no observation, an input is not finite, or the size of the state is not known.
+        """
+        require_sizes(self)
+        rows, steps = batch.made.nonzero(as_tuple=True)
+        self.reads.fit(batch.observe(rows, steps))
+
+    def outputs(self, observation: Observation) -> Float[Tensor, "M outputs"]:
+        """Return the outputs of the network for M observations.
+
+        Raises:
+            ValueError: If the size of the state is not known, or an input has another width or is missing.
+        """
+        if "reads" not in self._modules:
+            require_sizes(self)
+        return self.network(self.reads(observation))
+
+
 class ValueCritic(StateCritic):
     """State value V(s): a perceptron on state and frozen features, trained with squared errors.
 
@@ -160,7 +177,7 @@ class ValueCritic(StateCritic):
         gamma: Discount factor per step of the targets that ``loss`` computes, in [0, 1].
         lam: Parameter λ of TD(λ), in [0, 1]: 1 is Monte-Carlo, 0 is one-step TD.
         cuts: Treatment of rows that did not terminate: ``"bootstrap"``, ``"leave_out"`` or ``"end"``; see
-            `StateCritic`.
+            `ValueFunction`.
     """
 
     def __init__(
@@ -210,4 +227,4 @@ def _last(batch: TrajectoryBatch) -> Tensor:
     return index[None] == (batch.steps - 1)[:, None]
 
 
-__all__ = ["Cuts", "StateCritic", "ValueCritic", "known_onwards", "known_returns"]
+__all__ = ["Cuts", "StateCritic", "ValueCritic", "ValueFunction", "known_onwards", "known_returns"]

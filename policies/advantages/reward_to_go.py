@@ -10,7 +10,7 @@ from torch import Tensor
 from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
 from ...core.interfaces import AdvantageSource, Proposer, RewardModel
 from ...core.returns import gae, macro_rewards
-from ...critics.value import StateCritic
+from ...critics.value import ValueFunction
 from ..ranks import standardise_over_ranks
 
 Discount = Literal["decision", "step"]
@@ -28,7 +28,7 @@ def at_decisions(batch: TrajectoryBatch, per_observation: Float[Tensor, "B Tp1"]
 
 
 @torch.no_grad()
-def values_at_decisions(critic: StateCritic, batch: TrajectoryBatch, micro_batch: int) -> Float[Tensor, "B Np1"]:
+def values_at_decisions(critic: ValueFunction, batch: TrajectoryBatch, micro_batch: int) -> Float[Tensor, "B Np1"]:
     """Estimate the value of the decision observations and of the observation after the last step; 0 behind it.
 
     Args:
@@ -90,7 +90,7 @@ class RewardToGo(AdvantageSource):
     def __init__(
         self,
         reward: RewardModel,
-        critic: StateCritic,
+        critic: ValueFunction,
         potential: RewardModel | None = None,
         gamma: float = 0.99,
         lam: float = 0.95,

@@ -63,7 +63,7 @@ def test_it_gives_what_the_backbone_gives_whatever_was_asked_before(questions, m
 
 def test_an_observation_is_encoded_once_over_many_passes_and_the_state_does_not_count():
     backbone, cache, seen = Counting(), LatentCache(), observations(20)
-    for epoch in range(5):
+    for _epoch in range(5):
         for rows in torch.randperm(20).split(6):
             cache.tokens(backbone, seen[rows])
     moved = Observation(state=seen.state + 1, frames=seen.frames, instructions=seen.instructions)

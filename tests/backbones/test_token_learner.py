@@ -12,7 +12,7 @@ from guerdon.testing.conformance import reopen
 
 def learner(queries=2):
     torch.manual_seed(0)
-    return TokenLearner(6, width=8, queries=queries, heads=2)
+    return TokenLearner(width=8, queries=queries, heads=2, token_width=6)
 
 
 @given(st.integers(1, 5), st.integers(0, 3), st.integers(0, 100))
@@ -65,7 +65,9 @@ def test_saving_keeps_it():
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="the width a multiple of the heads"):
-        TokenLearner(6, width=7)
+        TokenLearner(width=7)
+    with pytest.raises(ValueError, match="made for tokens of width 6, the backbone gives tokens of width 5"):
+        learner().build(5)
     with pytest.raises(ValueError, match="expected tokens of width 6, got 5"):
         learner()(torch.zeros(1, 2, 5), torch.ones(1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="a real token is NaN or infinite"):
@@ -75,7 +77,7 @@ def test_bad_input_is_named():
 def found_error(seed, mean_pooled):
     """Error after training on: the answer stands in the one token that carries a mark, at a random place."""
     torch.manual_seed(seed)
-    pool = TokenLearner(6, width=16, heads=2)
+    pool = TokenLearner(width=16, heads=2, token_width=6)
     head = nn.Linear(6 if mean_pooled else 16, 1)
     optimizer = torch.optim.Adam([*pool.parameters(), *head.parameters()], 5e-3)
 
