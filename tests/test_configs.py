@@ -17,6 +17,7 @@ from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.formats.video import write_video
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
+from guerdon.testing.clip_checkpoints import tiny_clip
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -78,6 +79,13 @@ SMALL = {
         *(*CLIPS, "--data.init_args.frame_size", "32", f"{REWARD}.frames.init_args.frame_size", "32"),
         *(f"{REWARD}.vlm.init_args.name", "{vlm}", f"{REWARD}.frames.init_args.max_frames", "6"),
     ],
+    "vla_cloning": [
+        *("--data.init_args.path", "{seen}", "--data.init_args.cache", "{features}"),
+        *("--data.init_args.encoder.init_args.name", "{clip}"),
+        *(f"{POLICY}.backbone.init_args.encoder.init_args.name", "{clip}"),
+        *(f"{POLICY}.backbone.init_args.text.init_args.name", "{clip}", "--model.init_args.passes", "1"),
+    ],
+    "vla_blip2": ["--data.init_args.path", "{seen}", f"{POLICY}.backbone.init_args.vlm.init_args.name", "{blip2}"],
     "ppo_learned_reward": [
         *(f"{POLICY}.path", "{behaviour_cloning}"),
         *("--model.init_args.advantage.init_args.reward.init_args.reward.init_args.path", "{progress_state}"),
@@ -114,13 +122,16 @@ def folders(tmp_path_factory):
         split = "val" if number == 3 else "train"
         rows.append(json.dumps({"file": f"{number}.mp4", "instruction": f"task {number % 2}", "split": split}))
     (clips / "metadata.jsonl").write_text("\n".join(rows))
-    vlm = tiny_vlm(place / "vlm")
+    vlm, blip2 = tiny_vlm(place / "vlm"), tiny_vlm(place / "blip2", "blip2")
+    clip = tiny_clip(place / "clip.safetensors", "safetensors")
     with closing(make_task("mujoco/reach")) as task, LeRobotWriter(place / "seen", task.fps) as writer:
         for episode in collect(task, {"expert": 1.0}, 4, frames=False):
             pictures = np.random.default_rng(0).integers(0, 255, (episode.steps + 1, 3, 16, 16), np.uint8)
             shown = ArrayFrames(values=pictures, step=np.arange(episode.steps + 1), identity=str(episode.index))
             writer.add(replace(episode, frames={"corner2": shown}))
-    return {"reach": place / "reach", "seen": place / "seen", "clips": clips, "cache": place / "cache", "vlm": vlm}
+    data = {"reach": place / "reach", "seen": place / "seen", "clips": clips}
+    caches = {"cache": place / "cache", "features": place / "features"}
+    return data | caches | {"vlm": vlm, "blip2": blip2, "clip": clip}
 
 
 def test_every_configuration_is_tested():
