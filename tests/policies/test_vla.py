@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from torch import nn
@@ -19,9 +20,14 @@ from guerdon.backbones.vlm_tokens import VLMBackbone
 from guerdon.core.batch import Observation
 from guerdon.core.hub import load_component, save_component
 from guerdon.core.sizes import DataSizes, take_sizes
+from guerdon.critics.backbone_value import BackboneValue
+from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.chunks import ScaleHead
-from guerdon.policies.optimizer import PolicyAdam
+from guerdon.policies.objectives import ClippedSurrogate
+from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
+from guerdon.policies.rollouts.data import RolloutData
 from guerdon.policies.vla import VLAPolicy
+from guerdon.rewards.recorded import RecordedSuccess
 from guerdon.testing import check_policy
 from guerdon.testing.conformance import reopen
 from guerdon.testing.vlm_checkpoints import tiny_vlm
@@ -288,3 +294,45 @@ def cloned_error(seed):
 @pytest.mark.slow
 def test_cloning_finds_the_token_that_matters():
     assert all(cloned_error(seed) < 0.3 for seed in range(5)), "a policy that looks at all tokens alike is above 0.7"
+
+
+@pytest.mark.slow
+def test_reinforcement_learning_with_a_frozen_backbone_keeps_it_bit_identical_and_encodes_each_observation_once():
+    """Stage 1 of iRe-VLA: the head and a fresh critic on the policy's cached tokens."""
+    torch.manual_seed(0)
+    backbone = EncoderBackbone(text=HashedText(8), width=16, hidden=(16,), layers=1, heads=2)
+    policy: Any = VLAPolicy(backbone, hidden=(16,), token_learner=learner(), cache=LatentCache())
+    value = BackboneValue(EncoderBackbone(width=16, hidden=(16,), layers=0, heads=2), hidden=(16,))
+    optimizer = PolicyOptimizer(
+        policy,
+        RewardToGo(RecordedSuccess(), value),
+        ClippedSurrogate(),
+        passes=3,
+        minibatch_size=32,
+        optimizer=PolicyAdam(learning_rate=1e-2, frozen_parts=("backbone",)),
+    )
+    encoded = 0
+
+    def count(module, arguments, made):
+        nonlocal encoded
+        encoded += len(made.hidden)
+
+    data = RolloutData("mujoco/reach", steps=48, rollouts=1, envs=2, workers=0, contexts=4, eval_contexts=2)
+    data.setup("fit")
+    take_sizes(optimizer, data.sizes)
+    before = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    policy.backbone.register_forward_hook(count)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(optimizer, data)
+    changed = {n.partition(".")[0] for n, weight in policy.state_dict().items() if not torch.equal(weight, before[n])}
+    assert changed == {"token_learner", "network", "log_std"}
+    assert encoded == policy.cache.misses <= 48 + 4 and policy.cache.hits >= 3 * 40
