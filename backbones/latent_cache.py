@@ -42,11 +42,11 @@ class LatentCache(Component):
     def _clear(self) -> None:
         self._entries: OrderedDict[bytes, Tensor] = OrderedDict()
         self._bytes = 0
-        self._version = ""
+        self._made_by = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the entries out of copies and of what is sent to other processes."""
-        return self.__dict__ | {"_entries": OrderedDict(), "_bytes": 0, "_version": ""}
+        return self.__dict__ | {"_entries": OrderedDict(), "_bytes": 0, "_made_by": ""}
 
     @property
     def entries(self) -> int:
@@ -77,9 +77,9 @@ class LatentCache(Component):
                 "(backbone.requires_grad_(False), or frozen_parts of PolicyAdam), or leave the cache out"
             )
         version = backbone.version
-        if version != self._version:
+        if version != self._made_by:
             self._clear()
-            self._version = version
+            self._made_by = version
         if not len(observation):
             return backbone(observation)
         read = backbone.read(observation)
