@@ -4,12 +4,13 @@ import hashlib
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.batch import Observation
 from ..core.interfaces import Component
-from .token_states import ObservationTokens, TokenBackbone, as_bytes
+from .token_states import ObservationTokens, TokenBackbone
 
 
 class LatentCache(Component):
@@ -146,15 +147,20 @@ def _frozen(backbone: TokenBackbone, observation: Observation) -> ObservationTok
 def _keys(read: Observation) -> list[bytes]:
     """Hash each observation: names, types, shapes and bytes of its parts, and its instruction."""
     parts = [("state", read.state), *sorted(read.frames.items()), *sorted(read.features.items())]
-    held = [(f"{name} {v.dtype} {tuple(v.shape[1:])}".encode(), v.detach().cpu()) for name, v in parts]
+    held = [(f"\0{name} {v.dtype} {tuple(v.shape[1:])}".encode(), _rows_as_bytes(v)) for name, v in parts]
     keys: list[bytes] = []
     for row, instruction in enumerate(read.instructions):
         digest = hashlib.blake2b(instruction.encode(), digest_size=16)
-        for name, values in held:
-            digest.update(b"\0" + name)
-            digest.update(as_bytes(values[row]))
+        for name, rows in held:
+            digest.update(name)
+            digest.update(rows[row].data)
         keys.append(digest.digest())
     return keys
+
+
+def _rows_as_bytes(values: Tensor) -> np.ndarray:
+    """Return the numbers of M rows as bytes (M, n)."""
+    return values.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
 
 
 __all__ = ["LatentCache", "tokens_from"]

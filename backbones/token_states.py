@@ -90,15 +90,6 @@ def _sum_of_bits(weight: Tensor) -> Tensor:
     return flat.view(_BITS[flat.dtype]).sum(dtype=torch.int64) if flat.dtype in _BITS else flat.sum(dtype=torch.int64)
 
 
-def as_bytes(values: Tensor) -> bytes:
-    """Return the numbers of a tensor as bytes, in their order.
-
-    Args:
-        values: Tensor of any shape, type and device.
-    """
-    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
 def tokens_of(parts: Sequence[ObservationTokens]) -> ObservationTokens:
     """Concatenate the tokens of different observations, padded to the longest.
 
@@ -115,4 +106,4 @@ def tokens_of(parts: Sequence[ObservationTokens]) -> ObservationTokens:
     )
 
 
-__all__ = ["ObservationTokens", "TokenBackbone", "as_bytes", "tokens_of"]
+__all__ = ["ObservationTokens", "TokenBackbone", "tokens_of"]
