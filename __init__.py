@@ -118,7 +118,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "rewards.stages.segmentation": ("StagePath",),
     },
     "Critics": {
-        "critics.value": ("StateCritic", "ValueCritic"),
+        "critics.value": ("ValueFunction", "StateCritic", "ValueCritic"),
         "critics.distributional": ("DistributionalValue",),
         "critics.chunks": ("ChunkCritic",),
         "critics.action": ("ActionCritic",),
@@ -134,6 +134,13 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Policies and their optimisation": {
         "policies.gaussian": ("GaussianPolicy",),
+        "policies.vla": ("VLAPolicy",),
+        "backbones.token_learner": ("TokenLearner",),
+        "backbones.latent_cache": ("LatentCache",),
+        "backbones.encoder_tokens": ("EncoderBackbone",),
+        "backbones.vlm_tokens": ("VLMBackbone",),
+        "backbones.token_states": ("TokenBackbone",),
+        "critics.backbone_value": ("BackboneValue",),
         "policies.laplace": ("LaplacePolicy",),
         "policies.chunks": ("ChunkPolicy", "PerceptronPolicy", "ScaleHead"),
         "policies.optimizer": ("PolicyOptimizer", "PolicyAdam"),
@@ -207,9 +214,11 @@ if TYPE_CHECKING:
     from . import testing as testing
     from .backbones.chat import Chat as Chat
     from .backbones.chat import Reply as Reply
+    from .backbones.encoder_tokens import EncoderBackbone as EncoderBackbone
     from .backbones.huggingface_text import HuggingFaceText as HuggingFaceText
     from .backbones.language import HashedText as HashedText
     from .backbones.language import TextEncoder as TextEncoder
+    from .backbones.latent_cache import LatentCache as LatentCache
     from .backbones.lora import LoRA as LoRA
     from .backbones.openai_clip import ClipEncoder as ClipEncoder
     from .backbones.openai_clip import ClipText as ClipText
@@ -218,9 +227,12 @@ if TYPE_CHECKING:
     from .backbones.remote import RemoteChat as RemoteChat
     from .backbones.remote import RequestSettings as RequestSettings
     from .backbones.temporal import CausalTransformer as CausalTransformer
+    from .backbones.token_learner import TokenLearner as TokenLearner
+    from .backbones.token_states import TokenBackbone as TokenBackbone
     from .backbones.vision import ConvEncoder as ConvEncoder
     from .backbones.vision import VisionEncoder as VisionEncoder
     from .backbones.vlm import VLM as VLM
+    from .backbones.vlm_tokens import VLMBackbone as VLMBackbone
     from .core.batch import Advantages as Advantages
     from .core.batch import End as End
     from .core.batch import PreferencePairs as PreferencePairs
@@ -251,6 +263,7 @@ if TYPE_CHECKING:
     from .core.sizes import DataSizes as DataSizes
     from .core.sizes import HasSizes as HasSizes
     from .critics.action import ActionCritic as ActionCritic
+    from .critics.backbone_value import BackboneValue as BackboneValue
     from .critics.best_of import BestOfCritic as BestOfCritic
     from .critics.chunks import ChunkCritic as ChunkCritic
     from .critics.conservative import CalibratedFloor as CalibratedFloor
@@ -269,6 +282,7 @@ if TYPE_CHECKING:
     from .critics.optimization import ScheduledAdamW as ScheduledAdamW
     from .critics.value import StateCritic as StateCritic
     from .critics.value import ValueCritic as ValueCritic
+    from .critics.value import ValueFunction as ValueFunction
     from .datasets.collate import Window as Window
     from .datasets.collate import collate as collate
     from .datasets.episodes import ArrayFrames as ArrayFrames
@@ -358,6 +372,7 @@ if TYPE_CHECKING:
     from .policies.rollouts.pool import play_episodes as play_episodes
     from .policies.rollouts.ray_pool import RayPool as RayPool
     from .policies.rollouts.setting import TaskSetting as TaskSetting
+    from .policies.vla import VLAPolicy as VLAPolicy
     from .policies.weights import Exponential as Exponential
     from .policies.weights import Positive as Positive
     from .policies.weights import RewardAligned as RewardAligned

@@ -13,7 +13,7 @@ from ..backbones.perceptron import Inputs
 from ..backbones.token_learner import TokenLearner
 from ..backbones.token_states import TokenBackbone
 from ..core.batch import Observation
-from .chunks import ChunkPolicy, ScaleHead
+from .chunks import LOG_SCALE_RANGE, ChunkPolicy, ScaleHead
 from .distributions import GaussianActions, LaplaceActions
 
 Head = Literal["gaussian", "laplace"]
@@ -38,10 +38,12 @@ class VLAPolicy(ChunkPolicy):
         execute: Number of steps executed before the next decision, 1 … H.
         head: Distribution of the actions: ``"gaussian"``, cloned by squared errors, or ``"laplace"``, by absolute ones.
         hidden: Widths of the hidden layers (tanh) of the perceptron.
-        log_scale: Initial logarithm of the scale of every action dimension, or a network that predicts it.
+        log_scale: Initial logarithm of the scale of every action dimension, within ``log_scale_range``; or a network
+            that predicts it.
         token_learner: Pooling of the tokens; None takes the defaults of `TokenLearner`.
         cache: Cache of the tokens, used while the backbone is frozen and passed by while it learns; None encodes every
             observation anew.
+        log_scale_range: Lowest and highest logarithm of a scale that is one number per action dimension, in every use.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -59,8 +61,15 @@ class VLAPolicy(ChunkPolicy):
         log_scale: float | ScaleHead = -1.0,
         token_learner: TokenLearner | None = None,
         cache: LatentCache | None = None,
+        log_scale_range: Sequence[float] = LOG_SCALE_RANGE,
     ) -> None:
-        super().__init__(action_size=action_size, horizon=horizon, execute=execute, log_scale=log_scale)
+        super().__init__(
+            action_size=action_size,
+            horizon=horizon,
+            execute=execute,
+            log_scale=log_scale,
+            log_scale_range=log_scale_range,
+        )
         if head not in get_args(Head):
             raise ValueError(f"head {head!r}: expected {' or '.join(get_args(Head))}")
         self.kind = GaussianActions if head == "gaussian" else LaplaceActions
