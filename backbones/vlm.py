@@ -3,20 +3,21 @@
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
 
 from ..core.arguments import folds
 from .chat import Chat, Prompt, Reply
+from .frozen_weights import save_trained_only
 from .lora import LoRA, lora_of
 from .plain_prompts import PlainPromptReader
 from .revision import weights_revision
-from .vlm_answers import answers_after, answers_along, read_prompts
+from .vlm_answers import Reading, answers_after, answers_along, read_prompts
 from .vlm_loading import PLAIN, freeze, open_vlm
 from .vlm_prompts import PromptReader
 
@@ -108,8 +109,7 @@ class VLM(Chat):
             lora.add_to(self._decoder())
         self.trained = frozenset(n for n, p in self.model.named_parameters() if p.requires_grad)
         """Names of the weights of the low-rank updates."""
-        self.register_state_dict_post_hook(_leave_out_frozen)
-        self.register_load_state_dict_post_hook(_expect_no_frozen)
+        save_trained_only(self)
         image_token = getattr(self.model.config, "image_token_id", None)
         self._plain = self.model.config.model_type == PLAIN
         reader = PlainPromptReader if self._plain else PromptReader
@@ -184,6 +184,19 @@ class VLM(Chat):
         else:  # without the logits of a large vocabulary, which nobody asked for
             hidden = base(**inputs, use_cache=False).last_hidden_state
         return TokenStates(hidden=hidden, tokens=inputs["input_ids"], mask=inputs["attention_mask"].bool())
+
+    def begin_answers(self, prompts: Sequence[Prompt]) -> tuple[Reading, Int[Tensor, "M L"]]:
+        """Read M prompts up to the begin of the model's turn, keeping keys and values; gradients reach the updates.
+
+        Returns:
+            The keys and values, and the tokens of the prompts, padded before.
+
+        Raises:
+            TypeError: If a picture is not uint8.
+            ValueError: As `hidden_states`.
+        """
+        inputs = self._inputs(prompts, answering=True)
+        return read_prompts(self.model, inputs), inputs["input_ids"]
 
     def states_after(self, prompts: Sequence[Prompt], text: str) -> Float[Tensor, "N D"]:
         """Compute float32 states at the end of every part that equals ``text``, prompt by prompt, in order.
@@ -363,20 +376,3 @@ class VLM(Chat):
     def _inputs(self, prompts: Sequence[Prompt], answering: bool = False) -> dict[str, Tensor]:
         tensors = self.reader.read(prompts, answering)
         return {k: v.to(self.device, self._dtype if v.is_floating_point() else None) for k, v in tensors.items()}
-
-
-def _leave_out_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    kept = {f"{prefix}model.{name}" for name in cast(VLM, module).trained}
-    for key in [k for k in state if k.startswith(f"{prefix}model.") and k not in kept]:
-        del state[key]
-
-
-def _expect_no_frozen(module: nn.Module, wrong: Any) -> None:
-    vlm = cast(VLM, module)
-    frozen = {f"model.{n}" for n in vlm.model.state_dict()} - {f"model.{n}" for n in vlm.trained}
-
-    def ours(key: str) -> bool:
-        parts = key.split(".")
-        return any(".".join(parts[i:]) in frozen for i in range(len(parts)))
-
-    wrong.missing_keys[:] = [key for key in wrong.missing_keys if not ours(key)]

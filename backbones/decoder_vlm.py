@@ -1,0 +1,102 @@
+"""A vision-language model as an autoregressive backbone: pictures and a question are the prompt of an action."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..core.decisions import Observation
+from .decoder import QUESTION, BinRows, Decoder, Prefix, read_behind, require_no_dropout
+from .decoder_language import require_linear_head, require_no_bins, require_room, reserved_rows
+from .vlm import VLM
+
+
+class VLMDecoder(Decoder):
+    """Vision-language model whose turn of the conversation is the action.
+
+    The prompt holds the last frame of every camera, in order, and a question about the instruction. The vision tower
+    runs once per decision.
+
+    Args:
+        vlm: Vision-language model, frozen or with LoRA (without dropout).
+        cameras: Names of the cameras that are shown.
+        prompt: Question, with ``{instruction}`` where the instruction goes.
+
+    Raises:
+        ValueError: If an argument makes no sense, or the model keeps no keys and values.
+    """
+
+    def __init__(self, vlm: VLM, cameras: Sequence[str], prompt: str = QUESTION) -> None:
+        super().__init__()
+        if not cameras:
+            raise ValueError("cameras is empty: expected the names of the cameras that the model is shown")
+        if "{instruction}" not in prompt:
+            raise ValueError(f"prompt {prompt!r}: expected {{instruction}} in it, where the instruction goes")
+        if vlm.gradient_checkpointing:
+            raise ValueError(
+                f"{vlm.name}: gradient_checkpointing keeps no keys and values, and actions are decoded with them: "
+                "turn it off, and use smaller minibatches"
+            )
+        require_no_dropout(vlm.model)
+        require_linear_head(vlm.model, vlm.name)
+        self.vlm, self.cameras, self.prompt = vlm, tuple(cameras), prompt
+        self.width, self.name = vlm.width, vlm.name
+        self._bins: frozenset[int] = frozenset()
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the frozen weights."""
+        return self.vlm.model.dtype
+
+    def reserve(self, bins: int) -> BinRows:
+        """Reserve rows of the vocabulary for bins, see `guerdon.Decoder`."""
+        reader = self.vlm.reader
+        around = (reader.opening, reader.closing, self.prompt.replace("{instruction}", ""))
+        taken = {token for text in around for token in reader.tokens(text)}
+        return reserved_rows(self, self.vlm.model, reader.processor.tokenizer, bins, taken)
+
+    def hold(self, tokens: tuple[int, ...]) -> None:
+        """Refuse instructions that use one of these tokens from now on."""
+        self._bins = frozenset(tokens)
+
+    def read(self, observation: Observation, room: int) -> Prefix:
+        """Read the pictures and the question of every observation.
+
+        Raises:
+            ValueError: If a camera is missing, an instruction is too long, or it holds a token with a meaning of its
+                own.
+        """
+        if missing := [camera for camera in self.cameras if camera not in observation.frames]:
+            raise ValueError(
+                f"expected frames of the cameras {list(self.cameras)}, {missing[0]!r} is missing from "
+                f"{sorted(observation.frames)}: load or render it, or correct the cameras of the decoder"
+            )
+        shown = [observation.frames[camera] for camera in self.cameras]
+        asked = [self.prompt.replace("{instruction}", instruction) for instruction in observation.instructions]
+        reading, tokens = self.vlm.begin_answers(
+            [[*(frames[row] for frames in shown), text] for row, text in enumerate(asked)]
+        )
+        for row, instruction in enumerate(observation.instructions):
+            kept = tokens[row][reading.mask[row]].tolist()
+            tokeniser = self.vlm.reader.processor.tokenizer
+            require_no_bins(kept, self._bins, tokeniser, instruction, self.name)
+            require_room(len(kept), room, self.vlm.max_tokens, instruction, self.name)
+        reading.cut(tokens.shape[1] - 1)  # the last token is read with what comes behind it
+        after = reading.positions.amax(-1) + 1
+        if after.ndim == 2:  # text goes on behind the largest of time, height and width
+            after = after.amax(0, keepdim=True).expand_as(after)
+        return Prefix(
+            cache=reading.cache,
+            pending=self.vlm.model.get_input_embeddings()(tokens[:, -1:]),
+            positions=after,
+            mask=None if bool(reading.mask.all()) else reading.mask,
+        )
+
+    def extend(self, prefix: Prefix, embeddings: Float[Tensor, "M n D"]) -> Float[Tensor, "M N D"]:
+        """Read n embeddings behind every prompt."""
+        return read_behind(self.vlm.model.get_decoder(), prefix, embeddings)
+
+
+__all__ = ["VLMDecoder"]
