@@ -135,6 +135,12 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     "Policies and their optimisation": {
         "policies.gaussian": ("GaussianPolicy",),
         "policies.vla": ("VLAPolicy",),
+        "policies.tokens": ("TokenPolicy",),
+        "policies.action_bins": ("ActionBins",),
+        "backbones.decoder": ("Decoder",),
+        "backbones.decoder_small": ("SmallDecoder",),
+        "backbones.decoder_language": ("LanguageDecoder",),
+        "backbones.decoder_vlm": ("VLMDecoder",),
         "backbones.token_learner": ("TokenLearner",),
         "backbones.latent_cache": ("LatentCache",),
         "backbones.encoder_tokens": ("EncoderBackbone",),
@@ -214,6 +220,10 @@ if TYPE_CHECKING:
     from . import testing as testing
     from .backbones.chat import Chat as Chat
     from .backbones.chat import Reply as Reply
+    from .backbones.decoder import Decoder as Decoder
+    from .backbones.decoder_language import LanguageDecoder as LanguageDecoder
+    from .backbones.decoder_small import SmallDecoder as SmallDecoder
+    from .backbones.decoder_vlm import VLMDecoder as VLMDecoder
     from .backbones.encoder_tokens import EncoderBackbone as EncoderBackbone
     from .backbones.huggingface_text import HuggingFaceText as HuggingFaceText
     from .backbones.language import HashedText as HashedText
@@ -340,6 +350,7 @@ if TYPE_CHECKING:
     from .evaluation.watch.window import RolloutWindow as RolloutWindow
     from .pages.learning_curve import LearningCurve as LearningCurve
     from .pages.report import write_report as write_report
+    from .policies.action_bins import ActionBins as ActionBins
     from .policies.actor import PolicyActor as PolicyActor
     from .policies.actor import actor_of as actor_of
     from .policies.advantages.action_advantage import ActionAdvantage as ActionAdvantage
@@ -372,6 +383,7 @@ if TYPE_CHECKING:
     from .policies.rollouts.pool import play_episodes as play_episodes
     from .policies.rollouts.ray_pool import RayPool as RayPool
     from .policies.rollouts.setting import TaskSetting as TaskSetting
+    from .policies.tokens import TokenPolicy as TokenPolicy
     from .policies.vla import VLAPolicy as VLAPolicy
     from .policies.weights import Exponential as Exponential
     from .policies.weights import Positive as Positive

@@ -18,6 +18,7 @@ from guerdon.datasets.formats.video import write_video
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
 from guerdon.testing.clip_checkpoints import tiny_clip
+from guerdon.testing.language_checkpoints import tiny_language
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -34,6 +35,11 @@ SPARSE = [
 # what makes each configuration small, and fit for the tiny data; {name} stands for a folder
 SMALL = {
     "behaviour_cloning": REACH,
+    "token_cloning": REACH,
+    "token_language": [
+        *(*REACH, f"{POLICY}.decoder.init_args.name", "{language}", f"{POLICY}.bins.init_args.bins", "8"),
+        *("--data.init_args.val_fraction", "0.3"),
+    ],
     "progress_state": [*REACH, f"{REWARD}.state_size", "12"],
     "progress_stages": [*REACH, f"{REWARD}.state_size", "12"],
     "progress_ensemble": [*REACH, f"{REWARD}.member.init_args.state_size", "12"],
@@ -124,6 +130,7 @@ def folders(tmp_path_factory):
     (clips / "metadata.jsonl").write_text("\n".join(rows))
     vlm, blip2 = tiny_vlm(place / "vlm"), tiny_vlm(place / "blip2", "blip2")
     clip = tiny_clip(place / "clip.safetensors", "safetensors")
+    language = tiny_language(place / "language")
     with closing(make_task("mujoco/reach")) as task, LeRobotWriter(place / "seen", task.fps) as writer:
         for episode in collect(task, {"expert": 1.0}, 4, frames=False):
             pictures = np.random.default_rng(0).integers(0, 255, (episode.steps + 1, 3, 16, 16), np.uint8)
@@ -131,7 +138,7 @@ def folders(tmp_path_factory):
             writer.add(replace(episode, frames={"corner2": shown}))
     data = {"reach": place / "reach", "seen": place / "seen", "clips": clips}
     caches = {"cache": place / "cache", "features": place / "features"}
-    return data | caches | {"vlm": vlm, "blip2": blip2, "clip": clip}
+    return data | caches | {"vlm": vlm, "blip2": blip2, "clip": clip, "language": language}
 
 
 def test_every_configuration_is_tested():
