@@ -227,3 +227,47 @@ def _check_masked(name: str, tensor: Tensor, mask: Tensor) -> None:
 def _check_support(low: float | int, high: float | int, bins: int) -> None:
     if bins < 2 or not low < high:
         raise ValueError(f"expected at least 2 bins and low < high, got bins={bins}, low={low}, high={high}")
+
+
+def clipped_value_loss(
+    value: Float[Tensor, "*shape"],
+    target: Float[Tensor, "*shape"],
+    old: Float[Tensor, "*shape"] | None = None,
+    clip: float | int | None = None,
+    delta: float | int | None = None,
+) -> Float[Tensor, "*shape"]:
+    """Compute the loss of values, elementwise: max(ℓ(V − G), ℓ(V_old + clip(V − V_old, ±c) − G)).
+
+    ℓ is half the squared error (VLA-RL, arXiv 2505.18719), or Huber's loss (RL4VLA, arXiv 2505.19789): half the square
+    up to δ, and δ(abs(e) − δ/2) beyond. Where the value is further from the old one than c in the direction of the
+    target, the gradient is 0; where it is on the other side, it is that of ℓ(V − G).
+
+    Args:
+        value: values V; the gradient flows into them.
+        target: returns G; no gradient flows into them.
+        old: values when the advantages were formed, V_old; no gradient flows into them. Needed with a clip.
+        clip: distance c, above 0; None does not clip.
+        delta: δ of Huber's loss, above 0; None takes half the squared error.
+
+    Raises:
+        ValueError: shapes that differ, a number that is not positive, or a clip without old values.
+    """
+    for name, number in (("clip", clip), ("delta", delta)):
+        if number is not None and not 0 < number < math.inf:
+            raise ValueError(f"{name}: expected a positive finite number, or None, got {number}")
+    if target.shape != value.shape or (old is not None and old.shape != value.shape):
+        got = f"{tuple(value.shape)}, {tuple(target.shape)} and {None if old is None else tuple(old.shape)}"
+        raise ValueError(f"value, target and old: expected one shape, got {got}")
+    if clip is None:
+        return _value_loss(value - target.detach(), delta)
+    if old is None:
+        raise ValueError("clip: clipping needs the values when the advantages were formed; give old, or no clip")
+    before = old.detach()
+    near = before + (value - before).clamp(-clip, clip)
+    return torch.maximum(_value_loss(value - target.detach(), delta), _value_loss(near - target.detach(), delta))
+
+
+def _value_loss(error: Float[Tensor, "*shape"], delta: float | int | None) -> Float[Tensor, "*shape"]:
+    if delta is None:
+        return 0.5 * error.square()
+    return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=float(delta))

@@ -38,6 +38,8 @@ class BackboneValue(ValueFunction):
         ValueError: If an argument makes no sense.
     """
 
+    scalar = True
+
     def __init__(
         self,
         backbone: TokenBackbone,

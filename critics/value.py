@@ -35,6 +35,9 @@ class ValueFunction(Critic):
         ValueError: If an argument makes no sense.
     """
 
+    scalar: bool = False
+    """Whether the value is one number that is regressed on the targets, so that `guerdon.ValueLoss` applies."""
+
     def __init__(self, gamma: float, lam: float, cuts: Cuts) -> None:
         super().__init__()
         if not (0 <= gamma <= 1 and 0 <= lam <= 1) or cuts not in get_args(Cuts):
@@ -179,6 +182,8 @@ class ValueCritic(StateCritic):
         cuts: Treatment of rows that did not terminate: ``"bootstrap"``, ``"leave_out"`` or ``"end"``; see
             `ValueFunction`.
     """
+
+    scalar = True
 
     def __init__(
         self,

@@ -1,9 +1,10 @@
 """Advantages of whole trajectories against others from the same initial state."""
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,9 +13,12 @@ from torch import Tensor
 from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
 from ...core.interfaces import AdvantageSource, Proposer, RewardModel
 from ...core.returns import group_standardise, leave_one_out
+from ..ranks import standardise_over_ranks
 
 _PATIENCE = 5  # batches in a row
-NORMALISE = ("none", "zscore", "rank", "leave_one_out")
+_SMALLEST_STD = 1e-7  # of scores within a group, as in LOOP's released code
+Normalise = Literal["none", "zscore", "rank", "leave_one_out", "leave_one_out_std", "mean", "batch"]
+NORMALISE = get_args(Normalise)
 
 
 @runtime_checkable
@@ -37,7 +41,8 @@ class GroupScore(AdvantageSource):
 
     A reward that abstains on a part of a batch leaves out the rows on which it does; the rest of their group is
     compared among itself. A row that is alone in its group, or whose group scored alike, has the advantage 0 unless
-    ``normalise`` is ``"none"``. A warning is given once where all rows are alone, and once where no advantage was
+    ``normalise`` is ``"none"`` or ``"batch"``. A warning is given once where all rows are alone, and once where no
+    advantage was
     different from 0 for five batches in a row: in both cases nothing is learned.
 
     After each batch ``figures`` holds the number of rows and groups that took part, the share of groups that were
@@ -50,12 +55,17 @@ class GroupScore(AdvantageSource):
     Args:
         reward: Reward model, causal or not; it is frozen and kept in evaluation mode.
         normalise: Map from scores to advantages. ``"none"``: the scores; ``"leave_one_out"``: score minus the mean of
-            the others (RLOO); ``"zscore"``: standard score within the group (GRPO); ``"rank"``: from −1 for the lowest
-            to 1 for the highest, ties in the middle.
+            the others (RLOO, LOOP); ``"leave_one_out_std"``: that, divided by the population standard deviation of the
+            group (a switch of LOOP's released code); ``"mean"``: score minus the mean of the group ("leave none out");
+            ``"zscore"``: standard score within the group (GRPO); ``"rank"``: from −1 for the lowest to 1 for the
+            highest, ties in the middle; ``"batch"``: standard score over all rows of the batch and of all processes,
+            whatever their groups.
         normalise_terms: Map of each reward term before they are added: ``"zscore"`` or ``"rank"`` brings it to one
             scale within each group, and the weights inside the reward cancel; ``"none"`` takes the reward as it is.
         term_weights: Weight of each normalised term, by name; None weighs all alike. A term that is not named gets 0.
         min_share: Share of the variance within groups below which a term is warned about, in [0, 1).
+        min_advantage: Magnitude of the advantage below which a row is left out of training, 0 or more (LOOP, arXiv
+            2502.01600: 0.01).
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -66,23 +76,27 @@ class GroupScore(AdvantageSource):
     def __init__(
         self,
         reward: RewardModel,
-        normalise: Literal["none", "zscore", "rank", "leave_one_out"] = "leave_one_out",
+        normalise: Normalise = "leave_one_out",
         normalise_terms: Literal["none", "zscore", "rank"] = "none",
         term_weights: Mapping[str, float] | None = None,
         min_share: float = 0.05,
+        min_advantage: float = 0.0,
     ) -> None:
         super().__init__()
         if normalise not in NORMALISE or normalise_terms not in NORMALISE[:3]:
             raise ValueError(
-                f"normalise {normalise!r}, normalise_terms {normalise_terms!r}: expected {', '.join(NORMALISE)}; terms "
-                "without the last"
+                f"normalise {normalise!r}, normalise_terms {normalise_terms!r}: expected {', '.join(NORMALISE)}; for "
+                "terms the first three"
             )
         if term_weights is not None and normalise_terms == "none":
             raise ValueError("term_weights weigh normalised terms: choose normalise_terms, or weights in the reward")
         if not 0 <= min_share < 1:
             raise ValueError(f"min_share is {min_share}: expected 0 <= min_share < 1")
+        if not 0 <= min_advantage < math.inf:
+            raise ValueError(f"min_advantage is {min_advantage}: expected a finite number of 0 or more")
         self.reward = reward.requires_grad_(False).eval()
         self.normalise, self.normalise_terms, self.min_share = normalise, normalise_terms, min_share
+        self.min_advantage = min_advantage
         self.term_weights = None if term_weights is None else dict(term_weights)
         self.figures: dict[str, float] = {}
         self._warned: set[str] = set()
@@ -124,6 +138,10 @@ class GroupScore(AdvantageSource):
         advantage = group_normalise(score, group, self.normalise, valid)
         self._note(score, terms, group, valid)
         self._watch(advantage, group, valid)
+        if self.min_advantage > 0:
+            kept = valid & (advantage.abs() >= self.min_advantage)
+            self.figures["group_rows_small_advantage"] = float((valid & ~kept).sum())
+            valid = kept
         step = batch.decision_step.clamp(min=0)
         weight = batch.weight.gather(1, step)
         used = batch.decision_mask & valid[:, None] & (weight > 0)
@@ -176,7 +194,7 @@ class GroupScore(AdvantageSource):
         self._idle = 0 if learned else self._idle + 1
         count = torch.unique(group[valid], return_counts=True)[1]
         alone = bool(len(count)) and int(count.max()) == 1
-        if alone and self.normalise != "none" and not self._told_alone:
+        if alone and self.normalise not in ("none", "batch") and not self._told_alone:
             self._told_alone = True
             warnings.warn(
                 f"each of the {len(count)} whole episodes of this batch is alone in its group (task and initial "
@@ -249,12 +267,15 @@ def complete_rows(batch: TrajectoryBatch, rewards: RewardEstimates) -> Bool[Tens
 def group_normalise(
     scores: Float[Tensor, " N"], group: Int[Tensor, " N"], how: str, valid: Bool[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """Normalise scores within groups; see `GroupScore`. The result is 0 if not valid, alone, or equal to all others.
+    """Normalise scores within groups; see `GroupScore`.
+
+    The result is 0 if not valid, and, unless ``how`` is ``"none"`` or ``"batch"``, if alone or equal to all others.
 
     Args:
         scores: Score of each row.
         group: Number of the group of each row.
-        how: ``"none"``, ``"zscore"``, ``"leave_one_out"`` or ``"rank"``.
+        how: ``"none"``, ``"zscore"``, ``"leave_one_out"``, ``"leave_one_out_std"``, ``"mean"``, ``"rank"`` or
+            ``"batch"``; see `GroupScore`.
         valid: Rows that count.
 
     Raises:
@@ -266,9 +287,32 @@ def group_normalise(
         return group_standardise(scores, group, valid=valid)
     if how == "leave_one_out":
         return leave_one_out(scores, group, valid)
+    if how in ("mean", "leave_one_out_std"):
+        return _from_leave_one_out(scores, group, how, valid)
+    if how == "batch":
+        return standardise_over_ranks(scores, valid)
     if how == "rank":
         return group_ranks(scores, group, valid)
     raise ValueError(f"normalise {how!r}: expected {', '.join(NORMALISE)}")
+
+
+def _from_leave_one_out(
+    scores: Float[Tensor, " N"], group: Int[Tensor, " N"], how: str, valid: Bool[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """Compute R − mean = (K − 1)/K · (R − mean of the others), or the latter over the population standard deviation.
+
+    The scores relative to the mean of the others are exactly 0 in a group of equal scores, whatever rounding does.
+    """
+    apart = leave_one_out(scores, group, valid).double()
+    index = torch.unique(group, return_inverse=True)[1]
+    count = torch.zeros(int(index.max()) + 1 if len(index) else 0, dtype=torch.float64, device=scores.device)
+    count = count.index_add_(0, index, valid.double())[index].clamp(min=1)
+    from_mean = apart * (count - 1) / count
+    if how == "mean":
+        return from_mean.to(scores.dtype)
+    squares = torch.zeros_like(count).index_add_(0, index, from_mean.square())[index]
+    std = (squares / count).sqrt().clamp(min=_SMALLEST_STD)
+    return (apart / std).to(scores.dtype)
 
 
 def group_ranks(

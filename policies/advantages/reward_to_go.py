@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
-from ...core.interfaces import AdvantageSource, Proposer, RewardModel
+from ...core.batch import Advantages, Observation, RewardEstimates, TrajectoryBatch
+from ...core.interfaces import AdvantageSource, Policy, Proposer, RewardModel
 from ...core.returns import gae, macro_rewards
 from ...critics.value import ValueFunction
+from ...critics.value_head import ValueHead
+from ...critics.value_loss import ValueLoss
 from ..ranks import standardise_over_ranks
 
 Discount = Literal["decision", "step"]
@@ -28,7 +30,9 @@ def at_decisions(batch: TrajectoryBatch, per_observation: Float[Tensor, "B Tp1"]
 
 
 @torch.no_grad()
-def values_at_decisions(critic: ValueFunction, batch: TrajectoryBatch, micro_batch: int) -> Float[Tensor, "B Np1"]:
+def values_at_decisions(
+    critic: ValueFunction | ValueHead, batch: TrajectoryBatch, micro_batch: int
+) -> Float[Tensor, "B Np1"]:
     """Estimate the value of the decision observations and of the observation after the last step; 0 behind it.
 
     Args:
@@ -70,13 +74,16 @@ class RewardToGo(AdvantageSource):
     Args:
         reward: Reward model; it is frozen and kept in evaluation mode. One that is not causal is used on whole episodes
             only.
-        critic: State values, trained with the policy on the returns by their own loss.
+        critic: State values, trained with the policy on the returns: a network of its own, or a `guerdon.ValueHead` on
+            the policy's hidden state.
         potential: Reward model whose progress Φ shapes the reward: γΦ(s′) − Φ(s) is added at decision observations,
             with Φ = 0 after termination (Ng et al. 1999). The optimal policy stays the same. None adds nothing.
         gamma: Discount factor, in [0, 1].
         lam: Parameter λ of GAE per decision, in [0, 1].
         normalise: Standardise the advantages over the decisions of the rollout, those of all processes together.
         value_weight: Weight of the critic's loss.
+        value_loss: Loss of a scalar critic, and the range of its values when advantages are formed; None takes the
+            critic's own loss (the whole squared error for scalar critics).
         discount: Clock of ``gamma``. ``"decision"`` discounts once per decision. ``"step"`` discounts once per control
             step: a reward inside a chunk by the steps since its decision, and the value after k executed steps by γ^k.
             The two agree where every decision executes one step; where decisions execute different numbers of steps,
@@ -84,13 +91,14 @@ class RewardToGo(AdvantageSource):
         micro_batch: Number of observations that are valued at a time.
 
     Raises:
-        ValueError: If ``discount`` is unknown, or ``micro_batch`` is below 1.
+        ValueError: If ``discount`` is unknown, ``micro_batch`` is below 1, or there is a ``value_loss`` for a critic
+            whose value is no regressed number.
     """
 
     def __init__(
         self,
         reward: RewardModel,
-        critic: ValueFunction,
+        critic: ValueFunction | ValueHead,
         potential: RewardModel | None = None,
         gamma: float = 0.99,
         lam: float = 0.95,
@@ -98,6 +106,7 @@ class RewardToGo(AdvantageSource):
         value_weight: float = 0.5,
         discount: Discount = "decision",
         micro_batch: int = 4096,
+        value_loss: ValueLoss | None = None,
     ) -> None:
         super().__init__()
         if discount not in get_args(Discount) or micro_batch < 1:
@@ -105,13 +114,24 @@ class RewardToGo(AdvantageSource):
                 f"discount {discount!r}, micro_batch {micro_batch}: expected {' or '.join(get_args(Discount))}, and at "
                 "least one observation at a time"
             )
+        if value_loss is not None and not critic.scalar:
+            raise ValueError(
+                f"value_loss: {type(critic).__name__} has a loss of its own, and clipping or Huber's loss need a value "
+                "that is regressed, such as that of guerdon.ValueCritic or guerdon.ValueHead; leave value_loss out"
+            )
         self.reward, self.critic, self.potential = reward.requires_grad_(False).eval(), critic, potential
         if potential is not None:
             potential.requires_grad_(False).eval()
         self.gamma, self.lam, self.normalise, self.value_weight = gamma, lam, normalise, value_weight
         self.discount: Discount = discount
-        self.micro_batch = micro_batch
+        self.micro_batch, self.value_loss = micro_batch, value_loss
         self._warned = False
+
+    def attach(self, policy: Policy) -> None:
+        """Let a value head read the hidden state of the policy that is trained; other critics need nothing."""
+        super().attach(policy)
+        if isinstance(self.critic, ValueHead):
+            self.critic.attach(policy)
 
     @torch.no_grad()
     def estimate(self, batch: TrajectoryBatch) -> RewardEstimates:
@@ -158,7 +178,8 @@ class RewardToGo(AdvantageSource):
             self._warn_of_lengths(executed)
         macro = macro_rewards(gained, batch.decision_step, batch.mask, inside)
         unknown = macro_rewards((~rewards.valid & batch.mask).float(), batch.decision_step, batch.mask) > 0
-        values = self._values(batch)
+        raw = self._values(batch)
+        values = raw if self.value_loss is None else self.value_loss.within_range(raw)
         last = torch.arange(mask.shape[1], device=mask.device)[None] == (mask.sum(1) - 1)[:, None]
         over = last & batch.terminated[:, None]
         unknown = unknown | (last & ~over & ~batch.last_observed[:, None])
@@ -177,7 +198,7 @@ class RewardToGo(AdvantageSource):
         valid = mask & ~unknown & (weight > 0)
         advantages = standardise_over_ranks(estimate.advantages, valid) if self.normalise else estimate.advantages
         return Advantages(
-            advantages=advantages.masked_fill(~valid, 0.0), returns=estimate.returns, valid=valid, values=values
+            advantages=advantages.masked_fill(~valid, 0.0), returns=estimate.returns, valid=valid, values=raw
         )
 
     def loss(
@@ -185,13 +206,39 @@ class RewardToGo(AdvantageSource):
     ) -> dict[str, Tensor]:
         """Compute the critic's loss of the returns at the decisions, times ``value_weight``, and its metrics.
 
-        A `ValueCritic` learns by squared errors, a `DistributionalValue` by cross-entropy to two bins.
+        A `ValueCritic` and a `ValueHead` learn by squared errors, or by ``value_loss``; a `DistributionalValue` by
+        cross-entropy to two bins. Within ``on_minibatch`` a value head reads the evaluation that the objective uses.
+
+        Raises:
+            ValueError: If a value head is used with a policy whose evaluation holds no hidden state.
         """
         observation, decisions = self.taken(batch, rows, steps)
         target = advantages.returns[rows, decisions]
-        each, values, metrics = self.critic.loss_of(observation, target)
+        if isinstance(self.critic, ValueFunction) and self.value_loss is None:
+            each, values, metrics = self.critic.loss_of(observation, target)
+        else:
+            values = self._value_with_gradient(observation, rows, steps)
+            if self.value_loss is None:
+                each, metrics = (values - target).square(), {}
+            else:
+                old = None if advantages.values is None else advantages.values[rows, decisions]
+                each, metrics = self.value_loss(values, target, old)
         error = (values.detach() - target).square().mean()
         return {**metrics, "loss": self.value_weight * each.mean(), "value_error": error}
+
+    def _value_with_gradient(
+        self, observation: Observation, rows: Int[Tensor, " M"], steps: Int[Tensor, " M"]
+    ) -> Float[Tensor, " M"]:
+        shared = self._shared
+        if not isinstance(self.critic, ValueHead) or shared is None or rows is not shared.rows:
+            return self.critic.value(observation)
+        hidden = shared.evaluation.hidden
+        if hidden is None:
+            raise ValueError(
+                f"{type(shared.policy).__name__} evaluates decisions without a hidden state, which a value head reads: "
+                "return Evaluation(hidden=…), or take guerdon.ValueCritic"
+            )
+        return self.critic(hidden)
 
     def _values(self, batch: TrajectoryBatch) -> Float[Tensor, "B Np1"]:
         values = values_at_decisions(self.critic, batch, self.micro_batch)

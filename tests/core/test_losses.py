@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from guerdon.core.losses import (
     bradley_terry,
     clipped_surrogate,
+    clipped_value_loss,
     expectile,
     from_two_hot,
     trajectory_preference,
@@ -305,6 +306,66 @@ class TestTrajectoryPreference:
         trajectory_preference(logp, ref, logp.detach(), ref, mask, mask, 1.0).backward()
         assert ref.grad is None
         assert logp.grad is not None
+
+
+class TestClippedValueLoss:
+    def test_by_hand(self):
+        # target 1, old value 0, clip 0.2: at V = 0.1 it is inside, ½·0.9²; at 0.5 the clipped one is worse, ½·0.8²;
+        # at −0.5 the value itself is worse, ½·1.5²
+        value = torch.tensor([0.1, 0.5, -0.5])
+        found = clipped_value_loss(value, torch.ones(3), torch.zeros(3), clip=0.2)
+        assert found.tolist() == pytest.approx([0.405, 0.32, 1.125])
+        # Huber with δ = 0.5: 0.5·(0.9 − 0.25), 0.5·(0.8 − 0.25), 0.5·(1.5 − 0.25)
+        found = clipped_value_loss(value, torch.ones(3), torch.zeros(3), clip=0.2, delta=0.5)
+        assert found.tolist() == pytest.approx([0.325, 0.275, 0.625])
+
+    def test_the_gradient_stops_where_the_value_moved_far_towards_the_target(self):
+        value = torch.tensor([0.1, 0.5, -0.5, 1.5], requires_grad=True)
+        clipped_value_loss(value, torch.ones(4), torch.zeros(4), clip=0.2).sum().backward()
+        # past the target by more than the clip is on the other side: 1.5 is nearer to 1 than 0.2 is, so no gradient
+        assert value.grad.tolist() == pytest.approx([-0.9, 0.0, -1.5, 0.0])
+
+    @given(
+        numbers=st.lists(st.tuples(*[st.floats(-3, 3, width=32)] * 3), min_size=1, max_size=6),
+        clip=st.sampled_from([None, 0.1, 1.0]),
+        delta=st.sampled_from([None, 0.5, 10.0]),
+    )
+    def test_against_a_loop(self, numbers, clip, delta):
+        def single(error):
+            if delta is None or abs(error) <= delta:
+                return 0.5 * error**2
+            return delta * (abs(error) - 0.5 * delta)
+
+        wanted = []
+        for value, target, old in numbers:
+            loss = single(value - target)
+            if clip is not None:
+                loss = max(loss, single(old + min(max(value - old, -clip), clip) - target))
+            wanted.append(loss)
+        value, target, old = torch.tensor(numbers).unbind(1)
+        found = clipped_value_loss(value, target, old, clip, delta)
+        assert found.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+    def test_it_reduces_to_half_the_squared_error(self):
+        value, target, old = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)).unbind()
+        half = 0.5 * (value - target).square()
+        assert torch.equal(clipped_value_loss(value, target), half)
+        torch.testing.assert_close(clipped_value_loss(value, target, old, clip=100.0, delta=100.0), half)
+        torch.testing.assert_close(clipped_value_loss(value, target, value, clip=0.1), half)
+
+    def test_neither_targets_nor_old_values_get_a_gradient(self):
+        value, target, old = (torch.tensor([x], requires_grad=True) for x in (0.3, 1.0, 0.0))
+        clipped_value_loss(value, target, old, clip=0.5).sum().backward()
+        assert target.grad is None and old.grad is None and value.grad is not None
+
+    def test_what_makes_no_sense(self):
+        value = torch.zeros(2)
+        with pytest.raises(ValueError, match="clip: expected a positive finite number"):
+            clipped_value_loss(value, value, value, clip=0.0)
+        with pytest.raises(ValueError, match="delta: expected a positive finite number"):
+            clipped_value_loss(value, value, delta=-1.0)
+        with pytest.raises(ValueError, match="needs the values when the advantages were formed"):
+            clipped_value_loss(value, value, clip=0.2)
 
 
 class TestRecipesOfTheClippedSurrogate:

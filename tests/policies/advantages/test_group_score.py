@@ -14,6 +14,7 @@ from guerdon.core.batch import End, Labelled, RewardEstimates, TrajectoryBatch
 from guerdon.core.interfaces import Policy, RewardModel
 from guerdon.core.returns import group_standardise, leave_one_out
 from guerdon.policies.advantages.group_score import (
+    NORMALISE,
     GroupScore,
     group_normalise,
     group_ranks,
@@ -85,6 +86,11 @@ def test_by_hand():
         # mean 3, deviations −2, −1, 3, variance 14/2; then 4.5 ± 0.5, variance 0.5
         "zscore": [-2 / 7**0.5, -1 / 7**0.5, 3 / 7**0.5, -0.5 / 0.5**0.5, 0.5 / 0.5**0.5],
         "rank": [-1.0, 0.0, 1.0, -1.0, 1.0],
+        "mean": [-2.0, -1.0, 3.0, -0.5, 0.5],
+        # population variances 14/3 and 0.25
+        "leave_one_out_std": [-3 / (14 / 3) ** 0.5, -1.5 / (14 / 3) ** 0.5, 4.5 / (14 / 3) ** 0.5, -2.0, 2.0],
+        # of all five: mean 3.6, squares 6.76 + 2.56 + 5.76 + 0.16 + 1.96 = 17.2 over 5
+        "batch": [x / 3.44**0.5 for x in (-2.6, -1.6, 2.4, 0.4, 1.4)],
     }
     for how, numbers in expected.items():
         advantages = run(quiet(normalise=how), batch)
@@ -92,6 +98,63 @@ def test_by_hand():
             assert advantages.advantages[:, decision].tolist() == pytest.approx(numbers, rel=1e-5)
         assert advantages.returns[:, 1].tolist() == [1.0, 2.0, 6.0, 4.0, 5.0]
         assert bool(advantages.valid.all())
+
+
+@pytest.mark.parametrize(
+    ("wins", "leave_one_out_mass", "zscore_mass"), [(1, 2.0, 5.29), (4, 4.57, 8.0), (0, 0.0, 0.0), (8, 0.0, 0.0)]
+)
+def test_the_weight_of_a_group_of_eight(wins, leave_one_out_mass, zscore_mass):
+    # 2S(K − S)/(K − 1) and 2√(S(K − S)): standard scores raise the weight of groups that are nearly solved or hopeless
+    score, group = torch.tensor([1.0] * wins + [0.0] * (8 - wins)), torch.zeros(8, dtype=torch.long)
+    valid = torch.ones(8, dtype=torch.bool)
+    mass = {how: group_normalise(score, group, how, valid).abs().sum().item() for how in NORMALISE}
+    assert mass["leave_one_out"] == pytest.approx(leave_one_out_mass, abs=0.005)
+    assert mass["mean"] == pytest.approx(leave_one_out_mass * 7 / 8, abs=0.005)
+    assert mass["leave_one_out_std"] == pytest.approx(zscore_mass * 8 / 7, abs=0.01)
+    assert mass["batch"] == pytest.approx(zscore_mass, abs=0.005)  # one group: population standard deviation
+    assert mass["zscore"] == pytest.approx(zscore_mass * (7 / 8) ** 0.5, abs=0.005)  # unbiased, as in GRPO's code
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.1, 0.3, 0.7]), min_size=1, max_size=8),
+    seed=st.integers(0, 99),
+)
+def test_baselines_against_a_loop(scores, seed):
+    generator = torch.Generator().manual_seed(seed)
+    score = torch.tensor(scores)
+    group = torch.randint(0, 3, score.shape, generator=generator)
+    valid = torch.rand(score.shape, generator=generator) < 0.8
+    mean = group_normalise(score, group, "mean", valid)
+    scaled = group_normalise(score, group, "leave_one_out_std", valid)
+    for i in range(len(score)):
+        own = [float(score[j]) for j in range(len(score)) if group[j] == group[i] and valid[j]]
+        if not bool(valid[i]) or len(set(own)) < 2:
+            assert float(mean[i]) == float(scaled[i]) == 0.0, "alone, cut out or equal: exactly 0"
+            continue
+        average = sum(own) / len(own)
+        std = (sum((x - average) ** 2 for x in own) / len(own)) ** 0.5
+        assert float(mean[i]) == pytest.approx(float(score[i]) - average, abs=1e-6)
+        others = (sum(own) - float(score[i])) / (len(own) - 1)
+        assert float(scaled[i]) == pytest.approx((float(score[i]) - others) / std, rel=1e-4)
+
+
+def test_rows_with_a_small_advantage_are_left_out():
+    batch = batch_of([0.0, 0.004, 1.0, 0.0], group=[0, 0, 1, 1])
+    source = quiet(min_advantage=0.01)
+    found = run(source, batch)
+    assert found.valid.any(1).tolist() == [False, False, True, True]
+    assert found.advantages[:2].abs().sum() == 0
+    assert source.figures["group_rows_small_advantage"] == 2
+    assert run(quiet(), batch).valid.all(), "by default none is"
+    with pytest.raises(ValueError, match="min_advantage is -1"):
+        quiet(min_advantage=-1.0)
+
+
+def test_the_whole_batch_needs_no_groups():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = run(quiet(normalise="batch"), batch_of([0.0, 1.0], group=[0, 1]))
+    assert found.advantages[:, 0].tolist() == pytest.approx([-1.0, 1.0], rel=1e-5)
 
 
 @given(
