@@ -14,6 +14,7 @@ from ...core.interfaces import Policy
 from ...core.sizes import DataSizes
 from ...envs.task import Context
 from ...envs.vector import sizes_of
+from ..loops.curriculum import Curriculum
 from .decisions import hash_seed
 from .frames import RolloutFrames
 from .groups import GroupDraws, GroupRollouts
@@ -21,6 +22,7 @@ from .pool import WorkerPool, play_episodes
 from .ray_pool import make_pool
 from .resume import contexts_to_plain, from_plain, to_plain
 from .setting import TaskSetting, check_tasks
+from .starts import CurriculumStarts
 from .stream import AheadStream, GroupStream, Progress, RolloutStream, StreamSetting, Validation
 
 
@@ -60,6 +62,8 @@ class RolloutData(lightning.LightningDataModule):
             ``"HOST:6379"``.
         policy_stays: Let the policy decide in this process, and send observations to it instead of weights to the
             workers: for policies that are large, or need this process's accelerator.
+        curriculum: Probabilities of the initial states of rollouts of ``steps`` steps, from the latest attempts at
+            them; None draws all alike. Groups have a curriculum of their own.
 
     Raises:
         ValueError: If the outcome is to be hidden and a success ends an episode or is compared in groups, or a setting
@@ -88,10 +92,17 @@ class RolloutData(lightning.LightningDataModule):
         overlap: bool = False,
         pool: str = "processes",
         policy_stays: bool = False,
+        curriculum: Curriculum | None = None,
     ) -> None:
         super().__init__()
         if hide_outcome and end_on_success:
             raise ValueError("hide_outcome needs end_on_success=False: an episode that ends early shows its outcome")
+        if curriculum is not None and (groups is not None or hide_outcome):
+            raise ValueError(
+                "curriculum: with groups set groups.curriculum instead, which draws whole groups"
+                if groups is not None
+                else "curriculum: with hide_outcome it would show the outcome; leave one of them out"
+            )
         if groups is not None and hide_outcome:
             compared = groups.compare == "success" and groups.rejection != "none"
             if compared or groups.curriculum is not None or groups.skip_solved:
@@ -116,6 +127,9 @@ class RolloutData(lightning.LightningDataModule):
         self.hide_outcome, self.seed = hide_outcome, seed
         self.counts, self.eval_split = (contexts, eval_contexts), eval_split
         self.groups, self.overlap, self.pool, self.policy_stays = groups, overlap, pool, policy_stays
+        self.curriculum = curriculum
+        self.starts: CurriculumStarts | None = None
+        """Draws of initial states by a curriculum, where rollouts are cut after a number of steps."""
         self.draws: GroupDraws | None = None
         """Draws of initial states, where there are groups."""
         self.progress = Progress()
@@ -200,6 +214,8 @@ class RolloutData(lightning.LightningDataModule):
             self.trainer.limit_val_batches = 0  # an empty loader would do the same, with a warning
         if self.groups is not None:
             self.draws = GroupDraws(self.groups, self.train_contexts)
+        if self.curriculum is not None:
+            self.starts = CurriculumStarts(self.curriculum, self.train_contexts)
         self._pool = make_pool(self.pool, self.setting, self.envs, self.workers, sizes, self.policy_stays)
         if self._saved is not None:
             self._go_on(self._saved)
@@ -220,7 +236,8 @@ class RolloutData(lightning.LightningDataModule):
         if self.draws is not None:
             module = self.trainer.lightning_module
             return GroupStream(pool, policy, setting, self.progress, rank, self.draws, module)
-        return (AheadStream if self.overlap else RolloutStream)(pool, policy, setting, self.progress, rank)
+        kind = AheadStream if self.overlap else RolloutStream
+        return kind(pool, policy, setting, self.progress, rank, self.starts)
 
     def val_dataloader(self) -> "Validation | list[object]":
         """Make a stream of one batch: deterministic episodes from the held-out contexts."""
@@ -263,6 +280,7 @@ class RolloutData(lightning.LightningDataModule):
             "lost_episodes": self._lost_episodes,
             "acting": progress.acting,
             "draws": None if self.draws is None else self.draws.state_dict(),
+            "starts": None if self.starts is None else self.starts.state_dict(),
         }
         ranks: list[Any] = [own]
         if _distributed():
@@ -296,6 +314,8 @@ class RolloutData(lightning.LightningDataModule):
         self._saved = None
         if self.draws is not None and saved.get("draws") is not None:
             self.draws.load_state_dict(saved["draws"])
+        if self.starts is not None and saved.get("starts") is not None:
+            self.starts.load_state_dict(saved["starts"])
         self.progress.acting = saved.get("acting")
         pieces = [from_plain(piece) for piece in saved.get("unfinished", [])]
         prepared = [[Context(*context) for context in contexts] for contexts in saved.get("prepared", [])]

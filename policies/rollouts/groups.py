@@ -118,7 +118,7 @@ class GroupDraws:
             generator: Random generator.
         """
         own = [context for context in self.contexts if task in (None, context.task)]
-        names = [_name(context) for context in own]
+        names = [context_name(context) for context in own]
         curriculum = self.setting.curriculum
         weights = torch.ones(len(own), dtype=torch.float64) if curriculum is None else curriculum.probabilities(names)
         found: list[Context] = []
@@ -147,9 +147,9 @@ class GroupDraws:
             outcomes: Outcome of each episode, from 0 to 1.
         """
         if self.setting.curriculum is not None:
-            self.setting.curriculum.add(_name(context), outcomes)
+            self.setting.curriculum.add(context_name(context), outcomes)
         if self.setting.skip_solved:
-            self._skips[_name(context)] = MOST_SKIPS if all(outcome == 1 for outcome in outcomes) else 0
+            self._skips[context_name(context)] = MOST_SKIPS if all(outcome == 1 for outcome in outcomes) else 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is remembered."""
@@ -240,8 +240,13 @@ def play_groups(draws: GroupDraws, play: Play, score: Score, generator: torch.Ge
     )
 
 
-def _name(context: Context) -> str:
+def context_name(context: Context) -> str:
+    """Return the name by which a curriculum remembers an initial state.
+
+    Args:
+        context: Initial state.
+    """
     return f"{context.task}#{context.index}"
 
 
-__all__ = ["MOST_SKIPS", "GroupDraws", "GroupRollouts", "Groups", "play_groups"]
+__all__ = ["MOST_SKIPS", "GroupDraws", "GroupRollouts", "Groups", "context_name", "play_groups"]

@@ -27,11 +27,13 @@ class Collect:
     """Random seed of contexts and noise."""
     version: int | None = None
     """Version of the policy, recorded with each decision."""
+    weights: Sequence[float] | None = None
+    """Weight of each initial state in the draws; None draws all alike."""
 
     def start(self, runner: Runner) -> tuple[Rounds, torch.Generator]:
         """Start the rollouts; return them, and the generator of the policy's noise."""
         generator = torch.Generator().manual_seed(self.seed)
-        return runner.collecting(self.steps, self.contexts, generator), generator
+        return runner.collecting(self.steps, self.contexts, generator, self.weights), generator
 
     def acting(self, policy: Policy, generator: torch.Generator) -> Acting:
         """Make what decides."""

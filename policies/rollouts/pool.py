@@ -30,7 +30,15 @@ class Pool(Protocol):
     lost: Losses
     """What was lost since the pool was made."""
 
-    def order(self, policy: Policy, steps: int, contexts: Sequence[Context], seed: int, version: int | None) -> None:
+    def order(
+        self,
+        policy: Policy,
+        steps: int,
+        contexts: Sequence[Context],
+        seed: int,
+        version: int | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> None:
         """Order rollouts of a policy as it is now; see `WorkerPool.order`."""
         ...
 
@@ -129,7 +137,13 @@ class WorkerPool:
         return pieces, [list(worker.unfinished.prepared) for worker in self._workers]
 
     def order(
-        self, policy: Policy, steps: int, contexts: Sequence[Context], seed: int, version: int | None = None
+        self,
+        policy: Policy,
+        steps: int,
+        contexts: Sequence[Context],
+        seed: int,
+        version: int | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         """Order rollouts of about ``steps`` environment steps in all, by a policy as it is now; ``answer`` waits.
 
@@ -139,13 +153,14 @@ class WorkerPool:
             contexts: Initial states that new episodes are drawn from, each environment's from those of its task.
             seed: Random seed of contexts and noise.
             version: Version of the policy that is recorded with each decision; None records none.
+            weights: Weight of each initial state in the draws, among those of its task; None draws all alike.
         """
         shares = [max(1, steps * count // self.envs) for count in self._share]
         several = len(self._share) > 1
         seeds = [seed * 1_009 + number if several else seed for number in range(len(self._share))]
         self._send(
             [
-                Collect(steps=share, contexts=list(contexts), seed=own, version=version)
+                Collect(steps=share, contexts=list(contexts), seed=own, version=version, weights=weights)
                 for share, own in zip(shares, seeds, strict=True)
             ],
             policy,

@@ -97,9 +97,24 @@ class Runner:
         """
         return decided(self.collecting(steps, contexts, generator), Acting(policy, generator))
 
-    def collecting(self, steps: int, contexts: Sequence[Context], generator: torch.Generator) -> Rounds:
-        """Start rollouts that are cut after about ``steps`` steps; see ``collect``."""
+    def collecting(
+        self,
+        steps: int,
+        contexts: Sequence[Context],
+        generator: torch.Generator,
+        weights: Sequence[float] | None = None,
+    ) -> Rounds:
+        """Start rollouts that are cut after about ``steps`` steps; see ``collect``.
+
+        Args:
+            steps: Number of environment steps over all environments.
+            contexts: Initial states that new episodes are drawn from, each environment's from those of its task.
+            generator: Random generator of the draws.
+            weights: Weight of each initial state, 0 or more, not all 0 in a task; None draws all alike. They do not
+                change what spare simulators have begun.
+        """
         mine = _by_task(contexts)
+        chances = None if weights is None else _weights_by_task(contexts, weights)
         for name in dict.fromkeys(task.name for task in self.simulators.tasks):
             if name not in mine:
                 raise ValueError(
@@ -113,7 +128,9 @@ class Runner:
                     self._ahead.remove(context)
                     return Start(context=context)
             own = mine[name]
-            return Start(context=own[int(torch.randint(len(own), (), generator=generator))])
+            if chances is None:
+                return Start(context=own[int(torch.randint(len(own), (), generator=generator))])
+            return Start(context=own[int(torch.multinomial(chances[name], 1, generator=generator))])
 
         simulators = self.simulators
         if self._drawn_from is not None and self._drawn_from != list(contexts):
@@ -342,6 +359,14 @@ def _by_task(contexts: Sequence[Context]) -> dict[str, list[Context]]:
     for context in contexts:
         found.setdefault(context.task, []).append(context)
     return found
+
+
+def _weights_by_task(contexts: Sequence[Context], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """Sort the weights of contexts by task, in the order of ``_by_task``."""
+    found: dict[str, list[float]] = {}
+    for context, weight in zip(contexts, weights, strict=True):
+        found.setdefault(context.task, []).append(weight)
+    return {task: torch.tensor(own, dtype=torch.float64) for task, own in found.items()}
 
 
 def split_evenly(total: int, parts: int) -> list[int]:

@@ -18,6 +18,7 @@ from .decisions import hash_seed
 from .groups import GroupDraws, play_groups
 from .pieces import Piece, batch_pieces
 from .pool import WorkerPool
+from .starts import CurriculumStarts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +86,20 @@ class RolloutStream:
         setting: Settings.
         progress: Progress so far; it is updated.
         rank: Rank of this process.
+        starts: Probabilities of the initial states from earlier outcomes; None draws all alike.
     """
 
     def __init__(
-        self, pool: WorkerPool, policy: Policy, setting: StreamSetting, progress: Progress, rank: int = 0
+        self,
+        pool: WorkerPool,
+        policy: Policy,
+        setting: StreamSetting,
+        progress: Progress,
+        rank: int = 0,
+        starts: CurriculumStarts | None = None,
     ) -> None:
         self.pool, self.policy, self.setting, self.progress, self.rank = pool, policy, setting, progress, rank
+        self.starts = starts
 
     def __len__(self) -> int:
         return self.setting.rollouts
@@ -112,6 +121,7 @@ class RolloutStream:
         with evaluating(self.policy):
             self._order(progress.made, self.policy, version=progress.made)
             pieces = self.pool.answer()
+        self._learn_from(pieces)
         progress.unfinished = self.pool.unfinished
         progress.count(pieces)
         return batch_pieces(pieces, hide_outcome=self.setting.hide_outcome)
@@ -119,7 +129,14 @@ class RolloutStream:
     def _order(self, number: int, policy: Policy, version: int) -> None:
         """Order the rollout of a number in the run."""
         seed = hash_seed(self.setting.seed, self.rank, number)
-        self.pool.order(policy, self.setting.steps, self.setting.contexts, seed, version)
+        weights = None if self.starts is None else self.starts.weights()
+        self.pool.order(policy, self.setting.steps, self.setting.contexts, seed, version, weights)
+
+    def _learn_from(self, pieces: Sequence[Piece]) -> None:
+        """Let the curriculum, if there is one, remember the outcomes of a rollout."""
+        if self.starts is not None:
+            self.starts.add(pieces)
+            self.progress.metrics = self.starts.metrics()
 
 
 class AheadStream(RolloutStream):
@@ -140,6 +157,7 @@ class AheadStream(RolloutStream):
                 self._order(number, acting, version=max(0, number - 1))
             pieces = self.pool.answer() if progress.waiting is None else progress.waiting
             progress.waiting, progress.ordered, progress.acting = None, False, None
+            self._learn_from(pieces)
             progress.unfinished = self.pool.unfinished
             if self.setting.in_all is None or number + 1 < self.setting.in_all:
                 progress.acting = {

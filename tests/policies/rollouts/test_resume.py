@@ -67,6 +67,8 @@ def parts(kind: str, **more: Any) -> tuple[PolicyOptimizer, RolloutData]:
         module = PolicyOptimizer(policy, GroupScore(RecordedReward()), ClippedSurrogate(), passes=2, minibatch_size=16)
         groups = GroupRollouts(size=2, contexts=3, compare="score", curriculum=Curriculum(), skip_solved=True)
         return module, RolloutData("mujoco/reach", groups=groups, **settings)
+    if kind == "curriculum":
+        settings["curriculum"] = Curriculum("literal", window=3)
     source = RewardToGo(RecordedReward(), ValueCritic(12, hidden=(16,)))
     module = PolicyOptimizer(policy, source, ClippedSurrogate(), passes=2, minibatch_size=16)
     return module, RolloutData("mujoco/reach", steps=25, **settings)
@@ -88,6 +90,8 @@ def run(kind: str, folder: Path, callbacks: list[Any], resume: Path | None = Non
 SETTINGS: list[Any] = [
     ("ppo", {}),
     ("ppo", {"spares": 2}),
+    ("curriculum", {}),
+    pytest.param("curriculum", {"workers": 2, "overlap": True}, marks=pytest.mark.slow),
     pytest.param("ppo", {"spares": 2, "workers": 2, "envs": 4}, marks=pytest.mark.slow),
     pytest.param("ppo", {"workers": 2}, marks=pytest.mark.slow),
     pytest.param("ppo", {"workers": 2, "overlap": True}, marks=pytest.mark.slow),
