@@ -95,6 +95,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "rewards.heads": ("PredictionSettings",),
         "rewards.recorded": ("RecordedReward", "RecordedSuccess"),
         "rewards.step_cost": ("StepCost",),
+        "rewards.staged_grasp": ("StagedGraspReward",),
         "rewards.ensemble": ("EnsembleReward",),
         "rewards.calibration": ("Calibrated",),
         "rewards.combine": ("Around", "Scale", "Clip", "Normalise", "Sum"),
@@ -135,6 +136,9 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     "Policies and their optimisation": {
         "policies.gaussian": ("GaussianPolicy",),
         "policies.vla": ("VLAPolicy",),
+        "critics.value_head": ("ValueHead",),
+        "critics.value_loss": ("ValueLoss",),
+        "policies.advantages.teacher": ("TeacherAdvantage",),
         "policies.tokens": ("TokenPolicy",),
         "policies.action_bins": ("ActionBins",),
         "backbones.decoder": ("Decoder",),
@@ -293,6 +297,8 @@ if TYPE_CHECKING:
     from .critics.value import StateCritic as StateCritic
     from .critics.value import ValueCritic as ValueCritic
     from .critics.value import ValueFunction as ValueFunction
+    from .critics.value_head import ValueHead as ValueHead
+    from .critics.value_loss import ValueLoss as ValueLoss
     from .datasets.collate import Window as Window
     from .datasets.collate import collate as collate
     from .datasets.episodes import ArrayFrames as ArrayFrames
@@ -360,6 +366,7 @@ if TYPE_CHECKING:
     from .policies.advantages.reward_to_go import RewardToGo as RewardToGo
     from .policies.advantages.reward_to_go import Uniform as Uniform
     from .policies.advantages.step_advantage import StepAdvantage as StepAdvantage
+    from .policies.advantages.teacher import TeacherAdvantage as TeacherAdvantage
     from .policies.chunks import ChunkPolicy as ChunkPolicy
     from .policies.chunks import PerceptronPolicy as PerceptronPolicy
     from .policies.chunks import ScaleHead as ScaleHead
@@ -420,6 +427,7 @@ if TYPE_CHECKING:
     from .rewards.shaping import Potential as Potential
     from .rewards.shaping import Shaped as Shaped
     from .rewards.shaping import Sparse as Sparse
+    from .rewards.staged_grasp import StagedGraspReward as StagedGraspReward
     from .rewards.stages.decomposer import VlmDecomposer as VlmDecomposer
     from .rewards.stages.decomposer_training import DecomposerTraining as DecomposerTraining
     from .rewards.stages.fine_tuning import FineTuning as FineTuning

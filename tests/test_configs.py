@@ -32,6 +32,12 @@ SPARSE = [
     *("--data.init_args.rollouts", "1", "--data.init_args.envs", "2", "--data.init_args.workers", "1"),
     *("--data.init_args.contexts", "2", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),
 ]
+GROUPS = [
+    *(*SPARSE, "--data.init_args.horizon", "8", "--data.init_args.groups.contexts", "2"),
+    *("--data.init_args.groups.size", "2", "--data.init_args.groups.rejection", "none"),
+]
+STEPS = [*SPARSE, "--data.init_args.steps", "64", "--data.init_args.horizon", "20"]
+ADVANTAGE = "--model.init_args.advantage.init_args"
 # what makes each configuration small, and fit for the tiny data; {name} stands for a folder
 SMALL = {
     "behaviour_cloning": REACH,
@@ -63,10 +69,15 @@ SMALL = {
         *("--model.init_args.advantage.init_args.steps", "5"),
     ],
     "ppo_sparse": [*SPARSE, "--data.init_args.steps", "64"],
-    "group_policy": [
-        *(*SPARSE, "--data.init_args.horizon", "8", "--data.init_args.groups.contexts", "2"),
-        *("--data.init_args.groups.size", "2", "--data.init_args.groups.rejection", "none"),
-    ],
+    "group_policy": GROUPS,
+    **dict.fromkeys(("loop", "loop_code", "ript_quest", "ript_quest_code", "ript_oft", "ript_oft_code"), GROUPS),
+    **dict.fromkeys(("simplevla", "grpo", "rloo"), GROUPS),
+    **dict.fromkeys(("ppo", "vla_rl_code"), STEPS),
+    # the task has no object: the goal stands for it
+    "rl4vla_grpo_code": [*GROUPS, f"{ADVANTAGE}.reward.init_args.moved_object", "goal"],
+    "rl4vla_ppo": [*STEPS, f"{ADVANTAGE}.reward.init_args.moved_object", "goal"],
+    "vla_rl": [*STEPS, f"{ADVANTAGE}.reward.init_args.rewards.init_args.path", "{milestones}"],
+    "opd": [*STEPS, f"{ADVANTAGE}.teacher.init_args.path", "{behaviour_cloning}"],
     "ppo_grape": [
         *(*SPARSE, "--data.init_args.horizon", "8", "--data.init_args.groups.contexts", "2"),
         *("--model.init_args.advantage.init_args.reward.init_args.costs", '["mujoco/reach"]'),
