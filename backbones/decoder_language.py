@@ -1,24 +1,28 @@
 """A pretrained language model as an autoregressive backbone, frozen or with LoRA."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..core.decisions import Observation
 from .decoder import QUESTION, BinRows, Decoder, Prefix, free_tokens, read_behind, require_no_dropout
 from .frozen_weights import save_trained_only
 from .lora import LoRA
+from .published import PublishedKind, open_published
 from .revision import weights_revision
 from .vlm_loading import freeze
 
-_WHERE = (
-    "expected a folder with config, safetensors and tokeniser (if it was moved, change 'name' where it is written: in "
-    "the YAML, or in component.json), or a repository in the local cache (nothing is downloaded unless download=True)"
+_LANGUAGE_MODEL = PublishedKind(
+    model=AutoModelForCausalLM,
+    processor=AutoTokenizer,
+    types=MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    name="language model",
+    lacks="write text",
+    expected="one that transformers opens with AutoModelForCausalLM, such as HuggingFaceTB/SmolLM2-135M-Instruct",
 )
 
 
@@ -165,31 +169,7 @@ def open_language_model(
         FileNotFoundError: If there is no such folder or repository, or it lacks a part.
         ValueError: If the checkpoint is no language model.
     """
-    folder = Path(name).is_dir()
-    if folder and revision is not None:
-        raise ValueError(f"{name} is a folder, which has no revision {revision}: leave it out")
-    if not folder and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"there is no folder {name}: {_WHERE}")
-    where: dict[str, Any] = {"local_files_only": folder or not download, "trust_remote_code": False}
-    where |= {} if revision is None else {"revision": revision}
-    try:
-        config: Any = AutoConfig.from_pretrained(name, **where)
-        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise ValueError(
-                f"{name} is a {config.model_type} model, which does not write text: expected one that transformers "
-                "opens with AutoModelForCausalLM, such as HuggingFaceTB/SmolLM2-135M-Instruct"
-            )
-        tokeniser: Any = AutoTokenizer.from_pretrained(name, **where)
-        opened: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
-        )
-    except OSError as error:
-        told = " ".join(str(error).split())
-        raise FileNotFoundError(f"cannot open the language model {name!r}: {told}; {_WHERE}") from error
-    model, report = opened
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{name} lacks {len(missing)} weights, first {missing[0]!r}: the copy did not finish?")
-    return model, tokeniser, None if folder else getattr(model.config, "_commit_hash", None) or revision
+    return open_published(name, revision, download, dtype, _LANGUAGE_MODEL)
 
 
 def reserved_rows(decoder: Any, model: Any, tokeniser: Any, bins: int, taken: set[int]) -> BinRows:

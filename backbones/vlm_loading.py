@@ -1,12 +1,13 @@
 """Opening of published vision-language models without running their code."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from .published import PublishedKind, open_published
 
 PLAIN = "blip-2"
 """Type of the models that read a plain prompt, pictures in front of a text: BLIP-2 knows no conversation."""
@@ -19,39 +20,16 @@ def open_vlm(name: str, revision: str | None, download: bool, dtype: torch.dtype
         FileNotFoundError: If there is no such folder or repository, or it lacks a part.
         ValueError: If the checkpoint reads no pictures, or has no chat template and is no BLIP-2.
     """
-    folder = Path(name).is_dir()
-    if folder and revision is not None:
-        raise ValueError(f"{name} is a folder, which has no revision {revision}: leave it out")
-    if not folder and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"there is no folder {name}: {_WHERE}")
-    where: dict[str, Any] = {"local_files_only": folder or not download, "trust_remote_code": False}
-    where |= {} if revision is None else {"revision": revision}
-    try:
-        config: Any = AutoConfig.from_pretrained(name, **where)
-        if config.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-            raise ValueError(
-                f"{name} is a {config.model_type} model, which does not read pictures and write text: expected one "
-                "that transformers opens with AutoModelForImageTextToText, such as Qwen/Qwen2.5-VL-3B-Instruct"
-            )
-        processor: Any = AutoProcessor.from_pretrained(name, **where)
-        opened: Any = AutoModelForImageTextToText.from_pretrained(
-            name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
-        )
-    except OSError as error:
-        told = " ".join(str(error).split())
-        raise FileNotFoundError(f"cannot open the vision-language model {name!r}: {told}; {_WHERE}") from error
+    model, processor, commit = open_published(name, revision, download, dtype, _VLM)
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise ValueError(f"{name} holds no processor of pictures and texts: copy the whole checkpoint")
     if not getattr(processor, "image_token", None):
         raise ValueError(f"{name} has no token that stands for a picture in a text: take another model")
-    if config.model_type == PLAIN:
-        _check_plain(name, config, processor)
+    if model.config.model_type == PLAIN:
+        _check_plain(name, model.config, processor)
     elif not processor.chat_template:
         raise ValueError(f"{name} has no chat template: take a checkpoint that was tuned on instructions")
-    model, report = opened
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{name} lacks {len(missing)} weights, first {missing[0]!r}: the copy did not finish?")
-    return model, processor, None if folder else getattr(model.config, "_commit_hash", None) or revision
+    return model, processor, commit
 
 
 def _check_plain(name: str, config: Any, processor: Any) -> None:
@@ -69,9 +47,13 @@ def _check_plain(name: str, config: Any, processor: Any) -> None:
         )
 
 
-_WHERE = (
-    "expected a folder with config, safetensors and processor (if it was moved, change 'name' where it is written: in "
-    "the YAML, or in component.json), or a repository in the local cache (nothing is downloaded unless download=True)"
+_VLM = PublishedKind(
+    model=AutoModelForImageTextToText,
+    processor=AutoProcessor,
+    types=MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    name="vision-language model",
+    lacks="read pictures and write text",
+    expected="one that transformers opens with AutoModelForImageTextToText, such as Qwen/Qwen2.5-VL-3B-Instruct",
 )
 
 _RATES = ("attention_dropout", "dropout", "layerdrop")
