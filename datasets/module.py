@@ -1,5 +1,6 @@
 """Data module of a training run on logged episodes: splits, windows, targets and negatives."""
 
+import copy
 import sys
 import warnings
 from collections import Counter
@@ -21,7 +22,7 @@ from .filters import EpisodeFilter
 from .joined import JoinedDatasets, joined, open_joined
 from .labels import LabelFactory
 from .reader import EpisodeReader
-from .sampling import EpochSampler, RowBatches, RowKeys
+from .sampling import EpochSampler, RowBatches, RowKeys, task_balanced
 from .splits import VAL_FRACTION, split_each
 from .survey import Survey, survey
 
@@ -56,6 +57,8 @@ class EpisodeData(lightning.LightningDataModule):
             ``takeover``. Critics and potentials use it; ALOE takes all four.
         keep: Filter of training and validation episodes; None keeps all. The split is made before: an episode is on the
             same side with and without a filter. Its arguments may also be given one by one, such as ``success=True``.
+        balance_tasks: Repeat training episodes so that every task has about the same number of steps in an epoch; each
+            instruction of each data set is a task.
 
     Raises:
         ValueError: If an argument makes no sense.
@@ -82,6 +85,7 @@ class EpisodeData(lightning.LightningDataModule):
         num_workers: int = 0,
         terminating: Sequence[str] = ("success", "failure"),
         keep: EpisodeFilter | None = None,
+        balance_tasks: bool = False,
     ) -> None:
         super().__init__()
         self.terminating = named_ends("terminating", terminating)
@@ -101,12 +105,26 @@ class EpisodeData(lightning.LightningDataModule):
         self.labels = LabelFactory() if labels is None else labels
         self.train_split, self.val_split, self.val_fraction = train_split, val_split, val_fraction
         self.seed, self.num_workers = seed, num_workers
-        self.keep = keep
+        self.keep, self.balance_tasks = keep, balance_tasks
         self.bad: list[BadEpisodeError] = []
         self._reader: EpisodeReader | None = None
         self.outcomes: Counter[str] = Counter()
         """Training episodes by outcome: success, failure, partial, unknown, or labelled by observation."""
         self.places: dict[str, list[int]] = {}
+        self._rows: list[int] = []
+
+    def with_paths(self, paths: Sequence[str], balance_tasks: bool) -> "EpisodeData":
+        """Make a data module of other data sets with the same settings.
+
+        Args:
+            paths: Folders of the data sets.
+            balance_tasks: Whether every task has the same number of steps in an epoch.
+        """
+        other = copy.copy(self)
+        other.trainer, other._reader = None, None
+        other.paths, other.balance_tasks = list(paths), balance_tasks
+        other.bad, other.outcomes, other.places, other._rows = [], Counter(), {}, []
+        return other
 
     def prepare_data(self) -> None:
         """Fill the cache in one process before the others read it."""
@@ -154,6 +172,10 @@ class EpisodeData(lightning.LightningDataModule):
         split = split_each(sets, self.train_split, self.val_split, self.val_fraction)
         train, val = self._filtered(found, split)
         self.places = {"train": [found.usable[i] for i in train], "val": [found.usable[i] for i in val]}
+        self._rows = self.places["train"]
+        if self.balance_tasks:
+            length = [found.steps[i] if self.window is None else min(self.window, found.steps[i]) for i in train]
+            self._rows = [self._rows[place] for place in task_balanced([found.tasks[i] for i in train], length)]
         unnamed = sum(not e.split for infos in sets if any(e.split for e in infos) for e in infos)
         if unnamed:
             warnings.warn(
@@ -258,7 +280,8 @@ class EpisodeData(lightning.LightningDataModule):
 
     def _loader(self, split: str, stage: int, repeats: int) -> DataLoader[TrajectoryBatch]:
         reader = self._ready()
-        rows = len(self.places[split]) * repeats
+        places = self._rows if stage == _TRAIN else self.places[split]
+        rows = len(places) * repeats
         trainer = cast(Any, self.trainer)
         sampler = EpochSampler(
             RowKeys(rows),
@@ -269,7 +292,7 @@ class EpisodeData(lightning.LightningDataModule):
         )
         batches = RowBatches(
             reader,
-            self.places[split],
+            places,
             window=self.window if stage == _TRAIN else None,
             frame_count=self.frame_count,
             frames_every=self.frames_every,

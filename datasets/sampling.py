@@ -1,7 +1,8 @@
 """Draws the rows of a training run: each follows from the seed, the epoch and its number, in any loader process."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,34 @@ class RowKeys(Dataset[tuple[int, int]]):
     def __getitem__(self, key: Any) -> tuple[int, int]:
         """Return the key (epoch, row) as it is."""
         return key
+
+
+def task_balanced(tasks: Sequence[Hashable], steps: Sequence[int]) -> list[int]:
+    """Repeat episodes so that every task has about the same number of steps in an epoch.
+
+    The task with the most steps has each of its episodes once. The episodes of every other task are repeated in turn
+    until the task is within half an episode of it.
+
+    Args:
+        tasks: Task of each episode.
+        steps: Number of steps of each episode, at least 1.
+
+    Returns:
+        Places of the episodes, each at least once, by task in the order of their first episodes.
+    """
+    of: dict[Hashable, list[int]] = {}
+    for place, task in enumerate(tasks):
+        of.setdefault(task, []).append(place)
+    most = max((sum(steps[place] for place in places) for places in of.values()), default=0)
+    found: list[int] = []
+    for places in of.values():
+        total = 0
+        for place in cycle(places):
+            if total + steps[place] / 2 > most:
+                break
+            found.append(place)
+            total += steps[place]
+    return found
 
 
 class EpochSampler(DistributedSampler[Any]):

@@ -29,6 +29,10 @@ class Survey:
     """Episodes that cannot be used."""
     kept: list[bool]
     """Whether the filter keeps each usable episode."""
+    tasks: list[tuple[int, str]]
+    """Task of each usable episode: the number of its data set, and its instruction."""
+    steps: list[int]
+    """Number of steps of each usable episode."""
     filtered: FilterCount
     """Number of usable episodes that met each condition of the filter."""
 
@@ -52,6 +56,8 @@ def survey(reader: EpisodeReader, dataset: JoinedDatasets, keep: EpisodeFilter |
     """
     filtered = FilterCount(keep)
     kept: list[bool] = []
+    tasks: list[tuple[int, str]] = []
+    steps: list[int] = []
     sets: list[list[SplitInfo]] = [[] for _ in dataset.datasets]
     usable: list[int] = []
     outcomes: list[str] = []
@@ -75,8 +81,20 @@ def survey(reader: EpisodeReader, dataset: JoinedDatasets, keep: EpisodeFilter |
         sets[which].append(info)
         usable.append(place)
         kept.append(filtered.add(episode))
+        tasks.append((which, episode.instruction))
+        steps.append(episode.steps)
         outcomes.append(outcome_of(episode))
-    return Survey(sets=sets, usable=usable, outcomes=outcomes, staged=staged, bad=bad, kept=kept, filtered=filtered)
+    return Survey(
+        sets=sets,
+        usable=usable,
+        outcomes=outcomes,
+        staged=staged,
+        bad=bad,
+        kept=kept,
+        tasks=tasks,
+        steps=steps,
+        filtered=filtered,
+    )
 
 
 def check_targets(episode: Episode) -> None:

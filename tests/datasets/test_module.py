@@ -325,3 +325,28 @@ def test_ends_that_do_not_exist_are_refused():
     for wrong in (["timeout"], ["cut"], "success"):
         with pytest.raises(ValueError, match=r"terminating: .* is no end; .* success, failure, time_limit, takeover"):
             EpisodeData("nowhere", terminating=wrong)
+
+
+def test_balanced_tasks_and_data_sets_have_equal_weight_in_an_epoch(written):
+    many, few = (
+        written(name, count, instruction=lambda i: f"task {i % 3}") for name, count in (("many", 12), ("few", 3))
+    )
+    plain = LabelFactory(rewind=0.0, reverse=0.0, wrong_instruction=0.0)
+    data = EpisodeData([str(many), str(few)], val_fraction=0.0, batch_size=4, labels=plain, balance_tasks=True)
+    data.setup("fit")
+    steps: dict[tuple[bool, str], int] = {}
+    for batch in data.train_dataloader():
+        for number, task, length in zip(batch.episode.tolist(), batch.instructions, batch.steps.tolist(), strict=True):
+            steps[number >= 12, task] = steps.get((number >= 12, task), 0) + length
+    assert len(steps) == 6  # three tasks in each of two data sets
+    assert max(steps.values()) - min(steps.values()) <= 8  # an episode has at most 8 steps
+    assert sorted(data.places["train"]) == list(range(15))  # each episode is still listed once
+
+
+def test_other_data_sets_can_take_the_same_settings(written):
+    one = EpisodeData(str(written("one")), val_fraction=0.0, batch_size=3, window=4, seed=5)
+    one.setup("fit")
+    two = one.with_paths([str(written("two", 4))], balance_tasks=True)
+    assert (two.batch_size, two.window, two.seed, two.balance_tasks) == (3, 4, 5, True)
+    two.setup("fit")
+    assert len(two.places["train"]) == 4 and len(one.places["train"]) == 12 and not one.balance_tasks

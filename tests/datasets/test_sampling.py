@@ -6,7 +6,7 @@ import torch
 
 from guerdon.datasets.episodes import BadEpisodeError, EpisodeSummary
 from guerdon.datasets.reader import EpisodeReader
-from guerdon.datasets.sampling import EpochSampler, RowBatches, RowKeys
+from guerdon.datasets.sampling import EpochSampler, RowBatches, RowKeys, task_balanced
 
 
 class Stored:
@@ -110,3 +110,16 @@ def test_without_any_episode_left_there_is_an_error(make_episode):
     made = batches(Stored(BadEpisodeError(0, "data", "gone"), BadEpisodeError(1, "data", "gone")))
     with pytest.raises(RuntimeError, match="no episode is left to train on"):
         made([(0, 0)])
+
+
+def test_balanced_tasks_have_the_same_number_of_steps_to_within_half_an_episode():
+    tasks, steps = [0, 1, 0, 2, 2, 2], [10, 3, 14, 5, 6, 7]
+    rows = task_balanced(tasks, steps)
+    assert set(rows) == set(range(6))  # none is left out
+    totals = {task: sum(steps[place] for place in rows if tasks[place] == task) for task in (0, 1, 2)}
+    assert totals[0] == 24  # the largest task, each of its episodes once
+    for task in (1, 2):
+        longest = max(step for step, of in zip(steps, tasks, strict=True) if of == task)
+        assert abs(totals[task] - 24) <= longest / 2
+    assert [place for place in rows if tasks[place] == 2][:3] == [3, 4, 5]  # in turn
+    assert task_balanced([], []) == []
