@@ -173,6 +173,10 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "policies.rollouts.ray_pool": ("RayPool",),
         "policies.rollouts.setting": ("TaskSetting",),
         "policies.loops.curriculum": ("Curriculum", "task_probabilities"),
+        "policies.loops.stages": ("TrainingLoop",),
+        "policies.loops.ire_vla": ("IReVLA",),
+        "policies.loops.ire_vla_stages": ("SupervisedStage", "ConsolidationStage", "ReinforcementStage", "StageEnd"),
+        "policies.loops.successes": ("SuccessBuffer",),
         "policies.rollouts.played_success": ("PlayedSuccess",),
         "pages.learning_curve": ("LearningCurve",),
     },
@@ -376,6 +380,13 @@ if TYPE_CHECKING:
     from .policies.laplace import LaplacePolicy as LaplacePolicy
     from .policies.loops.curriculum import Curriculum as Curriculum
     from .policies.loops.curriculum import task_probabilities as task_probabilities
+    from .policies.loops.ire_vla import IReVLA as IReVLA
+    from .policies.loops.ire_vla_stages import ConsolidationStage as ConsolidationStage
+    from .policies.loops.ire_vla_stages import ReinforcementStage as ReinforcementStage
+    from .policies.loops.ire_vla_stages import StageEnd as StageEnd
+    from .policies.loops.ire_vla_stages import SupervisedStage as SupervisedStage
+    from .policies.loops.stages import TrainingLoop as TrainingLoop
+    from .policies.loops.successes import SuccessBuffer as SuccessBuffer
     from .policies.objectives import ClippedSurrogate as ClippedSurrogate
     from .policies.objectives import WeightedImitation as WeightedImitation
     from .policies.optimizer import PolicyAdam as PolicyAdam

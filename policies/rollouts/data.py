@@ -1,5 +1,6 @@
 """Rollouts for a trainer: a data module of simulated tasks, whose state a checkpoint keeps."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from contextlib import closing
@@ -137,6 +138,23 @@ class RolloutData(lightning.LightningDataModule):
         self._saved: dict[str, Any] | None = None
         self._pool: WorkerPool | None = None
         self._sizes: DataSizes | None = None
+
+    def for_task(self, task: str, seed: int | None = None) -> "RolloutData":
+        """Make a data module of one task with the same settings, which has played nothing yet.
+
+        Args:
+            task: Name of the task.
+            seed: Random seed of everything that is drawn while acting; None takes that of this one.
+        """
+        other = copy.copy(self)
+        other.trainer = None
+        other.setting = replace(self.setting, task=task)
+        other.groups = copy.deepcopy(self.groups)  # with the memory of its curriculum
+        other.seed = self.seed if seed is None else seed
+        other.curriculum = copy.deepcopy(self.curriculum)
+        other.draws, other.starts, other.progress = None, None, Progress()
+        other._saved, other._pool, other._sizes = None, None, None
+        return other
 
     @property
     def cuts_episodes(self) -> bool:

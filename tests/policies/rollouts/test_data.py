@@ -19,10 +19,12 @@ from guerdon.critics.value import ValueCritic
 from guerdon.envs.task import EVAL_OFFSET
 from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
+from guerdon.policies.loops.curriculum import Curriculum
 from guerdon.policies.objectives import ClippedSurrogate
 from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.policies.rollouts import setting as setting_module
 from guerdon.policies.rollouts.data import RolloutData, RolloutFrames, hash_seed
+from guerdon.policies.rollouts.groups import GroupRollouts
 from guerdon.policies.rollouts.pieces import GROUPS_APART
 from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
@@ -271,3 +273,14 @@ def test_cameras_may_be_given_one_by_one():
     data: Any = RolloutData
     one = data("mujoco/reach", cameras=["top"], image_size=32)
     assert one.setting.frames == RolloutFrames(cameras=["top"], image_size=32)
+
+
+def test_a_copy_for_one_task_has_the_same_settings_and_has_played_nothing():
+    groups = GroupRollouts(size=2, contexts=2, curriculum=Curriculum())
+    both = RolloutData(["mujoco/reach", "kitchen/kettle"], steps=40, envs=2, horizon=7, seed=3, groups=groups)
+    both.progress.made = 4
+    one = both.for_task("kitchen/kettle")
+    assert one.task_names == ("kitchen/kettle",) and both.task_names == ("mujoco/reach", "kitchen/kettle")
+    assert (one.steps, one.setting.horizon, one.seed, one.rollouts_made) == (40, 7, 3, 0)
+    assert both.for_task("mujoco/reach", seed=9).seed == 9
+    assert one.groups is not None and one.groups.curriculum is not groups.curriculum  # it remembers what was played
