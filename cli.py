@@ -18,6 +18,7 @@ COMMANDS = {
     "fit": "fit",
     "validate": "fit",
     "sft": "sft",
+    "loop": "loop",
     "score": "score",
     "evaluate": "evaluate",
     "calibrate": "calibrate",

@@ -41,11 +41,12 @@ def build_parser(version: str) -> Parser:
         return command
 
     _add_collect(add("collect", "Collect simulated episodes of chosen quality into a LeRobot data set"))
-    # the parsers of fit, validate and sft print their own --help: they know every argument of the trainer
+    # the parsers of fit, validate, sft and loop print their own --help: they know every argument of the trainer
     for name, help in (
         ("fit", "Train the reward model, critic or policy that a YAML file names"),
         ("validate", "Print the validation metrics of what a YAML file names"),
         ("sft", "Fine-tune the vision-language task decomposer that a YAML file names"),
+        ("loop", "Run the training loop of several stages that a YAML file names, such as iRe-VLA"),
     ):
         command = add(name, help, overrides=True, own_help=True)
         command.add_argument("--config", "-c", action="append", default=[], metavar="FILE.yaml")

@@ -61,7 +61,7 @@ _PARSERS: dict[str, Any] = {
         "description": "Print the validation metrics of what a YAML file names.",
     },
 }
-_QUIET = (
+QUIET = (
     # inside torch's own pytree code, called by lightning
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # small networks on few cores: workers cost more than they bring, and the YAML can ask for them
@@ -78,6 +78,7 @@ _QUIET = (
     # tasks have no optimizer state worth a warning when resumed in the middle of an epoch
     "You're resuming from a checkpoint that ended before the epoch ended",
 )
+"""Warnings of a training run that mean nothing to its user, as patterns."""
 
 
 class _Interrupted(lightning.Callback):
@@ -409,7 +410,7 @@ def _as_process(command: str, arguments: Sequence[str]) -> Generator[None]:
     sys.argv = [before[0] if before else "guerdon", command, *arguments]
     try:
         with warnings.catch_warnings():
-            for message in _QUIET:
+            for message in QUIET:
                 warnings.filterwarnings("ignore", message=f".*{message}")
             for log in notes:
                 log.setLevel(logging.WARNING)

@@ -31,8 +31,8 @@ def error_line(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_questions_are_answered_at_once_and_import_nothing_heavy(arguments):
-    """Except by fit, validate and sft: the parsers that print their help know every argument of the trainer."""
-    if arguments[0] in ("fit", "validate", "sft"):
+    """Except by fit, validate, sft and loop: the parsers that print their help know every argument of the trainer."""
+    if arguments[0] in ("fit", "validate", "sft", "loop"):
         pytest.skip("knows every argument of the trainer")
     code = (
         "import sys, time; start = time.process_time(); from guerdon.cli import main; "

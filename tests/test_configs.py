@@ -32,6 +32,14 @@ SPARSE = [
     *("--data.init_args.rollouts", "1", "--data.init_args.envs", "2", "--data.init_args.workers", "1"),
     *("--data.init_args.contexts", "2", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),
 ]
+TURNS = "--loop.init_args.rollouts.init_args"
+DEMONSTRATIONS = ["--loop.init_args.expert.init_args.path", "{reach}"]
+REACHING = [
+    *(f"{TURNS}.task", "mujoco/reach", f"{TURNS}.steps", "64", f"{TURNS}.rollouts", "1", f"{TURNS}.envs", "2"),
+    *(f"{TURNS}.workers", "0", f"{TURNS}.contexts", "4"),
+]
+CLONED = ["--loop.init_args.sft.init_args.epochs", "1"]
+REPLAYED = ["--loop.init_args.sl.init_args.epochs", "1", "--loop.init_args.sl.init_args.without_success", "expert"]
 GROUPS = [
     *(*SPARSE, "--data.init_args.horizon", "8", "--data.init_args.groups.contexts", "2"),
     *("--data.init_args.groups.size", "2", "--data.init_args.groups.rejection", "none"),
@@ -110,6 +118,11 @@ SMALL = {
         *("--data.init_args.envs", "2", "--data.init_args.workers", "1"),
         *("--data.init_args.contexts", "4", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),
     ],
+    "ire_vla": [*DEMONSTRATIONS, *REACHING, *CLONED, *REPLAYED],
+    "ire_vla_freeze": [*DEMONSTRATIONS, *REACHING, *CLONED, *REPLAYED],
+    "ppo_replay": [*DEMONSTRATIONS, *REACHING, *CLONED, *REPLAYED],
+    "ire_vla_sft": [*DEMONSTRATIONS, *CLONED],
+    "ire_vla_scratch": REACHING,
     "ppo_watched": [
         *(f"{POLICY}.path", "{behaviour_cloning}"),
         *("--model.init_args.advantage.init_args.reward.init_args.reward.init_args.path", "{progress_state}"),
@@ -120,7 +133,10 @@ SMALL = {
         *("--trainer.callbacks.init_args.retraining.init_args.retrain.init_args.data.init_args.path", "{reach}"),
     ],
 }
-FINE_TUNED = ("decomposer",)  # with `guerdon sft`
+COMMANDS = {"decomposer": "sft"} | {
+    name: "loop" for name in ("ire_vla", "ire_vla_freeze", "ire_vla_sft", "ire_vla_scratch", "ppo_replay")
+}
+"""Command of a configuration that is not for `guerdon fit`."""
 pytestmark = pytest.mark.xdist_group("configs")
 
 
@@ -159,7 +175,7 @@ def test_every_configuration_is_tested():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_first_line_is_the_command_that_runs_it(path):
     first = path.read_text().splitlines()[0]
-    command = "sft" if path.stem in FINE_TUNED else "fit"
+    command = COMMANDS.get(path.stem, "fit")
     assert re.match(rf"# guerdon {command} --config (configs/)?{path.stem}(\.yaml)?( |$)", first), first
 
 
@@ -168,10 +184,10 @@ def run(path, folders, out):
     for name in {*re.findall(r"{(\w+)}", " ".join(SMALL[path.stem]))} - set(folders):
         folders[name] = run(path.with_name(f"{name}.yaml"), folders, folders["reach"].with_name(name))
     overrides = [part.format(**folders) for part in SMALL[path.stem]]
-    tuned = path.stem in FINE_TUNED
-    quick = [*([] if tuned else ["--trainer.fast_dev_run", "1"]), "--out", str(out)]
+    command = COMMANDS.get(path.stem, "fit")
+    quick = [*(["--trainer.fast_dev_run", "1"] if command == "fit" else []), "--out", str(out)]
     # by its name, from a folder that does not hold it: that is how an installed guerdon is used
-    assert main(["sft" if tuned else "fit", "--config", path.name, *overrides, *quick]) == 0
+    assert main([command, "--config", path.name, *overrides, *quick]) == 0
     return out / "model"
 
 
