@@ -263,7 +263,10 @@ class Minibatch:
         whole = _differentiable(self.evaluation)
         for part in self._split:
             again = _differentiable(self._evaluate(part))
-            pairs = [(a, w.grad[part]) for a, w in zip(again, whole, strict=True) if w.grad is not None]
+            # a part that is frozen may leave one of them without a graph
+            pairs = [
+                (a, w.grad[part]) for a, w in zip(again, whole, strict=True) if w.grad is not None and a.requires_grad
+            ]
             if pairs:
                 torch.autograd.backward([a for a, _ in pairs], [gradient for _, gradient in pairs])
 
@@ -375,6 +378,10 @@ class AdvantageSource(Component):
 
 class Objective(Component):
     """Loss that a policy optimizer minimises on a minibatch of decisions."""
+
+    ratios: bool = False
+    """Whether it compares the policy with the one that acted. The policy then learns in evaluation mode, as it acted:
+    dropout would move every ratio away from 1."""
 
     @property
     def whole_rows(self) -> bool:

@@ -167,7 +167,7 @@ def _lower_bound(clip_low: float | int, clip_high: float | int, clip_mode: str) 
     """Return the lower bound of the clipped ratio."""
     if clip_mode not in ("linear", "reciprocal"):
         raise ValueError(f'clip_mode: expected "linear" or "reciprocal", got {clip_mode!r}')
-    if clip_low < 0 or clip_high < 0:
+    if not (0 <= clip_low < math.inf and 0 <= clip_high):
         raise ValueError(f"clip bounds: expected at least 0, got clip_low={clip_low}, clip_high={clip_high}")
     return 1 / (1 + clip_low) if clip_mode == "reciprocal" else 1 - clip_low
 

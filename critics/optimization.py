@@ -25,7 +25,7 @@ class ClippedGradients:
     """
 
     def __init__(self, learning_rate: float, max_grad_norm: float) -> None:
-        if min(learning_rate, max_grad_norm) <= 0:
+        if not (learning_rate > 0 and max_grad_norm > 0):
             raise ValueError(f"learning_rate {learning_rate}, max_grad_norm {max_grad_norm}: expected positive numbers")
         self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
 
@@ -35,6 +35,7 @@ class ClippedGradients:
         loss: Tensor,
         when: str,
         propagate: Callable[[], None] | None = None,
+        idle: Iterable[nn.Parameter] = (),
     ) -> Tensor:
         """Compute the gradients of a loss for the one optimizer of a module, and clip them.
 
@@ -44,6 +45,7 @@ class ClippedGradients:
             when: The place in the run, for the error.
             propagate: Function that takes gradients on to the parameters after the backward pass; None where they are
                 there already.
+            idle: Parameters that do not learn from this loss; their gradients are removed.
 
         Returns:
             Norm of the gradient before clipping.
@@ -60,6 +62,8 @@ class ClippedGradients:
         module.manual_backward(loss)
         if propagate is not None:
             propagate()
+        for parameter in idle:  # a gradient of 0 would count as a step of Adam, whose first real one is then too large
+            parameter.grad = None
         return self.clipped(parameters, when)
 
     def clipped(self, parameters: Iterable[nn.Parameter], when: str) -> Tensor:

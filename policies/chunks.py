@@ -53,12 +53,23 @@ class ScaleHead(Component):
         self.hidden, self.start, self.low, self.high, self.factor = tuple(hidden), start, low, high, factor
 
     def build(self, width: int, outputs: int) -> None:
-        """Build the network.
+        """Build the network; one that is there already and has these sizes stays.
 
         Args:
             width: Width of what it reads.
             outputs: Number of action dimensions of a chunk.
+
+        Raises:
+            ValueError: If it was built with other sizes, for another policy.
         """
+        if "network" in self._modules:
+            first, last = cast(nn.Linear, self.network[0]), cast(nn.Linear, self.network[-1])
+            if (first.in_features, last.out_features) != (width, outputs):
+                raise ValueError(
+                    f"this ScaleHead reads {first.in_features} numbers and predicts {last.out_features}, and was asked "
+                    f"to read {width} and predict {outputs}: give each policy a ScaleHead of its own"
+                )
+            return
         self.network = tanh_network(width, self.hidden, outputs, last_gain=0.01)
         nn.init.constant_(cast(nn.Linear, self.network[-1]).bias, float(self.start))
 
@@ -184,8 +195,10 @@ class ChunkPolicy(Policy):
         actions, hidden = self._with_hidden(observation)
         self._check(decision.chunk)
         executed = torch.arange(self.horizon, device=decision.executed.device)[None] < decision.executed[:, None]
+        # what was not executed may be anything, and a NaN behind the mask would come back in the gradient
+        known = torch.where(executed[..., None] | decision.chunk.isfinite(), decision.chunk, actions.mean.detach())
         return Evaluation(
-            log_prob=actions.log_prob(decision.chunk).flatten(1),
+            log_prob=actions.log_prob(known).flatten(1),
             unit_mask=executed[..., None].expand_as(actions.mean).flatten(1),
             entropy=(executed * actions.entropy().sum(2)).sum(1),
             hidden=hidden,

@@ -47,6 +47,8 @@ class ClippedSurrogate(Objective):
         ValueError: If an argument makes no sense.
     """
 
+    ratios = True
+
     def __init__(
         self,
         clip_low: float = 0.2,

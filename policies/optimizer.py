@@ -34,7 +34,8 @@ class PolicyAdam(ClippedGradients):
             (``"head"`` is every ``head.…``, ``"log_std"`` the parameter itself); the longest name counts. None gives
             all parts ``learning_rate``.
         frozen_parts: Parts of the policy that do not learn, by the first names of their parameters, such as
-            ``("backbone",)``. They get no gradient, and are the same bits after training.
+            ``("backbone",)``. Their parameters get no gradient, and are the same bits after training; a weight that is
+            tied to another part is frozen there too.
 
     Raises:
         ValueError: If a number is not positive.
@@ -49,12 +50,12 @@ class PolicyAdam(ClippedGradients):
         frozen_parts: Sequence[str] = (),
     ) -> None:
         super().__init__(learning_rate=learning_rate, max_grad_norm=max_grad_norm)
-        if critic_learning_rate is not None and critic_learning_rate <= 0:
+        if critic_learning_rate is not None and not critic_learning_rate > 0:
             raise ValueError(f"critic_learning_rate {critic_learning_rate}: expected a positive number, or None")
         self.critic_learning_rate = learning_rate if critic_learning_rate is None else critic_learning_rate
         self.part_learning_rates = dict(part_learning_rates or {})
         for part, rate in self.part_learning_rates.items():
-            if rate <= 0:
+            if not rate > 0:
                 raise ValueError(f"part_learning_rates: {part} has {rate}, expected a positive number")
         self.frozen_parts = (frozen_parts,) if isinstance(frozen_parts, str) else tuple(frozen_parts)
 
@@ -66,7 +67,7 @@ class PolicyAdam(ClippedGradients):
         """
         parts = {part: False for part in self.frozen_parts}
         frozen: list[nn.Parameter] = []
-        for name, parameter in policy.named_parameters():
+        for name, parameter in policy.named_parameters(remove_duplicate=False):  # tied weights have two names
             part = _part_of(name, parts)
             if part is not None:
                 parts[part] = True
@@ -102,6 +103,11 @@ class PolicyAdam(ClippedGradients):
         shared = {id(p) for p in policy.parameters()}
         learning = [p for p in advantage.parameters() if p.requires_grad and id(p) not in shared]
         groups.append({"params": learning, "lr": self.critic_learning_rate})
+        if not any(group["params"] for group in groups):
+            raise ValueError(
+                f"no parameter of {type(policy).__name__} or of {type(advantage).__name__} learns: frozen_parts are "
+                f"{', '.join(self.frozen_parts) or 'none'}, and the rest is frozen already; leave a part out of them"
+            )
         # one kernel for all parameters: for small networks the loop over them costs more than the arithmetic
         return torch.optim.Adam([group for group in groups if group["params"]], eps=1e-5, fused=True)
 
@@ -237,8 +243,13 @@ class PolicyOptimizer(lightning.LightningModule):
                 "micro_batch works in one process, and this run has several: leave it out and set a smaller "
                 "minibatch_size, or minibatch_episodes"
             )
+        if stage == "fit" and self.micro_batch is not None and not self.objective.ratios:
+            raise ValueError(
+                f"micro_batch splits log-probabilities, which {type(self.objective).__name__} does not use: leave it "
+                "out, and set a smaller minibatch_size"
+            )
         if stage == "fit" and not self._frozen:
-            self._frozen = self.optimizer.freeze(self.policy)
+            self._frozen += self.optimizer.freeze(self.policy)
         if stage == "fit" and self.advantage.whole_episodes and isinstance(data, CutsEpisodes) and data.cuts_episodes:
             raise ValueError(
                 f"{type(self.advantage).__name__} compares whole episodes, and rollouts of a number of steps cut them: "
@@ -246,11 +257,9 @@ class PolicyOptimizer(lightning.LightningModule):
                 "module, such as --data.init_args.groups.size 8"
             )
 
-    def teardown(self, stage: str) -> None:
-        """Let frozen parts learn again, in whatever comes next."""
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._frozen = []
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        """Let frozen parts learn again when training ends, however it ends."""
+        return [_Release(self._frozen)]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build Adam, with a learning rate each for the policy and for what is trained with it."""
@@ -259,6 +268,8 @@ class PolicyOptimizer(lightning.LightningModule):
     def on_fit_start(self) -> None:
         """Silence the warning of a reward model in evaluation mode, and drop the chunks that the proposer kept."""
         self._proposer.updated()
+        if self.objective.ratios:
+            self.policy.eval()
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
 
     def training_step(self, batch: TrajectoryBatch, batch_index: int) -> None:
@@ -301,10 +312,11 @@ class PolicyOptimizer(lightning.LightningModule):
         advantage = points.of(advantages.advantages)
         with joined_ranks(self.trainer.world_size > 1):
             weight = points.of(self.objective.weights(batch, advantages))
-        updates, when = Updates(self, self.optimizer), f"after {int(self.batches_seen)} batches"
+        idle = () if learns else self.policy.parameters()
+        updates, when = Updates(self, self.optimizer, idle), f"after {int(self.batches_seen)} batches"
         metrics: list[dict[str, Tensor]] = []
         further: list[dict[str, Tensor]] = []
-        seed = self.seed * 1_000_003 + int(self.batches_seen)
+        seed = (self.seed * 1_000_003 + int(self.batches_seen)) % 2**63
         for index, host in shuffled(count, each, self.passes, seed, self.device, blocks):
             minibatch = points.minibatch(index, host)
             terms = self.advantage.on_minibatch(batch, advantages, minibatch)
@@ -402,6 +414,33 @@ class PolicyOptimizer(lightning.LightningModule):
 
     def _log(self, name: str, value: Tensor) -> None:
         self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
+
+
+class _Release(lightning.Callback):
+    """Callback that lets frozen parameters learn again when a fit ends, with an error too.
+
+    Args:
+        frozen: Parameters that were frozen for the fit; the list is emptied.
+    """
+
+    def __init__(self, frozen: list[nn.Parameter]) -> None:
+        self._frozen = frozen
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Release them at the end of a fit."""
+        if stage == "fit":
+            self._release()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Release them after an error."""
+        self._release()
+
+    def _release(self) -> None:
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen.clear()
 
 
 def _part_of(name: str, parts: Iterable[str]) -> str | None:

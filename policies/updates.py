@@ -1,6 +1,6 @@
 """Gradient steps of a training module with manual optimization, without a wrapper where none is needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import lightning
@@ -25,10 +25,13 @@ class Updates:
     Args:
         module: Training module with manual optimization and one optimizer.
         settings: Clipping of its gradients.
+        idle: Parameters that do not learn from this batch.
     """
 
-    def __init__(self, module: lightning.LightningModule, settings: ClippedGradients) -> None:
-        self._module, self._settings = module, settings
+    def __init__(
+        self, module: lightning.LightningModule, settings: ClippedGradients, idle: Iterable[nn.Parameter] = ()
+    ) -> None:
+        self._module, self._settings, self._idle = module, settings, list(idle)
         self._wrapped = cast(LightningOptimizer, module.optimizers())
         self._plain = steps_plainly(module)
         groups = cast(list[dict[str, list[nn.Parameter]]], self._wrapped.optimizer.param_groups)
@@ -54,7 +57,7 @@ class Updates:
             FloatingPointError: If the gradient is NaN or infinite; no parameter is changed.
         """
         if not self._plain:
-            norm = self._settings.backward(self._module, loss, when, propagate)
+            norm = self._settings.backward(self._module, loss, when, propagate, self._idle)
             self._wrapped.step()
             return norm
         optimizer = self._wrapped.optimizer

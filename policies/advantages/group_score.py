@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ...core.batch import Advantages, RewardEstimates, TrajectoryBatch
 from ...core.interfaces import AdvantageSource, Proposer, RewardModel
-from ...core.returns import group_standardise, leave_one_out
-from ..ranks import standardise_over_ranks
+from ...core.returns import group_standardise, leave_one_out, standardise
+from ..ranks import over_ranks
 
 _PATIENCE = 5  # batches in a row
+_TIE = 1e-6  # share of a score that is rounding
 _SMALLEST_STD = 1e-7  # of scores within a group, as in LOOP's released code
 Normalise = Literal["none", "zscore", "rank", "leave_one_out", "leave_one_out_std", "mean", "batch"]
 NORMALISE = get_args(Normalise)
@@ -270,6 +271,7 @@ def group_normalise(
     """Normalise scores within groups; see `GroupScore`.
 
     The result is 0 if not valid, and, unless ``how`` is ``"none"`` or ``"batch"``, if alone or equal to all others.
+    Scores that differ by rounding are equal, see `merge_ties`.
 
     Args:
         scores: Score of each row.
@@ -283,17 +285,46 @@ def group_normalise(
     """
     if how == "none":
         return torch.where(valid, scores, 0.0)
+    if how == "batch":
+        every, own = over_ranks(scores[valid])
+        merged = merge_ties(every, torch.zeros(len(every), dtype=torch.long, device=every.device))
+        result = torch.zeros_like(scores)
+        result[valid] = standardise(merged, torch.ones_like(merged, dtype=torch.bool))[own]
+        return result
+    known = merge_ties(scores[valid], group[valid])
+    scores = torch.zeros_like(scores).masked_scatter(valid, known)
     if how == "zscore":
         return group_standardise(scores, group, valid=valid)
     if how == "leave_one_out":
         return leave_one_out(scores, group, valid)
     if how in ("mean", "leave_one_out_std"):
         return _from_leave_one_out(scores, group, how, valid)
-    if how == "batch":
-        return standardise_over_ranks(scores, valid)
     if how == "rank":
         return group_ranks(scores, group, valid)
     raise ValueError(f"normalise {how!r}: expected {', '.join(NORMALISE)}")
+
+
+def merge_ties(scores: Float[Tensor, " N"], group: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Give scores of a group that differ by rounding the same value: the lowest of them.
+
+    Sums of the same terms in another order differ in their last digits, and a standard score or a rank would make whole
+    advantages of that. Two neighbours in the order of a group are a tie if they differ by at most 1e-6, or by that
+    share of the larger magnitude.
+
+    Args:
+        scores: Score of each row.
+        group: Number of the group of each row.
+    """
+    if not len(scores) or not bool(scores.isfinite().all()):
+        return scores
+    order = torch.argsort(scores, stable=True)
+    order = order[torch.argsort(group[order], stable=True)]
+    value, of = scores[order], group[order]
+    apart = value[1:] - value[:-1] > _TIE * torch.maximum(value[1:].abs(), value[:-1].abs()).clamp(min=1)
+    first = torch.cat([apart.new_ones(1), apart | (of[1:] != of[:-1])])
+    merged = torch.empty_like(scores)
+    merged[order] = value[first][first.long().cumsum(0) - 1]
+    return merged
 
 
 def _from_leave_one_out(
@@ -375,5 +406,6 @@ __all__ = [
     "group_normalise",
     "group_ranks",
     "group_variance",
+    "merge_ties",
     "term_shares",
 ]

@@ -62,6 +62,12 @@ class TeacherAdvantage(AdvantageSource):
             ValueError: If they have chunks of different lengths or actions of different sizes.
         """
         super().attach(policy)
+        own = {id(parameter) for parameter in self.teacher.parameters()}
+        if any(id(parameter) in own for parameter in policy.parameters()):
+            raise ValueError(
+                "the teacher shares weights with the policy that is trained, so they are frozen: give the teacher a "
+                "copy of its own"
+            )
         for name in ("horizon", "action_size"):
             own, other = getattr(self.teacher, name, None), getattr(policy, name, None)
             if None not in (own, other) and own != other:

@@ -442,6 +442,8 @@ class TestRecipesOfTheClippedSurrogate:
             ({"average": math.nan}, "expected a positive number to divide by"),
             ({"average": True}, "average: expected"),
             ({"dual_clip": 1.0}, "dual_clip: expected a number above 1"),
+            ({"clip_low": math.nan}, "clip bounds: expected at least 0"),
+            ({"clip_high": math.nan}, "clip bounds: expected at least 0"),
         ],
     )
     def test_bad_arguments(self, bad: dict[str, Any], match: str):

@@ -82,3 +82,25 @@ def test_padding_of_the_chunk_gives_no_gradient():
     loss = policy.imitation_loss(seen(1), chunk, torch.tensor([[True, False]]))
     loss.sum().backward()
     assert bool(loss.isfinite().all()) and all(bool(p.grad.isfinite().all()) for p in policy.parameters())
+
+
+def test_nan_in_steps_that_were_not_executed_reaches_no_gradient():
+    policy: Any = GaussianPolicy(2, 2, horizon=3, execute=1, hidden=(4,))
+    chunk = torch.zeros(2, 3, 2)
+    chunk[:, 1:] = float("nan")
+    decision = Decision(chunk=chunk, executed=torch.ones(2, dtype=torch.long))
+    evaluated = policy.evaluate(seen(2), decision)
+    evaluated.log_prob.masked_fill(~evaluated.unit_mask, 0.0).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in policy.parameters())
+    broken = Decision(chunk=torch.full((2, 3, 2), float("nan")), executed=torch.ones(2, dtype=torch.long))
+    assert bool(policy.evaluate(seen(2), broken).log_prob[:, :2].isnan().all())  # an executed one does not pass
+
+
+def test_a_scale_head_of_two_policies_is_built_once():
+    head = ScaleHead(hidden=(3,))
+    one: Any = GaussianPolicy(2, 1, hidden=(4,), log_std=head)
+    network = head.network
+    two: Any = GaussianPolicy(2, 1, hidden=(4,), log_std=head)
+    assert one.scale is two.scale and head.network is network
+    with pytest.raises(ValueError, match="give each policy a ScaleHead of its own"):
+        GaussianPolicy(2, 2, hidden=(4,), log_std=head)

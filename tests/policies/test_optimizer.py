@@ -21,6 +21,7 @@ from guerdon.core.sizes import DataSizes
 from guerdon.critics.action import ActionCritic
 from guerdon.critics.networks import ChunkPerceptron
 from guerdon.critics.value import ValueCritic
+from guerdon.critics.value_head import ValueHead
 from guerdon.policies.advantages.action_advantage import ActionAdvantage
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.advantages.step_advantage import StepAdvantage
@@ -777,7 +778,9 @@ def unequal(i):
 run = here.trainer(strategy="ddp_fork", devices=2)
 class Saving(here.lightning.Callback):
     def on_train_end(self, trainer, module):
-        torch.save({"state": module.state_dict(), "seen": module.objective.seen},
+        moments = trainer.optimizers[0].state
+        steps = {int(moments[p]["step"]) for p in module.policy.parameters()}
+        torch.save({"state": module.state_dict(), "seen": module.objective.seen, "steps": steps},
                    f"{sys.argv[2]}/unequal{module.global_rank}.pt")
 run.callbacks.append(Saving())
 run.fit(module, here.Loader(unequal, 4))
@@ -830,6 +833,8 @@ def test_two_processes_with_unequal_rollouts_stay_in_step(tmp_path):
     # ⌈7/8⌉ and ⌈42/8⌉: 1 and 6, so 3 each, in two passes; none: nothing; one decision: 1 each. The first batch is the
     # critic's alone, the second has no decision on one rank.
     assert [len(s) for s in torch.load(tmp_path / "unequal0.pt")["seen"]] == [1] * 2 + [3, 2, 2] * 2
+    # Adam counts the steps of the policy's own updates: with those of the warm-up its first step would be too large
+    assert torch.load(tmp_path / "unequal0.pt")["steps"] == {8}
     assert all(torch.load(tmp_path / f"rolled{rank}.pt")["errors"][0] < 1e-5 for rank in range(2))
 
 
@@ -1015,3 +1020,111 @@ def test_micro_batches_take_the_steps_of_the_whole_minibatch(options):
     torch.manual_seed(0)
     start = GaussianPolicy(2, 2, horizon=2, execute=2, hidden=(8,))
     assert any(not torch.allclose(one, p, atol=1e-4) for one, p in zip(found[0], start.parameters(), strict=True))
+
+
+class Unruly(GaussianPolicy):
+    """Drops half of its inputs while it is in training mode."""
+
+    def __init__(self, **options: Any):
+        super().__init__(2, 2, hidden=(8,), **options)
+        self.drop = nn.Dropout(0.5)
+
+    def encoded(self, observation):
+        return self.drop(super().encoded(observation))
+
+
+def test_a_policy_with_dropout_learns_in_the_mode_in_which_it_acted():
+    torch.manual_seed(0)
+    module: Any = PolicyOptimizer(Unruly(), Uniform(), Watching(), passes=2, minibatch_size=100)
+    fit(module, [rollout(module.policy)])
+    assert module.objective.ratio_error[0] < 1e-5
+    cloning: Any = PolicyOptimizer(Unruly(), Uniform(), WeightedImitation(), passes=1)
+    fit(cloning, [rollout(cloning.policy)])
+    assert cloning.policy.training  # cloning has no ratio, and drops inputs
+
+
+class Tied(GaussianPolicy):
+    """Has a weight under two names."""
+
+    def __init__(self):
+        super().__init__(2, 2, hidden=(8,))
+        self.zcopy = nn.Linear(2, 8)
+        self.zcopy.weight = self.network[0].weight
+
+
+def test_a_weight_that_is_tied_to_a_frozen_part_is_frozen():
+    module: Any = PolicyOptimizer(
+        Tied(), Uniform(), Watching(), optimizer=PolicyAdam(1e-2, frozen_parts=("zcopy",)), passes=1
+    )
+    before = module.policy.network[0].weight.detach().clone()
+    fit(module, [rollout(module.policy)])
+    assert torch.equal(before, module.policy.network[0].weight)
+    assert module.policy.network[0].weight.requires_grad
+
+
+class Breaking(Watching):
+    """Fails at its first minibatch."""
+
+    def forward(self, *parts):
+        raise RuntimeError("broken")
+
+
+def test_frozen_parts_learn_again_after_a_run_that_failed():
+    module = made(objective=Breaking(), optimizer=PolicyAdam(1e-2, frozen_parts=("network",)))
+    with pytest.raises(RuntimeError, match="broken"):
+        fit(module, [rollout(module.policy)])
+    assert all(p.requires_grad for p in module.policy.parameters())
+
+
+def test_a_policy_without_anything_that_learns_is_refused():
+    module = made(advantage=Uniform(), optimizer=PolicyAdam(frozen_parts=("network", "log_std")))
+    with pytest.raises(ValueError, match=r"no parameter of GaussianPolicy or of Uniform learns.*network, log_std"):
+        fit(module, [rollout(module.policy)])
+
+
+@pytest.mark.parametrize(
+    "frozen, options",
+    [
+        (("network.0",), {"stop_gradient": False}),
+        (("network", "log_std"), {"stop_gradient": False}),
+        (("log_std",), {"stop_gradient": True}),
+    ],
+)
+def test_micro_batches_with_frozen_parts_take_the_same_steps(frozen, options):
+    found = []
+    for micro_batch in (None, 5):
+        torch.manual_seed(0)
+        policy = GaussianPolicy(2, 2, hidden=(8, 8))
+        module = PolicyOptimizer(
+            policy,
+            RewardToGo(RecordedReward(), ValueHead(hidden=(4,), **options)),
+            ClippedSurrogate(entropy_weight=0.1),
+            passes=2,
+            minibatch_size=20,
+            optimizer=PolicyAdam(frozen_parts=frozen),
+            micro_batch=micro_batch,
+        )
+        fit(module, [rollout(policy)])
+        found.append([p.detach().clone() for p in module.parameters()])
+    for whole, split in zip(*found, strict=True):
+        torch.testing.assert_close(whole, split, atol=1e-6, rtol=1e-4)
+
+
+def test_micro_batches_of_an_objective_without_log_probabilities_are_refused():
+    module = made(advantage=Uniform(), objective=WeightedImitation(), micro_batch=4)
+    with pytest.raises(ValueError, match="micro_batch splits log-probabilities, which WeightedImitation does not use"):
+        fit(module, [rollout(module.policy)])
+
+
+@pytest.mark.parametrize(
+    "bad", [{"learning_rate": math.nan}, {"max_grad_norm": math.nan}, {"critic_learning_rate": -1.0}]
+)
+def test_rates_that_are_no_numbers_are_refused(bad):
+    with pytest.raises(ValueError, match="expected"):
+        PolicyAdam(**bad)
+
+
+def test_a_large_seed_of_the_order_is_fine():
+    module = made(passes=1, seed=2**60)
+    fit(module, [rollout(module.policy)])
+    assert len(module.objective.seen) == 1

@@ -19,6 +19,7 @@ from guerdon.policies.advantages.group_score import (
     group_normalise,
     group_ranks,
     group_variance,
+    merge_ties,
     term_shares,
 )
 from guerdon.policies.gaussian import GaussianPolicy
@@ -469,3 +470,30 @@ def test_it_trains_a_policy_and_its_figures_are_logged(tmp_path):
     after = float(policy.distribution(batch.observe(torch.tensor([0]), torch.tensor([0])))[0].detach())
     assert after > before
     assert {"share_one", "share_two", "groups", "group_rows_left_out"} <= set(trainer.callback_metrics)
+
+
+@pytest.mark.parametrize("how", ["batch", "rank", "zscore", "leave_one_out_std", "leave_one_out", "mean"])
+def test_scores_that_differ_by_rounding_are_equal(how):
+    """Three rows that are worth 1.2, whose terms were added in another order."""
+    score = torch.tensor([1.200000002980, 1.200000025332, 1.200000002980], dtype=torch.float64)
+    group, valid = torch.zeros(3, dtype=torch.long), torch.ones(3, dtype=torch.bool)
+    assert group_normalise(score, group, how, valid).tolist() == [0.0, 0.0, 0.0]
+    far = group_normalise(torch.cat([score, score[:1] + 1]), torch.zeros(4, dtype=torch.long), how, valid.new_ones(4))
+    assert len(set(far[:3].tolist())) == 1 and float(far[3]) > float(far[0])
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=9), st.integers(0, 99))
+def test_merging_ties_keeps_every_real_difference(numbers, seed):
+    generator = torch.Generator().manual_seed(seed)
+    group = torch.randint(0, 2, (len(numbers),), generator=generator)
+    exact = torch.tensor(numbers, dtype=torch.float64)
+    noisy = exact + 1e-8 * torch.rand(len(numbers), generator=generator, dtype=torch.float64)
+    merged = merge_ties(noisy, group)
+    for i in range(len(numbers)):
+        for j in range(len(numbers)):
+            if group[i] == group[j]:
+                assert bool(merged[i] == merged[j]) == (numbers[i] == numbers[j])
+                assert bool(merged[i] < merged[j]) == (numbers[i] < numbers[j])
+    assert float((merged - exact).abs().max()) < 1e-7
+    broken = torch.cat([exact, torch.tensor([float("nan")], dtype=torch.float64)])
+    assert merge_ties(broken, torch.zeros(len(broken), dtype=torch.long)) is broken

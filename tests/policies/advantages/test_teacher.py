@@ -164,3 +164,11 @@ def test_it_is_saved_with_its_teacher():
     student, source = built(0), TeacherAdvantage(built(1), gamma=0.5)
     batch = walk(student)
     assert torch.equal(found(reopen(source), batch).advantages, found(source, batch).advantages)
+
+
+def test_a_teacher_that_is_the_student_is_refused():
+    """It would be frozen, and the student with it."""
+    student = built(0)
+    module = PolicyOptimizer(student, TeacherAdvantage(student), ClippedSurrogate())
+    with pytest.raises(ValueError, match="the teacher shares weights with the policy that is trained"):
+        fit(module, [walk(student)])
