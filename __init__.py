@@ -153,7 +153,8 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "critics.backbone_value": ("BackboneValue",),
         "policies.laplace": ("LaplacePolicy",),
         "policies.chunks": ("ChunkPolicy", "PerceptronPolicy", "ScaleHead"),
-        "policies.optimizer": ("PolicyOptimizer", "PolicyAdam"),
+        "policies.optimizer": ("PolicyOptimizer",),
+        "policies.adam": ("PolicyAdam",),
         "policies.deterministic": ("Deterministic",),
         "policies.actor": ("PolicyActor", "actor_of"),
         "policies.guards": ("CollapseGuard",),
@@ -363,6 +364,7 @@ if TYPE_CHECKING:
     from .policies.action_bins import ActionBins as ActionBins
     from .policies.actor import PolicyActor as PolicyActor
     from .policies.actor import actor_of as actor_of
+    from .policies.adam import PolicyAdam as PolicyAdam
     from .policies.advantages.action_advantage import ActionAdvantage as ActionAdvantage
     from .policies.advantages.action_advantage import CriticAdvantage as CriticAdvantage
     from .policies.advantages.group_score import GroupScore as GroupScore
@@ -389,7 +391,6 @@ if TYPE_CHECKING:
     from .policies.loops.successes import SuccessBuffer as SuccessBuffer
     from .policies.objectives import ClippedSurrogate as ClippedSurrogate
     from .policies.objectives import WeightedImitation as WeightedImitation
-    from .policies.optimizer import PolicyAdam as PolicyAdam
     from .policies.optimizer import PolicyOptimizer as PolicyOptimizer
     from .policies.proposer import PolicyProposer as PolicyProposer
     from .policies.rollouts.checkpoint import RolloutCheckpoint as RolloutCheckpoint

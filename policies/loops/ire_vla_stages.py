@@ -10,8 +10,9 @@ import lightning
 from torch import Tensor
 
 from ...core.interfaces import AdvantageSource, Objective, Policy
+from ..adam import PolicyAdam
 from ..objectives import ClippedSurrogate
-from ..optimizer import PolicyAdam, PolicyOptimizer
+from ..optimizer import PolicyOptimizer
 from ..rollouts.data import RolloutData
 
 WithoutSuccess = Literal["error", "expert", "skip"]

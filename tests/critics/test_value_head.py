@@ -15,12 +15,13 @@ from guerdon.critics.distributional import DistributionalValue
 from guerdon.critics.value import ValueCritic
 from guerdon.critics.value_head import ValueHead
 from guerdon.critics.value_loss import ValueLoss
+from guerdon.policies.adam import PolicyAdam
 from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.measures import explained_variance
 from guerdon.policies.minibatches import DecisionPoints
 from guerdon.policies.objectives import ClippedSurrogate
-from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
+from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.rewards.recorded import RecordedReward
 from guerdon.testing import reopen
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from guerdon.critics.value import ValueCritic
+from guerdon.policies.adam import PolicyAdam
 from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.guards import FILE, CollapseGuard
 from guerdon.policies.objectives import ClippedSurrogate
-from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
+from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.rewards.recorded import RecordedReward
 
 from .test_optimizer import Loader, trainer, walk

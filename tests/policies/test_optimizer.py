@@ -22,12 +22,13 @@ from guerdon.critics.action import ActionCritic
 from guerdon.critics.networks import ChunkPerceptron
 from guerdon.critics.value import ValueCritic
 from guerdon.critics.value_head import ValueHead
+from guerdon.policies.adam import PolicyAdam
 from guerdon.policies.advantages.action_advantage import ActionAdvantage
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.advantages.step_advantage import StepAdvantage
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
-from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
+from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.policies.weights import Exponential, RewardAligned, TopShare, Weighting
 from guerdon.rewards.recorded import RecordedReward
 

@@ -21,10 +21,11 @@ from guerdon.core.batch import Observation
 from guerdon.core.hub import load_component, save_component
 from guerdon.core.sizes import DataSizes, take_sizes
 from guerdon.critics.backbone_value import BackboneValue
+from guerdon.policies.adam import PolicyAdam
 from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.chunks import ScaleHead
 from guerdon.policies.objectives import ClippedSurrogate
-from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
+from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.policies.rollouts.data import RolloutData
 from guerdon.policies.vla import VLAPolicy
 from guerdon.rewards.recorded import RecordedSuccess

@@ -37,10 +37,11 @@ from guerdon.evaluation.watch.questions import SpotChecks
 from guerdon.evaluation.watch.retraining import Retraining
 from guerdon.evaluation.watch.training_drift import TrainingDrift
 from guerdon.evaluation.watch.window import RolloutWindow
+from guerdon.policies.adam import PolicyAdam
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate, WeightedImitation
-from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
+from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.policies.rollouts.data import RolloutData
 from guerdon.rewards.progress import ProgressReward
 from guerdon.rewards.shaping import FirstHit

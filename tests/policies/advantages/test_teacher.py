@@ -9,11 +9,12 @@ import torch
 
 from guerdon.core.batch import End, Evaluation, TrajectoryBatch
 from guerdon.core.interfaces import Policy
+from guerdon.policies.adam import PolicyAdam
 from guerdon.policies.advantages.teacher import TeacherAdvantage
 from guerdon.policies.deterministic import Deterministic
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.objectives import ClippedSurrogate
-from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
+from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.testing import reopen
 
 from ..test_optimizer import fit

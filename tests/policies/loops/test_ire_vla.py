@@ -15,13 +15,14 @@ from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
 from guerdon.datasets.opening import open_dataset
 from guerdon.envs.collect import collect_dataset
+from guerdon.policies.adam import PolicyAdam
 from guerdon.policies.advantages.reward_to_go import RewardToGo
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.loops import stages
 from guerdon.policies.loops.ire_vla import IReVLA
 from guerdon.policies.loops.ire_vla_stages import ConsolidationStage, ReinforcementStage, StageEnd, SupervisedStage
 from guerdon.policies.loops.successes import SuccessBuffer
-from guerdon.policies.optimizer import PolicyAdam, PolicyOptimizer
+from guerdon.policies.optimizer import PolicyOptimizer
 from guerdon.policies.rollouts.data import RolloutData
 from guerdon.rewards.recorded import RecordedSuccess
 
