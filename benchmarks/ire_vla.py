@@ -4,7 +4,8 @@
 
 Expert data are a few noisy demonstrations of four tasks with the object in the left 35 % of its range. New are the
 initial states in the next 30 %: two tasks are trained there by reinforcement learning, the two others never. All arms
-with reinforcement learning take the same number of environment steps, and arms that share a first stage share its run.
+with reinforcement learning take the same number of environment steps and of supervised updates, and arms that share a
+first stage share its run.
 Results are written after each arm.
 """
 
@@ -95,10 +96,11 @@ def reinforcement(frozen: bool) -> ReinforcementStage:
     return ReinforcementStage(advantage, optimizer=optimizer, until=StageEnd(success=1.1))
 
 
-def consolidation(epochs: int, frozen: bool = False, **more: Any) -> ConsolidationStage:
-    """Make the settings of stage 2."""
+def consolidation(frozen: bool = False, stages: int = 1, **more: Any) -> ConsolidationStage:
+    """Make the settings of stage 2, which has the same number of updates in all arms."""
     optimizer = PolicyAdam(3e-4, frozen_parts=BACKBONE if frozen else ())
-    return ConsolidationStage(epochs, passes=2, optimizer=optimizer, without_success="expert", **more)
+    updates = stages * SETTINGS["updates"]
+    return ConsolidationStage(1000, passes=2, optimizer=optimizer, without_success="expert", updates=updates, **more)
 
 
 def demonstrations(folder: Path, options: argparse.Namespace, seed: int) -> list[str]:
@@ -122,18 +124,17 @@ def demonstrations(folder: Path, options: argparse.Namespace, seed: int) -> list
 def arms(demos: list[str], seed: int) -> dict[str, tuple[IReVLA, str | None, int]]:
     """Make the loop of each arm, the arm that it shares stages with, and the number of folders that it shares."""
     shared = parts(demos, seed)
-    alone, online = SETTINGS["expert_epochs"], SETTINGS["online_epochs"]
     scratch = shared | {"sft": None, "expert": None}
     return {
         "SFT": (IReVLA(**shared), None, 0),
-        "iRe-VLA": (IReVLA(**shared, rl=reinforcement(True), sl=consolidation(online)), "SFT", 1),
+        "iRe-VLA": (IReVLA(**shared, rl=reinforcement(True), sl=consolidation()), "SFT", 1),
         "stage 1 alone": (IReVLA(**shared, rl=reinforcement(True)), "iRe-VLA", 2),
-        "PPO-Replay": (IReVLA(**shared, rl=reinforcement(False), sl=consolidation(alone, online=False)), "SFT", 1),
-        "freeze both": (IReVLA(**shared, rl=reinforcement(True), sl=consolidation(online, True)), "iRe-VLA", 2),
-        "SFT, more epochs": (IReVLA(**shared, sl=consolidation(2 * alone)), "SFT", 1),
+        "PPO-Replay": (IReVLA(**shared, rl=reinforcement(False), sl=consolidation(online=False)), "SFT", 1),
+        "freeze both": (IReVLA(**shared, rl=reinforcement(True), sl=consolidation(True)), "iRe-VLA", 2),
+        "SFT, longer": (IReVLA(**shared, sl=consolidation(stages=len(LEARNED))), "SFT", 1),
         "scratch": (IReVLA(**scratch, rl=reinforcement(False)), None, 0),
         "PPO-Replay, with successes": (
-            IReVLA(**shared, rl=reinforcement(False), sl=consolidation(online)),
+            IReVLA(**shared, rl=reinforcement(False), sl=consolidation()),
             "PPO-Replay",
             2,
         ),
@@ -215,8 +216,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=60)
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--sft-epochs", type=int, default=60)
-    parser.add_argument("--expert-epochs", type=int, default=30)
-    parser.add_argument("--online-epochs", type=int, default=16)
+    parser.add_argument("--updates", type=int, default=1200, help="of each stage 2: %(default)s")
     parser.add_argument("--arms", type=int, default=100, help="number of first arms that run")
     parser.add_argument("--resume", action="store_true", help="keep the runs that the result file holds")
     parser.add_argument("--work", type=Path, default=Path("runs/ire_vla"), help="folder of the runs: %(default)s")

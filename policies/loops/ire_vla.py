@@ -19,7 +19,7 @@ from ..optimizer import PolicyOptimizer
 from ..rollouts.checkpoint import RolloutCheckpoint
 from ..rollouts.data import RolloutData
 from ..rollouts.decisions import hash_seed
-from .ire_vla_stages import ConsolidationStage, ReinforcementStage, StopWhen, SupervisedStage
+from .ire_vla_stages import ConsolidationStage, ReinforcementStage, StopAfter, StopWhen, SupervisedStage
 from .stages import (
     CHECKPOINTS,
     MODEL,
@@ -179,7 +179,8 @@ class IReVLA(TrainingLoop):
             optimizer=settings.optimizer,
             seed=seed,
         )
-        stage.fit(module, data, [EpochCheckpoint(stage.path / CHECKPOINTS)], settings.epochs, self.accelerator)
+        callbacks = [StopAfter(settings.updates), EpochCheckpoint(stage.path / CHECKPOINTS)]
+        stage.fit(module, data, callbacks, settings.epochs, self.accelerator)
         write_json(stage.path / STAGE, {"paths": data.paths, "updates": int(module.trainer.global_step)})
         stage.finish(module.policy)
 

@@ -26,17 +26,24 @@ class SupervisedStage:
         passes: Number of times that every decision of a batch of episodes is used.
         minibatch_size: Number of decisions in a minibatch.
         optimizer: Learning rates and frozen parts; None learns all with a rate of 1e-3.
+        updates: Number of updates after which the stage ends, with the batch of episodes that reaches it; None leaves
+            that to ``epochs``. Epochs grow with the data, updates do not.
 
     Raises:
         ValueError: If a number makes no sense.
     """
 
     def __init__(
-        self, epochs: int = 15, passes: int = 20, minibatch_size: int = 128, optimizer: PolicyAdam | None = None
+        self,
+        epochs: int = 15,
+        passes: int = 20,
+        minibatch_size: int = 128,
+        optimizer: PolicyAdam | None = None,
+        updates: int | None = None,
     ) -> None:
-        if epochs < 1:
-            raise ValueError(f"epochs {epochs}: expected at least one epoch")
-        self.epochs, self.passes, self.minibatch_size = epochs, passes, minibatch_size
+        if epochs < 1 or (updates is not None and updates < 1):
+            raise ValueError(f"epochs {epochs}, updates {updates}: expected at least one epoch and one update")
+        self.epochs, self.passes, self.minibatch_size, self.updates = epochs, passes, minibatch_size, updates
         self.optimizer = PolicyAdam(learning_rate=1e-3) if optimizer is None else optimizer
 
 
@@ -54,6 +61,8 @@ class ConsolidationStage(SupervisedStage):
         without_success: What to do where stage 1 found no success of its task: ``"error"`` stops the run, ``"expert"``
             learns from the expert data and the successes of other tasks, ``"skip"`` goes on with the policy before
             stage 1.
+        updates: Number of updates after which the stage ends, with the batch of episodes that reaches it; None leaves
+            that to ``epochs``. Balanced epochs grow with the number of successes.
 
     Raises:
         ValueError: If a number makes no sense, or ``without_success`` is unknown.
@@ -69,12 +78,14 @@ class ConsolidationStage(SupervisedStage):
         restart: bool = False,
         balance_tasks: bool = True,
         without_success: WithoutSuccess = "error",
+        updates: int | None = None,
     ) -> None:
         super().__init__(
             epochs=epochs,
             passes=passes,
             minibatch_size=minibatch_size,
             optimizer=PolicyAdam(learning_rate=3e-4) if optimizer is None else optimizer,
+            updates=updates,
         )
         if without_success not in get_args(WithoutSuccess):
             raise ValueError(f"without_success {without_success!r}: expected {', '.join(get_args(WithoutSuccess))}")
@@ -174,6 +185,27 @@ class ReinforcementStage:
         for name, value in policy.named_parameters():
             if any(name == part or name.startswith(f"{part}.") for part in self.optimizer.frozen_parts):
                 yield name, value
+
+
+class StopAfter(lightning.Callback):
+    """Callback that ends a supervised stage after a number of updates.
+
+    Args:
+        updates: Number of updates; None never ends it.
+    """
+
+    def __init__(self, updates: int | None) -> None:
+        self.updates = math.inf if updates is None else updates
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Stop at once where the checkpoint was the last one."""
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= self.updates
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop where the number is reached."""
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= self.updates
 
 
 class StopWhen(lightning.Callback):

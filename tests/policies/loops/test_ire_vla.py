@@ -367,3 +367,17 @@ def test_a_buffer_of_relabelled_actions_holds_the_mean_of_the_policy(demos, tmp_
         episode = dataset[place]
         mean = policy.act(Observation(state=torch.from_numpy(episode.state[:-1])), deterministic=True).chunk[:, 0]
         assert torch.allclose(mean.clamp(-1, 1), torch.from_numpy(episode.actions), atol=1e-5)
+
+
+def test_a_supervised_stage_ends_after_its_updates(demos, tmp_path):
+    """An epoch has two batches of episodes; the stage ends with the batch that reaches the number."""
+    settings = SupervisedStage(epochs=50, passes=1, minibatch_size=32, updates=5)
+    made = loop(demos, sft=settings, rl=None, sl=None)
+    made.run(tmp_path / "run")
+    counted = json.loads((tmp_path / "run" / "0_sft" / "stage.json").read_text())["updates"]
+    assert 5 <= counted < 12
+    whole_epoch = loop(demos, sft=SupervisedStage(epochs=1, passes=1, minibatch_size=32), rl=None, sl=None)
+    whole_epoch.run(tmp_path / "epoch")
+    assert json.loads((tmp_path / "epoch" / "0_sft" / "stage.json").read_text())["updates"] > 1
+    with pytest.raises(ValueError, match="at least one epoch and one update"):
+        SupervisedStage(updates=0)
