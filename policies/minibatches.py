@@ -45,7 +45,7 @@ class DecisionPoints:
         """
         return per_decision[self.rows, self.decisions]
 
-    def blocks(self) -> tuple[Int[Tensor, " m"], ...]:
+    def blocks(self) -> tuple[Int[Tensor, " _"], ...]:
         """Return the numbers of the valid decisions of each row that has any, on the host."""
         if not len(self.rows):
             return ()
@@ -90,7 +90,7 @@ def shuffled(
     passes: int,
     seed: int,
     device: torch.device,
-    blocks: Sequence[Int[Tensor, " m"]] | None = None,
+    blocks: Sequence[Int[Tensor, " _"]] | None = None,
 ) -> Iterator[tuple[Int[Tensor, " m"], Int[Tensor, " m"]]]:
     """Yield minibatches of shuffled numbers below ``count``, on the device and on the host.
 

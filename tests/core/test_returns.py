@@ -1,5 +1,6 @@
 """Returns by hand, against literal loops, and where they reduce to one another."""
 
+import itertools
 import math
 import subprocess
 import sys
@@ -459,6 +460,14 @@ class TestGroups:
         mass = group_standardise(scores, group, eps=0.0).abs().sum().item()
         assert mass == pytest.approx(standard * math.sqrt((size - 1) / size), abs=5e-3)
 
+    @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=12))
+    def test_leave_one_out_is_the_scaled_distance_from_the_mean_and_adds_up_to_zero(self, scores):
+        # A = K/(K − 1) · (R − mean R): LOOP (arXiv 2502.01600), section 3
+        given, size = torch.tensor(scores, dtype=torch.float64), len(scores)
+        found = leave_one_out(given, torch.zeros(size, dtype=torch.long))
+        torch.testing.assert_close(found, size / (size - 1) * (given - given.mean()), rtol=1e-9, atol=1e-9)
+        assert found.sum().item() == pytest.approx(0, abs=1e-9 * (1 + float(given.abs().sum())))
+
     @given(st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.integers(-2, 3)), max_size=30))
     def test_literal_loop(self, pairs):
         scores = torch.tensor([score for score, _ in pairs])
@@ -503,6 +512,52 @@ class TestGroups:
         nothing = torch.zeros(0, dtype=torch.long)
         assert leave_one_out(torch.zeros(0), nothing).shape == (0,)
         assert group_standardise(torch.zeros(0), nothing).shape == (0,)
+
+
+class TestBandit:
+    """Gradient estimators on a bandit of two arms, in expectation over all outcomes of a group: nothing is sampled."""
+
+    SIZE, PAYS = 6, (0.05, 0.95)  # episodes of a group; probability that an arm pays 1
+
+    def moments(self, chance, advantages):
+        """Return mean and variance of the estimate mean_k A_k d log π(a_k), with respect to the logit of arm 1."""
+        outcomes = torch.tensor(list(itertools.product([(0, 0), (0, 1), (1, 0), (1, 1)], repeat=self.SIZE)))
+        arm, paid = outcomes.double().unbind(-1)
+        pays = torch.tensor(self.PAYS, dtype=torch.float64)[outcomes[..., 0]]
+        drawn = torch.tensor([1 - chance, chance], dtype=torch.float64)[outcomes[..., 0]]
+        weight = (drawn * torch.where(paid == 1, pays, 1 - pays)).prod(1)
+        groups = torch.arange(len(paid)).repeat_interleave(self.SIZE)
+        gain = advantages(paid.flatten(), groups).view_as(paid)
+        estimate = (gain * (arm - chance)).mean(1)  # d log π(a)/d logit = a − p
+        mean = (weight * estimate).sum()
+        return mean.item(), (weight * (estimate - mean).square()).sum().item()
+
+    def exact(self, chance):
+        """Return dJ/d logit of J = p · 0.95 + (1 − p) · 0.05."""
+        return chance * (1 - chance) * (self.PAYS[1] - self.PAYS[0])
+
+    @pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])
+    def test_leave_one_out_is_unbiased_and_the_mean_of_all_is_not(self, chance):
+        assert self.moments(chance, leave_one_out)[0] == pytest.approx(self.exact(chance), rel=1e-9)
+
+        def centred(scores, group):  # R − mean R
+            return scores - scores.view(-1, self.SIZE).mean(1).repeat_interleave(self.SIZE)
+
+        shrunk = (self.SIZE - 1) / self.SIZE * self.exact(chance)
+        assert self.moments(chance, centred)[0] == pytest.approx(shrunk, rel=1e-9)
+
+    def test_leave_one_out_varies_less_than_no_baseline_until_most_episodes_succeed(self):
+        lower = []
+        for chance in (0.1, 0.5, 0.9):
+            plain, spread = self.moments(chance, lambda scores, group: scores)
+            assert plain == pytest.approx(self.exact(chance), rel=1e-9)
+            lower.append(self.moments(chance, leave_one_out)[1] < spread)
+        # at 0.9 the likely arm has a small d log π, and no baseline weighs the rare arm, which fails, with 0
+        assert lower == [True, True, False]
+
+    def test_standard_scores_are_biased_by_a_factor_that_depends_on_the_policy(self):
+        middle, edge = (self.moments(chance, group_standardise)[0] / self.exact(chance) for chance in (0.5, 0.9))
+        assert 1.5 < middle < 0.95 * edge, "one factor for all would be a learning rate"
 
 
 class TestStandardise:

@@ -71,6 +71,30 @@ def test_the_gradient_stops_outside_the_clip_on_the_right_side_only(ratio, advan
     )
 
 
+@pytest.mark.parametrize("ratio, advantage, moves", [(0.82, -1.0, False), (0.85, -1.0, True), (0.82, 1.0, True)])
+def test_the_reciprocal_lower_bound_lies_above_the_linear_one(ratio, advantage, moves):
+    # 1/1.2 = 0.833; the linear bound is 0.8
+    parts, gradient = surrogate([ratio], [advantage], clip_mode="reciprocal")
+    assert gradient.item() == pytest.approx(-ratio * advantage if moves else 0.0, rel=1e-5)
+    assert surrogate([ratio], [advantage])[1].item() == pytest.approx(-ratio * advantage, rel=1e-5)
+    assert parts["loss"].item() == pytest.approx(-advantage * (ratio if moves else 1 / 1.2), rel=1e-5)
+
+
+@pytest.mark.parametrize("ratio, advantage, moves", [(0.3, -1.0, False), (0.35, -1.0, True), (3.1, 1.0, False)])
+def test_a_reciprocal_bound_allows_a_clip_above_one(ratio, advantage, moves):
+    gradient = surrogate([ratio], [advantage], clip_low=2.0, clip_high=2.0, clip_mode="reciprocal")[1]
+    assert gradient.item() == pytest.approx(-ratio * advantage if moves else 0.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("unit", ["token", "action", "chunk"])
+def test_seven_tokens_of_an_action_do_not_multiply_its_loss(unit):
+    """A log-probability that is broadcast over the tokens multiplies the loss by 7, as in RL4VLA's code."""
+    policy = Told([[0.0] * 7, [0.0] * 7])
+    decision = Decision(chunk=torch.zeros(2, 1, 7), executed=torch.ones(2).long(), log_prob=torch.zeros(2, 7))
+    parts = ClippedSurrogate(unit=unit)(policy, points(2), decision, torch.tensor([3.0, 1.0]), torch.ones(2))
+    assert parts["loss"].item() == pytest.approx(-2.0)
+
+
 def test_bounds_may_differ_above_and_below():
     # 1.3 lies inside [0.9, 1.4], 0.85 lies below it: -(1.3 · 1 + 0.9 · -1)/2
     parts, gradient = surrogate([1.3, 0.85], [1.0, -1.0], clip_low=0.1, clip_high=0.4)
