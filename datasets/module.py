@@ -112,19 +112,27 @@ class EpisodeData(lightning.LightningDataModule):
         """Training episodes by outcome: success, failure, partial, unknown, or labelled by observation."""
         self.places: dict[str, list[int]] = {}
         self._rows: list[int] = []
+        self._added: list[str] = []
 
-    def with_paths(self, paths: Sequence[str], balance_tasks: bool) -> "EpisodeData":
-        """Make a data module of other data sets with the same settings.
+    def with_added(self, paths: Sequence[str], balance_tasks: bool) -> "EpisodeData":
+        """Make a data module with the same settings, and with data sets that are trained on whole.
+
+        Splits and the filter hold for the data sets of this one alone.
 
         Args:
-            paths: Folders of the data sets.
+            paths: Folders of the further data sets.
             balance_tasks: Whether every task has the same number of steps in an epoch.
         """
         other = copy.copy(self)
         other.trainer, other._reader = None, None
-        other.paths, other.balance_tasks = list(paths), balance_tasks
+        other._added, other.balance_tasks = list(paths), balance_tasks
         other.bad, other.outcomes, other.places, other._rows = [], Counter(), {}, []
         return other
+
+    @property
+    def folders(self) -> list[str]:
+        """Folders of all data sets, those that are trained on whole last."""
+        return [*self.paths, *self._added]
 
     def prepare_data(self) -> None:
         """Fill the cache in one process before the others read it."""
@@ -168,9 +176,15 @@ class EpisodeData(lightning.LightningDataModule):
                 f"{dataset.name}: progress by stages was asked for, and no episode holds a stage per observation "
                 '(labels["stage"]): record it, or take the linear target'
             )
-        sets = [s for s in found.sets if s]
+        own = len(self.paths)
+        sets = [s for s in found.sets[:own] if s]
         split = split_each(sets, self.train_split, self.val_split, self.val_fraction)
         train, val = self._filtered(found, split)
+        for number, path in enumerate(self._added, own):
+            added = [i for i, (which, _) in enumerate(found.tasks) if which == number]
+            if not added:
+                raise ValueError(f"no episode of {path} can be used: {found.reasons()}")
+            train = [*train, *added]
         self.places = {"train": [found.usable[i] for i in train], "val": [found.usable[i] for i in val]}
         self._rows = self.places["train"]
         if self.balance_tasks:
@@ -231,7 +245,7 @@ class EpisodeData(lightning.LightningDataModule):
         )
 
     def _opened(self) -> JoinedDatasets:
-        return joined(open_joined(self.paths))
+        return joined(open_joined(self.folders))
 
     def _survey(self, reader: EpisodeReader, dataset: JoinedDatasets) -> Survey:
         """Read every episode once; a frozen encoder fills the cache on the device of the training."""

@@ -10,7 +10,7 @@ import torch
 from ...core.files import write_json
 from ...core.hub import hash_component, save_component
 from ...core.interfaces import AdvantageSource, Policy
-from ...core.sizes import take_sizes, unknown_sizes
+from ...core.sizes import DataSizes, take_sizes, unknown_sizes
 from ...datasets.module import EpisodeData
 from ...datasets.opening import open_dataset
 from ..advantages.reward_to_go import Uniform
@@ -142,14 +142,41 @@ class IReVLA(TrainingLoop):
             FileNotFoundError: If there is no expert data.
         """
         expert = None if self.expert is None else self.expert.sizes
+        if self.expert is not None and self.expert.val_fraction > 0:
+            tell(
+                f"the expert data hold out {self.expert.val_fraction:.0%} of their initial states (val_fraction), which "
+                "no stage uses; set val_fraction to 0 to learn from all"
+            )
+        self._check_frozen_parts(expert)
         if self.rl is None or self.rollouts is None:
             return
+        frames = self.rollouts.setting.frames
+        if frames is not None and frames.encoder is not None:
+            raise ValueError(
+                "rollouts.frames has an encoder, and the online buffer stores frames, not features: leave the encoder "
+                "out of the rollouts, and put it into the policy"
+            )
         for task in self.rollouts.setting.sizes():
             if expert is not None and (task.state_size, task.action_size) != (expert.state_size, expert.action_size):
                 raise ValueError(
                     f"{task.name} has states of {task.state_size} and actions of {task.action_size} numbers, and "
                     f"{expert.name} of {expert.state_size} and {expert.action_size}: choose tasks of one robot"
                 )
+
+    def _check_frozen_parts(self, expert: DataSizes | None) -> None:
+        """Find the parts that each stage freezes in the policy.
+
+        Raises:
+            ValueError: If there is no such part.
+        """
+        policy = copy.deepcopy(self.policy)
+        sizes = self.rollouts.sizes if expert is None and self.rollouts is not None else expert
+        if sizes is not None:
+            take_sizes(policy, sizes)
+        for stage in (self.sft, self.rl, self.sl):
+            if stage is not None:
+                for parameter in stage.optimizer.freeze(policy):
+                    parameter.requires_grad_(True)
 
     def _policy(self, stage: StageFolder | None) -> Policy:
         """Open the policy that a stage left; None makes a copy of the one that the run begins with."""
@@ -160,7 +187,7 @@ class IReVLA(TrainingLoop):
         assert self.sft is not None and self.expert is not None
         if not stage.finished:
             tell(f"stage 0: supervised learning on {', '.join(self.expert.paths)}")
-            data = self.expert.with_paths(self.expert.paths, self.expert.balance_tasks)
+            data = self.expert.with_added([], self.expert.balance_tasks)
             self._supervise(stage, self.sft, self._policy(None), data, 0)
         return stage
 
@@ -181,7 +208,7 @@ class IReVLA(TrainingLoop):
         )
         callbacks = [StopAfter(settings.updates), EpochCheckpoint(stage.path / CHECKPOINTS)]
         stage.fit(module, data, callbacks, settings.epochs, self.accelerator)
-        write_json(stage.path / STAGE, {"paths": data.paths, "updates": int(module.trainer.global_step)})
+        write_json(stage.path / STAGE, {"paths": data.folders, "updates": int(module.trainer.global_step)})
         stage.finish(module.policy)
 
     def _rl(
@@ -211,7 +238,7 @@ class IReVLA(TrainingLoop):
         gather, stop = GatherSuccesses(self.buffer), StopWhen(settings.until)
         keep = RolloutCheckpoint(stage.path / CHECKPOINTS)
         stage.fit(module, data, [gather, stop, keep], 1, self.accelerator)
-        changed = changed_tensors(frozen, dict(module.policy.state_dict()))
+        changed = changed_tensors(frozen, dict(module.policy.named_parameters()))
         if changed:
             raise RuntimeError(
                 f"stage 1 of {task} changed {changed[0]!r}, which is frozen: something other than its optimizer writes "
@@ -275,7 +302,7 @@ class IReVLA(TrainingLoop):
             require_successes(path)
         what = f"stage 2, {task}" if task else "stage 2"
         tell(f"{what}: supervised learning on the expert data and {len(online)} online data sets")
-        data = self.expert.with_paths([*self.expert.paths, *map(str, online)], settings.balance_tasks)
+        data = self.expert.with_added([str(path) for path in online], settings.balance_tasks)
         self._supervise(stage, settings, self._policy(first if settings.restart else latest), data, number)
         return stage
 

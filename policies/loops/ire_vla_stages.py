@@ -177,13 +177,15 @@ class ReinforcementStage:
         )
 
     def frozen(self, policy: Policy) -> Iterator[tuple[str, Tensor]]:
-        """Yield the parameters of a policy that the stage must not change, by name.
+        """Yield the parameters of a policy that would learn and that the stage must not change, by name.
 
         Args:
             policy: Policy that is trained.
         """
         for name, value in policy.named_parameters():
-            if any(name == part or name.startswith(f"{part}.") for part in self.optimizer.frozen_parts):
+            if value.requires_grad and any(
+                name == part or name.startswith(f"{part}.") for part in self.optimizer.frozen_parts
+            ):
                 yield name, value
 
 

@@ -9,6 +9,7 @@ from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End
 from guerdon.core.sizes import HasSizes
 from guerdon.datasets.episodes import BadEpisodeError, Column, Episode
+from guerdon.datasets.filters import EpisodeFilter
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.formats.video import VideoFrames
 from guerdon.datasets.joined import JoinedDatasets
@@ -343,10 +344,25 @@ def test_balanced_tasks_and_data_sets_have_equal_weight_in_an_epoch(written):
     assert sorted(data.places["train"]) == list(range(15))  # each episode is still listed once
 
 
-def test_other_data_sets_can_take_the_same_settings(written):
-    one = EpisodeData(str(written("one")), val_fraction=0.0, batch_size=3, window=4, seed=5)
-    one.setup("fit")
-    two = one.with_paths([str(written("two", 4))], balance_tasks=True)
+def test_added_data_sets_are_trained_on_whole_whatever_the_split_and_the_filter(written):
+    keep = EpisodeFilter(quality=["expert"])
+    one = EpisodeData(str(written("one")), val_fraction=0.5, batch_size=3, window=4, seed=5, keep=keep)
+    added = written("two", 4)
+    two = one.with_added([str(added)], balance_tasks=True)
     assert (two.batch_size, two.window, two.seed, two.balance_tasks) == (3, 4, 5, True)
+    with pytest.raises(ValueError, match="the filter keeps 0 of"):
+        one.setup("fit")  # these episodes have no quality
+    one.keep = two.keep = None
+    one.setup("fit")
     two.setup("fit")
-    assert len(two.places["train"]) == 4 and len(one.places["train"]) == 12 and not one.balance_tasks
+    own = one.places["train"]
+    assert 0 < len(own) < 12 and two.places["val"] == one.places["val"]
+    assert two.places["train"] == [*own, 12, 13, 14, 15] and two.folders == [*one.folders, str(added)]
+
+
+def test_a_filter_of_the_own_data_leaves_added_data_sets_alone(written):
+    kept = EpisodeData(str(written("one")), val_fraction=0.0, keep=EpisodeFilter(success=True))
+    kept.setup("fit")
+    two = kept.with_added([str(written("two", 4))], balance_tasks=False)
+    two.setup("fit")
+    assert two.places["train"] == [*kept.places["train"], 12, 13, 14, 15]
