@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ..core.decisions import Observation
 from .decoder import QUESTION, BinRows, Decoder, Prefix, free_tokens, read_behind, require_no_dropout
-from .frozen_weights import save_trained_only
+from .frozen_weights import freeze_or_train, save_trained_only
 from .lora import LoRA
 from .published import PublishedKind, open_published
 from .revision import weights_revision
@@ -91,6 +91,11 @@ class LanguageDecoder(Decoder):
         self._special = sorted(added, key=len)
         self._read: dict[str, list[int]] = {}
         self.eval()
+
+    def requires_grad_(self, requires_grad: bool = True) -> "LanguageDecoder":
+        """Let the low-rank updates require a gradient or not; the published weights never do."""
+        freeze_or_train(self, requires_grad)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:

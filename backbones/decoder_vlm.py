@@ -45,6 +45,11 @@ class VLMDecoder(Decoder):
         self._bins: frozenset[int] = frozenset()
         self.eval()
 
+    def requires_grad_(self, requires_grad: bool = True) -> "VLMDecoder":
+        """Let the low-rank updates require a gradient or not; the published weights never do."""
+        self.vlm.requires_grad_(requires_grad)
+        return self
+
     @property
     def dtype(self) -> torch.dtype:
         """Number type of the frozen weights."""

@@ -74,8 +74,9 @@ class LatentCache(Component):
         """
         if backbone.learns:
             raise ValueError(
-                f"{type(backbone).__name__} learns, so its tokens cannot be kept: freeze it "
-                "(backbone.requires_grad_(False), or frozen_parts of PolicyAdam), or leave the cache out"
+                f"{type(backbone).__name__} learns, so its tokens cannot be kept: freeze it with frozen_parts of "
+                "PolicyAdam (outside of a training: PolicyAdam(frozen_parts=[...]).freeze(policy)), or leave the cache "
+                "out"
             )
         version = backbone.version
         if version != self._made_by:

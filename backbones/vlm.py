@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from ..core.arguments import folds
 from .chat import Chat, Prompt, Reply
-from .frozen_weights import save_trained_only
+from .frozen_weights import freeze_or_train, save_trained_only
 from .lora import LoRA, lora_of
 from .plain_prompts import PlainPromptReader
 from .revision import weights_revision
@@ -126,6 +126,11 @@ class VLM(Chat):
         for name, module in self.model.named_modules():
             if name.rpartition(".")[2] == "lora_dropout":
                 module.train(mode)
+        return self
+
+    def requires_grad_(self: V, requires_grad: bool = True) -> V:
+        """Let the low-rank updates require a gradient or not; the published weights never do."""
+        freeze_or_train(self, requires_grad)
         return self
 
     @property

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..core.batch import Observation
 from .chat import Prompt
+from .frozen_weights import require_frozen
 from .model_inputs import ModelInputs
 from .token_states import ObservationTokens, TokenBackbone, tokens_of
 from .vlm import VLM
@@ -58,6 +59,21 @@ class VLMBackbone(TokenBackbone):
         """Inputs that the backbone reads."""
         return ModelInputs(cameras=self.cameras, instruction=True)
 
+    def requires_grad_(self, requires_grad: bool = True) -> "VLMBackbone":
+        """Let the low-rank updates require a gradient or not; the published weights never do."""
+        self.vlm.requires_grad_(requires_grad)
+        return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether a gradient reaches a low-rank update at present.
+
+        Raises:
+            ValueError: If a published weight requires a gradient: it would be trained, and is not saved.
+        """
+        require_frozen(self.vlm)
+        return any(weight.requires_grad for _, weight in self.own_weights())
+
     def own_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Iterate over the weights of the low-rank updates."""
         for name, parameter in self.vlm.model.named_parameters():
@@ -66,7 +82,12 @@ class VLMBackbone(TokenBackbone):
 
     @property
     def version(self) -> str:
-        """Hash of the published weights and of the low-rank updates; those count only where they are in use."""
+        """Hash of the published weights and of the low-rank updates; those count only where they are in use.
+
+        Raises:
+            ValueError: If a published weight requires a gradient: it would be trained, and is not saved.
+        """
+        require_frozen(self.vlm)
         return f"{self.vlm.fingerprint}-{super().version if self.vlm.updated else 'published'}"
 
     def read(self, observation: Observation) -> Observation:

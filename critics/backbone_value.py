@@ -72,6 +72,12 @@ class BackboneValue(ValueFunction):
             instruction=read.instruction,
         )
 
+    def requires_grad_(self, requires_grad: bool = True) -> "BackboneValue":
+        """Freeze or unfreeze the value; published weights of its backbone stay frozen."""
+        super().requires_grad_(requires_grad)
+        self.backbone.requires_grad_(requires_grad)
+        return self
+
     @torch.no_grad()
     def fit_scales(self, batch: TrajectoryBatch) -> None:
         """Compute the scales of the states from the observations of a batch that were really made.

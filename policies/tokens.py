@@ -90,6 +90,12 @@ class TokenPolicy(Policy):
             nn.init.normal_(part.weight, std=size * part.in_features**-0.5)  # as large as the model's own embeddings
             nn.init.zeros_(part.bias)
 
+    def requires_grad_(self, requires_grad: bool = True) -> "TokenPolicy":
+        """Freeze or unfreeze the policy; published weights of its decoder stay frozen."""
+        super().requires_grad_(requires_grad)
+        self.decoder.requires_grad_(requires_grad)
+        return self
+
     @property
     def hidden_size(self) -> int:
         """Width D of ``hidden``."""

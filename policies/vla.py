@@ -93,6 +93,12 @@ class VLAPolicy(ChunkPolicy):
             instruction=read.instruction,
         )
 
+    def requires_grad_(self, requires_grad: bool = True) -> "VLAPolicy":
+        """Freeze or unfreeze the policy; published weights of its backbone stay frozen."""
+        super().requires_grad_(requires_grad)
+        self.backbone.requires_grad_(requires_grad)
+        return self
+
     @property
     def _reads_hidden(self) -> nn.Sequential:
         return self.network[:1]
