@@ -68,6 +68,8 @@ class LanguageDecoder(Decoder):
         super().__init__()
         if "{instruction}" not in prompt:
             raise ValueError(f"prompt {prompt!r}: expected {{instruction}} in it, where the instruction goes")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}: expected at least 1, or None for the model's own limit")
         self.name, self.prompt = name, prompt
         number = torch.float32 if dtype == "float32" else torch.bfloat16
         self.model, self.tokeniser, commit = open_language_model(name, revision, download, number)
@@ -78,7 +80,8 @@ class LanguageDecoder(Decoder):
         freeze(self.model)
         self.width = int(self.model.config.hidden_size)
         limit = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
-        self.max_tokens = min(limit, max_tokens or limit)
+        self.max_tokens = limit if max_tokens is None else min(limit, max_tokens)
+        _require_one_width(self.model, self.width, name)
         require_linear_head(self.model, name)
         if lora is not None:
             lora.add_to(self.model.base_model)
@@ -107,8 +110,8 @@ class LanguageDecoder(Decoder):
         return reserved_rows(self, self.model, self.tokeniser, bins, set(self._tokens_of("")))
 
     def hold(self, tokens: tuple[int, ...]) -> None:
-        """Refuse instructions that use one of these tokens from now on."""
-        self._bins = frozenset(tokens)
+        """Refuse instructions that use one of these tokens from now on, beside those held before."""
+        self._bins |= frozenset(tokens)
         self._read.clear()
 
     def read(self, observation: Observation, room: int) -> Prefix:
@@ -200,6 +203,16 @@ def reserved_rows(decoder: Any, model: Any, tokeniser: Any, bins: int, taken: se
             inputs=embedding(index).float(),  # the module's own pass: some models scale their embeddings in it
             outputs=head.weight[index].float(),
             bias=None if head.bias is None else head.bias[index].float(),
+        )
+
+
+def _require_one_width(model: Any, width: int, name: str) -> None:
+    embedding, head = model.get_input_embeddings().weight.shape[1], model.get_output_embeddings().weight.shape[1]
+    if not embedding == head == width:
+        raise ValueError(
+            f"{name} has states of width {width}, input embeddings of width {embedding} and an output head of width "
+            f"{head}: expected one width for all, as rows of both are embeddings and logits of bins; take another "
+            "model, such as HuggingFaceTB/SmolLM2-135M-Instruct (OPT-350M projects its embeddings)"
         )
 
 

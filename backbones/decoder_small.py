@@ -11,6 +11,7 @@ from .language import HashedText
 from .temporal import sinusoidal
 
 _SCALE = 0.1  # size of embeddings at the start
+_EVEN = 0.01  # standard deviation of the logits of bins at the start
 
 
 class SmallDecoder(Decoder):
@@ -54,10 +55,14 @@ class SmallDecoder(Decoder):
         self.eval()
 
     def reserve(self, bins: int) -> BinRows:
-        """Make rows for bins: sinusoids, so that neighbours are alike, and outputs of 0, so that all are as likely."""
+        """Make rows for bins: sinusoids, so that neighbours are alike, and small random outputs.
+
+        All bins are nearly as likely at the start, and which of them are the k likeliest depends on the observation.
+        """
         place = self.start
         inputs = sinusoidal(torch.arange(bins, device=place.device), self.width, 4.0, 4.0 * bins) * _SCALE
-        return BinRows(tokens=tuple(range(bins)), inputs=inputs, outputs=place.new_zeros(bins, self.width))
+        outputs = torch.randn(bins, self.width, device=place.device) * (_EVEN * self.width**-0.5)
+        return BinRows(tokens=tuple(range(bins)), inputs=inputs, outputs=outputs)
 
     def read(self, observation: Observation, room: int) -> Prefix:
         """Make the prompts; nothing is computed before something stands behind them."""

@@ -10,6 +10,8 @@ from ..core.decisions import Observation
 from .decoder import QUESTION, BinRows, Decoder, Prefix, read_behind, require_no_dropout
 from .decoder_language import require_linear_head, require_no_bins, require_room, reserved_rows
 from .vlm import VLM
+from .vlm_answers import read_prompts
+from .vlm_loading import PLAIN
 
 
 class VLMDecoder(Decoder):
@@ -24,7 +26,8 @@ class VLMDecoder(Decoder):
         prompt: Question, with ``{instruction}`` where the instruction goes.
 
     Raises:
-        ValueError: If an argument makes no sense, or the model keeps no keys and values.
+        ValueError: If an argument makes no sense, the model keeps no keys and values, or it is a BLIP-2 model, for
+            which there is `VLAPolicy` with `VLMBackbone`.
     """
 
     def __init__(self, vlm: VLM, cameras: Sequence[str], prompt: str = QUESTION) -> None:
@@ -33,6 +36,11 @@ class VLMDecoder(Decoder):
             raise ValueError("cameras is empty: expected the names of the cameras that the model is shown")
         if "{instruction}" not in prompt:
             raise ValueError(f"prompt {prompt!r}: expected {{instruction}} in it, where the instruction goes")
+        if vlm.model.config.model_type == PLAIN:
+            raise ValueError(
+                f"{vlm.name} is a BLIP-2 model, which VLMDecoder cannot decode actions with: expected a model with a "
+                "chat template, such as Qwen2.5-VL or SmolVLM; take VLAPolicy with VLMBackbone for BLIP-2"
+            )
         if vlm.gradient_checkpointing:
             raise ValueError(
                 f"{vlm.name}: gradient_checkpointing keeps no keys and values, and actions are decoded with them: "
@@ -63,8 +71,8 @@ class VLMDecoder(Decoder):
         return reserved_rows(self, self.vlm.model, reader.processor.tokenizer, bins, taken)
 
     def hold(self, tokens: tuple[int, ...]) -> None:
-        """Refuse instructions that use one of these tokens from now on."""
-        self._bins = frozenset(tokens)
+        """Refuse instructions that use one of these tokens from now on, beside those held before."""
+        self._bins |= frozenset(tokens)
 
     def read(self, observation: Observation, room: int) -> Prefix:
         """Read the pictures and the question of every observation.
@@ -78,16 +86,17 @@ class VLMDecoder(Decoder):
                 f"expected frames of the cameras {list(self.cameras)}, {missing[0]!r} is missing from "
                 f"{sorted(observation.frames)}: load or render it, or correct the cameras of the decoder"
             )
+        asked = {text: self._question(text, room) for text in dict.fromkeys(observation.instructions)}
         shown = [observation.frames[camera] for camera in self.cameras]
-        asked = [self.prompt.replace("{instruction}", instruction) for instruction in observation.instructions]
-        reading, tokens = self.vlm.begin_answers(
-            [[*(frames[row] for frames in shown), text] for row, text in enumerate(asked)]
+        inputs = self.vlm.answer_inputs(
+            [[*(frames[row] for frames in shown), asked[text]] for row, text in enumerate(observation.instructions)]
         )
+        tokens, mask = inputs["input_ids"], inputs["attention_mask"].bool()
         for row, instruction in enumerate(observation.instructions):
-            kept = tokens[row][reading.mask[row]].tolist()
-            tokeniser = self.vlm.reader.processor.tokenizer
-            require_no_bins(kept, self._bins, tokeniser, instruction, self.name)
+            kept = tokens[row][mask[row]].tolist()
+            require_no_bins(kept, self._bins, self.vlm.reader.processor.tokenizer, instruction, self.name)
             require_room(len(kept), room, self.vlm.max_tokens, instruction, self.name)
+        reading = read_prompts(self.vlm.model, inputs)
         reading.cut(tokens.shape[1] - 1)  # the last token is read with what comes behind it
         after = reading.positions.amax(-1) + 1
         if after.ndim == 2:  # text goes on behind the largest of time, height and width
@@ -98,6 +107,14 @@ class VLMDecoder(Decoder):
             positions=after,
             mask=None if bool(reading.mask.all()) else reading.mask,
         )
+
+    def _question(self, instruction: str, room: int) -> str:
+        """Put an instruction into the question, and refuse one that could not be read whatever the pictures are."""
+        reader, text = self.vlm.reader, self.prompt.replace("{instruction}", instruction)
+        tokens = reader.tokens(reader.opening + text + reader.closing)
+        require_no_bins(tokens, self._bins, reader.processor.tokenizer, instruction, self.name)
+        require_room(len(tokens), room, self.vlm.max_tokens, instruction, self.name)
+        return text
 
     def extend(self, prefix: Prefix, embeddings: Float[Tensor, "M n D"]) -> Float[Tensor, "M N D"]:
         """Read n embeddings behind every prompt."""

@@ -1,4 +1,4 @@
-"""Published models whose weights stay as they are: what is trained in them is saved, and nothing else may be trained."""
+"""Published models whose weights stay as they are: what is trained in them is saved, and nothing else is trained."""
 
 from typing import Any, cast
 

@@ -44,11 +44,16 @@ class LoRA(Component):
             decoder: The language model.
 
         Raises:
-            ValueError: If a target names no layer.
+            ValueError: If the model has no linear layer, or a target names none.
         """
         if not self.rank:
             return
         linear = [n for n, m in decoder.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")]
+        if not linear:
+            raise ValueError(
+                f"{type(decoder).__name__} has no nn.Linear layer, which low-rank updates need (GPT-2 and its kin use "
+                "Conv1D): set lora to None, or take a model with linear layers, such as Llama, Qwen or SmolLM2"
+            )
         kinds = {n.rpartition(".")[2] for n in linear}
         targets = self.targets
         wanted = kinds if targets == "all-linear" else {targets} if isinstance(targets, str) else set(targets)

@@ -86,6 +86,8 @@ class VLM(Chat):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: expected at least 1")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}: expected at least 1, or None for the model's own limit")
         self.batch_size = batch_size
         self.name, self._dtype = name, torch.float32 if dtype == "float32" else torch.bfloat16
         self.model, self.processor, commit = open_vlm(name, revision, download, self._dtype)
@@ -98,7 +100,7 @@ class VLM(Chat):
         self.width = int(language.hidden_size)
         """D of the hidden states."""
         self.max_tokens = int(getattr(language, "max_position_embeddings", None) or 1 << 30)
-        self.max_tokens = min(self.max_tokens, max_tokens or self.max_tokens)
+        self.max_tokens = min(self.max_tokens, self.max_tokens if max_tokens is None else max_tokens)
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             decoder = self._decoder()
@@ -200,8 +202,17 @@ class VLM(Chat):
             TypeError: If a picture is not uint8.
             ValueError: As `hidden_states`.
         """
-        inputs = self._inputs(prompts, answering=True)
+        inputs = self.answer_inputs(prompts)
         return read_prompts(self.model, inputs), inputs["input_ids"]
+
+    def answer_inputs(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
+        """Make the inputs of the model for M prompts up to the begin of its turn, padded before; nothing is computed.
+
+        Raises:
+            TypeError: If a picture is not uint8.
+            ValueError: As `hidden_states`.
+        """
+        return self._inputs(prompts, answering=True)
 
     def states_after(self, prompts: Sequence[Prompt], text: str) -> Float[Tensor, "N D"]:
         """Compute float32 states at the end of every part that equals ``text``, prompt by prompt, in order.

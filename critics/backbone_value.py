@@ -82,29 +82,34 @@ class BackboneValue(ValueFunction):
     def fit_scales(self, batch: TrajectoryBatch) -> None:
         """Compute the scales of the states from the observations of a batch that were really made.
 
+        Scales of the backbone that are fitted already stay as they are: it was trained with them.
+
         Raises:
             ValueError: If there is no observation, an input is not finite, or the size of the state is not known.
         """
         require_sizes(self)
         rows, steps = batch.made.nonzero(as_tuple=True)
         observation = batch.observe(rows, steps)
-        for part in self.modules():
-            if isinstance(part, Inputs):
+        if self.state_size:
+            self.proprioception.fit(observation)
+        for part in self.backbone.modules():
+            if isinstance(part, Inputs) and not bool(part.fitted):
                 part.fit(observation)
 
     def value(self, observation: Observation) -> Float[Tensor, " M"]:
-        """Estimate the value of M observations, in float32 whatever the precision of the backbone.
+        """Estimate the value of M observations, in float32 whatever the precision of the backbone, and under autocast.
 
         Raises:
             ValueError: If a size is not known, or an input has another width or is missing.
         """
         if "network" not in self._modules:
             require_sizes(self)
-        tokens = tokens_from(self.backbone, observation, self.cache)
-        pooled = self.token_learner(tokens.hidden, tokens.mask)
-        if self.state_size:
-            pooled = torch.cat([pooled, self.proprioception(observation)], 1)
-        return self.network(pooled).squeeze(1).float()
+        with torch.autocast(self.token_learner.queries.device.type, enabled=False):
+            tokens = tokens_from(self.backbone, observation, self.cache)
+            pooled = self.token_learner(tokens.hidden, tokens.mask)
+            if self.state_size:
+                pooled = torch.cat([pooled, self.proprioception(observation)], 1)
+            return self.network(pooled).squeeze(1).float()
 
     def loss_of(
         self, observation: Observation, targets: Float[Tensor, " M"]

@@ -124,8 +124,9 @@ class BinnedActions(NamedTuple):
     """Categorical distribution over the bins of each action dimension: softmax(logits/temperature) of the k likeliest.
 
     Temperature and top-k are in the sample, the log-probability and the entropy alike. A bin that was recorded and is
-    no longer among the k likeliest has the log-probability it would have as one more of them: finite, and continuous in
-    the logits where the bin returns among the k.
+    no longer among the k likeliest has the log-probability it would have as one more of them. It is finite, but not
+    continuous in the logits: where the bin returns among the k, another one leaves, and the log-probability jumps up by
+    at most log((k+1)/k).
     """
 
     logits: Float[Tensor, "*units bins"]

@@ -120,10 +120,12 @@ class TokenPolicy(Policy):
         ``extras["tokens"]`` (M, U) are the bins. Without a temperature there is no log-probability.
 
         Raises:
-            ValueError: If a sample is asked for at temperature 0; see also ``Decoder.read``.
+            ValueError: If a sample is asked for at temperature 0, or a logit is not finite; see also ``Decoder.read``.
         """
         if not deterministic:
             self._require_likelihood("sample")
+        if not len(observation):
+            return self._no_decision()
         tokens: list[Tensor] = []
         log_probs: list[Tensor] = []
         with self._own_precision():
@@ -131,7 +133,9 @@ class TokenPolicy(Policy):
             prefix = self.decoder.read(observation, soft.shape[1] + self.units - 1)
             read = soft
             for _ in range(self.units):
-                at = self._distribution(self.logits(self.decoder.extend(prefix, read)[:, -1]))
+                logits = self.logits(self.decoder.extend(prefix, read)[:, -1])
+                _require_finite(logits)
+                at = self._distribution(logits)
                 tokens.append(at.mode() if deterministic else at.sample(generator))
                 if self.temperature:
                     log_probs.append(at.log_prob(tokens[-1]))
@@ -187,6 +191,8 @@ class TokenPolicy(Policy):
     def _states(self, observation: Observation, bins: Int[Tensor, "M n"]) -> Float[Tensor, "M N D"]:
         """Compute the states that predict each of n tokens, given those before; the first alone if there are none."""
         with self._own_precision():
+            if not len(observation):
+                return self.bin_inputs.new_zeros(0, max(bins.shape[1], 1), self.decoder.width)
             soft = self._soft(observation)
             prefix = self.decoder.read(observation, soft.shape[1] + self.units - 1)
             embeddings = torch.cat([soft, self.bin_inputs[bins[:, :-1]]], 1)
@@ -198,6 +204,17 @@ class TokenPolicy(Policy):
             return self.bin_inputs.new_zeros(len(observation.state), 0, self.decoder.width)
         parts = self.inputs(observation).split(self._parts, 1)
         return torch.stack([project(part) for project, part in zip(self.projections, parts, strict=True)], 1)
+
+    def _no_decision(self) -> Decision:
+        """Return the decisions at no observation."""
+        self._own_precision()
+        bins = torch.zeros(0, self.units, dtype=torch.long, device=self.bin_inputs.device)
+        return Decision(
+            chunk=self._chunk(bins),
+            executed=bins.new_zeros(0),
+            log_prob=self.bin_inputs.new_zeros(0, self.units) if self.temperature else None,
+            extras={"tokens": bins},
+        )
 
     def _chunk(self, bins: Int[Tensor, "M U"]) -> Float[Tensor, "M H A"]:
         return self.bins.centres(bins.unflatten(1, (self.horizon, -1)))
@@ -240,6 +257,16 @@ class TokenPolicy(Policy):
                 f"expected chunks of {self.horizon} steps, {self.action_size} dimensions each, got {got}: the chunks "
                 "are another policy's, or another robot's"
             )
+
+
+def _require_finite(logits: Float[Tensor, "M bins"]) -> None:
+    """Refuse logits that are not finite; NaN has no likeliest bin, and no sample."""
+    if not bool(logits.isfinite().all()):
+        row = int((~logits.isfinite().all(1)).nonzero()[0])
+        raise ValueError(
+            f"expected finite logits, got NaN or infinity at observation {row} of {len(logits)}: the policy diverged, "
+            "or its input holds numbers that are not finite"
+        )
 
 
 __all__ = ["TokenPolicy"]
