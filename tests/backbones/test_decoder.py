@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, OPTConfig, OPTForCausalLM
 
 from guerdon.backbones.decoder_language import LanguageDecoder
 from guerdon.backbones.decoder_small import SmallDecoder
@@ -277,3 +277,52 @@ def test_capped_logits_are_refused(folders, tmp_path):
     AutoTokenizer.from_pretrained(folders["language"]).save_pretrained(tmp_path / "capped")
     with pytest.raises(ValueError, match="caps or scales the logits"):
         LanguageDecoder(str(tmp_path / "capped"))
+
+
+def test_blip2_is_refused_with_the_policy_to_take_instead(tmp_path):
+    vlm = VLM(str(tiny_vlm(tmp_path / "blip2", "blip2")))
+    with pytest.raises(ValueError, match=r"BLIP-2 model.*take VLAPolicy with VLMBackbone"):
+        VLMDecoder(vlm, ["front"])
+
+
+def test_models_of_several_widths_are_refused(folders, tmp_path):
+    config = OPTConfig(
+        vocab_size=500,
+        hidden_size=32,
+        word_embed_proj_dim=16,
+        ffn_dim=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
+    AutoTokenizer.from_pretrained(folders["language"]).save_pretrained(tmp_path / "opt")
+    with pytest.raises(ValueError, match=r"states of width 32, input embeddings of width 16 .* head of width 16"):
+        LanguageDecoder(str(tmp_path / "opt"))
+
+
+@pytest.mark.parametrize("length", [0, -3])
+def test_a_context_without_room_for_a_token_is_refused(folders, length):
+    with pytest.raises(ValueError, match=f"max_tokens is {length}: expected at least 1"):
+        LanguageDecoder(str(folders["language"]), max_tokens=length)
+    with pytest.raises(ValueError, match=f"max_tokens is {length}: expected at least 1"):
+        VLM(str(folders["smolvlm"]), max_tokens=length)
+
+
+def test_a_text_is_refused_before_the_pictures_are_read(folders):
+    decoder = VLMDecoder(VLM(str(folders["smolvlm"]), max_tokens=80), ["front"])
+    decoder.reserve(300)
+    decoder.vlm.model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match=r"its prompt of \d+ tokens.*shorten the instruction or the chunk"):
+        decoder.read(seen("a" + " a" * 200), 4)
+    with pytest.raises(ValueError, match="stands for an action bin"):
+        decoder.read(seen("ü#"), 0)
+
+
+@pytest.mark.parametrize("kind", ["language", "smolvlm"])
+def test_bins_of_two_policies_that_share_a_decoder_stay_reserved(folders, kind):
+    decoder = opened(kind, folders)
+    decoder.reserve(300)
+    decoder.reserve(8)
+    with pytest.raises(ValueError, match="stands for an action bin"):
+        decoder.read(seen("ü#"), 0)

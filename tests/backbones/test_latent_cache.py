@@ -141,3 +141,15 @@ def test_entries_stay_out_of_copies_and_other_processes():
     assert cache.entries == 4
     with pytest.raises(ValueError, match="expected positive numbers"):
         LatentCache(max_bytes=0)
+
+
+@pytest.mark.parametrize("size", [6, 2**20 + 6])
+def test_the_version_tells_permuted_weights_apart(size):
+    versions: set[str] = set()
+    for order in (slice(None), [1, 0, 2, 3, 4, 5], [5, 1, 2, 3, 4, 0]):
+        backbone = Counting()
+        values = torch.zeros(size)
+        values[-6:] = torch.arange(6.0)[order]
+        backbone.more = torch.nn.Parameter(values, requires_grad=False)
+        versions.add(backbone.version)
+    assert len(versions) == 3

@@ -63,3 +63,8 @@ def test_arguments_of_before_make_the_object():
     assert lora_of().rank == 0
     made = lora_of(lora_rank=4, lora_alpha=2, lora_dropout=0.1, lora_targets=["q_proj"])
     assert made.init_args == {"rank": 4, "alpha": 2, "dropout": 0.1, "targets": ["q_proj"]}
+
+
+def test_a_model_without_linear_layers_is_named():
+    with pytest.raises(ValueError, match=r"Sequential has no nn.Linear layer.*set lora to None"):
+        LoRA(rank=2).add_to(nn.Sequential(nn.Conv1d(2, 2, 1)))

@@ -107,3 +107,9 @@ def test_it_learns_which_token_to_look_at_and_a_mean_does_not():
     # the answer has variance 1; a mean of 8 tokens tells an eighth of it. Every seed must show it.
     assert all(found_error(seed, mean_pooled=False) < 0.35 for seed in range(5))
     assert all(found_error(seed, mean_pooled=True) > 0.7 for seed in range(5))
+
+
+def test_a_device_is_not_waited_for():
+    pool = learner().to("meta")
+    tokens = torch.zeros(1, 2, 6, device="meta")
+    assert pool(tokens, torch.ones(1, 2, dtype=torch.bool, device="meta")).shape == (1, 16)

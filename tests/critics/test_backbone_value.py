@@ -137,3 +137,20 @@ def test_sizes_come_from_the_data_and_scales_from_a_batch():
     wanted = rows.state[rows.made].mean(0)
     torch.testing.assert_close(value.proprioception.mean, wanted)
     torch.testing.assert_close(value.backbone.state_in.mean, wanted)
+
+
+def test_scales_of_a_pretrained_backbone_stay():
+    value: Any = valued(EncoderBackbone(state_size=3, width=8, heads=2), state_size=3)
+    rows = batch()
+    value.backbone.state_in.fit(Observation(state=10 + torch.randn(5, 3)))
+    before = value.backbone.state_in.mean.clone()
+    value.fit_scales(rows)
+    assert torch.equal(value.backbone.state_in.mean, before)
+    torch.testing.assert_close(value.proprioception.mean, rows.state[rows.made].mean(0))
+
+
+def test_values_are_those_of_full_precision_under_autocast():
+    value, seen = state_value(), Observation(state=torch.randn(4, 3), instructions=("open",) * 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = value.value(seen)
+    assert torch.equal(lower, value.value(seen))

@@ -133,3 +133,12 @@ def test_a_likelihood_without_noise_is_refused(bad):
     with pytest.raises(ValueError, match="act deterministically"):
         actions.sample()
     assert int(actions.mode()[0]) == 0
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_a_bin_that_returns_among_the_likeliest_jumps_by_at_most_one_more_of_them(k):
+    logits = torch.zeros(2, k + 2)
+    logits[:, -1] = -5.0
+    logits[:, -2] = torch.tensor([-1e-6, 1e-6])
+    out, back = BinnedActions(logits, 1.0, k).log_prob(torch.tensor([k, k])).tolist()
+    assert back - out == pytest.approx(math.log((k + 1) / k), abs=1e-4)

@@ -434,3 +434,46 @@ def test_a_vocabulary_without_room_for_the_bins_is_refused(folder):
 def test_bounds_for_another_number_of_dimensions_are_refused():
     with pytest.raises(ValueError, match="bounds for 3 action dimensions, and the actions are 2 wide"):
         TokenPolicy(SmallDecoder(width=16, heads=2), 3, 2, bins=ActionBins(5, [-1.0] * 3, [1.0] * 3))
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_logits_that_are_not_finite_are_refused(deterministic):
+    policy = made()
+    with torch.no_grad():
+        policy.bin_outputs[0, 0] = math.nan
+    with pytest.raises(ValueError, match="expected finite logits, got NaN or infinity at observation 0 of 5"):
+        policy.act(seen(), deterministic)
+
+
+@pytest.mark.parametrize("kind", ["small", "language", "vlm"])
+def test_no_observation_gives_no_decision(folder, vlm_folder, kind):
+    if kind == "vlm":
+        decoder = VLMDecoder(VLM(vlm_folder), ["eye"])
+        policy: Any = made(decoder=decoder)
+        empty = Observation(
+            state=torch.zeros(0, 3), frames={"eye": torch.zeros(0, 3, 16, 16, dtype=torch.uint8)}, instructions=()
+        )
+    else:
+        policy, empty = made() if kind == "small" else on_language(folder, horizon=2), seen(0)
+    for deterministic in (True, False):
+        decision = policy.act(empty, deterministic)
+        assert decision.chunk.shape == (0, 2, 2) and decision.log_prob.shape == decision.extras["tokens"].shape == (
+            0,
+            4,
+        )
+    evaluated = policy.evaluate(empty, decision)
+    assert evaluated.log_prob.shape == evaluated.unit_mask.shape == (0, 4) and evaluated.entropy.shape == (0,)
+    assert evaluated.hidden.shape == policy.hidden(empty).shape == (0, policy.hidden_size)
+    loss = policy.imitation_loss(empty, decision.chunk, torch.ones(0, 2, dtype=torch.bool))
+    assert loss.shape == (0,)
+    (loss.sum() + evaluated.log_prob.sum()).backward()
+
+
+def test_a_fresh_policy_is_nearly_even_and_draws_more_bins_than_one_observation_allows():
+    torch.manual_seed(0)
+    policy = TokenPolicy(SmallDecoder(width=16, heads=2, buckets=32), 3, 2, bins=ActionBins(32), top_k=4)
+    drawn_bins = drawn(policy, seen(200)).extras["tokens"][:, 0]
+    assert len(drawn_bins.unique()) > 8
+    with torch.no_grad():
+        logits = policy.logits(policy.hidden(seen(200)))
+    assert 0 < float(logits.std()) < 0.05 and float(logits.abs().max()) < 0.1
