@@ -51,7 +51,7 @@ class LoRA(Component):
         linear = [n for n, m in decoder.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")]
         if not linear:
             raise ValueError(
-                f"{type(decoder).__name__} has no nn.Linear layer, which low-rank updates need (GPT-2 and its kin use "
+                f"{type(decoder).__name__} has no nn.Linear layer, which low-rank updates need (GPT-2 uses "
                 "Conv1D): set lora to None, or take a model with linear layers, such as Llama, Qwen or SmolLM2"
             )
         kinds = {n.rpartition(".")[2] for n in linear}

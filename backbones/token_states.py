@@ -68,8 +68,8 @@ class TokenBackbone(Component):
         """Checksum of the weights that training may change; equal weights have equal versions, in any process.
 
         It is computed anew at every call, from the sum of the bits of each weight, multiplied by factors that depend on
-        the place: torch's own count of changes misses the steps of a fused optimizer. A million weights take a few
-        milliseconds on a CPU.
+        the place: torch's own count of changes misses the steps of a fused optimizer. A million weights take about
+        ten milliseconds on a CPU.
         """
         weights = list(self.own_weights())
         sums = torch.stack([_sum_of_bits(weight) for _, weight in weights]).tolist() if weights else []
