@@ -124,7 +124,7 @@ def demonstrations(folder: Path, options: argparse.Namespace, seed: int) -> list
 def arms(demos: list[str], seed: int) -> dict[str, tuple[IReVLA, str | None, int]]:
     """Make the loop of each arm, the arm that it shares stages with, and the number of folders that it shares."""
     shared = parts(demos, seed)
-    scratch = shared | {"sft": None, "expert": None}
+    scratch: dict[str, Any] = shared | {"sft": None, "expert": None}
     return {
         "SFT": (IReVLA(**shared), None, 0),
         "iRe-VLA": (IReVLA(**shared, rl=reinforcement(True), sl=consolidation()), "SFT", 1),

@@ -67,7 +67,7 @@ def write_checkpoint(size: str, folder: Path) -> None:
         return
     with tempfile.TemporaryDirectory() as parent:
         tiny = tiny_vlm(Path(parent) / "tiny", "blip2")
-        small = Blip2Config.from_pretrained(tiny)
+        small: Any = Blip2Config.from_pretrained(tiny)
         processor: Any = Blip2Processor.from_pretrained(tiny)
     text: dict[str, Any] = {**TEXT[size], "model_type": "opt", "vocab_size": 50304, "max_position_embeddings": 2048}
     text |= {"word_embed_proj_dim": text["hidden_size"], "pad_token_id": small.text_config.pad_token_id}

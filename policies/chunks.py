@@ -238,7 +238,7 @@ class ChunkPolicy(Policy):
         logged = torch.where(chunk_mask[..., None], chunk, actions.mean.detach())
         error = actions.error(logged).mean(2)
         if self.scale is not None:
-            around = self.kind(actions.mean.detach(), cast(Any, actions)[1])
+            around = self.kind(actions.mean.detach(), actions[1])
             error = error - around.log_prob(logged).mean(2)
         error = error.masked_fill(~chunk_mask, 0.0)
         return error.sum(1) / chunk_mask.sum(1).clamp(min=1)

@@ -49,6 +49,10 @@ class ActionDistribution(Protocol):
         """Mean of every action dimension."""
         ...
 
+    def __getitem__(self, index: int, /) -> Tensor:
+        """Return the mean (0) or the logarithm of the scale (1)."""
+        ...
+
     def sample(self, generator: torch.Generator | None = None) -> Float[Tensor, "M H A"]:
         """Draw actions; noise is drawn on the generator's device."""
         ...

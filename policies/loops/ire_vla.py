@@ -144,8 +144,8 @@ class IReVLA(TrainingLoop):
         expert = None if self.expert is None else self.expert.sizes
         if self.expert is not None and self.expert.val_fraction > 0:
             tell(
-                f"the expert data hold out {self.expert.val_fraction:.0%} of their initial states (val_fraction), which "
-                "no stage uses; set val_fraction to 0 to learn from all"
+                f"the expert data hold out {self.expert.val_fraction:.0%} of their initial states (val_fraction), and "
+                "no stage uses them; set val_fraction to 0 to learn from all"
             )
         self._check_frozen_parts(expert)
         if self.rl is None or self.rollouts is None:

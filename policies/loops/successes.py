@@ -41,8 +41,8 @@ class SuccessBuffer:
     hold_steps: int = 0
     """Number of control steps that are kept after the first success, where the episode went on; 0 or more."""
     relabel: bool = False
-    """Store the deterministic actions of the policy as it is at the end of an episode, at the episode's observations, in
-    place of the executed ones."""
+    """Store the deterministic actions of the policy as it is at the end of an episode, at the episode's observations,
+    in place of the executed ones."""
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -49,7 +49,7 @@ def test_pictures_and_instruction_count_the_state_does_not_and_rows_do_not_mix(f
     still = Observation(state=first.state + 1, frames=first.frames, instructions=first.instructions)
     assert torch.equal(made(still).hidden, made(first).hidden)
     for changed in (
-        Observation(state=first.state, frames=first.frames | {"wrist": 255 - first.frames["wrist"]}),
+        Observation(state=first.state, frames={**first.frames, "wrist": 255 - first.frames["wrist"]}),
         Observation(state=first.state, frames=first.frames, instructions=("open the window",)),
     ):
         last = [made(one).hidden[0, -1] for one in (first, changed)]

@@ -432,7 +432,8 @@ class TestRecipesOfTheClippedSurrogate:
             else sum(means) / average
         )
         padded = log_ratio.masked_fill(~mask, math.nan)
-        got = clipped_surrogate(padded, gain, mask, low, 0.2, average, mode, dual)
+        kind: Any = average
+        got = clipped_surrogate(padded, gain, mask, low, 0.2, kind, mode, dual)
         assert float(got) == pytest.approx(expected, abs=1e-4, rel=1e-4)
 
     @pytest.mark.parametrize(

@@ -338,7 +338,7 @@ def test_the_clip_is_of_the_unit():
     assert chunk[0].tolist() == pytest.approx([-1.0, -1.0])
     assert token[0].tolist() == pytest.approx([0.0, -0.5 / 1.5])
     _, action = on_rows(log_ratio, mask, [0], [1.0], unit="action", steps=1)
-    assert torch.allclose(action, chunk)
+    assert action is not None and chunk is not None and torch.allclose(action, chunk)
 
 
 def test_the_ratio_of_a_long_trajectory_leaves_the_clip_where_those_of_its_steps_do_not():

@@ -1050,7 +1050,8 @@ class Tied(GaussianPolicy):
     def __init__(self):
         super().__init__(2, 2, hidden=(8,))
         self.zcopy = nn.Linear(2, 8)
-        self.zcopy.weight = self.network[0].weight
+        first: Any = self.network[0]
+        self.zcopy.weight = first.weight
 
 
 def test_a_weight_that_is_tied_to_a_frozen_part_is_frozen():
