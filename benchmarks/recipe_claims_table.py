@@ -185,6 +185,41 @@ CLAIMS: tuple[tuple[str, str, str, tuple[Any, Any], tuple[Any, Any]], ...] = (
         ("LIBERO, critic, warm-up of 2", rate("end")),
         ("LIBERO, critic, warm-up of 2", rate("start")),
     ),
+    (
+        "LIBERO: action ratio above trajectory ratio",
+        "LOOP",
+        "71.3 vs 53.3",
+        ("LIBERO, action ratio, whole episodes", rate("end")),
+        ("LIBERO, trajectory ratio, whole episodes", rate("end")),
+    ),
+    (
+        "LIBERO: rejection at equal steps",
+        "none",
+        "",
+        ("LIBERO, rejection", rate("end")),
+        ("LIBERO, leave one out", rate("end")),
+    ),
+    (
+        "LIBERO: 20 contexts above 1",
+        "RIPT-VLA",
+        "rises with 1 … 40",
+        ("LIBERO, leave one out", rate("end")),
+        ("LIBERO, 1 context", rate("end")),
+    ),
+    (
+        "LIBERO: critic warm-up of 2 above none",
+        "VLA-RL",
+        "90.2 vs 80.0",
+        ("LIBERO, critic, warm-up of 2", rate("end")),
+        ("LIBERO, critic, no warm-up", rate("end")),
+    ),
+    (
+        "LIBERO: 3 demonstrations are lifted",
+        "RIPT-VLA",
+        "larger with fewer demonstrations",
+        ("LIBERO, 3 demonstrations", rate("end")),
+        ("LIBERO, 3 demonstrations", rate("start")),
+    ),
 )
 DEMONSTRATIONS = {
     0: "0 demonstrations",
