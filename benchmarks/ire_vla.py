@@ -1,6 +1,6 @@
 """iRe-VLA against its baselines on shifted Meta-World tasks: expert tasks retained, new tasks gained.
 
-    python benchmarks/ire_vla.py --seeds 3
+    python benchmarks/ire_vla.py
 
 Expert data are a few noisy demonstrations of four tasks with the object in the left 35 % of its range. New are the
 initial states in the next 30 %: two tasks are trained there by reinforcement learning, the two others never. All arms
@@ -207,7 +207,7 @@ def show(results: dict[str, Any]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = command_line(__doc__, "ire_vla")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--demonstrations", type=int, default=10)
     parser.add_argument("--noise", type=float, default=0.2)
     parser.add_argument("--horizon", type=int, default=120)
