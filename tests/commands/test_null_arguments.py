@@ -47,7 +47,7 @@ def test_null_reaches_the_object_and_later_arguments_count(tmp_path, monkeypatch
 
     made, read = optimizer(f"{OPTIMIZER}.critic_learning_rate", "null", "--model.init_args.target_kl", "null")
     given = {"learning_rate": 6e-4, "critic_learning_rate": None, "max_grad_norm": 0.5}
-    assert made == given | {"part_learning_rates": None}
+    assert made == given | {"part_learning_rates": None, "frozen_parts": []}
     assert read["target_kl"] is None and read["passes"] == 10
     made, _ = optimizer(f"{OPTIMIZER}.critic_learning_rate", "null", f"{OPTIMIZER}.critic_learning_rate", "0.5")
     assert made["critic_learning_rate"] == 0.5
