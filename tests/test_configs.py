@@ -49,6 +49,7 @@ ADVANTAGE = "--model.init_args.advantage.init_args"
 # what makes each configuration small, and fit for the tiny data; {name} stands for a folder
 SMALL = {
     "behaviour_cloning": REACH,
+    "laplace_cloning": REACH,
     "token_cloning": REACH,
     "token_language": [
         *(*REACH, f"{POLICY}.decoder.init_args.name", "{language}", f"{POLICY}.bins.init_args.bins", "8"),
@@ -78,7 +79,8 @@ SMALL = {
     ],
     "ppo_sparse": [*SPARSE, "--data.init_args.steps", "64"],
     "group_policy": GROUPS,
-    **dict.fromkeys(("loop", "loop_code", "ript_quest", "ript_quest_code", "ript_oft", "ript_oft_code"), GROUPS),
+    **dict.fromkeys(("loop", "loop_code", "ript_quest", "ript_quest_code"), GROUPS),
+    **{name: [*GROUPS, f"{POLICY}.path", "{laplace_cloning}"] for name in ("ript_oft", "ript_oft_code")},
     **dict.fromkeys(("simplevla", "grpo", "rloo"), GROUPS),
     **dict.fromkeys(("ppo", "vla_rl_code"), STEPS),
     # the task has no object: the goal stands for it
