@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..backbones.latent_cache import LatentCache, tokens_from
-from ..backbones.model_inputs import ModelInputs
+from ..backbones.latent_cache import LatentCache
 from ..backbones.perceptron import Inputs, tanh_network
+from ..backbones.pooled_tokens import PooledTokens
 from ..backbones.token_learner import TokenLearner
 from ..backbones.token_states import TokenBackbone
 from ..core.batch import Observation, TrajectoryBatch
@@ -16,7 +16,7 @@ from ..core.sizes import require_sizes
 from .value import Cuts, ValueFunction
 
 
-class BackboneValue(ValueFunction):
+class BackboneValue(PooledTokens, ValueFunction):
     """State value V(s): tokens of a backbone, pooled by attention, then a perceptron; trained with squared errors.
 
     The backbone is the value's own: what the value learns does not move the policy, and a policy that learns does not
@@ -52,31 +52,9 @@ class BackboneValue(ValueFunction):
         cuts: Cuts = "bootstrap",
     ) -> None:
         super().__init__(gamma=gamma, lam=lam, cuts=cuts)
-        self.backbone, self.state_size, self.cache = backbone, state_size, cache
-        self.token_learner = TokenLearner() if token_learner is None else token_learner
-        self.token_learner.build(backbone.width)
-        if state_size is None:
-            return
-        if state_size:
-            self.proprioception = Inputs(state_size)
-        self.network = tanh_network(self.token_learner.output_width + state_size, hidden, 1, last_gain=1.0)
-
-    @property
-    def inputs(self) -> ModelInputs:
-        """Inputs that the value reads."""
-        read = self.backbone.inputs
-        return ModelInputs(
-            state_size=self.state_size or read.state_size,
-            cameras=read.cameras,
-            encoder=read.encoder,
-            instruction=read.instruction,
-        )
-
-    def requires_grad_(self, requires_grad: bool = True) -> "BackboneValue":
-        """Freeze or unfreeze the value; published weights of its backbone stay frozen."""
-        super().requires_grad_(requires_grad)
-        self.backbone.requires_grad_(requires_grad)
-        return self
+        self.build_reader(backbone, state_size, token_learner, cache)
+        if state_size is not None:
+            self.network = tanh_network(self.pooled_width, hidden, 1, last_gain=1.0)
 
     @torch.no_grad()
     def fit_scales(self, batch: TrajectoryBatch) -> None:
@@ -105,11 +83,7 @@ class BackboneValue(ValueFunction):
         if "network" not in self._modules:
             require_sizes(self)
         with torch.autocast(self.token_learner.queries.device.type, enabled=False):
-            tokens = tokens_from(self.backbone, observation, self.cache)
-            pooled = self.token_learner(tokens.hidden, tokens.mask)
-            if self.state_size:
-                pooled = torch.cat([pooled, self.proprioception(observation)], 1)
-            return self.network(pooled).squeeze(1).float()
+            return self.network(self.pooled(observation)).squeeze(1).float()
 
     def loss_of(
         self, observation: Observation, targets: Float[Tensor, " M"]

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..backbones.latent_cache import LatentCache, tokens_from
-from ..backbones.model_inputs import ModelInputs
-from ..backbones.perceptron import Inputs
+from ..backbones.latent_cache import LatentCache
+from ..backbones.pooled_tokens import PooledTokens
 from ..backbones.token_learner import TokenLearner
 from ..backbones.token_states import TokenBackbone
 from ..core.batch import Observation
@@ -19,7 +17,7 @@ from .distributions import GaussianActions, LaplaceActions
 Head = Literal["gaussian", "laplace"]
 
 
-class VLAPolicy(ChunkPolicy):
+class VLAPolicy(PooledTokens, ChunkPolicy):
     """Policy of iRe-VLA (arXiv 2501.16664): backbone θ, token learner and perceptron φ, over chunks of actions.
 
     The backbone reads pictures and the instruction (and the state, if it is an `EncoderBackbone` that does); the token
@@ -73,31 +71,9 @@ class VLAPolicy(ChunkPolicy):
         if head not in get_args(Head):
             raise ValueError(f"head {head!r}: expected {' or '.join(get_args(Head))}")
         self.kind = GaussianActions if head == "gaussian" else LaplaceActions
-        self.backbone, self.state_size, self.cache = backbone, state_size, cache
-        self.token_learner = TokenLearner() if token_learner is None else token_learner
-        self.token_learner.build(backbone.width)
-        if state_size is None or action_size is None:
-            return
-        if state_size:
-            self.proprioception = Inputs(state_size)
-        self.build_head(self.token_learner.output_width + state_size, hidden)
-
-    @property
-    def inputs(self) -> ModelInputs:
-        """Inputs that the policy reads."""
-        read = self.backbone.inputs
-        return ModelInputs(
-            state_size=self.state_size or read.state_size,
-            cameras=read.cameras,
-            encoder=read.encoder,
-            instruction=read.instruction,
-        )
-
-    def requires_grad_(self, requires_grad: bool = True) -> "VLAPolicy":
-        """Freeze or unfreeze the policy; published weights of its backbone stay frozen."""
-        super().requires_grad_(requires_grad)
-        self.backbone.requires_grad_(requires_grad)
-        return self
+        self.build_reader(backbone, state_size, token_learner, cache)
+        if state_size is not None and action_size is not None:
+            self.build_head(self.pooled_width, hidden)
 
     @property
     def _reads_hidden(self) -> nn.Sequential:
@@ -109,11 +85,7 @@ class VLAPolicy(ChunkPolicy):
         Raises:
             ValueError: If an input has another width or is missing.
         """
-        # as in the head: another precision while learning than while acting would move every ratio of probabilities
-        with torch.autocast(self.token_learner.queries.device.type, enabled=False):
-            tokens = tokens_from(self.backbone, observation, self.cache)
-            pooled = self.token_learner(tokens.hidden, tokens.mask)
-            return torch.cat([pooled, self.proprioception(observation)], 1) if self.state_size else pooled
+        return self.pooled(observation)
 
 
 __all__ = ["VLAPolicy"]
