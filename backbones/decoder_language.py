@@ -72,7 +72,7 @@ class LanguageDecoder(Decoder):
             raise ValueError(f"max_tokens is {max_tokens}: expected at least 1, or None for the model's own limit")
         self.name, self.prompt = name, prompt
         number = torch.float32 if dtype == "float32" else torch.bfloat16
-        self.model, self.tokeniser, commit = open_language_model(name, revision, download, number)
+        self.model, self.tokeniser, commit = open_published(name, revision, download, number, _LANGUAGE_MODEL)
         self.fingerprint = weights_revision(self.model)
         if fingerprint is not None and fingerprint != self.fingerprint:
             raise ValueError(f"{name} holds weights {self.fingerprint}, expected {fingerprint}: these are others")
@@ -168,25 +168,13 @@ class LanguageDecoder(Decoder):
         return list(self.tokeniser(whole, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def open_language_model(
-    name: str, revision: str | None, download: bool, dtype: torch.dtype
-) -> tuple[Any, Any, str | None]:
-    """Open a language model and its tokeniser, and find the commit of a repository; see `guerdon.LanguageDecoder`.
-
-    Raises:
-        FileNotFoundError: If there is no such folder or repository, or it lacks a part.
-        ValueError: If the checkpoint is no language model.
-    """
-    return open_published(name, revision, download, dtype, _LANGUAGE_MODEL)
-
-
 def reserved_rows(decoder: Any, model: Any, tokeniser: Any, bins: int, taken: set[int]) -> BinRows:
     """Choose the rows of a published model that stand for bins, and hold their tokens.
 
     Args:
         decoder: Decoder with ``name`` and ``hold``.
         model: Model with an input embedding and an output head.
-        tokeniser: Its tokeniser.
+        tokeniser: Tokeniser of the model.
         bins: Number of bins.
         taken: Tokens of the prompt.
 

@@ -61,7 +61,7 @@ _PARSERS: dict[str, Any] = {
         "description": "Print the validation metrics of what a YAML file names.",
     },
 }
-QUIET = (
+_QUIET = (
     # inside torch's own pytree code, called by lightning
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # small networks on few cores: workers cost more than they bring, and the YAML can ask for them
@@ -78,7 +78,6 @@ QUIET = (
     # tasks have no optimizer state worth a warning when resumed in the middle of an epoch
     "You're resuming from a checkpoint that ended before the epoch ended",
 )
-"""Warnings of a training run that mean nothing to its user, as patterns."""
 
 
 class _Interrupted(lightning.Callback):
@@ -397,6 +396,23 @@ def _call_lightning(keeper: "_Interrupted | None") -> int:
 
 
 @contextmanager
+def quiet() -> Generator[None]:
+    """Silence Lightning's notes about devices and services, and its warnings that mean nothing to a user."""
+    notes = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [log.level for log in notes]
+    try:
+        with warnings.catch_warnings():
+            for message in _QUIET:
+                warnings.filterwarnings("ignore", message=f".*{message}")
+            for log in notes:
+                log.setLevel(logging.WARNING)
+            yield
+    finally:
+        for log, level in zip(notes, levels, strict=True):
+            log.setLevel(level)
+
+
+@contextmanager
 def _as_process(command: str, arguments: Sequence[str]) -> Generator[None]:
     """Put the arguments into ``sys.argv`` for LightningCLI, silence its notes, and restore everything afterwards.
 
@@ -404,21 +420,12 @@ def _as_process(command: str, arguments: Sequence[str]) -> Generator[None]:
     run are started again from ``sys.argv``.
     """
     before, handler = sys.argv, signal.getsignal(signal.SIGINT)
-    # lightning's notes are about devices and services, not about the training
-    notes = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [log.level for log in notes]
     sys.argv = [before[0] if before else "guerdon", command, *arguments]
     try:
-        with warnings.catch_warnings():
-            for message in QUIET:
-                warnings.filterwarnings("ignore", message=f".*{message}")
-            for log in notes:
-                log.setLevel(logging.WARNING)
+        with quiet():
             yield
     finally:
         sys.argv = before
-        for log, level in zip(notes, levels, strict=True):
-            log.setLevel(level)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)  # lightning ignores Ctrl-C from the first one on
 

@@ -1,11 +1,9 @@
 """The ``loop`` command: training loops of several stages, such as iRe-VLA, in a run directory that can be resumed."""
 
 import argparse
-import logging
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ..core.files import replacing
 from ..policies.loops.stages import Terminated, TrainingLoop, terminating
-from .fit import QUIET
+from .fit import quiet
 from .key_hints import key_hint
 from .old_configs import readable_configs, renewed_arguments
 from .run_directory import CONFIG, MODEL, asks_only, make_run_directory, offered_configs, tidy
@@ -71,7 +69,7 @@ def _run(parser: ArgumentParser, paths: Sequence[Path], rest: Sequence[str], out
         if not (folder / CONFIG).exists():
             with replacing(folder / CONFIG) as fresh:
                 parser.save(parsed, str(fresh), skip_none=False, overwrite=True, multifile=False)
-        with _quiet(), terminating(), _one_line(parsed.as_dict()):
+        with quiet(), terminating(), _one_line(parsed.as_dict()):
             model = loop.run(folder)
         begun = True
     except KeyboardInterrupt as stop:
@@ -157,23 +155,6 @@ def _leaves(text: str) -> dict[str, Any]:
 
     walk("", yaml.safe_load(text))
     return found
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Silence Lightning's notes about devices and services, and its warnings that mean nothing here."""
-    notes = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [log.level for log in notes]
-    try:
-        with warnings.catch_warnings():
-            for message in QUIET:
-                warnings.filterwarnings("ignore", message=f".*{message}")
-            for log in notes:
-                log.setLevel(logging.WARNING)
-            yield
-    finally:
-        for log, level in zip(notes, levels, strict=True):
-            log.setLevel(level)
 
 
 def _parser() -> ArgumentParser:

@@ -57,7 +57,7 @@ class PolicyAdam(ClippedGradients):
         parts = {part: False for part in self.frozen_parts}
         frozen: list[nn.Parameter] = []
         for name, parameter in policy.named_parameters(remove_duplicate=False):  # tied weights have two names
-            part = _part_of(name, parts)
+            part = part_of(name, parts)
             if part is not None:
                 parts[part] = True
                 if parameter.requires_grad:
@@ -82,7 +82,7 @@ class PolicyAdam(ClippedGradients):
         """
         parts: dict[str | None, list[nn.Parameter]] = {None: [], **{part: [] for part in self.part_learning_rates}}
         for name, parameter in policy.named_parameters():
-            parts[_part_of(name, self.part_learning_rates)].append(parameter)
+            parts[part_of(name, self.part_learning_rates)].append(parameter)
         unknown = [part for part in self.part_learning_rates if not parts[part]]
         self._require_known("part_learning_rates", unknown, policy)
         rates = {None: self.learning_rate, **self.part_learning_rates}
@@ -128,9 +128,14 @@ class Release(lightning.Callback):
         self._frozen.clear()
 
 
-def _part_of(name: str, parts: Iterable[str]) -> str | None:
-    """Return the longest of the parts that a parameter belongs to, by its name; None if it belongs to none."""
+def part_of(name: str, parts: Iterable[str]) -> str | None:
+    """Return the longest of the parts that a parameter belongs to, by its name; None if it belongs to none.
+
+    Args:
+        name: Name of the parameter.
+        parts: First names of parameters, such as ``"backbone"``.
+    """
     return max((part for part in parts if name == part or name.startswith(f"{part}.")), key=len, default=None)
 
 
-__all__ = ["PolicyAdam", "Release"]
+__all__ = ["PolicyAdam", "Release", "part_of"]

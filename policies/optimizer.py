@@ -99,10 +99,8 @@ class PolicyOptimizer(lightning.LightningModule):
         micro_batch: int | None = None,
     ) -> None:
         super().__init__()
-        if min(passes, minibatch_size, minibatch_episodes or 1, micro_batch or 1) < 1 or 0 in (
-            minibatch_episodes,
-            micro_batch,
-        ):
+        sizes = (passes, minibatch_size, minibatch_episodes, micro_batch)
+        if any(size is not None and size < 1 for size in sizes):
             raise ValueError(
                 f"passes {passes}, minibatch_size {minibatch_size}, minibatch_episodes {minibatch_episodes}, "
                 f"micro_batch {micro_batch}: expected at least one pass and one decision or episode"

@@ -36,7 +36,7 @@ def tiny_language(
         layers: Number of layers.
         spare_rows: Number of rows of the vocabulary that no token uses.
         max_tokens: Length of the context in tokens, as its configuration states.
-        chat: Whether it has a chat template.
+        chat: Whether the checkpoint has a chat template; without one its prompts are plain texts.
         seed: Random seed of the weights.
 
     Returns:

@@ -43,8 +43,7 @@ class GroupScore(AdvantageSource):
     A reward that abstains on a part of a batch leaves out the rows on which it does; the rest of their group is
     compared among itself. A row that is alone in its group, or whose group scored alike, has the advantage 0 unless
     ``normalise`` is ``"none"`` or ``"batch"``. A warning is given once where all rows are alone, and once where no
-    advantage was
-    different from 0 for five batches in a row: in both cases nothing is learned.
+    advantage was different from 0 for five batches in a row: in both cases nothing is learned.
 
     After each batch ``figures`` holds the number of rows and groups that took part, the share of groups that were
     compared and did not score alike (``groups_mixed``), and each reward term's share of the variance within

@@ -55,7 +55,7 @@ def task_probabilities(
         raise ValueError(
             f"task {wrong}: expected 0 ≤ successes ≤ attempts, got {float(won[wrong]):g} of {float(tried[wrong]):g}"
         )
-    rate = (won + 1) / (tried + 2)
+    rate = success_rates(won, tried)
     if mode == "variance":
         weight = rate * (1 - rate)
         share = weight / weight.sum()
@@ -63,6 +63,16 @@ def task_probabilities(
         apart = rate - 0.5
         share = ((-apart if mode == "literal" else -apart.abs()) / temperature).softmax(0)
     return ((1 - uniform) * share + uniform / len(share)).to(kind)
+
+
+def success_rates(successes: Float[Tensor, " N"], attempts: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Estimate success rates as (successes + 1)/(attempts + 2), the mean of a Beta(1, 1) posterior.
+
+    Args:
+        successes: Number of successful attempts of each task or initial state.
+        attempts: Number of attempts of each.
+    """
+    return (successes + 1) / (attempts + 2)
 
 
 class Curriculum:
@@ -124,4 +134,4 @@ class Curriculum:
         self._outcomes = {name: list(outcomes) for name, outcomes in state_dict.items()}
 
 
-__all__ = ["Curriculum", "Mode", "task_probabilities"]
+__all__ = ["Curriculum", "Mode", "success_rates", "task_probabilities"]

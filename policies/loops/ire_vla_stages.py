@@ -10,7 +10,7 @@ import lightning
 from torch import Tensor
 
 from ...core.interfaces import AdvantageSource, Objective, Policy
-from ..adam import PolicyAdam
+from ..adam import PolicyAdam, part_of
 from ..objectives import ClippedSurrogate
 from ..optimizer import PolicyOptimizer
 from ..rollouts.data import RolloutData
@@ -183,9 +183,7 @@ class ReinforcementStage:
             policy: Policy that is trained.
         """
         for name, value in policy.named_parameters():
-            if value.requires_grad and any(
-                name == part or name.startswith(f"{part}.") for part in self.optimizer.frozen_parts
-            ):
+            if value.requires_grad and part_of(name, self.optimizer.frozen_parts) is not None:
                 yield name, value
 
 

@@ -15,9 +15,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from ...core.files import replacing
 from ...core.hub import SPEC, load_component, save_component
 from ...core.interfaces import Component, Policy
+from ..rollouts.checkpoint import replace_checkpoint
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
 
@@ -71,11 +71,7 @@ class EpochCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Renew the checkpoint."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for part in self.folder.glob(".last.*.part.ckpt"):  # left by a process that was killed
-            part.unlink(missing_ok=True)
-        with replacing(self.folder / "last.ckpt") as fresh:
-            trainer.save_checkpoint(fresh)
+        replace_checkpoint(trainer, self.folder)
 
 
 class _Interruption(lightning.Callback):

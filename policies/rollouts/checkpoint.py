@@ -86,16 +86,8 @@ class RolloutCheckpoint(Checkpoint):
     def _save(self, trainer: lightning.Trainer) -> None:
         if getattr(trainer, "fast_dev_run", False):
             return
-        target = self._folder(trainer) / "last.ckpt"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for part in target.parent.glob(".last.*.part.ckpt"):  # left by a process that was killed
-            part.unlink(missing_ok=True)
-        if trainer.world_size > 1:
-            trainer.save_checkpoint(target)  # every rank takes part, and the strategy writes
-        else:
-            with replacing(target) as fresh:
-                trainer.save_checkpoint(fresh)
-        self.path, self._saved = target, time.monotonic()
+        self.path = replace_checkpoint(trainer, self._folder(trainer))
+        self._saved = time.monotonic()
 
     def _folder(self, trainer: lightning.Trainer) -> Path:
         if self.folder is not None:
@@ -105,6 +97,28 @@ class RolloutCheckpoint(Checkpoint):
             if found:
                 return Path(found)
         return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def replace_checkpoint(trainer: lightning.Trainer, folder: Path) -> Path:
+    """Write the checkpoint ``last.ckpt`` of a folder, in place of an earlier one once it is complete.
+
+    Args:
+        trainer: Trainer of the run.
+        folder: Folder of the checkpoint; it is made where it is missing.
+
+    Returns:
+        Path of the checkpoint.
+    """
+    target = folder / "last.ckpt"
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.glob(".last.*.part.ckpt"):  # left by a process that was killed
+        part.unlink(missing_ok=True)
+    if trainer.world_size > 1:
+        trainer.save_checkpoint(target)  # every rank takes part, and the strategy writes
+    else:
+        with replacing(target) as fresh:
+            trainer.save_checkpoint(fresh)
+    return target
 
 
 def _validation_follows(trainer: lightning.Trainer, batch_index: int) -> bool:
@@ -126,4 +140,4 @@ def _validate(trainer: lightning.Trainer) -> None:
     connector._first_loop_iter = first
 
 
-__all__ = ["RolloutCheckpoint"]
+__all__ = ["RolloutCheckpoint", "replace_checkpoint"]

@@ -7,7 +7,7 @@ import torch
 
 from ...core.batch import End
 from ...envs.task import Context
-from ..loops.curriculum import Curriculum
+from ..loops.curriculum import Curriculum, success_rates
 from .groups import context_name
 from .pieces import Piece
 
@@ -59,7 +59,7 @@ class CurriculumStarts:
             tasks also ``curriculum_success/TASK`` of each.
         """
         successes, attempts = self.curriculum.counts(self._names)
-        rate = (successes + 1) / (attempts + 2)
+        rate = success_rates(successes, attempts)
         weight = torch.tensor(self.weights(), dtype=torch.float64) / len(self._of)
         found = {
             "curriculum_success": float(rate.mean()),
