@@ -207,6 +207,56 @@ def trajectory_preference(
     return F.softplus(-beta * (better - worse)).sum() / max(better.numel(), 1)
 
 
+def kto(
+    log_ratio: Float[Tensor, " N"],
+    desirable: Bool[Tensor, " N"],
+    reference_point: Float[Tensor, ""] | float | int,
+    beta: float | int,
+    weight_desirable: float | int = 1.0,
+    weight_undesirable: float | int = 1.0,
+) -> Float[Tensor, ""]:
+    """Compute the Kahneman–Tversky loss of single outcomes that are desirable or not (KTO, arXiv 2402.01306, Eq. 8).
+
+    With r the log-ratio and z the reference point, a desirable outcome costs λ_D (1 − σ(β(r − z))), an undesirable one
+    λ_U (1 − σ(β(z − r))). The gradient is at most λβ/4, and vanishes far from z on both sides.
+
+    Args:
+        log_ratio: log π(a|s) − log π_ref(a|s) of each outcome, summed over what it consists of.
+        desirable: True where the outcome is desirable, False where it is undesirable.
+        reference_point: z, such as an estimate of the divergence from the reference; no gradient flows into it.
+        beta: β, how fast the loss saturates, above 0.
+        weight_desirable: λ_D, at least 0.
+        weight_undesirable: λ_U, at least 0.
+
+    Returns:
+        Mean over all outcomes; 0 without any.
+
+    Raises:
+        ValueError: shapes that differ, a β that is not positive, a negative weight or a reference point that is not
+            finite.
+    """
+    if log_ratio.dim() != 1 or desirable.shape != log_ratio.shape or desirable.dtype != torch.bool:
+        raise ValueError(
+            f"log_ratio and desirable: expected (N,) and bool (N,), got {tuple(log_ratio.shape)} and "
+            f"{desirable.dtype} {tuple(desirable.shape)}"
+        )
+    if not 0 < beta < math.inf or not (0 <= weight_desirable < math.inf and 0 <= weight_undesirable < math.inf):
+        raise ValueError(
+            f"beta {beta}, weight_desirable {weight_desirable}, weight_undesirable {weight_undesirable}: expected a "
+            "positive number and two of at least 0"
+        )
+    point = reference_point.detach() if isinstance(reference_point, Tensor) else reference_point
+    if not math.isfinite(float(point)):
+        raise ValueError(f"reference_point is {float(point)}: expected a finite number")
+    gap = beta * (log_ratio - point)
+    loss = torch.where(
+        desirable,
+        weight_desirable * torch.sigmoid(-gap),  # 1 − σ(x) = σ(−x), without the loss of digits
+        weight_undesirable * torch.sigmoid(gap),
+    )
+    return loss.sum() / max(loss.numel(), 1)
+
+
 def _log_odds(
     logp: Float[Tensor, "P T"], ref: Float[Tensor, "P T"], mask: Bool[Tensor, "P T"], reduce: str
 ) -> Float[Tensor, " P"]:

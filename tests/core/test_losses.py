@@ -15,6 +15,7 @@ from guerdon.core.losses import (
     clipped_value_loss,
     expectile,
     from_two_hot,
+    kto,
     trajectory_preference,
     two_hot,
 )
@@ -450,3 +451,48 @@ class TestRecipesOfTheClippedSurrogate:
     def test_bad_arguments(self, bad: dict[str, Any], match: str):
         with pytest.raises(ValueError, match=match):
             clipped_surrogate(torch.zeros(1, 1), torch.zeros(1, 1), None, **bad)
+
+
+# kto
+
+
+def test_kto_by_hand():
+    log_ratio = torch.tensor([0.0, 2.0, -1.0], dtype=torch.float64)
+    desirable = torch.tensor([True, False, False])
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+    expected = (1.5 * (1 - sigmoid(0.1 * -0.5)) + 2 * (1 - sigmoid(0.1 * -1.5)) + 2 * (1 - sigmoid(0.1 * 1.5))) / 3
+    found = kto(log_ratio, desirable, 0.5, 0.1, weight_desirable=1.5, weight_undesirable=2.0)
+    assert float(found) == pytest.approx(expected, abs=1e-12)
+
+
+def test_kto_is_one_half_at_the_reference_point_and_its_gradient_saturates():
+    ratio = torch.zeros(2, requires_grad=True)
+    point = torch.zeros((), requires_grad=True)
+    loss = kto(ratio, torch.tensor([True, False]), point, 0.1)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0.5)
+    assert point.grad is None
+    assert ratio.grad is not None and ratio.grad.tolist() == pytest.approx([-0.0125, 0.0125])  # λβ/4 over two outcomes
+    for beta, slope in ((0.1, 0.0235), (1.0, 0.0066)):  # an undesirable outcome that is unlikely already
+        far = torch.tensor([-5.0], requires_grad=True)
+        kto(far, torch.tensor([False]), 0.0, beta).backward()
+        assert far.grad is not None and float(far.grad) == pytest.approx(slope, abs=5e-5)
+
+
+def test_kto_mirrors_when_all_labels_and_signs_are_turned():
+    ratio = torch.randn(7, generator=torch.Generator().manual_seed(0))
+    desirable = torch.tensor([True, False, True, True, False, False, True])
+    assert float(kto(ratio, desirable, 0.3, 0.5)) == pytest.approx(float(kto(-ratio, ~desirable, -0.3, 0.5)), abs=1e-6)
+
+
+def test_kto_refuses_what_makes_no_sense():
+    ratio, flags = torch.zeros(2), torch.tensor([True, False])
+    assert float(kto(torch.zeros(0), torch.zeros(0).bool(), 0.0, 0.1)) == 0
+    for wrong, match in (
+        ((ratio, flags, 0.0, 0.0), "beta 0"),
+        ((ratio, flags, math.nan, 0.1), "reference_point"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            kto(*wrong)
+    with pytest.raises(ValueError, match="weight_undesirable -1"):
+        kto(ratio, flags, 0.0, 0.1, weight_undesirable=-1.0)
