@@ -133,6 +133,12 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "critics.ensembles": ("Aggregation",),
         "critics.optimization": ("ScheduledAdamW",),
     },
+    "Preferences": {
+        "preference.pairs": ("ScoredPairs", "group_pairs", "reward_pairs"),
+        "preference.rules": ("PairRule", "LengthMatchedPairs", "SuccessPairs", "RandomPairs"),
+        "preference.segments": ("Segment", "SegmentPair", "read_segment_pairs", "write_segment_pairs"),
+        "preference.answers": ("Answer",),
+    },
     "Policies and their optimisation": {
         "policies.gaussian": ("GaussianPolicy",),
         "policies.vla": ("VLAPolicy",),
@@ -409,6 +415,18 @@ if TYPE_CHECKING:
     from .policies.weights import RewardAligned as RewardAligned
     from .policies.weights import TopShare as TopShare
     from .policies.weights import Weighting as Weighting
+    from .preference.answers import Answer as Answer
+    from .preference.pairs import ScoredPairs as ScoredPairs
+    from .preference.pairs import group_pairs as group_pairs
+    from .preference.pairs import reward_pairs as reward_pairs
+    from .preference.rules import LengthMatchedPairs as LengthMatchedPairs
+    from .preference.rules import PairRule as PairRule
+    from .preference.rules import RandomPairs as RandomPairs
+    from .preference.rules import SuccessPairs as SuccessPairs
+    from .preference.segments import Segment as Segment
+    from .preference.segments import SegmentPair as SegmentPair
+    from .preference.segments import read_segment_pairs as read_segment_pairs
+    from .preference.segments import write_segment_pairs as write_segment_pairs
     from .rewards.calibration import Calibrated as Calibrated
     from .rewards.combine import Around as Around
     from .rewards.combine import Clip as Clip

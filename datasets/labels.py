@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..core.batch import Labelled, PreferencePairs, TrajectoryBatch
+from ..core.batch import Labelled, TrajectoryBatch
 from ..core.edit import identity_map, reindex
 from .negatives import (
     clip_map,
@@ -160,41 +160,6 @@ def with_return_targets(
     known = (failed | _succeeded(batch, assume_success))[:, None] & batch.made
     label = Labelled(values=torch.where(known, (-left / horizon).clamp(min=-1), 0.0), valid=known)
     return replace(batch, labels={**batch.labels, "return_to_go": label})
-
-
-def preference_pairs(batch: TrajectoryBatch, margin: float = 0.1) -> PreferencePairs:
-    """Make pairs of rows of one task and instruction of which one is known to have come further.
-
-    This is known of two rows whose progress targets at their last observations differ by more than ``margin``, and of
-    a row that ends in success and one of a known failure. Other rows are not compared.
-
-    Args:
-        batch: Rows with targets of progress and success; negatives may be among them.
-        margin: Smallest difference in progress, in [0, 1).
-
-    Returns:
-        Each unordered pair once, with weight 1 and label 1; there may be none.
-    """
-    progress, has_progress = _final(batch, "progress")
-    success, has_success = _final(batch, "success")
-    text = {t: i for i, t in enumerate(dict.fromkeys(batch.instructions))}
-    wording = torch.tensor([text[t] for t in batch.instructions], device=batch.task.device)
-    same = (batch.task[:, None] == batch.task) & (wording[:, None] == wording)
-    further = has_progress[:, None] & has_progress & (progress[:, None] - progress > margin)
-    failed = batch.success_known & (batch.success <= 0)
-    beside = (has_success & (success >= 1))[:, None] & (failed & ~has_progress)
-    chosen, rejected = (same & (further | beside)).nonzero(as_tuple=True)
-    ones = torch.ones(len(chosen), device=batch.task.device)
-    return PreferencePairs(batch=batch, chosen=chosen, rejected=rejected, label=ones, weight=ones)
-
-
-def _final(batch: TrajectoryBatch, name: str) -> tuple[Tensor, Bool[Tensor, " B"]]:
-    """Return a label at the last observation that each row made, and whether it is known."""
-    last = (batch.observed.sum(1) - 1).clamp(min=0)[:, None]
-    label = batch.labels.get(name)
-    if label is None:
-        return torch.zeros_like(last[:, 0], dtype=torch.float32), torch.zeros_like(last[:, 0], dtype=torch.bool)
-    return label.values.gather(1, last)[:, 0].float(), label.valid.gather(1, last)[:, 0] & (batch.steps > 0)
 
 
 def _place(batch: TrajectoryBatch) -> Tensor:

@@ -1,65 +1,233 @@
 """Preference pairs of trajectories: which of two rows of a batch is the better one, and why."""
 
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..core.batch import PreferencePairs, RewardEstimates, TrajectoryBatch
+from ..core.interfaces import RewardModel
+from .rules import PairCandidates, PairRule, group_pairs
 
-def group_pairs(
-    scores: Float[Tensor, " N"],
-    group: Int[Tensor, " N"],
-    top: int = 1,
-    margin: float | int = 0.0,
-    valid: Bool[Tensor, " N"] | None = None,
-) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
-    """Pair the best rows of every group with its worst (GRAPE, arXiv 2411.19309, Algorithm 1: top-m × bottom-m).
+START_TOLERANCE = 1e-4
+"""Largest difference of the first observations of two rows of one group, per number of the state."""
 
-    With k = min(``top``, valid rows of the group // 2), each of the k best is paired with each of the k worst, so that
-    no row is on both sides. Rows with equal scores rank in their order.
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredPairs:
+    """Pairs of rows within groups, with the scores they were made from."""
+
+    pairs: PreferencePairs
+    """Pairs with label 1 and weight 1; there may be none."""
+    scores: Float[Tensor, " B"]
+    """Score of every row of the batch; NaN where it could not be scored."""
+    margin: Float[Tensor, " P"]
+    """Score of the chosen row minus that of the rejected one; NaN where the rule does not score."""
+    reasons: tuple[str, ...]
+    """Why each pair was made, such as ``"success > failure"`` or ``"failure > failure by external"``."""
+    left_out: Mapping[str, int]
+    """Number of rows, pairs or groups that were left out, by reason."""
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.pairs)
+
+
+@torch.no_grad()
+def reward_pairs(
+    batch: TrajectoryBatch,
+    reward: RewardModel,
+    rule: PairRule | None = None,
+    start_tolerance: float | int | None = START_TOLERANCE,
+) -> ScoredPairs:
+    """Score the rows of a batch with a reward model, and make preference pairs within its groups.
+
+    The score of a row is the sum of its rewards. A row counts if it is a whole episode and the reward of each of its
+    steps is known.
 
     Args:
-        scores: Score of each row.
-        group: Group of each row: pairs are made within one group only.
-        top: Largest number m of rows on either side, at least 1.
-        margin: A pair is kept if its scores differ by more than this, at least 0; equal scores make no pair.
-        valid: Rows that count; the others may hold NaN. None takes all.
-
-    Returns:
-        Rows that are chosen and rejected (P,): groups in the order of their first row, in a group by the rank of the
-        chosen row, then of the rejected row.
+        batch: Episodes; rows of one ``group`` are of one task and begin in one initial state.
+        reward: Reward model.
+        rule: Which rows of a group are paired; None takes the best against the worst.
+        start_tolerance: Largest difference of the first states of a group, per number; None does not compare them.
 
     Raises:
-        ValueError: If shapes differ, ``top`` or ``margin`` is out of range, or the score of a valid row is not finite.
+        ValueError: If rows of one group differ in task, instruction or initial state.
     """
-    if scores.dim() != 1 or group.shape != scores.shape or (valid is not None and valid.shape != scores.shape):
-        got = [tuple(scores.shape), tuple(group.shape), *(() if valid is None else (tuple(valid.shape),))]
-        raise ValueError(f"scores, group and valid: expected one shape (N,), got {', '.join(map(str, got))}")
-    if top < 1 or not margin >= 0:
-        raise ValueError(f"top {top}, margin {margin}: expected at least one row a side and a margin of at least 0")
-    used = torch.ones_like(group, dtype=torch.bool) if valid is None else valid
-    if not bool(scores[used].isfinite().all()):
-        row = int((used & ~scores.isfinite()).nonzero()[0, 0])
-        raise ValueError(
-            f"the score of row {row} is {float(scores[row])}: expected a finite number; leave rows that cannot be "
-            "scored out with valid"
-        )
-    values, members = scores.detach().cpu().double(), group.cpu()
-    counted = used.cpu()
-    chosen: list[int] = []
-    rejected: list[int] = []
-    for name in dict.fromkeys(members.tolist()):
-        rows = ((members == name) & counted).nonzero()[:, 0]
-        k = min(top, len(rows) // 2)
-        ranked = rows[torch.argsort(values[rows], descending=True, stable=True)].tolist()
-        for better in ranked[:k]:
-            for worse in ranked[len(ranked) - k :]:
-                if float(values[better] - values[worse]) > margin:
-                    chosen.append(better)
-                    rejected.append(worse)
-    return (
-        torch.tensor(chosen, dtype=torch.long, device=group.device),
-        torch.tensor(rejected, dtype=torch.long, device=group.device),
+    return pairs_of_estimates(batch, reward(batch), rule, start_tolerance)
+
+
+def pairs_of_estimates(
+    batch: TrajectoryBatch,
+    estimates: RewardEstimates,
+    rule: PairRule | None = None,
+    start_tolerance: float | int | None = START_TOLERANCE,
+) -> ScoredPairs:
+    """Make preference pairs from the estimates of a reward model, see `reward_pairs`.
+
+    Args:
+        batch: Episodes.
+        estimates: Estimates of a reward model for these episodes.
+        rule: Which rows of a group are paired; None takes the best against the worst.
+        start_tolerance: Largest difference of the first states of a group, per number; None does not compare them.
+
+    Raises:
+        ValueError: If rows of one group differ in task, instruction or initial state.
+    """
+    rule = PairRule() if rule is None else rule
+    require_one_start(batch, start_tolerance)
+    known = (estimates.valid | ~batch.mask).all(1)
+    counted = known & batch.whole.to(known.device)
+    real = batch.mask & counted[:, None]
+    scores = torch.where(real, estimates.rewards, 0.0).sum(1)
+    candidates = PairCandidates(
+        scores=torch.where(counted, scores, torch.nan),
+        group=batch.group,
+        valid=counted,
+        steps=batch.steps,
+        success=torch.where(batch.success_known, batch.success, torch.nan),
+    )
+    made = rule.choose(candidates)
+    same = _identical(batch, made)
+    chosen, rejected = (torch.tensor(side, dtype=torch.long, device=batch.group.device) for side in _sides(made, same))
+    totals = {name: torch.where(real, term, 0.0).sum(1) for name, term in estimates.terms.items()}
+    ones = torch.ones(len(chosen), device=batch.weight.device)
+    left_out = Counter(
+        {
+            "rows that are no whole episode": int((~batch.whole).sum()),
+            "whole rows that could not be scored": int((batch.whole & ~known).sum()),
+            "pairs of identical trajectories": sum(same),
+            "groups without a pair": len(set(batch.group[counted].tolist()) - set(batch.group[chosen].tolist())),
+        }
+    )
+    return ScoredPairs(
+        pairs=PreferencePairs(batch=batch, chosen=chosen, rejected=rejected, label=ones, weight=ones.clone()),
+        scores=candidates.scores,
+        margin=candidates.scores[chosen] - candidates.scores[rejected],
+        reasons=tuple(
+            _reason(batch, totals, better, worse, rule.named)
+            for better, worse in zip(chosen.tolist(), rejected.tolist(), strict=True)
+        ),
+        left_out={reason: count for reason, count in left_out.items() if count},
     )
 
 
-__all__ = ["group_pairs"]
+def require_one_start(batch: TrajectoryBatch, tolerance: float | int | None = START_TOLERANCE) -> None:
+    """Require that all rows of each group are of one task and instruction and begin in one state.
+
+    Preferences compare trajectories from one initial state only: otherwise the normaliser of the implicit reward and
+    the dynamics do not cancel (GRAPE, arXiv 2411.19309, Eq. 4).
+
+    Args:
+        batch: Rows; padding does not count. States are compared between rows that begin their episode.
+        tolerance: Largest difference of the first states, per number; None does not compare them.
+
+    Raises:
+        ValueError: If rows of one group differ; the message names them.
+    """
+    first: dict[int, int] = {}
+    for row, group in enumerate(batch.group.tolist()):
+        if int(batch.steps[row]) == 0:
+            continue
+        other = first.setdefault(group, row)
+        tasks = (int(batch.task[other]), int(batch.task[row]))
+        texts = (batch.instructions[other], batch.instructions[row])
+        if tasks[0] != tasks[1] or texts[0] != texts[1]:
+            raise ValueError(
+                f"rows {other} and {row} are in group {group} and differ in task: {tasks[0]} ({texts[0]!r}) and "
+                f"{tasks[1]} ({texts[1]!r}); a group is one task and one initial state: number groups by both"
+            )
+        begin = int(batch.offset[other]) == 0 and int(batch.offset[row]) == 0
+        if tolerance is None or not begin or batch.state.shape[2] == 0:
+            continue
+        apart = float((batch.state[other, 0] - batch.state[row, 0]).abs().max())
+        if not apart <= tolerance:
+            raise ValueError(
+                f"rows {other} and {row} are in group {group} and begin in states that differ by {apart:.3g}: expected "
+                f"one initial state (within {tolerance:g}); number groups by initial state, or set start_tolerance"
+            )
+
+
+def _identical(batch: TrajectoryBatch, made: Sequence[tuple[int, int]]) -> list[bool]:
+    """Tell which pairs are of two rows with the same states and actions: they teach nothing, whatever their scores."""
+    found: list[bool] = []
+    for better, worse in made:
+        steps = int(batch.steps[better])
+        found.append(
+            steps == int(batch.steps[worse])
+            and torch.equal(batch.actions[better, :steps], batch.actions[worse, :steps])
+            and torch.equal(batch.state[better, : steps + 1], batch.state[worse, : steps + 1])
+            and (batch.state.shape[2] > 0 or batch.actions.shape[2] > 0)
+        )
+    return found
+
+
+def _sides(made: Sequence[tuple[int, int]], left_out: Sequence[bool]) -> tuple[list[int], list[int]]:
+    kept = list(itertools.compress(made, (not out for out in left_out)))
+    return [better for better, _ in kept], [worse for _, worse in kept]
+
+
+def _reason(batch: TrajectoryBatch, terms: Mapping[str, Tensor], better: int, worse: int, rule: str) -> str:
+    """Explain a pair by the outcomes of its rows, and by the term that tells them apart where outcomes do not."""
+    names = [
+        ("success" if float(batch.success[row]) > 0 else "failure") if bool(batch.success_known[row]) else "unknown"
+        for row in (better, worse)
+    ]
+    text = f"{names[0]} > {names[1]}"
+    if rule:
+        return f"{text} ({rule})"
+    gaps = {name: float(total[better] - total[worse]) for name, total in terms.items()}
+    if names[0] == names[1] and gaps:
+        return f"{text} by {max(gaps, key=lambda name: gaps[name])}"
+    return text
+
+
+def preference_pairs(batch: TrajectoryBatch, margin: float | int = 0.1) -> PreferencePairs:
+    """Make pairs of rows of one task and instruction of which one is known to have come further.
+
+    This is known of two rows whose progress targets at their last observations differ by more than ``margin``, and of
+    a row that ends in success and one of a known failure. Other rows are not compared. Preference heads learn from
+    these pairs.
+
+    Args:
+        batch: Rows with targets of progress and success; negatives may be among them.
+        margin: Smallest difference in progress, in [0, 1).
+
+    Returns:
+        Each unordered pair once, with weight 1 and label 1; there may be none.
+    """
+    progress, has_progress = _final(batch, "progress")
+    success, has_success = _final(batch, "success")
+    text = {t: i for i, t in enumerate(dict.fromkeys(batch.instructions))}
+    wording = torch.tensor([text[t] for t in batch.instructions], device=batch.task.device)
+    same = (batch.task[:, None] == batch.task) & (wording[:, None] == wording)
+    further = has_progress[:, None] & has_progress & (progress[:, None] - progress > margin)
+    failed = batch.success_known & (batch.success <= 0)
+    beside = (has_success & (success >= 1))[:, None] & (failed & ~has_progress)
+    chosen, rejected = (same & (further | beside)).nonzero(as_tuple=True)
+    ones = torch.ones(len(chosen), device=batch.task.device)
+    return PreferencePairs(batch=batch, chosen=chosen, rejected=rejected, label=ones, weight=ones)
+
+
+def _final(batch: TrajectoryBatch, name: str) -> tuple[Tensor, Bool[Tensor, " B"]]:
+    """Return a label at the last observation that each row made, and whether it is known."""
+    last = (batch.observed.sum(1) - 1).clamp(min=0)[:, None]
+    label = batch.labels.get(name)
+    if label is None:
+        return torch.zeros_like(last[:, 0], dtype=torch.float32), torch.zeros_like(last[:, 0], dtype=torch.bool)
+    return label.values.gather(1, last)[:, 0].float(), label.valid.gather(1, last)[:, 0] & (batch.steps > 0)
+
+
+__all__ = [
+    "START_TOLERANCE",
+    "ScoredPairs",
+    "group_pairs",
+    "pairs_of_estimates",
+    "preference_pairs",
+    "require_one_start",
+    "reward_pairs",
+]

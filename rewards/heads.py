@@ -11,7 +11,7 @@ from torch.nn import functional
 from ..core.batch import Labelled, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import Component
 from ..core.losses import bradley_terry, from_two_hot, two_hot
-from ..datasets.labels import preference_pairs
+from ..preference.pairs import preference_pairs
 from .encoded_observations import EncodedObservations
 from .observed import balanced_bernoulli
 

@@ -167,7 +167,8 @@ FLOORS = (
     ("",),  # the root: the command's entry
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-ACROSS = {("envs", "datasets"), ("testing", "backbones")}  # collecting writes a data set; tiny CLIP is a CLIP
+# collecting writes a data set; tiny CLIP is a CLIP; preference heads learn from the pairs of a batch
+ACROSS = {("envs", "datasets"), ("testing", "backbones"), ("rewards", "preference")}
 
 
 def room(path: Path) -> str:

@@ -11,7 +11,6 @@ from guerdon.datasets.episodes import Column, Episode
 from guerdon.datasets.labels import (
     KINDS,
     LabelFactory,
-    preference_pairs,
     with_progress_targets,
     with_remaining_targets,
     with_return_targets,
@@ -260,18 +259,6 @@ def test_a_partial_success_is_unknown_unless_asked_for():
     assert used.labels["progress"].valid[0].tolist() == [False] * 3 + [True]
     assert used.labels["progress"].values[0, -1] == pytest.approx(0.4)
     assert used.labels["success"].valid.all() and used.labels["success"].values.sum() == 0
-
-
-def test_pairs_by_hand():
-    batch = rows([4, 4, 4, 4], [End.SUCCESS, End.FAILURE, End.TAKEOVER, End.SUCCESS], instructions=["a", "a", "a", "b"])
-    pairs = preference_pairs(LabelFactory().targets(replace(batch, task=torch.tensor([0, 0, 0, 1]))))
-    assert [(int(w), int(r)) for w, r in zip(pairs.chosen, pairs.rejected, strict=True)] == [(0, 1)]
-    six = rows([9] * 6, [End.SUCCESS] * 6, instructions=["a"] * 6, task=torch.zeros(6).long())
-    drawn, _ = LabelFactory(0.0, 0.0, 0.0, clip=1.0).draw(six, torch.Generator())
-    pairs = preference_pairs(drawn, margin=0.2)
-    final = drawn.labels["progress"].values.gather(1, drawn.observed.sum(1, keepdim=True) - 1)[:, 0]
-    literal = {(i, j) for i in range(6) for j in range(6) if final[i] - final[j] > 0.2}
-    assert literal == {(int(w), int(r)) for w, r in zip(pairs.chosen, pairs.rejected, strict=True)} and literal
 
 
 @given(batch=trajectory_batches(cameras=("wrist",), stored_labels=False))

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 
 from guerdon.core.batch import End, TrajectoryBatch
-from guerdon.datasets.labels import LabelFactory, preference_pairs
+from guerdon.datasets.labels import LabelFactory
+from guerdon.preference.pairs import preference_pairs
 from guerdon.rewards.encoded_observations import EncodedObservations
 from guerdon.rewards.heads import PREDICTS, Heads, PredictionSettings, pooled
 from guerdon.rewards.observation_encoder import ObservationEncoder
