@@ -138,6 +138,10 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "preference.rules": ("PairRule", "LengthMatchedPairs", "SuccessPairs", "RandomPairs"),
         "preference.segments": ("Segment", "SegmentPair", "read_segment_pairs", "write_segment_pairs"),
         "preference.answers": ("Answer",),
+        "preference.tpo": ("TrajectoryPreference",),
+        "preference.references": ("FrozenReference", "RecordedReference"),
+        "preference.adapter_reference": ("AdapterReference",),
+        "policies.preference_optimizer": ("PreferenceOptimizer",),
     },
     "Policies and their optimisation": {
         "policies.gaussian": ("GaussianPolicy",),
@@ -398,6 +402,7 @@ if TYPE_CHECKING:
     from .policies.objectives import ClippedSurrogate as ClippedSurrogate
     from .policies.objectives import WeightedImitation as WeightedImitation
     from .policies.optimizer import PolicyOptimizer as PolicyOptimizer
+    from .policies.preference_optimizer import PreferenceOptimizer as PreferenceOptimizer
     from .policies.proposer import PolicyProposer as PolicyProposer
     from .policies.rollouts.checkpoint import RolloutCheckpoint as RolloutCheckpoint
     from .policies.rollouts.data import RolloutData as RolloutData
@@ -415,10 +420,13 @@ if TYPE_CHECKING:
     from .policies.weights import RewardAligned as RewardAligned
     from .policies.weights import TopShare as TopShare
     from .policies.weights import Weighting as Weighting
+    from .preference.adapter_reference import AdapterReference as AdapterReference
     from .preference.answers import Answer as Answer
     from .preference.pairs import ScoredPairs as ScoredPairs
     from .preference.pairs import group_pairs as group_pairs
     from .preference.pairs import reward_pairs as reward_pairs
+    from .preference.references import FrozenReference as FrozenReference
+    from .preference.references import RecordedReference as RecordedReference
     from .preference.rules import LengthMatchedPairs as LengthMatchedPairs
     from .preference.rules import PairRule as PairRule
     from .preference.rules import RandomPairs as RandomPairs
@@ -427,6 +435,7 @@ if TYPE_CHECKING:
     from .preference.segments import SegmentPair as SegmentPair
     from .preference.segments import read_segment_pairs as read_segment_pairs
     from .preference.segments import write_segment_pairs as write_segment_pairs
+    from .preference.tpo import TrajectoryPreference as TrajectoryPreference
     from .rewards.calibration import Calibrated as Calibrated
     from .rewards.combine import Around as Around
     from .rewards.combine import Clip as Clip

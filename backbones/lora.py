@@ -1,8 +1,11 @@
 """Low-rank updates of a language model (Hu et al. 2021, arXiv:2106.09685); apart from others as peft imports slowly."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..core.interfaces import Component
@@ -68,6 +71,35 @@ class LoRA(Component):
                 parameter.data = parameter.data.float()  # small updates vanish in bfloat16
 
 
+def adapter_layers(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of a module that hold low-rank updates.
+
+    Args:
+        module: Module, such as a policy.
+    """
+    return [part for part in module.modules() if isinstance(part, BaseTunerLayer)]
+
+
+@contextmanager
+def without_adapters(module: nn.Module) -> Generator[None]:
+    """Compute with the base weights of a module within the block, without its low-rank updates.
+
+    Args:
+        module: Module, such as a policy.
+    """
+    layers = [part for part in module.modules() if isinstance(part, BaseTunerLayer) and not part.disable_adapters]
+    learned = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter in learned:  # peft decides anew what learns
+            parameter.requires_grad_(True)
+
+
 def lora_of(
     lora_rank: int = 0,
     lora_alpha: int | None = None,
@@ -88,4 +120,4 @@ def lora_of(
     return LoRA(rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout, targets=lora_targets)
 
 
-__all__ = ["LoRA", "lora_of"]
+__all__ = ["LoRA", "adapter_layers", "lora_of", "without_adapters"]

@@ -1,7 +1,9 @@
 """Minibatches of the decisions of a batch, all of them taken out of the batch once."""
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
+import lightning
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -110,8 +112,26 @@ def shuffled(
             yield host.to(device), host
 
 
+def minibatch_count(module: lightning.LightningModule, count: int, size: int) -> int:
+    """Compute the number of minibatches in a pass, the same on every rank: otherwise ranks would wait for ever.
+
+    It is the mean of what the ranks need, but small enough that no minibatch is empty on any rank. If a rank has
+    nothing to train on it is 0, and all ranks leave the batch out.
+
+    Args:
+        module: Training module, with its trainer.
+        count: Number of decisions, rows or pairs of this rank.
+        size: Number of them in a minibatch.
+    """
+    if module.trainer.world_size == 1:
+        return -(-count // size)
+    counts = cast(Tensor, module.all_gather(torch.tensor(count, device=module.device))).flatten()
+    wanted = int((-(-counts // size)).sum()) // len(counts)
+    return min(max(1, wanted), int(counts.min()))
+
+
 def _picked(values: Tensor, chosen: Tensor, host: Tensor) -> Tensor:
     return values[host if values.device.type == "cpu" else chosen]
 
 
-__all__ = ["DecisionPoints", "shuffled"]
+__all__ = ["DecisionPoints", "minibatch_count", "shuffled"]

@@ -15,7 +15,7 @@ from ..core.interfaces import AdvantageSource, Component, Critic, Objective, Pol
 from ..core.sizes import HasSizes, require_sizes, take_sizes
 from .adam import PolicyAdam, Release
 from .measures import batch_metrics, explained_variance, require_finite_advantages
-from .minibatches import DecisionPoints, shuffled
+from .minibatches import DecisionPoints, minibatch_count, shuffled
 from .proposer import PolicyProposer
 from .ranks import joined_ranks
 from .updates import Updates
@@ -212,7 +212,7 @@ class PolicyOptimizer(lightning.LightningModule):
         self._log("decisions", torch.tensor(float(count)))
         blocks = None if self.minibatch_episodes is None else points.blocks()
         count, size = (count, self.minibatch_size) if blocks is None else (len(blocks), self.minibatch_episodes or 1)
-        each = self._minibatch_count(count, size)
+        each = minibatch_count(self, count, size)
         if not each:
             self._log("updates", torch.zeros(()))
             return
@@ -244,22 +244,6 @@ class PolicyOptimizer(lightning.LightningModule):
         with joined_ranks(self.trainer.world_size > 1):
             for name, value in {**batch_metrics(metrics), "explained_variance": explained_variance(advantages)}.items():
                 self._log(name, value)
-
-    def _minibatch_count(self, count: int, size: int) -> int:
-        """Compute the number of minibatches in a pass, the same on every rank: otherwise ranks would wait for ever.
-
-        It is the mean of what the ranks need, but small enough that no minibatch is empty on any rank. If a rank has no
-        decision to train on it is 0, and all ranks leave the batch out.
-
-        Args:
-            count: Number of decisions, or of rows.
-            size: Number of them in a minibatch.
-        """
-        if self.trainer.world_size == 1:
-            return -(-count // size)
-        counts = cast(Tensor, self.all_gather(torch.tensor(count, device=self.device))).flatten()
-        wanted = int((-(-counts // size)).sum()) // len(counts)
-        return min(max(1, wanted), int(counts.min()))
 
     def _beyond(self, kl: Tensor | None) -> bool:
         if kl is None or self.target_kl is None:

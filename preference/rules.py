@@ -87,7 +87,7 @@ class PairRule:
             return pairs
         used: Counter[int] = Counter()
         kept: set[tuple[int, int]] = set()
-        for better, worse in sorted(pairs, key=lambda pair: scores[pair[1]] - scores[pair[0]]):  # widest first
+        for better, worse in _widest_first(pairs, scores):
             if max(used[better], used[worse]) < self.cap:
                 used.update((better, worse))
                 kept.add((better, worse))
@@ -136,10 +136,9 @@ class LengthMatchedPairs(PairRule):
                 if scores[a] - scores[b] > self.margin
                 and max(steps[a], steps[b]) <= self.ratio * max(min(steps[a], steps[b]), 1)
             ]
-            near.sort(key=lambda pair: scores[pair[1]] - scores[pair[0]])
             better: set[int] = set()
             worse: set[int] = set()
-            for a, b in near:
+            for a, b in _widest_first(near, scores):
                 room = len(better | {a}) <= self.top and len(worse | {b}) <= self.top
                 if room and a not in worse and b not in better:
                     better.add(a)
@@ -204,6 +203,13 @@ class RandomPairs(PairRule):
             drawn = _drawn(members, 2 * k, draw)
             made += list(zip(drawn[:k], drawn[k:], strict=True))
         return made
+
+
+def _widest_first(pairs: Made, scores: Sequence[float]) -> Made:
+    def margin(pair: tuple[int, int]) -> float:
+        return scores[pair[0]] - scores[pair[1]]
+
+    return sorted(pairs, key=margin, reverse=True)
 
 
 def _drawn(rows: Sequence[int], count: int, draw: random.Random) -> list[int]:
