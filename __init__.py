@@ -136,6 +136,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
     "Preferences": {
         "preference.pairs": ("ScoredPairs", "group_pairs", "reward_pairs"),
         "preference.rules": ("PairRule", "LengthMatchedPairs", "SuccessPairs", "RandomPairs"),
+        "preference.paired_episodes": ("PairedEpisodes",),
         "preference.segments": ("Segment", "SegmentPair", "read_segment_pairs", "write_segment_pairs"),
         "preference.answers": ("Answer",),
         "preference.tpo": ("TrajectoryPreference",),
@@ -422,6 +423,7 @@ if TYPE_CHECKING:
     from .policies.weights import Weighting as Weighting
     from .preference.adapter_reference import AdapterReference as AdapterReference
     from .preference.answers import Answer as Answer
+    from .preference.paired_episodes import PairedEpisodes as PairedEpisodes
     from .preference.pairs import ScoredPairs as ScoredPairs
     from .preference.pairs import group_pairs as group_pairs
     from .preference.pairs import reward_pairs as reward_pairs

@@ -271,12 +271,25 @@ class EpisodeData(lightning.LightningDataModule):
         Args:
             split: Split to read.
         """
-        reader = self._ready()
+        self._ready()
         for place in self.places[split]:
             try:
-                yield reader.batch([Window(episode=reader(place))], self.frame_count, self.frames_every)
+                yield self.whole([place])
             except BadEpisodeError as error:
                 warnings.warn(f"left out: {error} ({error.status})", stacklevel=2)
+
+    def whole(self, places: Sequence[int]) -> TrajectoryBatch:
+        """Read whole episodes into one batch, with frames and recorded columns, without targets or negatives.
+
+        Args:
+            places: Places of the episodes in the data set, such as some of ``places["train"]``.
+
+        Raises:
+            BadEpisodeError: If a video turns out to be broken.
+        """
+        reader = self._ready()
+        windows = [Window(episode=reader(place)) for place in places]
+        return reader.batch(windows, self.frame_count, self.frames_every)
 
     def train_dataloader(self) -> DataLoader[TrajectoryBatch]:
         """Make the loader of training windows, in an order that is drawn anew every epoch."""

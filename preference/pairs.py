@@ -1,15 +1,14 @@
 """Preference pairs of trajectories: which of two rows of a batch is the better one, and why."""
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.batch import PreferencePairs, RewardEstimates, TrajectoryBatch
+from ..core.batch import PreferencePairs, Record, RewardEstimates, TrajectoryBatch
 from ..core.interfaces import RewardModel
 from .rules import PairCandidates, PairRule, group_pairs
 
@@ -37,6 +36,16 @@ class ScoredPairs:
         return len(self.pairs)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowScores(Record):
+    """Scores of the rows of a batch."""
+
+    scores: Float[Tensor, " B"]
+    """Sum of the rewards of each row; NaN where one of its rewards is unknown or it is no whole episode."""
+    terms: Mapping[str, Float[Tensor, " B"]] = field(default_factory=dict[str, Tensor])
+    """The same of each term of the reward."""
+
+
 @torch.no_grad()
 def reward_pairs(
     batch: TrajectoryBatch,
@@ -58,20 +67,38 @@ def reward_pairs(
     Raises:
         ValueError: If rows of one group differ in task, instruction or initial state.
     """
-    return pairs_of_estimates(batch, reward(batch), rule, start_tolerance)
+    return pairs_of_scores(batch, row_scores(batch, reward(batch)), rule, start_tolerance)
 
 
-def pairs_of_estimates(
-    batch: TrajectoryBatch,
-    estimates: RewardEstimates,
-    rule: PairRule | None = None,
-    start_tolerance: float | int | None = START_TOLERANCE,
-) -> ScoredPairs:
-    """Make preference pairs from the estimates of a reward model, see `reward_pairs`.
+def row_scores(batch: TrajectoryBatch, estimates: RewardEstimates) -> RowScores:
+    """Sum the rewards of every whole episode of a batch, and each of their terms.
 
     Args:
         batch: Episodes.
-        estimates: Estimates of a reward model for these episodes.
+        estimates: Estimates of a reward model for them.
+    """
+    counted = (estimates.valid | ~batch.mask).all(1) & batch.whole
+    real = batch.mask & counted[:, None]
+
+    def total(values: Tensor) -> Tensor:
+        return torch.where(counted, torch.where(real, values, 0.0).sum(1), torch.nan)
+
+    return RowScores(
+        scores=total(estimates.rewards), terms={name: total(term) for name, term in estimates.terms.items()}
+    )
+
+
+def pairs_of_scores(
+    batch: TrajectoryBatch,
+    scored: RowScores,
+    rule: PairRule | None = None,
+    start_tolerance: float | int | None = START_TOLERANCE,
+) -> ScoredPairs:
+    """Make preference pairs of rows that are scored already; see `reward_pairs`.
+
+    Args:
+        batch: Episodes.
+        scored: Their scores.
         rule: Which rows of a group are paired; None takes the best against the worst.
         start_tolerance: Largest difference of the first states of a group, per number; None does not compare them.
 
@@ -80,12 +107,9 @@ def pairs_of_estimates(
     """
     rule = PairRule() if rule is None else rule
     require_one_start(batch, start_tolerance)
-    known = (estimates.valid | ~batch.mask).all(1)
-    counted = known & batch.whole.to(known.device)
-    real = batch.mask & counted[:, None]
-    scores = torch.where(real, estimates.rewards, 0.0).sum(1)
+    counted = ~scored.scores.isnan()
     candidates = PairCandidates(
-        scores=torch.where(counted, scores, torch.nan),
+        scores=scored.scores,
         group=batch.group,
         valid=counted,
         steps=batch.steps,
@@ -94,22 +118,19 @@ def pairs_of_estimates(
     made = rule.choose(candidates)
     same = _identical(batch, made)
     chosen, rejected = (torch.tensor(side, dtype=torch.long, device=batch.group.device) for side in _sides(made, same))
-    totals = {name: torch.where(real, term, 0.0).sum(1) for name, term in estimates.terms.items()}
     ones = torch.ones(len(chosen), device=batch.weight.device)
-    left_out = Counter(
-        {
-            "rows that are no whole episode": int((~batch.whole).sum()),
-            "whole rows that could not be scored": int((batch.whole & ~known).sum()),
-            "pairs of identical trajectories": sum(same),
-            "groups without a pair": len(set(batch.group[counted].tolist()) - set(batch.group[chosen].tolist())),
-        }
-    )
+    left_out = {
+        "rows that are no whole episode": int((~batch.whole).sum()),
+        "whole rows that could not be scored": int((batch.whole & ~counted).sum()),
+        "pairs of identical trajectories": sum(same),
+        "groups without a pair": len(set(batch.group[counted].tolist()) - set(batch.group[chosen].tolist())),
+    }
     return ScoredPairs(
         pairs=PreferencePairs(batch=batch, chosen=chosen, rejected=rejected, label=ones, weight=ones.clone()),
-        scores=candidates.scores,
-        margin=candidates.scores[chosen] - candidates.scores[rejected],
+        scores=scored.scores,
+        margin=scored.scores[chosen] - scored.scores[rejected],
         reasons=tuple(
-            _reason(batch, totals, better, worse, rule.named)
+            _reason(batch, scored.terms, better, worse, rule.named)
             for better, worse in zip(chosen.tolist(), rejected.tolist(), strict=True)
         ),
         left_out={reason: count for reason, count in left_out.items() if count},
@@ -224,10 +245,12 @@ def _final(batch: TrajectoryBatch, name: str) -> tuple[Tensor, Bool[Tensor, " B"
 
 __all__ = [
     "START_TOLERANCE",
+    "RowScores",
     "ScoredPairs",
     "group_pairs",
-    "pairs_of_estimates",
+    "pairs_of_scores",
     "preference_pairs",
     "require_one_start",
     "reward_pairs",
+    "row_scores",
 ]

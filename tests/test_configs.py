@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from guerdon.cli import main
+from guerdon.core.batch import End
 from guerdon.core.hub import load_component
 from guerdon.core.interfaces import Critic, Policy, RewardModel, TaskDecomposer
 from guerdon.datasets.episodes import ArrayFrames
@@ -51,6 +52,10 @@ SMALL = {
     "behaviour_cloning": REACH,
     "laplace_cloning": REACH,
     "token_cloning": REACH,
+    "tpo": [
+        *(f"{POLICY}.path", "{behaviour_cloning}", "--data.init_args.episodes.init_args.path", "{attempts}"),
+        *("--data.init_args.start_tolerance", "null"),
+    ],
     "token_language": [
         *(*REACH, f"{POLICY}.decoder.init_args.name", "{language}", f"{POLICY}.bins.init_args.bins", "8"),
         *("--data.init_args.val_fraction", "0.3"),
@@ -165,7 +170,13 @@ def folders(tmp_path_factory):
             pictures = np.random.default_rng(0).integers(0, 255, (episode.steps + 1, 3, 16, 16), np.uint8)
             shown = ArrayFrames(values=pictures, step=np.arange(episode.steps + 1), identity=str(episode.index))
             writer.add(replace(episode, frames={"corner2": shown}))
-    data = {"reach": place / "reach", "seen": place / "seen", "clips": clips}
+    with closing(make_task("mujoco/reach")) as task, LeRobotWriter(place / "attempts", task.fps) as writer:
+        for number, episode in enumerate(collect(task, {"expert": 1.0}, 6, frames=False)):
+            outcome = {"end": End.FAILURE, "success": 0.0} if number % 2 else {}
+            labels = {name: replace(c, values=0 * c.values) for name, c in episode.labels.items()}
+            outcome = outcome | ({"labels": labels} if number % 2 else {})
+            writer.add(replace(episode, group=number // 2, context=f"start {number // 2}", **outcome))
+    data = {"reach": place / "reach", "seen": place / "seen", "attempts": place / "attempts", "clips": clips}
     caches = {"cache": place / "cache", "features": place / "features"}
     return data | caches | {"vlm": vlm, "blip2": blip2, "clip": clip, "language": language}
 
