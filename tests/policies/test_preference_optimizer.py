@@ -9,12 +9,18 @@ import lightning
 import pytest
 import torch
 
+from guerdon.backbones.decoder_small import SmallDecoder
+from guerdon.backbones.encoder_tokens import EncoderBackbone
+from guerdon.backbones.token_learner import TokenLearner
 from guerdon.core.batch import End, PreferencePairs, TrajectoryBatch
 from guerdon.core.losses import trajectory_preference
+from guerdon.policies.action_bins import ActionBins
 from guerdon.policies.adam import PolicyAdam
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.policies.laplace import LaplacePolicy
 from guerdon.policies.preference_optimizer import PreferenceOptimizer, require_one_group
+from guerdon.policies.tokens import TokenPolicy
+from guerdon.policies.vla import VLAPolicy
 from guerdon.preference.references import FrozenReference, RecordedReference
 from guerdon.preference.surrogate import decision_log_prob, flow_matching_error, masked_sum
 from guerdon.preference.tpo import TrajectoryPreference
@@ -49,7 +55,6 @@ def made(policy, rows=8, steps=6, lengths=None, seed=0):
     lengths = lengths or [steps - row % 3 for row in range(rows)]
     state = torch.randn(rows, steps + 1, 2, generator=generator)
     sample = torch.full((rows, steps, policy.horizon, 1), math.nan)
-    log_prob = torch.full((rows, steps, policy.horizon), math.nan)
     actions = torch.zeros(rows, steps, 1)
     mask = torch.arange(steps) < torch.tensor(lengths)[:, None]
     decision_step = torch.full((rows, steps), -1)
@@ -63,12 +68,18 @@ def made(policy, rows=8, steps=6, lengths=None, seed=0):
         decision = policy.act(at, generator=generator)
     sample[rows_at, numbers] = decision.chunk
     assert decision.log_prob is not None
+    log_prob = torch.full((rows, steps, decision.log_prob.shape[1]), math.nan)
     log_prob[rows_at, numbers] = decision.log_prob
+    extras = {
+        name: torch.zeros(rows, steps, *part.shape[1:], dtype=part.dtype) for name, part in decision.extras.items()
+    }
+    for name, part in decision.extras.items():
+        extras[name][rows_at, numbers] = part
     batch = replace(
         draft,
         end=torch.tensor([int(End.SUCCESS), int(End.FAILURE)] * (rows // 2)),
         group=torch.arange(rows) // 2,
-        behaviour={"sample": sample, "log_prob": log_prob},
+        behaviour={"sample": sample, "log_prob": log_prob, **extras},
     )
     chosen = torch.arange(0, rows, 2)
     ones = torch.ones(len(chosen))
@@ -198,13 +209,27 @@ def test_padding_and_unused_rows_change_nothing():
         assert torch.equal(one, other)
 
 
+POLICIES = {
+    "gaussian": lambda: gaussian(horizon=2, execute=2),
+    "laplace": lambda: LaplacePolicy(state_size=2, action_size=1, hidden=(8,)),
+    "tokens": lambda: TokenPolicy(
+        decoder=SmallDecoder(width=16, layers=1, heads=2), bins=ActionBins(bins=8), state_size=2, action_size=1
+    ),
+    "vla": lambda: VLAPolicy(
+        EncoderBackbone(state_size=2, width=16, hidden=(16,), layers=1, heads=2),
+        action_size=1,
+        token_learner=TokenLearner(width=16, queries=2, heads=2),
+    ),
+}
+
+
 @pytest.mark.parametrize("swap", [False, True])
-@pytest.mark.parametrize("kind", ["gaussian", "laplace"])
+@pytest.mark.parametrize("kind", ["gaussian", "laplace", "tokens", "vla"])
 def test_training_raises_the_margin_of_the_chosen(kind, swap):
     gains = []
-    for seed in range(5):
+    for seed in range(4 if kind == "gaussian" else 2):
         torch.manual_seed(seed)
-        policy = gaussian() if kind == "gaussian" else LaplacePolicy(state_size=2, action_size=1, hidden=(8,))
+        policy = POLICIES[kind]()
         pairs = made(policy, rows=16, seed=seed)
         if swap:
             pairs = replace(pairs, chosen=pairs.rejected, rejected=pairs.chosen)
