@@ -139,6 +139,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "preference.paired_episodes": ("PairedEpisodes",),
         "preference.segments": ("Segment", "SegmentPair", "read_segment_pairs", "write_segment_pairs"),
         "preference.answers": ("Answer",),
+        "preference.trl_pairs": ("AnswerPair", "answer_pairs", "answer_dataset"),
         "preference.tpo": ("TrajectoryPreference",),
         "preference.references": ("FrozenReference", "RecordedReference"),
         "preference.adapter_reference": ("AdapterReference",),
@@ -191,6 +192,13 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "policies.loops.successes": ("SuccessBuffer",),
         "policies.rollouts.played_success": ("PlayedSuccess",),
         "pages.learning_curve": ("LearningCurve",),
+    },
+    "TRL": {
+        "policies.trl_integration.rewards": ("TRLReward", "TRLActionValue"),
+        "policies.trl_integration.answers": ("TRLProgressAnswer", "TRLSuccessAnswer", "TRLPlanAnswer"),
+        "policies.trl_integration.actions": ("ActionTokens", "ActionNumbers", "LoggedTurns"),
+        "policies.trl_integration.environment": ("TRLEnvironment", "TRLEnvironments"),
+        "policies.trl_integration.turns": ("TurnPreferenceTrainer", "turn_dataset"),
     },
     "Watch for reward hacking": {
         "evaluation.watch.callback": ("HackingWatch", "HackingWarning"),
@@ -415,6 +423,18 @@ if TYPE_CHECKING:
     from .policies.rollouts.ray_pool import RayPool as RayPool
     from .policies.rollouts.setting import TaskSetting as TaskSetting
     from .policies.tokens import TokenPolicy as TokenPolicy
+    from .policies.trl_integration.actions import ActionNumbers as ActionNumbers
+    from .policies.trl_integration.actions import ActionTokens as ActionTokens
+    from .policies.trl_integration.actions import LoggedTurns as LoggedTurns
+    from .policies.trl_integration.answers import TRLPlanAnswer as TRLPlanAnswer
+    from .policies.trl_integration.answers import TRLProgressAnswer as TRLProgressAnswer
+    from .policies.trl_integration.answers import TRLSuccessAnswer as TRLSuccessAnswer
+    from .policies.trl_integration.environment import TRLEnvironment as TRLEnvironment
+    from .policies.trl_integration.environment import TRLEnvironments as TRLEnvironments
+    from .policies.trl_integration.rewards import TRLActionValue as TRLActionValue
+    from .policies.trl_integration.rewards import TRLReward as TRLReward
+    from .policies.trl_integration.turns import TurnPreferenceTrainer as TurnPreferenceTrainer
+    from .policies.trl_integration.turns import turn_dataset as turn_dataset
     from .policies.vla import VLAPolicy as VLAPolicy
     from .policies.weights import Exponential as Exponential
     from .policies.weights import Positive as Positive
@@ -438,6 +458,9 @@ if TYPE_CHECKING:
     from .preference.segments import read_segment_pairs as read_segment_pairs
     from .preference.segments import write_segment_pairs as write_segment_pairs
     from .preference.tpo import TrajectoryPreference as TrajectoryPreference
+    from .preference.trl_pairs import AnswerPair as AnswerPair
+    from .preference.trl_pairs import answer_dataset as answer_dataset
+    from .preference.trl_pairs import answer_pairs as answer_pairs
     from .rewards.calibration import Calibrated as Calibrated
     from .rewards.combine import Around as Around
     from .rewards.combine import Clip as Clip

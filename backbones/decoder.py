@@ -117,6 +117,18 @@ class Decoder(Component):
         """
         raise NotImplementedError(f"{type(self).__name__} reads nothing: write read(observation, room)")
 
+    def prompt_tokens(self, observation: Observation, room: int) -> list[list[int]]:
+        """Return the token numbers of the prompts that ``read`` reads, those that stand for pictures among them.
+
+        Args:
+            observation: M observations.
+            room: Number of embeddings that will be read behind each prompt.
+
+        Raises:
+            ValueError: As ``read``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} lists no tokens: write prompt_tokens(observation, room)")
+
     def extend(self, prefix: Prefix, embeddings: Float[Tensor, "M n D"]) -> Float[Tensor, "M N D"]:
         """Read n embeddings behind every prompt, see `read_behind`.
 

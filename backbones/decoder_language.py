@@ -145,6 +145,10 @@ class LanguageDecoder(Decoder):
             mask=mask[rows, :-1] if bool(before.any()) else None,
         )
 
+    def prompt_tokens(self, observation: Observation, room: int) -> list[list[int]]:
+        """Return the token numbers of the prompts that ``read`` reads."""
+        return [list(self._prompt_tokens(instruction, room)) for instruction in observation.instructions]
+
     def extend(self, prefix: Prefix, embeddings: Float[Tensor, "M n D"]) -> Float[Tensor, "M N D"]:
         """Read n embeddings behind every prompt."""
         return read_behind(self.model.base_model, prefix, embeddings)

@@ -76,6 +76,10 @@ class SmallDecoder(Decoder):
         positions = torch.zeros(count, dtype=torch.long, device=pending.device)
         return Prefix(cache=DynamicCache(), pending=pending, positions=positions)
 
+    def prompt_tokens(self, observation: Observation, room: int) -> list[list[int]]:
+        """Return token 0, the learned start, for every prompt: there is no vocabulary of texts."""
+        return [[0] for _ in observation.instructions]
+
     def extend(self, prefix: Prefix, embeddings: Float[Tensor, "M n D"]) -> Float[Tensor, "M N D"]:
         """Read n embeddings behind every prompt."""
         return read_behind(self.model, prefix, embeddings)

@@ -81,21 +81,8 @@ class VLMDecoder(Decoder):
             ValueError: If a camera is missing, an instruction is too long, or it holds a token with a meaning of its
                 own.
         """
-        if missing := [camera for camera in self.cameras if camera not in observation.frames]:
-            raise ValueError(
-                f"expected frames of the cameras {list(self.cameras)}, {missing[0]!r} is missing from "
-                f"{sorted(observation.frames)}: load or render it, or correct the cameras of the decoder"
-            )
-        asked = {text: self._question(text, room) for text in dict.fromkeys(observation.instructions)}
-        shown = [observation.frames[camera] for camera in self.cameras]
-        inputs = self.vlm.answer_inputs(
-            [[*(frames[row] for frames in shown), asked[text]] for row, text in enumerate(observation.instructions)]
-        )
-        tokens, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-        for row, instruction in enumerate(observation.instructions):
-            kept = tokens[row][mask[row]].tolist()
-            require_no_bins(kept, self._bins, self.vlm.reader.processor.tokenizer, instruction, self.name)
-            require_room(len(kept), room, self.vlm.max_tokens, instruction, self.name)
+        inputs = self._inputs(observation, room)
+        tokens = inputs["input_ids"]
         reading = read_prompts(self.vlm.model, inputs)
         reading.cut(tokens.shape[1] - 1)  # the last token is read with what comes behind it
         after = reading.positions.amax(-1) + 1
@@ -108,6 +95,27 @@ class VLMDecoder(Decoder):
             mask=None if bool(reading.mask.all()) else reading.mask,
         )
 
+    def prompt_tokens(self, observation: Observation, room: int) -> list[list[int]]:
+        """Return the token numbers of the prompts that ``read`` reads, those that stand for pictures among them."""
+        return _kept(self._inputs(observation, room))
+
+    def _inputs(self, observation: Observation, room: int) -> dict[str, Tensor]:
+        """Make the inputs of the model, padded on the left."""
+        if missing := [camera for camera in self.cameras if camera not in observation.frames]:
+            raise ValueError(
+                f"expected frames of the cameras {list(self.cameras)}, {missing[0]!r} is missing from "
+                f"{sorted(observation.frames)}: load or render it, or correct the cameras of the decoder"
+            )
+        asked = {text: self._question(text, room) for text in dict.fromkeys(observation.instructions)}
+        shown = [observation.frames[camera] for camera in self.cameras]
+        inputs = self.vlm.answer_inputs(
+            [[*(frames[row] for frames in shown), asked[text]] for row, text in enumerate(observation.instructions)]
+        )
+        for instruction, kept in zip(observation.instructions, _kept(inputs), strict=True):
+            require_no_bins(kept, self._bins, self.vlm.reader.processor.tokenizer, instruction, self.name)
+            require_room(len(kept), room, self.vlm.max_tokens, instruction, self.name)
+        return inputs
+
     def _question(self, instruction: str, room: int) -> str:
         """Put an instruction into the question, and refuse one that could not be read whatever the pictures are."""
         reader, text = self.vlm.reader, self.prompt.replace("{instruction}", instruction)
@@ -119,6 +127,12 @@ class VLMDecoder(Decoder):
     def extend(self, prefix: Prefix, embeddings: Float[Tensor, "M n D"]) -> Float[Tensor, "M N D"]:
         """Read n embeddings behind every prompt."""
         return read_behind(self.vlm.model.get_decoder(), prefix, embeddings)
+
+
+def _kept(inputs: dict[str, Tensor]) -> list[list[int]]:
+    """Return the tokens of every prompt without padding."""
+    mask = inputs["attention_mask"].bool()
+    return [tokens[real].tolist() for tokens, real in zip(inputs["input_ids"], mask, strict=True)]
 
 
 __all__ = ["VLMDecoder"]

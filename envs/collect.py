@@ -1,6 +1,5 @@
 """Collection of simulated episodes of chosen quality, one by one or as a LeRobot data set."""
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,12 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..core.batch import End
-from ..datasets.episodes import ArrayFrames, Column, Episode
+from ..datasets.episodes import Episode
 from ..datasets.formats.lerobot_writer import LeRobotWriter
 from .naming import make_task
 from .quality import MIXED, POLICY, QUALITIES, SOURCES, ActorMaker, Behaviour, behaviour
+from .recording import Recording
 from .render import NO_BACKEND, rendering_backend, require_backend
-from .task import Context, ExpertTask, Step, Task
+from .task import Context, ExpertTask, Task
 
 _log = logging.getLogger(__name__)
 
@@ -80,9 +80,9 @@ def collect(
             acting = actor(task, context, generator)
         else:
             acting = behaviour(task, context, quality, generator, noise)
-        recording = _Recording(task, views, image_size, frames_every)
+        recording = Recording(task, views, image_size, frames_every)
         try:
-            end = recording.play(context, acting, stop_at_success)
+            end = _play(recording, context, acting, stop_at_success)
         except FloatingPointError as error:
             _log.warning("episode %d left out: %s", index, error)
             continue
@@ -160,103 +160,26 @@ def _check_cameras(task: Task, cameras: Sequence[str] | None) -> tuple[str, ...]
     return chosen
 
 
-class _Recording:
-    """Recorder of one episode."""
-
-    def __init__(self, task: Task, cameras: Sequence[str], image_size: tuple[int, int], frames_every: int) -> None:
-        self._task, self._size, self._every = task, image_size, frames_every
-        self._frame_steps: list[int] = []
-        self._states: list[np.ndarray] = []
-        self._actions: list[np.ndarray] = []
-        self._steps: list[Step] = []
-        self._tracks: list[Mapping[str, np.ndarray]] = []
-        self._pictures: dict[str, list[np.ndarray]] = {camera: [] for camera in cameras}
-
-    def play(self, context: Context, actor: Behaviour, stop_at_success: bool) -> End:
-        end = self._act(context, actor, stop_at_success)
-        self._picture(last=True)
-        return end
-
-    def _act(self, context: Context, actor: Behaviour, stop_at_success: bool) -> End:
-        task = self._task
-        self._observe(task.reset(context))
-        for _ in range(task.horizon):
-            action = actor(self._states[-1])
-            if action is None:
-                return End.FAILURE
-            action = np.clip(action, task.action_low, task.action_high).astype(np.float32)
-            step = task.step(action)
-            self._actions.append(action)
-            self._steps.append(step)
-            self._observe(step.state)
-            if step.success and stop_at_success:
-                return End.SUCCESS
-            if step.terminated:
-                return End.FAILURE
-        return End.TIME_LIMIT
-
-    def _observe(self, state: np.ndarray) -> None:
-        self._states.append(state)
-        self._tracks.append(self._task.tracks())
-        self._picture()
-
-    def _picture(self, last: bool = False) -> None:
-        """Render the current observation if its turn has come, or it is the last one and has none."""
-        step = len(self._states) - 1
-        due = step % self._every == 0 if not last else self._frame_steps[-1:] != [step]
-        if not self._pictures or not due:
-            return
-        self._frame_steps.append(step)
-        for camera, pictures in self._pictures.items():
-            pictures.append(self._task.render(camera, self._size))
-
-    def blank_cameras(self) -> set[str]:
-        """Return the cameras whose every picture has one colour everywhere: black, most often."""
-        return {
-            camera
-            for camera, pictures in self._pictures.items()
-            if all(picture.max() == picture.min() for picture in pictures)
-        }
-
-    def episode(self, index: int, context: Context, quality: str, end: End, records: Mapping[str, Column]) -> Episode:
-        task = self._task
-        solved = [step.success for step in self._steps]
-        labels = {"success": _after_first(np.array(solved, np.float32))}
-        for name in task.stage_names:
-            labels[f"stage.{name}"] = _after_first(np.array([step.stages[name] for step in self._steps], np.float32))
-        tracks: dict[str, Column] = {}
-        for name in self._tracks[0]:
-            points = np.stack([track[name] for track in self._tracks])
-            tracks[name] = Column.known(points[:, 0] if points.shape[1] == 1 else points)
-        return Episode(
-            index=index,
-            state=np.stack(self._states),
-            actions=np.stack(self._actions),
-            instruction=task.instruction,
-            fps=task.fps,
-            end=end,
-            success=float(any(solved)),
-            frames={camera: _frames(pictures, self._frame_steps) for camera, pictures in self._pictures.items()},
-            labels=labels,
-            tracks=tracks,
-            recorded={"reward": Column.known(np.array([step.reward for step in self._steps], np.float32)), **records},
-            group=context.index,
-            source=SOURCES.index(quality),
-            quality=quality,
-            context=f"{task.name}#{task.seed}.{context.index}",
-            split=context.split,
-        )
+def _play(recording: Recording, context: Context, actor: Behaviour, stop_at_success: bool) -> End:
+    """Act until the episode is over, and record it."""
+    end = _act(recording, context, actor, stop_at_success)
+    recording.finish()
+    return end
 
 
-def _after_first(values: np.ndarray) -> Column:
-    """Turn values (T,) known after each step into a column (T+1,) that is unknown at the first observation."""
-    return Column(values=np.concatenate([[np.float32(0)], values]), valid=np.arange(len(values) + 1) > 0)
-
-
-def _frames(pictures: Sequence[np.ndarray], steps: Sequence[int]) -> ArrayFrames:
-    values = np.stack(pictures)
-    identity = hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
-    return ArrayFrames(values=values, step=np.array(steps), identity=identity)
+def _act(recording: Recording, context: Context, actor: Behaviour, stop_at_success: bool) -> End:
+    state = recording.start(context)
+    for _ in range(recording.task.horizon):
+        action = actor(state)
+        if action is None:
+            return End.FAILURE
+        step = recording.take(action)
+        state = step.state
+        if step.success and stop_at_success:
+            return End.SUCCESS
+        if step.terminated:
+            return End.FAILURE
+    return End.TIME_LIMIT
 
 
 @dataclass

@@ -81,6 +81,8 @@ class TokenPolicy(Policy):
         self._parts = [size for size in (state_size, *features.values()) if size]
         self.inputs = Inputs(state_size, features) if self._parts else None
         rows = decoder.reserve(self.bins.bins)
+        self.bin_tokens = rows.tokens
+        """Token number of each bin in the decoder's vocabulary."""
         self.bin_inputs, self.bin_outputs = nn.Parameter(rows.inputs.clone()), nn.Parameter(rows.outputs.clone())
         self.bin_bias = None if rows.bias is None else nn.Parameter(rows.bias.clone())
         self.projections = nn.ModuleList(nn.Linear(size, decoder.width) for size in self._parts)
@@ -104,7 +106,7 @@ class TokenPolicy(Policy):
     def hidden(self, observation: Observation) -> Float[Tensor, "M D"]:
         """Compute the state of the last layer that predicts the first token of the action, for a value head."""
         none = torch.zeros(len(observation.state), 0, dtype=torch.long, device=observation.state.device)
-        return self._states(observation, none)[:, 0]
+        return self.states(observation, none)[:, 0]
 
     def logits(self, hidden: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape bins"]:
         """Compute the logits of the bins, not divided by the temperature."""
@@ -143,7 +145,7 @@ class TokenPolicy(Policy):
         bins = torch.stack(tokens, 1)
         log_prob = torch.stack(log_probs, 1) if log_probs else None
         if log_probs and self.decoder.dtype != torch.float32:  # see `evaluate`: only its own pass rounds like it
-            log_prob = self._distribution(self.logits(self._states(observation, bins))).log_prob(bins)
+            log_prob = self._distribution(self.logits(self.states(observation, bins))).log_prob(bins)
         executed = torch.full((len(bins),), self.execute, device=bins.device)
         return Decision(chunk=self._chunk(bins), executed=executed, log_prob=log_prob, extras={"tokens": bins})
 
@@ -158,18 +160,28 @@ class TokenPolicy(Policy):
             ValueError: If the temperature is 0, or the chunk or its tokens are another policy's.
         """
         self._require_likelihood("likelihood")
-        self._check(decision.chunk)
-        executed = torch.arange(self.horizon, device=decision.executed.device)[None] < decision.executed[:, None]
-        bins = self._recorded(decision, executed)
-        hidden = self._states(observation, bins)
+        bins, unit_mask = self.chosen(decision)
+        hidden = self.states(observation, bins)
         at = self._distribution(self.logits(hidden))
-        unit_mask = executed[..., None].expand(-1, -1, self.units // self.horizon).flatten(1)
         return Evaluation(
             log_prob=at.log_prob(bins),
             unit_mask=unit_mask,
             entropy=at.entropy().masked_fill(~unit_mask, 0.0).sum(1),
             hidden=hidden[:, 0],
         )
+
+    def chosen(self, decision: Decision) -> tuple[Int[Tensor, "M U"], Bool[Tensor, "M U"]]:
+        """Return the bins of earlier chunks and a mask of those whose steps were executed.
+
+        The bins are those that were recorded, or the nearest ones of the chunk where none were.
+
+        Raises:
+            ValueError: If the chunk or its tokens are another policy's.
+        """
+        self._check(decision.chunk)
+        executed = torch.arange(self.horizon, device=decision.executed.device)[None] < decision.executed[:, None]
+        unit_mask = executed[..., None].expand(-1, -1, self.units // self.horizon).flatten(1)
+        return self._recorded(decision, executed), unit_mask
 
     def imitation_loss(
         self, observation: Observation, chunk: Float[Tensor, "M H A"], chunk_mask: Bool[Tensor, "M H"]
@@ -184,12 +196,17 @@ class TokenPolicy(Policy):
         self._check(chunk)
         bins = self.bins.nearest(chunk, chunk_mask)
         tokens = bins.flatten(1)
-        log_prob = BinnedActions(self.logits(self._states(observation, tokens))).log_prob(tokens)
+        log_prob = BinnedActions(self.logits(self.states(observation, tokens))).log_prob(tokens)
         step = log_prob.view(chunk.shape).sum(2).masked_fill(~chunk_mask, 0.0)
         return -step.sum(1) / chunk_mask.sum(1).clamp(min=1)
 
-    def _states(self, observation: Observation, bins: Int[Tensor, "M n"]) -> Float[Tensor, "M N D"]:
-        """Compute the states that predict each of n tokens, given those before; the first alone if there are none."""
+    def states(self, observation: Observation, bins: Int[Tensor, "M n"]) -> Float[Tensor, "M N D"]:
+        """Compute the states that predict each of n tokens, given those before; the first alone if there are none.
+
+        Args:
+            observation: M observations.
+            bins: Bins of the first n tokens of a chunk at each.
+        """
         with self._own_precision():
             if not len(observation):
                 return self.bin_inputs.new_zeros(0, max(bins.shape[1], 1), self.decoder.width)

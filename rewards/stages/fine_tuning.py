@@ -1,6 +1,5 @@
 """Supervised fine-tuning of a vision-language model by TRL: settings, rows of data, and checkpoints of what learns."""
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trl import SFTConfig, SFTTrainer
@@ -16,6 +14,7 @@ from trl import SFTConfig, SFTTrainer
 import datasets
 
 from ...backbones.chat import Prompt
+from ...backbones.chat_rows import content_of, pictures_of
 from ...backbones.vlm import VLM
 from ...core.files import replacing
 
@@ -177,17 +176,10 @@ def to_dataset(prompts: Sequence[Prompt], answers: Sequence[str]) -> datasets.Da
 
 
 def _row(prompt: Prompt, answer: str) -> dict[str, Any]:
-    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "text": None} for p in prompt]
-    pictures: list[dict[str, Any]] = []
-    for part in prompt:
-        if isinstance(part, Tensor):
-            stream = io.BytesIO()
-            Image.fromarray(part.permute(1, 2, 0).numpy()).save(stream, "PNG")
-            pictures.append({"bytes": stream.getvalue(), "path": None})
     return {
-        "prompt": [{"role": "user", "content": content}],
+        "prompt": [{"role": "user", "content": content_of(prompt)}],
         "completion": [{"role": "assistant", "content": [{"type": "text", "text": answer}]}],
-        "images": pictures,
+        "images": pictures_of(prompt),
     }
 
 

@@ -1,0 +1,1 @@
+"""Rewards, environments and preference data for the trainers of TRL."""
