@@ -1,8 +1,13 @@
 """Answers of people to preference questions, one JSON object a line."""
 
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from ..core.files import write_text
 
 Choice = Literal["first", "second", "tie", "skip"]
 """Which segment of a pair is better; ``"tie"``: neither; ``"skip"``: the rater cannot tell."""
@@ -34,4 +39,41 @@ class Answer(BaseModel):
         return _LABELS[self.choice]
 
 
-__all__ = ["Answer", "Choice"]
+def write_answers(answers: Sequence[Answer], path: Path) -> None:
+    """Write answers as one JSON object a line, whole or not at all.
+
+    Args:
+        answers: Answers, in the order of the file.
+        path: File, such as ``answers.jsonl``.
+    """
+    write_text(path, "".join(answer.model_dump_json() + "\n" for answer in answers))
+
+
+def check_answers(answers: Sequence[Answer], pairs: Collection[str] | None = None, source: str = "answers") -> None:
+    """Check that every answer names a known pair, and that no rater answers a pair twice.
+
+    Args:
+        answers: Answers to check.
+        pairs: Names of the pairs that were asked about; None accepts any.
+        source: Name of what holds the answers, such as a file, for errors.
+
+    Raises:
+        ValueError: If a pair is unknown, or a rater answers one twice.
+    """
+    known = None if pairs is None else set(pairs)
+    for answer in answers:
+        if known is not None and answer.pair not in known:
+            raise ValueError(
+                f"{source}: rater {answer.rater!r} answers pair {answer.pair!r}, which is not among the {len(known)} "
+                "pairs: read the answers with the file of pairs that they were collected for"
+            )
+    for (pair, rater), times in Counter((answer.pair, answer.rater) for answer in answers).items():
+        if times > 1:
+            given = [answer.choice for answer in answers if (answer.pair, answer.rater) == (pair, rater)]
+            raise ValueError(
+                f"{source}: rater {rater!r} answers pair {pair!r} {times} times ({', '.join(given)}): expected one "
+                "answer of a rater to a pair; keep one of them, or ask again under another name of the pair"
+            )
+
+
+__all__ = ["Answer", "Choice", "check_answers", "write_answers"]
