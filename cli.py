@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "calibrate": "calibrate",
     "labels": "labels",
+    "label": "label",
     "report": "report",
     "inspect": "inspecting",
     "init": "init",

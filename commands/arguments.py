@@ -57,6 +57,7 @@ def build_parser(version: str) -> Parser:
     _add_evaluate(add("evaluate", "Evaluate a reward model or a critic on a data set, or a policy on held-out starts"))
     _add_calibrate(add("calibrate", "Calibrate a reward model on a held-out split, and let it abstain"))
     _add_labels(add("labels", "Draw training samples with their targets, as a picture to check", overrides=True))
+    _add_label(add("label", "Compare pairs of clips in the browser, and keep the answers"))
     _add_report(add("report", "Write one HTML page about a folder of scores"))
     _add_inspect(add("inspect", "Describe a folder: a data set, a component, scores, a run or a feature cache"))
     _add_init(add("init", "Write a commented configuration for `guerdon fit` that fits a data set"))
@@ -93,6 +94,24 @@ def _noise(text: str) -> float:
     if not 0 <= noise < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
     return noise
+
+
+def _seconds(text: str) -> float:
+    """Convert the argument of ``--seconds`` to a positive number."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text}")
+    return seconds
+
+
+def _port(text: str) -> int:
+    """Convert the argument of ``--port`` to a port number; 0 is any free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text}")
+    return int(text)
 
 
 def _add_collect(parser: Parser) -> None:
@@ -357,6 +376,44 @@ def _add_labels(parser: Parser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("labels.png"), metavar="FILE.png", help="picture; default: %(default)s"
     )
+
+
+def _add_label(parser: Parser) -> None:
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="data set with frames")
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="pairs to compare; default: random ones, which are kept beside the answers",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("answers.jsonl"),
+        metavar="FILE.jsonl",
+        help="answers; a file that is there is gone on with; default: %(default)s",
+    )
+    parser.add_argument(
+        "--rater",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="may be repeated; default: the page asks for a name",
+    )
+    parser.add_argument("--camera", metavar="NAME", help="camera that is shown; default: the first")
+    parser.add_argument(
+        "--count",
+        type=_number_of("pair"),
+        default=100,
+        metavar="N",
+        help="number of random pairs; default: %(default)s",
+    )
+    parser.add_argument(
+        "--seconds", type=_seconds, default=3.0, metavar="S", help="length of a random segment; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the pairs; default: %(default)s")
+    parser.add_argument("--port", type=_port, default=0, help="port on this machine; default: a free one")
+    parser.add_argument("--no-open", dest="open", action="store_false", help="open no browser")
 
 
 def _add_report(parser: Parser) -> None:
