@@ -190,6 +190,9 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "policies.loops.ire_vla": ("IReVLA",),
         "policies.loops.ire_vla_stages": ("SupervisedStage", "ConsolidationStage", "ReinforcementStage", "StageEnd"),
         "policies.loops.successes": ("SuccessBuffer",),
+        "policies.loops.grape": ("Grape",),
+        "policies.loops.grape_stages": ("PairedStage", "PreferenceStage", "CloningStage"),
+        "policies.loops.grape_evaluation": ("HeldOutEvaluation", "Violations"),
         "policies.rollouts.played_success": ("PlayedSuccess",),
         "pages.learning_curve": ("LearningCurve",),
     },
@@ -401,6 +404,12 @@ if TYPE_CHECKING:
     from .policies.laplace import LaplacePolicy as LaplacePolicy
     from .policies.loops.curriculum import Curriculum as Curriculum
     from .policies.loops.curriculum import task_probabilities as task_probabilities
+    from .policies.loops.grape import Grape as Grape
+    from .policies.loops.grape_evaluation import HeldOutEvaluation as HeldOutEvaluation
+    from .policies.loops.grape_evaluation import Violations as Violations
+    from .policies.loops.grape_stages import CloningStage as CloningStage
+    from .policies.loops.grape_stages import PairedStage as PairedStage
+    from .policies.loops.grape_stages import PreferenceStage as PreferenceStage
     from .policies.loops.ire_vla import IReVLA as IReVLA
     from .policies.loops.ire_vla_stages import ConsolidationStage as ConsolidationStage
     from .policies.loops.ire_vla_stages import ReinforcementStage as ReinforcementStage

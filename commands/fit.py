@@ -1,7 +1,6 @@
 """The ``fit`` and ``validate`` commands: LightningCLI with a run directory, and a saved component at the end."""
 
 import argparse
-import logging
 import os
 import pickle
 import shlex
@@ -9,7 +8,6 @@ import signal
 import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +30,10 @@ from ..policies.rollouts.data import RolloutData
 from .key_hints import key_hint
 from .learning_check import LearningCheck, NothingLearnedError, trained_component
 from .logger_folders import loggers_in_run
+from .loop import run_loop, sections_of
 from .null_arguments import pass_nulls
 from .old_configs import readable_configs, renewed_arguments
+from .quiet import quiet
 from .recorded_tasks import check_tasks_of_models, names_of_simulators, record_tasks
 from .run_directory import (
     CHECKPOINTS,
@@ -61,23 +61,6 @@ _PARSERS: dict[str, Any] = {
         "description": "Print the validation metrics of what a YAML file names.",
     },
 }
-_QUIET = (
-    # inside torch's own pytree code, called by lightning
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
-    # small networks on few cores: workers cost more than they bring, and the YAML can ask for them
-    "does not have many workers",
-    "The number of training batches",
-    # a frozen encoder inside a model stays in evaluation mode
-    r"Found \d+ module\(s\) in eval mode",
-    # a data set without a validation split is allowed, and EpisodeData then gives no loader
-    "Total length of `list` across ranks is zero",
-    # resuming into the run directory is what --ckpt_path is for
-    r"Checkpoint directory .* exists and is not empty",
-    # validate keeps no checkpoints, so it has no callback that would
-    "Be aware that when using `ckpt_path`, callbacks used to create the checkpoint",
-    # tasks have no optimizer state worth a warning when resumed in the middle of an epoch
-    "You're resuming from a checkpoint that ended before the epoch ended",
-)
 
 
 class _Interrupted(lightning.Callback):
@@ -290,6 +273,13 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         FileExistsError: If the run directory holds a run that is not continued.
     """
     with readable_configs(options.config) as configs:
+        if any("loop" in sections_of(config) for config in configs):
+            if options.command != "fit":
+                raise ValueError(
+                    f"{options.config[-1]} has the section loop, and a loop has nothing to validate: run it with "
+                    "guerdon fit, and evaluate the policy that it saves with guerdon evaluate"
+                )
+            return run_loop(options.config, configs, rest, options.out)
         arguments = pass_nulls(renewed_arguments(rest, configs), configs)
         return _run(options.command, configs, arguments, options.out, options.config)
 
@@ -393,23 +383,6 @@ def _call_lightning(keeper: "_Interrupted | None") -> int:
             raise
         raise ValueError(tidy(str(error))) from error  # what a constructor refused, inside an account of every type
     return 0
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Silence Lightning's notes about devices and services, and its warnings that mean nothing to a user."""
-    notes = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [log.level for log in notes]
-    try:
-        with warnings.catch_warnings():
-            for message in _QUIET:
-                warnings.filterwarnings("ignore", message=f".*{message}")
-            for log in notes:
-                log.setLevel(logging.WARNING)
-            yield
-    finally:
-        for log, level in zip(notes, levels, strict=True):
-            log.setLevel(level)
 
 
 @contextmanager

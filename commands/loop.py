@@ -1,4 +1,4 @@
-"""The ``loop`` command: training loops of several stages, such as iRe-VLA, in a run directory that can be resumed."""
+"""The ``loop`` command: training loops of several stages, such as iRe-VLA and GRAPE, that can be resumed."""
 
 import argparse
 import re
@@ -15,9 +15,9 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ..core.files import replacing
 from ..policies.loops.stages import Terminated, TrainingLoop, terminating
-from .fit import quiet
 from .key_hints import key_hint
 from .old_configs import readable_configs, renewed_arguments
+from .quiet import quiet
 from .run_directory import CONFIG, MODEL, asks_only, make_run_directory, offered_configs, tidy
 
 _DESCRIPTION = (
@@ -46,13 +46,42 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     if not configs and not asks_only(rest):
         raise ValueError(f"nothing to run: expected --config FILE.yaml, such as ire_vla; {offered_configs()}")
     with readable_configs(configs) as paths:
-        for name, path in zip(configs, paths, strict=True):
-            sections = list(cast(dict[str, Any], yaml.safe_load(path.read_text(encoding="utf-8")) or {}))
-            if "model" in sections:
-                raise ValueError(
-                    f"{name} has the sections {', '.join(sections)}, and a loop has one, loop: run it with guerdon fit"
-                )
-        return _run(_parser(), paths, renewed_arguments(rest, paths), out)
+        return run_loop(configs, paths, rest, out)
+
+
+def run_loop(names: Sequence[str], configs: Sequence[Path], rest: Sequence[str], out: Path | None) -> int:
+    """Run the loop of configurations that are open already, for the commands ``fit`` and ``loop``.
+
+    Args:
+        names: Names of the configurations as they were given.
+        configs: Configurations as this version reads them.
+        rest: Overrides, such as ``--loop.init_args.seed 1``.
+        out: Run directory, or None for a new one under ``runs/``.
+
+    Returns:
+        0, 130 when interrupted, or 143 when terminated.
+
+    Raises:
+        ValueError: If a configuration has sections beside ``loop``, or makes no sense.
+        FileNotFoundError: If the data are missing.
+    """
+    for name, path in zip(names, configs, strict=True):
+        sections = sections_of(path)
+        if sections and sections != ["loop"]:
+            raise ValueError(
+                f"{name} has the sections {', '.join(sections)}, and a loop has one, loop: run it with guerdon fit"
+            )
+    return _run(_parser(), configs, renewed_arguments(rest, configs), out)
+
+
+def sections_of(config: Path) -> list[str]:
+    """Return the names of the sections of a configuration.
+
+    Args:
+        config: YAML file.
+    """
+    read: Any = yaml.safe_load(config.read_text(encoding="utf-8"))
+    return list(cast(dict[str, Any], read)) if isinstance(read, dict) else []
 
 
 def _run(parser: ArgumentParser, paths: Sequence[Path], rest: Sequence[str], out: Path | None) -> int:
@@ -84,8 +113,8 @@ def _run(parser: ArgumentParser, paths: Sequence[Path], rest: Sequence[str], out
 
 
 def _begun(folder: Path) -> bool:
-    """Tell whether a stage holds a checkpoint or a model, from which the run can go on."""
-    return any(folder.glob("*/checkpoints/last.ckpt")) or any(folder.glob(f"*/{MODEL}"))
+    """Return whether a stage holds a checkpoint, a model or rollouts, from which the run can go on."""
+    return any(any(folder.glob(kept)) for kept in ("*/checkpoints/last.ckpt", f"*/{MODEL}", "*/part-*.safetensors"))
 
 
 def _say_how_to_resume(folder: Path, begun: bool) -> None:

@@ -45,6 +45,12 @@ GROUPS = [
     *(*SPARSE, "--data.init_args.horizon", "8", "--data.init_args.groups.contexts", "2"),
     *("--data.init_args.groups.size", "2", "--data.init_args.groups.rejection", "none"),
 ]
+TURN_GROUPS = [
+    *(f"{TURNS}.task", "mujoco/reach", f"{TURNS}.rollouts", "1", f"{TURNS}.envs", "2", f"{TURNS}.workers", "0"),
+    *(f"{TURNS}.contexts", "2", f"{TURNS}.horizon", "12", f"{TURNS}.groups.contexts", "2", f"{TURNS}.groups.size", "2"),
+    *("--loop.init_args.iterations", "1", "--loop.init_args.evaluation.init_args.episodes", "2"),
+]
+LOOP_REWARD = "--loop.init_args.reward.init_args"
 STEPS = [*SPARSE, "--data.init_args.steps", "64", "--data.init_args.horizon", "20"]
 ADVANTAGE = "--model.init_args.advantage.init_args"
 # what makes each configuration small, and fit for the tiny data; {name} stands for a folder
@@ -125,6 +131,11 @@ SMALL = {
         *("--data.init_args.envs", "2", "--data.init_args.workers", "1"),
         *("--data.init_args.contexts", "4", "--data.init_args.eval_contexts", "2", "--trainer.val_check_interval", "1"),
     ],
+    "grape": [*DEMONSTRATIONS, *CLONED, *TURN_GROUPS, f"{LOOP_REWARD}.costs", '["mujoco/reach"]'],
+    "grape_safety": [
+        *(*DEMONSTRATIONS, *CLONED, *TURN_GROUPS, f"{LOOP_REWARD}.costs", '["mujoco/reach_safety"]'),
+        *("--loop.init_args.evaluation.init_args.violations.init_args.costs", '["mujoco/reach_safety"]'),
+    ],
     "ire_vla": [*DEMONSTRATIONS, *REACHING, *CLONED, *REPLAYED],
     "ire_vla_freeze": [*DEMONSTRATIONS, *REACHING, *CLONED, *REPLAYED],
     "ppo_replay": [*DEMONSTRATIONS, *REACHING, *CLONED, *REPLAYED],
@@ -144,6 +155,8 @@ COMMANDS = {"decomposer": "sft"} | {
     name: "loop" for name in ("ire_vla", "ire_vla_freeze", "ire_vla_sft", "ire_vla_scratch", "ppo_replay")
 }
 """Command of a configuration that is not for `guerdon fit`."""
+LOOPS = {"grape", "grape_safety"}
+"""Configurations of loops, for `guerdon fit` too: Lightning's quick run is not for them."""
 pytestmark = pytest.mark.xdist_group("configs")
 
 
@@ -198,7 +211,8 @@ def run(path, folders, out):
         folders[name] = run(path.with_name(f"{name}.yaml"), folders, folders["reach"].with_name(name))
     overrides = [part.format(**folders) for part in SMALL[path.stem]]
     command = COMMANDS.get(path.stem, "fit")
-    quick = [*(["--trainer.fast_dev_run", "1"] if command == "fit" else []), "--out", str(out)]
+    lightning = command == "fit" and path.stem not in LOOPS
+    quick = [*(["--trainer.fast_dev_run", "1"] if lightning else []), "--out", str(out)]
     # by its name, from a folder that does not hold it: that is how an installed guerdon is used
     assert main([command, "--config", path.name, *overrides, *quick]) == 0
     return out / "model"

@@ -13,26 +13,25 @@ from ...core.interfaces import AdvantageSource, Policy
 from ...core.sizes import DataSizes, take_sizes, unknown_sizes
 from ...datasets.module import EpisodeData
 from ...datasets.opening import open_dataset
-from ..advantages.reward_to_go import Uniform
-from ..objectives import WeightedImitation
-from ..optimizer import PolicyOptimizer
 from ..rollouts.checkpoint import RolloutCheckpoint
 from ..rollouts.data import RolloutData
 from ..rollouts.decisions import hash_seed
-from .ire_vla_stages import ConsolidationStage, ReinforcementStage, StopAfter, StopWhen, SupervisedStage
+from .ire_vla_stages import ConsolidationStage, ReinforcementStage, StopWhen, SupervisedStage
 from .stages import (
     CHECKPOINTS,
     MODEL,
-    EpochCheckpoint,
+    STAGE,
     StageFolder,
     TrainingLoop,
     changed_tensors,
     load_policy,
+    stage_seed,
     tell,
 )
 from .successes import GatherSuccesses, SuccessBuffer, write_successes
+from .supervised import clone_episodes
 
-ONLINE, STAGE = "online", "stage.json"
+ONLINE = "online"
 
 
 class IReVLA(TrainingLoop):
@@ -195,21 +194,7 @@ class IReVLA(TrainingLoop):
         self, stage: StageFolder, settings: SupervisedStage, policy: Policy, data: EpisodeData, number: int
     ) -> None:
         """Train a policy on logged episodes, and complete the stage."""
-        seed = _seed(self.seed, number, 0)
-        torch.manual_seed(seed)
-        module = PolicyOptimizer(
-            policy,
-            Uniform(),
-            WeightedImitation(),
-            passes=settings.passes,
-            minibatch_size=settings.minibatch_size,
-            optimizer=settings.optimizer,
-            seed=seed,
-        )
-        callbacks = [StopAfter(settings.updates), EpochCheckpoint(stage.path / CHECKPOINTS)]
-        stage.fit(module, data, callbacks, settings.epochs, self.accelerator)
-        write_json(stage.path / STAGE, {"paths": data.folders, "updates": int(module.trainer.global_step)})
-        stage.finish(module.policy)
+        clone_episodes(stage, settings, policy, data, stage_seed(self.seed, number, 0), self.accelerator)
 
     def _rl(
         self,
@@ -225,7 +210,7 @@ class IReVLA(TrainingLoop):
             return
         assert self.rollouts is not None
         tell(f"stage 1, {task}: reinforcement learning")
-        seed = _seed(self.seed, number, 1)
+        seed = stage_seed(self.seed, number, 1)
         torch.manual_seed(seed)
         policy = self._policy(start)
         data = self.rollouts.for_task(task, hash_seed(self.rollouts.seed, number))
@@ -338,11 +323,6 @@ def _load_advantage(advantage: AdvantageSource, checkpoint: Path) -> None:
     stored = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "advantage."
     advantage.load_state_dict({name[len(prefix) :]: v for name, v in stored.items() if name.startswith(prefix)})
-
-
-def _seed(*parts: int) -> int:
-    """Hash numbers to a seed of 31 bits: a training module multiplies it."""
-    return hash_seed(*parts) >> 17
 
 
 __all__ = ["IReVLA", "require_successes", "slug"]

@@ -18,8 +18,11 @@ from lightning.pytorch.loggers import CSVLogger
 from ...core.hub import SPEC, load_component, save_component
 from ...core.interfaces import Component, Policy
 from ..rollouts.checkpoint import replace_checkpoint
+from ..rollouts.decisions import hash_seed
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
+STAGE = "stage.json"
+"""File with the numbers of a stage."""
 
 
 class TrainingLoop(ABC):
@@ -176,6 +179,15 @@ def load_policy(folder: Path, like: Policy) -> Policy:
     return policy
 
 
+def stage_seed(*parts: int) -> int:
+    """Hash numbers, such as seed and number of the stage, to a seed of 31 bits: a training module multiplies it.
+
+    Args:
+        parts: Numbers that tell the stages of a run apart.
+    """
+    return hash_seed(*parts) >> 17
+
+
 def tell(text: str) -> None:
     """Print a line about the progress of a loop to standard error.
 
@@ -198,12 +210,14 @@ def changed_tensors(before: dict[str, torch.Tensor], after: dict[str, Any]) -> l
 __all__ = [
     "CHECKPOINTS",
     "MODEL",
+    "STAGE",
     "EpochCheckpoint",
     "StageFolder",
     "Terminated",
     "TrainingLoop",
     "changed_tensors",
     "load_policy",
+    "stage_seed",
     "tell",
     "terminating",
 ]

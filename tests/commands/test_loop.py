@@ -51,6 +51,14 @@ def test_a_run_ends_with_its_model_and_can_be_asked_for_again(command, tmp_path,
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+def test_fit_runs_a_loop_too(command, tmp_path, capsys):
+    assert main(["fit", *command[1:], "--out", "run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "run/model"
+    assert main([*command, "--out", "run"]) == 0  # the same run, complete
+    shown = capsys.readouterr()
+    assert "stage 1" not in shown.err and "warning" not in shown.err
+
+
 def test_a_run_that_goes_on_with_other_settings_says_so_and_keeps_both(command, tmp_path, capsys):
     assert main([*command, "--out", "run"]) == 0
     capsys.readouterr()
@@ -75,6 +83,11 @@ def test_help_and_the_configuration_are_printed_without_a_run(here, tmp_path, ca
         ("loop --config nowhere.yaml", "no configuration nowhere.yaml"),
         ("loop --config behaviour_cloning", "has the sections model, data, trainer, and a loop has one, loop"),
         ("loop --config ire_vla --loop.init_args.rate 3", "rate"),
+        ("fit --config ire_vla --loop.init_args.rate 3", "rate"),
+        ("fit --config ire_vla --config behaviour_cloning", "has the sections model, data, trainer"),
+        ("validate --config ire_vla", "a loop has nothing to validate"),
+        ("fit --config grape --loop.init_args.rollouts.init_args.groups.size 1", "groups of 2 or more"),
+        ("fit --config grape --loop.init_args.reward.init_args.costs [nothing/here]", "no costs for 'nothing/here'"),
         (
             "loop --config ire_vla --loop.init_args.expert.init_args.path nowhere",
             "to name another, give --loop.init_args.expert.init_args.path PATH",

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -173,14 +174,31 @@ def test_the_library_reads_what_the_simulators_record():
         assert sum(name.startswith(f"libero/{suite}/") for name in names) >= least
     for name in names:
         costs = load_costs(name)
-        assert costs.task == name
+        assert costs.task == re.sub(r"_(safety|efficiency)$", "", name)  # files of one task for other objectives
         (plan,) = RuleDecomposer().plan(costs.instructions)
         costs.check_plan(plan)
         recorded = {"end_effector", "object"} | (set() if name.startswith("kitchen/") else {"goal"})
         if name.startswith("libero/"):
-            parts = range(2, len(task_goals()[name].parts) + 1)
+            parts = range(2, len(task_goals()[costs.task].parts) + 1)
             recorded |= {f"{track}_{number}" for track in ("object", "goal") for number in parts}
         assert costs.read_points <= recorded
         assert costs.read_numbers <= {"gripper"}
         assert not costs.read_flags
         assert {c.stage for c in costs.constraints} == set(range(len(costs.stages)))
+
+
+def test_the_files_of_objectives_differ_from_the_task_in_what_they_are_for():
+    names = set(library())
+    for name in names:
+        base, _, objective = name.rpartition("_")
+        if objective not in ("safety", "efficiency"):
+            continue
+        task, other = load_costs(base), load_costs(name)
+        assert (task.stages, task.instructions) == (other.stages, other.instructions)
+        if objective == "safety":  # the smallest violation costs something
+            collisions = [c for c in other.constraints if c.kind == "collision"]
+            assert collisions and all(c.threshold == 0 and c.weight > 0 for c in collisions)
+        else:  # so does every step
+            steps = [c for c in other.constraints if c.op == "steps"]
+            assert {c.stage for c in steps} == set(range(len(other.stages)))
+            assert all(c.threshold == 0 and c.weight > 0 for c in steps)
