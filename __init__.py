@@ -67,6 +67,9 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "rewards.milestones.labels": ("MilestoneLabels", "MilestoneTracks"),
         "rewards.milestones.detection": ("MilestoneDetector",),
         "rewards.fit": ("RewardTraining",),
+        "preference.fit": ("PreferenceTraining",),
+        "preference.data": ("PreferenceData", "SegmentFrames"),
+        "preference.objectives": ("BradleyTerry", "FlagLoss"),
         "critics.fit": ("CriticTraining",),
         "rewards.stages.decomposer_training": ("DecomposerTraining",),
         "rewards.stages.fine_tuning": ("FineTuning",),
@@ -97,6 +100,8 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "rewards.step_cost": ("StepCost",),
         "rewards.staged_grasp": ("StagedGraspReward",),
         "rewards.ensemble": ("EnsembleReward",),
+        "rewards.state_action": ("StateActionReward",),
+        "rewards.preference_transformer": ("PreferenceTransformer",),
         "rewards.calibration": ("Calibrated",),
         "rewards.combine": ("Around", "Scale", "Clip", "Normalise", "Sum"),
         "rewards.shaping": ("Shaped", "Level", "Delta", "FirstHit", "Sparse", "Potential"),
@@ -131,7 +136,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "critics.observations": ("ObservationReader", "ObservationNetwork", "CriticInputs"),
         "critics.logged": ("LoggedChunks",),
         "critics.ensembles": ("Aggregation",),
-        "critics.optimization": ("ScheduledAdamW",),
+        "backbones.optimization": ("ScheduledAdamW",),
     },
     "Preferences": {
         "preference.pairs": ("ScoredPairs", "group_pairs", "reward_pairs"),
@@ -139,6 +144,19 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "preference.paired_episodes": ("PairedEpisodes",),
         "preference.segments": ("Segment", "SegmentPair", "read_segment_pairs", "write_segment_pairs"),
         "preference.answers": ("Answer",),
+        "preference.answer_log": ("AnswerLog", "AlreadyAnsweredError", "AnswerNotSavedError", "read_answers"),
+        "preference.random_pairs": ("draw_segment_pairs",),
+        "preference.preference_arrays": ("read_preference_arrays", "write_preference_arrays"),
+        "preference.label_studio_tasks": (
+            "label_studio_config",
+            "read_label_studio_answers",
+            "write_label_studio_tasks",
+        ),
+        "preference.agreement": ("cohens_kappa", "fleiss_kappa", "merge_answers", "summarise_raters"),
+        "preference.raters": ("SimulatedRater",),
+        "preference.queries": ("select_queries", "random_queries"),
+        "preference.flags": ("Flag", "decision_flags"),
+        "preference.rollbacks": ("RollbackPairs", "rollback_pairs"),
         "preference.trl_pairs": ("AnswerPair", "answer_pairs", "answer_dataset"),
         "preference.tpo": ("TrajectoryPreference",),
         "preference.references": ("FrozenReference", "RecordedReference"),
@@ -263,6 +281,7 @@ if TYPE_CHECKING:
     from .backbones.lora import LoRA as LoRA
     from .backbones.openai_clip import ClipEncoder as ClipEncoder
     from .backbones.openai_clip import ClipText as ClipText
+    from .backbones.optimization import ScheduledAdamW as ScheduledAdamW
     from .backbones.recorded_chat import RecordedChat as RecordedChat
     from .backbones.recorded_chat import RecordingChat as RecordingChat
     from .backbones.remote import RemoteChat as RemoteChat
@@ -320,7 +339,6 @@ if TYPE_CHECKING:
     from .critics.observations import CriticInputs as CriticInputs
     from .critics.observations import ObservationNetwork as ObservationNetwork
     from .critics.observations import ObservationReader as ObservationReader
-    from .critics.optimization import ScheduledAdamW as ScheduledAdamW
     from .critics.value import StateCritic as StateCritic
     from .critics.value import ValueCritic as ValueCritic
     from .critics.value import ValueFunction as ValueFunction
@@ -451,13 +469,39 @@ if TYPE_CHECKING:
     from .policies.weights import TopShare as TopShare
     from .policies.weights import Weighting as Weighting
     from .preference.adapter_reference import AdapterReference as AdapterReference
+    from .preference.agreement import cohens_kappa as cohens_kappa
+    from .preference.agreement import fleiss_kappa as fleiss_kappa
+    from .preference.agreement import merge_answers as merge_answers
+    from .preference.agreement import summarise_raters as summarise_raters
+    from .preference.answer_log import AlreadyAnsweredError as AlreadyAnsweredError
+    from .preference.answer_log import AnswerLog as AnswerLog
+    from .preference.answer_log import AnswerNotSavedError as AnswerNotSavedError
+    from .preference.answer_log import read_answers as read_answers
     from .preference.answers import Answer as Answer
+    from .preference.data import PreferenceData as PreferenceData
+    from .preference.data import SegmentFrames as SegmentFrames
+    from .preference.fit import PreferenceTraining as PreferenceTraining
+    from .preference.flags import Flag as Flag
+    from .preference.flags import decision_flags as decision_flags
+    from .preference.label_studio_tasks import label_studio_config as label_studio_config
+    from .preference.label_studio_tasks import read_label_studio_answers as read_label_studio_answers
+    from .preference.label_studio_tasks import write_label_studio_tasks as write_label_studio_tasks
+    from .preference.objectives import BradleyTerry as BradleyTerry
+    from .preference.objectives import FlagLoss as FlagLoss
     from .preference.paired_episodes import PairedEpisodes as PairedEpisodes
     from .preference.pairs import ScoredPairs as ScoredPairs
     from .preference.pairs import group_pairs as group_pairs
     from .preference.pairs import reward_pairs as reward_pairs
+    from .preference.preference_arrays import read_preference_arrays as read_preference_arrays
+    from .preference.preference_arrays import write_preference_arrays as write_preference_arrays
+    from .preference.queries import random_queries as random_queries
+    from .preference.queries import select_queries as select_queries
+    from .preference.random_pairs import draw_segment_pairs as draw_segment_pairs
+    from .preference.raters import SimulatedRater as SimulatedRater
     from .preference.references import FrozenReference as FrozenReference
     from .preference.references import RecordedReference as RecordedReference
+    from .preference.rollbacks import RollbackPairs as RollbackPairs
+    from .preference.rollbacks import rollback_pairs as rollback_pairs
     from .preference.rules import LengthMatchedPairs as LengthMatchedPairs
     from .preference.rules import PairRule as PairRule
     from .preference.rules import RandomPairs as RandomPairs
@@ -491,6 +535,7 @@ if TYPE_CHECKING:
     from .rewards.milestones.reward import MilestoneReward as MilestoneReward
     from .rewards.observation_encoder import ObservationEncoder as ObservationEncoder
     from .rewards.observed import ObservedReward as ObservedReward
+    from .rewards.preference_transformer import PreferenceTransformer as PreferenceTransformer
     from .rewards.progress import ProgressReward as ProgressReward
     from .rewards.recorded import RecordedReward as RecordedReward
     from .rewards.recorded import RecordedSuccess as RecordedSuccess
@@ -510,6 +555,7 @@ if TYPE_CHECKING:
     from .rewards.stages.subgoals import StageLabels as StageLabels
     from .rewards.stages.subgoals import SubgoalLabels as SubgoalLabels
     from .rewards.stages.subgoals import SubgoalReward as SubgoalReward
+    from .rewards.state_action import StateActionReward as StateActionReward
     from .rewards.step_cost import StepCost as StepCost
     from .rewards.success import SuccessReward as SuccessReward
     from .rewards.vlm_progress import VlmProgressReward as VlmProgressReward

@@ -12,7 +12,7 @@ from ..core.batch import TrajectoryBatch
 from ..core.hub import is_component
 
 _SHARED = ("component", "reward", "critic", "policy")
-_COUNTS = ("pairs", "train_pairs", "decisions", "groups_compared", "updates")
+_COUNTS = ("pairs", "train_pairs", "train_flags", "decisions", "groups_compared", "updates")
 """Logged numbers of what could be learned from; one of 0 explains why nothing was."""
 
 

@@ -13,13 +13,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from ..backbones.optimization import ScheduledAdamW
 from ..core.arguments import folds
 from ..core.batch import End, RewardEstimates, TrajectoryBatch
 from ..core.edit import concat
 from ..core.interfaces import Component, Critic, Proposer, RewardModel
 from ..core.sizes import HasSizes, require_sizes, take_sizes
 from .monte_carlo import returns_to_go
-from .optimization import ScheduledAdamW
 
 
 @runtime_checkable
@@ -331,12 +331,7 @@ class CriticTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build AdamW, and its schedule by update."""
-        optimizer = self.optimizer.make(self.critic.parameters())
-        if not self.optimizer.scheduled:
-            return optimizer
-        total = self._total_updates() if self.optimizer.schedule == "cosine" else 0
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: self.optimizer.factor(update, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
+        return self.optimizer.configure(self.critic.parameters(), self._total_updates)
 
     def _total_updates(self) -> int:
         """Count the updates of the whole run. Lightning counts batches in epochs, but updates in ``max_steps``."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 VAL_FRACTION = 0.1
@@ -156,7 +156,7 @@ def in_split_each(sets: Sequence[Sequence[SplitInfo]], split: str, name: str) ->
 
 def _hold_out(episodes: Sequence[SplitInfo], val_fraction: float) -> tuple[list[int], list[int]]:
     found = families(episodes)
-    ordered = sorted(found, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    ordered = in_hash_order(found)
     held_out = round(val_fraction * len(ordered))
     if val_fraction and len(ordered) > 1:
         held_out = min(max(held_out, 1), len(ordered) - 1)
@@ -165,8 +165,31 @@ def _hold_out(episodes: Sequence[SplitInfo], val_fraction: float) -> tuple[list[
     return train, val
 
 
+def in_hash_order(names: Iterable[str]) -> list[str]:
+    """Order names by their hashes: the same names always come in the same order, which has no meaning.
+
+    Args:
+        names: Names.
+    """
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+
+
 def families(episodes: Sequence[SplitInfo]) -> dict[str, list[int]]:
     """Group the places of episodes that contexts and groups connect, under the smallest name of each family."""
+    names: list[list[str]] = []
+    for episode in episodes:
+        known = [f"context {episode.context}"] if episode.context else []
+        known += [f"group {episode.group}"] if episode.group is not None else []
+        names.append(known or [f"episode {episode.index}"])
+    return connected(names)
+
+
+def connected(names: Sequence[Sequence[str]]) -> dict[str, list[int]]:
+    """Group places that share a name, directly or through others, under the smallest name of each group.
+
+    Args:
+        names: Names of each place, at least one.
+    """
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -174,16 +197,11 @@ def families(episodes: Sequence[SplitInfo]) -> dict[str, list[int]]:
             name = parent[name]
         return name
 
-    names: list[str] = []
-    for episode in episodes:
-        known = [f"context {episode.context}"] if episode.context else []
-        known += [f"group {episode.group}"] if episode.group is not None else []
-        known = known or [f"episode {episode.index}"]
+    for known in names:
         first, *rest = sorted(root(name) for name in known)
         for other in rest:
             parent[other] = first
-        names.append(known[0])
-    families: dict[str, list[int]] = {}
-    for place, name in enumerate(names):
-        families.setdefault(root(name), []).append(place)
-    return families
+    found: dict[str, list[int]] = {}
+    for place, known in enumerate(names):
+        found.setdefault(root(known[0]), []).append(place)
+    return found

@@ -7,7 +7,7 @@ import lightning
 import torch
 from torch import nn
 
-from ..critics.optimization import ClippedGradients
+from ..backbones.optimization import ClippedGradients
 
 
 class PolicyAdam(ClippedGradients):

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
-from ..critics.optimization import ClippedGradients
+from ..backbones.optimization import ClippedGradients
 
 _BACKWARD_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -14,15 +13,13 @@ from ..backbones.model_inputs import ModelInputs, inputs_of
 from ..core.batch import Labelled, RewardEstimates, Sampled, TrajectoryBatch
 from ..core.hub import is_component
 from ..core.interfaces import Normalised, RewardModel
+from ..core.resampling import bootstrap_weights
 from ..core.sizes import require_sizes, unknown_sizes
 from .observation_encoder import encode_frames
 
 Aggregate = Literal["mean", "lower", "worst"]
 Bound = Literal["total", "step"]
 Spread = Literal["predictive", "members", "levels"]
-
-# P(X ≤ k) of a Poisson variable of mean 1, up to where float64 rounds it to 1
-_POISSON = np.cumsum([math.exp(-1.0) / math.factorial(k) for k in range(19)])
 
 
 class EnsembleReward(RewardModel):
@@ -140,8 +137,7 @@ class EnsembleReward(RewardModel):
         Raises:
             ValueError: If ``spread`` is ``"levels"`` and the members estimate neither progress nor success.
         """
-        batch = self._prepared(batch)
-        scored = [member(batch) for member in self._models()]
+        scored = self.estimate_members(batch)
         valid = torch.stack([s.valid for s in scored]).all(0)
         rewards = torch.where(valid, torch.stack([s.rewards for s in scored]), 0.0)
         paid = aggregate_rewards(rewards, self.aggregate, self.coefficient, self.bound)
@@ -168,6 +164,25 @@ class EnsembleReward(RewardModel):
         doubts = [s.std for s in scored if s.std is not None]
         within = torch.stack(doubts) if self.spread == "predictive" and len(doubts) == len(scored) else None
         return mixture_std(rewards, within)
+
+    def estimate_members(self, batch: TrajectoryBatch) -> list[RewardEstimates]:
+        """Estimate with every member by itself; a shared encoder encodes the batch once.
+
+        Args:
+            batch: Trajectories.
+        """
+        batch = self._prepared(batch)
+        return [member(batch) for member in self._models()]
+
+    def weigh_members(self, keys: Int[Tensor, " P"]) -> Float[Tensor, "K P"]:
+        """Draw how often each member counts each sample in training; all count once without ``bootstrap``.
+
+        Args:
+            keys: Key of each sample: equal keys get equal weights.
+        """
+        if not (self.bootstrap and self.training):
+            return torch.ones(len(self.members), len(keys))
+        return torch.stack([bootstrap_weights(keys, place, self.seed) for place in range(len(self.members))])
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
         """Compute the mean of the members' losses, and of the parts of the same name.
@@ -237,32 +252,6 @@ def mixture_std(means: Float[Tensor, "K B T"], stds: Float[Tensor, "K B T"] | No
     if stds is not None:
         variance = variance + stds.double().square().mean(0)
     return variance.sqrt().to(means.dtype)
-
-
-def bootstrap_weights(episode: Int[Tensor, " B"], member: int, seed: int = 0) -> Float[Tensor, " B"]:
-    """Draw how often a member counts each episode: Poisson of mean 1, a function of (seed, member, episode) alone.
-
-    Args:
-        episode: Index of each episode.
-        member: Index of the member.
-        seed: Random seed, at least 0.
-
-    Returns:
-        Whole numbers of at least 0, on the host; about 37 % are 0.
-    """
-    state = np.full(len(episode), seed, np.uint64)
-    for part in (np.full(len(episode), member, np.uint64), episode.cpu().numpy().astype(np.uint64)):
-        state = _scrambled(_scrambled(state) ^ part)
-    uniform = (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return torch.from_numpy(np.searchsorted(_POISSON, uniform, side="right").astype(np.float32))
-
-
-def _scrambled(state: np.ndarray) -> np.ndarray:
-    """Hash numbers with SplitMix64 (Steele et al. 2014), modulo 2^64: neighbouring numbers become unrelated."""
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
 
 
 def with_features(batch: TrajectoryBatch, inputs: ModelInputs) -> TrajectoryBatch:

@@ -1,20 +1,19 @@
 """Trains a reward model: the LightningModule that ``guerdon fit`` runs."""
 
-import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
 import lightning
-import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from ..backbones.model_inputs import ModelInputs, inputs_of
+from ..backbones.model_inputs import inputs_of
+from ..backbones.optimization import ScheduledAdamW
+from ..backbones.training_setup import check_frames, fit_normaliser, prepare_model
 from ..core.batch import TrajectoryBatch
-from ..core.interfaces import Normalised, RewardModel
+from ..core.interfaces import RewardModel
 from ..core.metrics import value_order_correlation
-from ..core.sizes import HasSizes, require_sizes, take_sizes
 from ..datasets.labels import LabelFactory
 
 
@@ -52,7 +51,8 @@ class RewardTraining(lightning.LightningModule):
             )
         self.reward = reward
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.warmup_steps = warmup_steps
+        self.schedule: Literal["constant", "cosine"] = schedule
 
     def setup(self, stage: str) -> None:
         """Build a model whose sizes come from the data, and refuse what cannot work before anything is loaded.
@@ -61,17 +61,7 @@ class RewardTraining(lightning.LightningModule):
             ValueError: If the precision would cut trajectories to half precision, the model was made for data of other
                 sizes or still lacks one, or nothing of it can be trained.
         """
-        if str(self.trainer.precision) in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"precision {self.trainer.precision} would cut states, rewards and labels to half precision: use "
-                "bf16-mixed or 32-true"
-            )
-        data: object = cast(Any, self.trainer).datamodule
-        if isinstance(data, HasSizes):
-            take_sizes(self, data.sizes)
-        require_sizes(self.reward)
-        if stage == "fit" and not any(p.requires_grad for p in self.reward.parameters()):
-            raise ValueError(f"{type(self.reward).__name__} has nothing to train: use it as it is")
+        prepare_model(self, self.reward, stage)
 
     def on_fit_start(self) -> None:
         """Check that the data have targets, and fit the normaliser; every process takes that of the first."""
@@ -79,17 +69,14 @@ class RewardTraining(lightning.LightningModule):
         if hasattr(data, "outcomes") and isinstance(getattr(data, "labels", None), LabelFactory):
             check_outcomes(data.outcomes, data.labels)
         check_frames(inputs_of(self.reward), data)
-        if not isinstance(self.reward, Normalised) or self.reward.normalised:
-            return
+        fit_normaliser(self, self.reward, self._state_batches(data))
+
+    def _state_batches(self, data: object) -> Iterator[TrajectoryBatch]:
         if hasattr(data, "state_batches"):  # without decoding a frame
-            self.reward.fit_normaliser(data.state_batches())
+            yield from cast(Any, data).state_batches()
         else:
             self.trainer.fit_loop.setup_data()
-            loader = cast(Any, self.trainer.train_dataloader)
-            self.reward.fit_normaliser(cast(TrajectoryBatch, batch) for batch in loader)
-        for name, buffer in self.reward.named_buffers():
-            if name.rpartition(".")[2].startswith("state_"):
-                buffer.copy_(self.trainer.strategy.broadcast(buffer))
+            yield from cast(Any, self.trainer.train_dataloader)
 
     def training_step(self, batch: TrajectoryBatch, batch_idx: int) -> Tensor:
         """Compute the loss of a batch."""
@@ -117,55 +104,14 @@ class RewardTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW without decay on biases and norms, and a schedule by update."""
-        trained = [p for p in self.reward.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
-                {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=self.learning_rate,
+        settings = ScheduledAdamW(
+            learning_rate=self.learning_rate,
+            betas=(0.9, 0.999),
+            weight_decay=self.weight_decay,
+            warmup_steps=self.warmup_steps,
+            schedule=self.schedule,
         )
-        if self.schedule == "constant" and not self.warmup_steps:
-            return optimizer
-        total = int(self.trainer.estimated_stepping_batches) if self.schedule == "cosine" else 0
-
-        def factor(step: int) -> float:
-            if step < self.warmup_steps:
-                return (step + 1) / (self.warmup_steps + 1)
-            if self.schedule == "constant":
-                return 1.0
-            done = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
-            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def check_frames(inputs: ModelInputs, data: object) -> None:
-    """Refuse cached features that the model itself would not compute from the same frames when it scores.
-
-    Args:
-        inputs: Inputs that the model reads.
-        data: Data module of its training data; only an `EpisodeData` with an encoder is checked.
-
-    Raises:
-        ValueError: If the encoder of the data has the model's encoder's name and other weights, or is shown frames of
-            another size.
-    """
-    encoder = getattr(data, "encoder", None)
-    if inputs.encoder is None or encoder is None or encoder.name != inputs.encoder.name:
-        return
-    if encoder is not inputs.encoder and encoder.revision != inputs.encoder.revision:
-        raise ValueError(
-            f"the data's encoder {encoder.name} has revision {encoder.revision}, the model's has "
-            f"{inputs.encoder.revision}: name the same checkpoint in both places"
-        )
-    size = getattr(data, "frame_size", None)
-    if size != inputs.frame_size:
-        raise ValueError(
-            f"the data show their encoder frames of size {size}, the model asks for {inputs.frame_size} when it "
-            "scores: set the same frame_size in both places"
-        )
+        return settings.configure(self.reward.parameters(), lambda: int(self.trainer.estimated_stepping_batches))
 
 
 def check_outcomes(outcomes: Mapping[str, int], labels: LabelFactory) -> None:

@@ -15,6 +15,7 @@ from ..core.batch import Sampled, TrajectoryBatch
 from ..core.interfaces import Component
 from ..core.sizes import require_sizes
 from .encoded_observations import EncodedObservations, last_at_or_before
+from .standardise import fit_moments
 
 _CLIP = 10.0  # standard deviations; a policy that leaves the training data must not blow a reward up
 
@@ -163,23 +164,16 @@ class ObservationEncoder(Component):
         self._check_built()
         if not self.state_size:
             return
-        count, mean, square = 0, torch.zeros(self.state_size).double(), torch.zeros(self.state_size).double()
-        for batch in batches:
-            self._check_state(batch)
-            seen = batch.state[batch.made].double().cpu()
-            if not len(seen):
-                continue
-            # Chan et al. (1983): merge means and sums of squares, so that large offsets cost no digits
-            total, gap = count + len(seen), seen.mean(0) - mean
-            square += (seen - seen.mean(0)).square().sum(0) + gap.square() * count * len(seen) / total
-            mean += gap * len(seen) / total
-            count = total
+        count, mean, std = fit_moments((self._observed(batch) for batch in batches), self.state_size)
         if not count:
             raise ValueError("cannot normalise: the training data hold no observation with a state")
-        std = (square / count).sqrt()
         self.state_mean.copy_(mean)
-        self.state_std.copy_(torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0))
+        self.state_std.copy_(std)
         self.state_count.fill_(count)
+
+    def _observed(self, batch: TrajectoryBatch) -> Float[Tensor, "N S"]:
+        self._check_state(batch)
+        return batch.state[batch.made]
 
     def _check_built(self) -> None:
         if self.state_size is None:

@@ -18,12 +18,17 @@ from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.formats.video import write_video
 from guerdon.envs.collect import collect
 from guerdon.envs.vector import make_task
+from guerdon.preference.answers import Answer, Choice, write_answers
+from guerdon.preference.segments import Segment, SegmentPair, write_segment_pairs
 from guerdon.testing.clip_checkpoints import tiny_clip
 from guerdon.testing.language_checkpoints import tiny_language
 from guerdon.testing.vlm_checkpoints import tiny_vlm
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 REACH = ["--data.init_args.path", "{reach}"]
+COMPARED = [
+    *(*REACH, "--data.init_args.pairs", "{reach}/compared.jsonl", "--data.init_args.answers", "{reach}/answers.jsonl"),
+]
 CLIPS = ["--data.init_args.path", "{clips}", "--data.init_args.cache", "{cache}"]
 REWARD, POLICY = "--model.init_args.reward.init_args", "--model.init_args.policy.init_args"
 PROPOSER = "--model.init_args.proposer.init_args"
@@ -69,6 +74,8 @@ SMALL = {
     "progress_state": [*REACH, f"{REWARD}.state_size", "12"],
     "progress_stages": [*REACH, f"{REWARD}.state_size", "12"],
     "progress_ensemble": [*REACH, f"{REWARD}.member.init_args.state_size", "12"],
+    **dict.fromkeys(("preference_reward", "preference_transformer", "preference_ensemble"), COMPARED),
+    "preference_flags": REACH,
     "progress_pixels": CLIPS,
     "milestones": [
         *(*REACH, f"{REWARD}.state_size", "12", f"{REWARD}.action_size", "3"),
@@ -166,6 +173,7 @@ def folders(tmp_path_factory):
     place = tmp_path_factory.mktemp("configs")
     made = ["collect", "--env", "mujoco/reach", "--episodes", "6", "--states-only", "--out", str(place / "reach")]
     assert main(made) == 0
+    compare(place / "reach")
     clips = place / "clips"
     clips.mkdir()
     rows: list[str] = []
@@ -192,6 +200,22 @@ def folders(tmp_path_factory):
     data = {"reach": place / "reach", "seen": place / "seen", "attempts": place / "attempts", "clips": clips}
     caches = {"cache": place / "cache", "features": place / "features"}
     return data | caches | {"vlm": vlm, "blip2": blip2, "clip": clip, "language": language}
+
+
+def compare(folder):
+    """Pairs of segments of the episodes in a data set, and answers to them."""
+    pairs = [
+        SegmentPair(
+            id=f"p{number}",
+            first=Segment(episode=2 * (number // 2), start=number % 2, stop=8),
+            second=Segment(episode=2 * (number // 2) + 1, start=number % 2, stop=10),
+        )
+        for number in range(6)
+    ]
+    choices: list[Choice] = ["first", "second", "tie", "first", "skip", "second"]
+    write_segment_pairs(pairs, folder / "compared.jsonl")
+    answers = [Answer(pair=pair.id, choice=choice) for pair, choice in zip(pairs, choices, strict=True)]
+    write_answers(answers, folder / "answers.jsonl")
 
 
 def test_every_configuration_is_tested():

@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
+from guerdon.backbones.optimization import ScheduledAdamW
 from guerdon.commands.fit import companions
 from guerdon.commands.learning_check import trained_component
 from guerdon.core.batch import End, RewardEstimates
@@ -25,7 +26,6 @@ from guerdon.critics.action import ActionCritic
 from guerdon.critics.distributional import DistributionalValue
 from guerdon.critics.fit import CriticTraining, explained_variance
 from guerdon.critics.networks import ChunkPerceptron
-from guerdon.critics.optimization import ScheduledAdamW
 from guerdon.critics.value import ValueCritic
 from guerdon.datasets.episodes import Column, Episode
 from guerdon.datasets.formats.lerobot_writer import LeRobotWriter

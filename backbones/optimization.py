@@ -8,6 +8,7 @@ import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 Schedule = Literal["constant", "cosine"]
@@ -152,6 +153,20 @@ class ScheduledAdamW(ClippedGradients):
             return 1.0
         done = (update - self.warmup_steps) / max(total - self.warmup_steps, 1)
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    def configure(self, parameters: Iterable[nn.Parameter], total: Callable[[], int]) -> OptimizerLRScheduler:
+        """Build the optimizer of parameters and its schedule by update, as ``configure_optimizers`` returns them.
+
+        Args:
+            parameters: Parameters; those that do not learn are left out.
+            total: Function that counts the updates of the whole run; only the cosine schedule calls it.
+        """
+        optimizer = self.make(parameters)
+        if not self.scheduled:
+            return optimizer
+        updates = total() if self.schedule == "cosine" else 0
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: self.factor(update, updates))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 __all__ = ["ClippedGradients", "Schedule", "ScheduledAdamW"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from guerdon.critics.optimization import ClippedGradients, ScheduledAdamW
+from guerdon.backbones.optimization import ClippedGradients, ScheduledAdamW
 
 
 class Line(lightning.LightningModule):
