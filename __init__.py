@@ -162,6 +162,8 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "preference.references": ("FrozenReference", "RecordedReference"),
         "preference.adapter_reference": ("AdapterReference",),
         "policies.preference_optimizer": ("PreferenceOptimizer",),
+        "policies.unpaired": ("UnpairedPreference",),
+        "policies.advantages.flagged": ("FlaggedDecisions",),
     },
     "Policies and their optimisation": {
         "policies.gaussian": ("GaussianPolicy",),
@@ -407,6 +409,7 @@ if TYPE_CHECKING:
     from .policies.adam import PolicyAdam as PolicyAdam
     from .policies.advantages.action_advantage import ActionAdvantage as ActionAdvantage
     from .policies.advantages.action_advantage import CriticAdvantage as CriticAdvantage
+    from .policies.advantages.flagged import FlaggedDecisions as FlaggedDecisions
     from .policies.advantages.group_score import GroupScore as GroupScore
     from .policies.advantages.progress_gain import ProgressGain as ProgressGain
     from .policies.advantages.reward_to_go import RewardToGo as RewardToGo
@@ -462,6 +465,7 @@ if TYPE_CHECKING:
     from .policies.trl_integration.rewards import TRLReward as TRLReward
     from .policies.trl_integration.turns import TurnPreferenceTrainer as TurnPreferenceTrainer
     from .policies.trl_integration.turns import turn_dataset as turn_dataset
+    from .policies.unpaired import UnpairedPreference as UnpairedPreference
     from .policies.vla import VLAPolicy as VLAPolicy
     from .policies.weights import Exponential as Exponential
     from .policies.weights import Positive as Positive

@@ -5,15 +5,14 @@
 apart.
 """
 
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
+from numbered_tasks import Numbered
 
-from guerdon.envs.experts import scripted_expert
 from guerdon.envs.sawyer import MetaWorld
-from guerdon.envs.task import EVAL_OFFSET, Context, Controller, Step
+from guerdon.envs.task import EVAL_OFFSET, Context
 
 BASES = ("push-v3", "coffee-push-v3", "sweep-v3", "drawer-open-v3")
 PARTS = {"left": (-0.01, 0.35), "new": (0.35, 0.65)}
@@ -22,7 +21,7 @@ PROBES = 60
 """Number of initial states from which the range is estimated."""
 
 
-class Shifted(MetaWorld):
+class Shifted(Numbered):
     """A Meta-World task with initial states of one side only.
 
     Args:
@@ -30,34 +29,18 @@ class Shifted(MetaWorld):
         seed: Seed that fixes the contexts.
     """
 
-    base = "push-v3"
+    bases = BASES
     side = "left"
-    state_size = 39 + len(BASES)
 
     def __init__(self, horizon: int = 150, seed: int = 0) -> None:
-        super().__init__(self.base, horizon, seed)
+        super().__init__(horizon, seed)
         self.name = f"{self.name}@{self.side}"
-        self._number = np.eye(len(BASES), dtype=np.float32)[BASES.index(self.base)]
-
-    def reset(self, context: Context) -> np.ndarray:
-        """Start an episode; return the state with the number of the task."""
-        return np.concatenate([super().reset(context), self._number])
-
-    def step(self, action: np.ndarray) -> Step:
-        """Execute one action; the state has the number of the task."""
-        step = super().step(action)
-        return replace(step, state=np.concatenate([step.state, self._number]))
 
     def contexts(self, split: str, count: int | None = None) -> list[Context]:
         """List the first contexts of a split that lie on this side."""
         first = EVAL_OFFSET if split == "eval" else 0
         wanted = 40 if count is None else count
         return [Context(self.name, first + i, split) for i in _sides(self.base, self.seed, first, self.side, wanted)]
-
-    def expert(self) -> Controller:
-        """Make the scripted expert of the task itself."""
-        controller = scripted_expert(f"metaworld/{self.base}")
-        return lambda state: controller(state[:39])
 
 
 @cache

@@ -388,6 +388,15 @@ class Objective(Component):
         """Whether a minibatch must hold all decisions of its rows. Here: it need not."""
         return False
 
+    def attach(self, policy: Policy) -> None:
+        """Build what depends on the policy before its first update, such as a reference. Here: nothing does.
+
+        `PolicyOptimizer` calls this once the policy knows its sizes, before a checkpoint is loaded.
+
+        Args:
+            policy: Policy that is trained.
+        """
+
     def weights(self, batch: TrajectoryBatch, advantages: Advantages) -> Float[Tensor, "B N"]:
         """Compute the weight of each decision, once per batch, before the passes over it; ``forward`` receives it.
 

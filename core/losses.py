@@ -214,6 +214,7 @@ def kto(
     beta: float | int,
     weight_desirable: float | int = 1.0,
     weight_undesirable: float | int = 1.0,
+    weight: Float[Tensor, " N"] | None = None,
 ) -> Float[Tensor, ""]:
     """Compute the Kahneman–Tversky loss of single outcomes that are desirable or not (KTO, arXiv 2402.01306, Eq. 8).
 
@@ -227,9 +228,10 @@ def kto(
         beta: β, how fast the loss saturates, above 0.
         weight_desirable: λ_D, at least 0.
         weight_undesirable: λ_U, at least 0.
+        weight: further factor of each outcome's loss; None takes 1.
 
     Returns:
-        Mean over all outcomes; 0 without any.
+        Mean over all outcomes (the sum over their number, whatever the weights); 0 without any.
 
     Raises:
         ValueError: shapes that differ, a β that is not positive, a negative weight or a reference point that is not
@@ -254,6 +256,7 @@ def kto(
         weight_desirable * torch.sigmoid(-gap),  # 1 − σ(x) = σ(−x), without the loss of digits
         weight_undesirable * torch.sigmoid(gap),
     )
+    loss = loss if weight is None else weight * loss
     return loss.sum() / max(loss.numel(), 1)
 
 

@@ -139,6 +139,8 @@ class PolicyOptimizer(lightning.LightningModule):
             take_sizes(self, data.sizes)
         require_sizes(self)
         self.advantage.attach(self.policy)
+        if stage == "fit":
+            self.objective.attach(self.policy)
         if stage == "fit" and self.objective.whole_rows and self.minibatch_episodes is None:
             raise ValueError(
                 f"{type(self.objective).__name__} averages over the decisions of each trajectory, and minibatches of "

@@ -62,6 +62,7 @@ ADVANTAGE = "--model.init_args.advantage.init_args"
 SMALL = {
     "behaviour_cloning": REACH,
     "laplace_cloning": REACH,
+    "kto": [f"{POLICY}.path", "{behaviour_cloning}", "--data.init_args.path", "{attempts}"],
     "token_cloning": REACH,
     "tpo": [
         *(f"{POLICY}.path", "{behaviour_cloning}", "--data.init_args.episodes.init_args.path", "{attempts}"),

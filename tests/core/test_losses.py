@@ -463,6 +463,8 @@ def test_kto_by_hand():
     expected = (1.5 * (1 - sigmoid(0.1 * -0.5)) + 2 * (1 - sigmoid(0.1 * -1.5)) + 2 * (1 - sigmoid(0.1 * 1.5))) / 3
     found = kto(log_ratio, desirable, 0.5, 0.1, weight_desirable=1.5, weight_undesirable=2.0)
     assert float(found) == pytest.approx(expected, abs=1e-12)
+    halved = kto(log_ratio, desirable, 0.5, 0.1, 1.5, 2.0, weight=torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64))
+    assert float(halved) == pytest.approx(expected - 1.5 * (1 - sigmoid(0.1 * -0.5)) / 3, abs=1e-12)
 
 
 def test_kto_is_one_half_at_the_reference_point_and_its_gradient_saturates():
