@@ -191,10 +191,11 @@ def run_arm(loop: Grape, folder: Path, shared: Path | None) -> dict[str, Any]:
         read_json(folder / f"{n}_scores" / "scores.json", "scores")["shares"]["within_groups"]
         for n in range(1, loop.iterations + 1)
     ]
-    per_task = [
+    evaluations = [
         read_json(folder / f"{n}_evaluation" / "evaluation.json", "an evaluation")["tasks"]
         for n in range(loop.iterations + 1)
     ]
+    per_task = [{task: found["success"]["value"] for task, found in one.items()} for one in evaluations]
     rows = read_json(folder / "iterations.json", "iterations")
     return {"cpu_seconds": time.process_time() - begun, "iterations": rows, "shares": shares, "tasks": per_task}
 
@@ -236,7 +237,7 @@ def summary(runs: dict[str, list[dict[str, Any]]], episodes: int) -> dict[str, A
         for metric in ("success", "violations"):
             against[f"{metric} − clone"] = paired(values(seeds, metric, last), values(seeds, metric, 0))
             other = runs.get("filtered BC", [])[: len(seeds)]
-            if len(other) == len(seeds):
+            if arm != "filtered BC" and len(other) == len(seeds):
                 against[f"{metric} − filtered BC"] = paired(values(seeds, metric, last), values(other, metric, last))
         found[arm] = {"iterations": rows, "against": against, "held_out_accuracy": held_out(seeds)}
     return found
