@@ -193,7 +193,7 @@ def press_until(page: Page, end: float, draw: random.Random, lock: threading.Eve
 def kill_round(session: Session, what: str, draw: random.Random) -> int:
     """Press keys and kill at a random moment; return the number of presses."""
     page = session.start()
-    moment = draw.uniform(0.05, 2.0)
+    moment = draw.uniform(0.05, 3.0)
     begun, done = time.perf_counter(), threading.Event()
 
     def strike() -> None:
