@@ -88,7 +88,7 @@ def without_adapters(module: nn.Module) -> Generator[None]:
         module: Module, such as a policy.
     """
     layers = [part for part in module.modules() if isinstance(part, BaseTunerLayer) and not part.disable_adapters]
-    learned = [p for layer in layers for p in layer.parameters() if p.requires_grad]
+    learns = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -96,8 +96,8 @@ def without_adapters(module: nn.Module) -> Generator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-        for parameter in learned:  # peft decides anew what learns
-            parameter.requires_grad_(True)
+        for parameter, before in learns:  # peft decides anew what learns
+            parameter.requires_grad_(before)
 
 
 def lora_of(

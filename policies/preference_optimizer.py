@@ -264,18 +264,23 @@ def _compared(batch: TrajectoryBatch, horizon: int) -> Advantages:
 
 
 def require_one_group(pairs: PreferencePairs) -> None:
-    """Require that the two rows of each pair are of one group.
+    """Require that the two rows of each pair are of one task and one group.
 
     Raises:
-        ValueError: If a pair is of two groups; the message names it.
+        ValueError: If a pair is of two tasks or groups; the message names it.
     """
+    tasks = pairs.batch.task[pairs.chosen], pairs.batch.task[pairs.rejected]
     groups = pairs.batch.group[pairs.chosen], pairs.batch.group[pairs.rejected]
-    apart = (groups[0] != groups[1]).nonzero()
+    apart = ((groups[0] != groups[1]) | (tasks[0] != tasks[1])).nonzero()
     if len(apart):
         at = int(apart[0, 0])
+        sides = [
+            f"row {int(rows[at])} of group {int(group[at])}" + (f", task {int(task[at])}," if across else "")
+            for rows, group, task in zip((pairs.chosen, pairs.rejected), groups, tasks, strict=True)
+            for across in [bool(tasks[0][at] != tasks[1][at])]
+        ]
         raise ValueError(
-            f"pair {at} compares row {int(pairs.chosen[at])} of group {int(groups[0][at])} with row "
-            f"{int(pairs.rejected[at])} of group {int(groups[1][at])}: a pair is of one task and one initial state"
+            f"pair {at} compares {sides[0]} with {sides[1].rstrip(',')}: a pair is of one task and one initial state"
         )
 
 

@@ -121,10 +121,10 @@ class TrajectoryPreference:
         loss = preference
         total = each.sum().clamp(min=torch.finfo(each.dtype).tiny)
         if self.proximal:
-            loss = loss + self.proximal * (each * self._anchor(better, worse)).sum() / total
+            loss = loss + self.proximal * torch.where(each > 0, each * self._anchor(better, worse), 0.0).sum() / total
         if self.sft_coef:
             nll = -torch.where(chosen.mask, chosen.log_prob, 0.0).sum(1) / counts[0].clamp(min=1)
-            loss = loss + self.sft_coef * (weights * nll).sum() / total
+            loss = loss + self.sft_coef * torch.where(weights > 0, weights * nll, 0.0).sum() / total
         return {"loss": loss, **self._metrics(preference, (chosen, rejected), (better, worse), each, wanted)}
 
     def _rewards(

@@ -15,7 +15,7 @@ from ...datasets.module import EpisodeData
 from ..rollouts.data import RolloutData
 from ..rollouts.decisions import hash_seed
 from .grape_evaluation import EVALUATION, HeldOutEvaluation, evaluate_iteration
-from .grape_pairs import PAIRS, pair_iteration, read_pairs
+from .grape_pairs import BY_SELF, PAIRS, pair_iteration, read_pairs
 from .grape_rollouts import ROLLOUTS, Tasks, play_iteration, tasks_of
 from .grape_scores import SCORES, score_iteration
 from .grape_stages import PairData, PairedStage, PreferenceStage
@@ -36,6 +36,9 @@ from .supervised import clone_episodes
 
 ITERATIONS = "iterations.json"
 """File of a run with the metrics of every iteration."""
+
+SOURCE = "source.json"
+"""File of a stage that learns, with the hash of the pairs that its checkpoint was made from."""
 
 _NO_DRAWS: dict[str, Any] = {"draws": 0, "skips": {}, "curriculum": {}}
 
@@ -185,8 +188,16 @@ class Grape(TrainingLoop):
             told = read_json(pairs / PAIRS, "the pairs of an iteration")
             tell(
                 f"iteration {iteration}: {len(told['pairs'])} pairs from {told['groups_with_a_pair']} of "
-                f"{told['groups']} groups"
+                f"{told['groups']} groups: "
+                + ", ".join(f"{count} {reason}" for reason, count in told["reasons"].items())
             )
+            decided = told["reasons"].get(BY_SELF, 0)
+            if decided:
+                tell(
+                    f"warning: {decided} of {len(told['pairs'])} pairs are of two failures that only their likelihood "
+                    "tells apart, which is mostly noise: set margin or require_success_gap of tpo.pairs, or the "
+                    "first of the weights of the reward to 0"
+                )
         self._learn(learned, iteration, rollouts, pairs, before, start)
         return learned
 
@@ -229,6 +240,7 @@ class Grape(TrainingLoop):
         source = sha256_file(pairs / PAIRS)
         if stage.finished and _complete(stage.path / STAGE, "made_from", source):
             return
+        _forget_other(stage, source)
         device = self._device
         policy = load_policy(before.model, self.policy).to(device)
         found = read_pairs(pairs, rollouts)
@@ -309,6 +321,21 @@ def _complete(path: Path, key: str, source: str) -> bool:
             f"after it ({number}_… and those with higher numbers), and give the same command again"
         )
     return True
+
+
+def _forget_other(stage: StageFolder, source: str) -> None:
+    """Remove the checkpoint of a stage that was interrupted while it learned from other pairs; keep the source.
+
+    Args:
+        stage: Folder of the stage.
+        source: Hash of the pairs that are learned from.
+    """
+    path = stage.path / SOURCE
+    if path.is_file() and read_json(path, "the source of a stage")["made_from"] == source:
+        return
+    stage.checkpoint.unlink(missing_ok=True)
+    stage.path.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"made_from": source})
 
 
 def _row(folder: Path, iteration: int) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from .grape_scores import SCORES
 PAIRS = "pairs.json"
 """Last file of a stage of pairs."""
 
+BY_SELF = "failure > failure by self"
+"""Reason of a pair of two failures of which the likelihood is the term that differs most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IterationPairs:
@@ -66,6 +69,7 @@ def pair_iteration(folder: Path, rollouts: Path, scores: Path, rule: PairRule, h
                 {"task": task, "group": group, "why": why} for (task, group), why in without.items()
             ],
             "left_out": dict(made.left_out),
+            "reasons": dict(Counter(made.reasons).most_common()),
             "pairs": [
                 {
                     "task": key[better][0],
@@ -186,4 +190,4 @@ def _known(value: Tensor) -> float | None:
     return float(value) if bool(value.isfinite()) else None
 
 
-__all__ = ["PAIRS", "IterationPairs", "pair_iteration", "read_pairs", "stored_scores"]
+__all__ = ["BY_SELF", "PAIRS", "IterationPairs", "pair_iteration", "read_pairs", "stored_scores"]

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -184,12 +184,22 @@ def _play(
         return pool.play(policy, contexts, hash_seed(seed, 1 + wave), False)
 
     def score(pieces: list[Piece]) -> list[float]:
-        batch = batch_pieces(pieces, hide_outcome=data.hide_outcome)
+        batch = batch_pieces(pieces, hide_outcome=data.hide_outcome).to(device_of(reward))
         return row_scores(batch, reward(batch)).scores.tolist()
 
     found = play_groups(draws, play, score, generator)
     batch = batch_pieces(found.pieces, hide_outcome=data.hide_outcome)
     return batch, {"env_steps": found.env_steps, "metrics": found.metrics}
+
+
+def device_of(reward: RewardModel) -> torch.device:
+    """Return the device of a reward model, whose batches must be there; the CPU where it holds no tensor.
+
+    Args:
+        reward: Reward model.
+    """
+    held = next(chain(reward.parameters(), reward.buffers()), None)
+    return torch.device("cpu") if held is None else held.device
 
 
 def part_paths(folder: Path) -> list[Path]:
@@ -285,6 +295,7 @@ def _equal(batch: TrajectoryBatch, rows: Sequence[int]) -> bool:
 __all__ = [
     "ROLLOUTS",
     "Tasks",
+    "device_of",
     "group_rows",
     "open_pool",
     "part_path",

@@ -13,7 +13,7 @@ from ...core.batch import RewardEstimates, TrajectoryBatch
 from ...core.files import read_json, sha256_file, write_json
 from ...core.interfaces import RewardModel
 from ..advantages.group_score import complete_rows, term_shares
-from .grape_rollouts import ROLLOUTS, group_rows, part_paths, read_parts
+from .grape_rollouts import ROLLOUTS, device_of, group_rows, part_paths, read_parts
 from .rollout_files import read_batch
 from .stages import tell
 
@@ -71,13 +71,20 @@ def score_rows(batch: TrajectoryBatch, reward: RewardModel) -> RolloutScores:
     def summed(values: Tensor) -> Tensor:
         return torch.where(known, torch.where(kept, values, 0.0).double().sum(1), torch.nan).cpu()
 
+    score = summed(estimates.rewards)
+    reasons = [
+        f"its score is {number}, which is not a finite number" if scored and not math.isfinite(number) else text
+        for scored, number, text in zip(
+            known.tolist(), score.tolist(), _reasons(batch, reward, estimates, known), strict=True
+        )
+    ]
     return RolloutScores(
-        score=summed(estimates.rewards),
+        score=torch.where(score.isfinite(), score, torch.nan),
         terms={name: summed(values) for name, values in estimates.terms.items()},
         raw={name: values.double().cpu() for name, values in reward.raw_terms(batch).items()}
         if isinstance(reward, HasRawTerms)
         else {},
-        reasons=_reasons(batch, reward, estimates, known),
+        reasons=reasons,
     )
 
 
@@ -99,7 +106,7 @@ def score_iteration(folder: Path, rollouts: Path, reward: RewardModel) -> None:
         reward: Reward model that scores whole episodes.
     """
     paths = part_paths(rollouts)
-    device = next((parameter.device for parameter in reward.parameters()), torch.device("cpu"))
+    device = device_of(reward)
     found = _joined([score_rows(read_batch(path).to(device), reward) for path in paths])
     batch = read_parts(paths)
     shares = group_shares(batch, found)

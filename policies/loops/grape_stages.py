@@ -90,7 +90,9 @@ class PreferenceStage(PairedStage):
         held_out: Share of the groups with a pair that is kept out of training, in [0, 1).
         reference: Reference of the log-ratios: a frozen copy of the policy before the iteration (``"previous"``) or
             before the first one (``"initial"``); or a reference, such as `guerdon.RecordedReference`, which is the
-            previous policy without a second copy, or `guerdon.AdapterReference`.
+            previous policy without a second copy, or `guerdon.AdapterReference`. Where a reference is given, the
+            accuracy that the loop reports is still relative to the policy before the iteration. The low-rank updates
+            that `guerdon.AdapterReference` leaves out include what the first stage learned, if that trained them.
         passes: Number of passes over the pairs.
         minibatch_pairs: Number of pairs in a minibatch.
         optimizer: Learning rates and frozen parts; None takes a rate of 2e-4.

@@ -258,6 +258,11 @@ def test_pairs_across_groups_are_refused():
         require_one_group(across)
     with pytest.raises(ValueError, match="one task and one initial state"):
         fit(PreferenceOptimizer(policy), across)
+    # groups that two data sets number alike
+    task = pairs.batch.task.clone()
+    task[pairs.rejected[0]] = 1
+    with pytest.raises(ValueError, match=r"pair 0 compares row 0 of group 0, task 0, with row \d+ of group 0, task 1:"):
+        require_one_group(replace(pairs, batch=replace(pairs.batch, task=task)))
 
 
 def test_no_pair_makes_no_update():

@@ -57,3 +57,25 @@ def test_whatever_else_learns_is_refused(language):
     policy.register_parameter("more", torch.nn.Parameter(torch.zeros(1)))
     with pytest.raises(ValueError, match="learns and is no low-rank update"):
         AdapterReference().attach(policy)
+
+
+def test_what_was_frozen_stays_frozen_and_a_failure_switches_the_updates_on_again(language):
+    policy = token_policy(language).eval()
+    frozen = [name for name, p in policy.named_parameters() if "lora" not in name or ".0." in name]
+    PolicyAdam(frozen_parts=tuple(frozen)).freeze(policy)
+    assert any("lora" in name for name in frozen)
+    learned = {name: p.requires_grad for name, p in policy.named_parameters()}
+    observation, decision = decided(policy)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora" in name:
+                parameter.add_(0.3)
+        before = decision_log_prob(policy, observation, decision)
+
+        def fails(*_):
+            raise RuntimeError("out of memory")
+
+        with pytest.raises(RuntimeError, match="out of memory"):
+            AdapterReference().log_prob(policy, observation, decision, fails)
+        assert torch.equal(decision_log_prob(policy, observation, decision), before)
+    assert {name: p.requires_grad for name, p in policy.named_parameters()} == learned

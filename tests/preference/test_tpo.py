@@ -133,6 +133,18 @@ def test_ties_pull_together_and_weights_count():
     assert float(turned["accuracy"]) == pytest.approx(float((gap < 0).double().mean()))
 
 
+@pytest.mark.parametrize("reduce", ["sum", "mean", "window", "step"])
+def test_a_pair_of_weight_0_may_hold_anything(reduce):
+    chosen, rejected = sides([(4, 6), (3, 5)])
+    loss = TrajectoryPreference(reduce=reduce, window=2, sft_coef=0.5, proximal=0.5)
+    with torch.no_grad():
+        chosen.log_prob[0] = math.nan
+        rejected.log_prob[0] = math.inf
+    found = loss(chosen, rejected, weight=torch.tensor([0.0, 1.0]).double())["loss"]
+    alone = [PairSide(log_prob=s.log_prob[1:], reference=s.reference[1:], mask=s.mask[1:]) for s in (chosen, rejected)]
+    assert float(found.detach()) == pytest.approx(float(loss(*alone)["loss"].detach()), abs=1e-12)
+
+
 def test_a_pair_with_an_empty_side_has_no_weight():
     chosen, rejected = sides([(4, 0), (3, 5)])
     both = TrajectoryPreference()(chosen, rejected)["loss"]

@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import lightning
 import pytest
 import torch
 
-from guerdon.core.batch import End, TrajectoryBatch
+from guerdon.core.batch import End, RewardEstimates, TrajectoryBatch
 from guerdon.core.hub import load_component
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
@@ -35,7 +37,7 @@ from guerdon.policies.loops.ire_vla_stages import SupervisedStage
 from guerdon.policies.rollouts.data import RolloutData
 from guerdon.policies.rollouts.groups import GroupRollouts
 from guerdon.preference.references import RecordedReference
-from guerdon.preference.rules import PairRule, SuccessPairs
+from guerdon.preference.rules import PairRule, RandomPairs, SuccessPairs
 from guerdon.preference.tpo import TrajectoryPreference
 from guerdon.rewards.grape.trajectory import GrapeScore
 from guerdon.rewards.recorded import RecordedSuccess
@@ -177,6 +179,7 @@ def test_pairs_are_of_one_initial_state_with_their_reasons(whole):
         assert pair["margin"] == pytest.approx(scores[chosen] - scores[rejected]) and pair["margin"] > 0
         assert pair["lengths"] == [int(batch.steps[chosen]), int(batch.steps[rejected])]
         assert " > " in pair["reason"]
+    assert told["reasons"] == dict(Counter(pair["reason"] for pair in told["pairs"]))
     held = {pair["group"] for pair in told["pairs"] if pair["held_out"]}
     assert held and held.isdisjoint({pair["group"] for pair in told["pairs"] if not pair["held_out"]})
 
@@ -294,6 +297,17 @@ def test_a_run_that_was_killed_ends_as_the_uninterrupted_one(demos, whole, tmp_p
         assert path.stat().st_mtime_ns == time, path
 
 
+def test_a_checkpoint_of_other_pairs_is_not_gone_on_with(demos, whole, tmp_path, monkeypatch):
+    short = {"iterations": 1, "evaluation": None}
+    with monkeypatch.context() as patch:
+        patch.setattr(grape, "learning_summary", after(0, grape.learning_summary))
+        with pytest.raises(Killed):  # after the checkpoint of the end of training
+            loop(demos, **short, tpo=PreferenceStage(pairs=RandomPairs(seed=1))).run(tmp_path)
+    (tmp_path / "1_pairs" / "pairs.json").unlink()
+    loop(demos, **short).run(tmp_path)
+    assert same(tmp_path / "1_tpo" / "model", whole / "1_tpo" / "model")
+
+
 def test_a_stage_that_was_made_from_another_one_is_refused(demos, tmp_path):
     small = {"iterations": 1, "evaluation": None}
     loop(demos, **small).run(tmp_path)
@@ -333,6 +347,38 @@ def test_rows_that_cannot_be_scored_are_named_and_no_number_is_made_up(demos, tm
     for row in told["rows"]:
         assert row["score"] is None and set(row["terms"].values()) == {None} and "no costs" in row["reason"]
         assert row["raw_terms"]["external"] is None and row["raw_terms"]["self"] is not None
+
+
+def test_a_score_that_is_not_finite_is_no_score_and_named():
+    class Diverged(RecordedSuccess):
+        def forward(self, batch: TrajectoryBatch) -> RewardEstimates:
+            found = super().forward(batch)
+            return replace(found, rewards=torch.where(batch.group[:, None] == 1, -math.inf, found.rewards))
+
+    batch = TrajectoryBatch(
+        state=torch.zeros(2, 3, 1),
+        actions=torch.zeros(2, 2, 1),
+        mask=torch.ones(2, 2, dtype=torch.bool),
+        end=torch.full((2,), End.FAILURE),
+        success_known=torch.ones(2, dtype=torch.bool),
+        group=torch.tensor([0, 1]),
+    )
+    found = grape_scores.score_rows(batch, Diverged())
+    assert found.score[0] == 0 and found.score[1].isnan()
+    assert found.reasons[0] == "" and "-inf, which is not a finite number" in found.reasons[1]
+
+
+def test_pairs_of_two_failures_that_only_likelihood_tells_apart_are_counted_and_warned_of(demos, tmp_path, capsys):
+    never = rollouts(horizon=2)
+    loop(demos, rollouts=never, reward=reward(weights=[1.0, 1e-6, 2.0]), sft=None, evaluation=None, iterations=1).run(
+        tmp_path
+    )
+    told = json.loads((tmp_path / "1_pairs" / "pairs.json").read_text())
+    assert told["reasons"] == {"failure > failure by self": len(told["pairs"])} and told["pairs"]
+    said = capsys.readouterr().err
+    count = len(told["pairs"])
+    assert f"{count} of {count} pairs are of two failures that only their likelihood tells apart" in said
+    assert "require_success_gap" in said
 
 
 def test_a_term_that_changes_nothing_is_warned_of(demos, tmp_path, capsys):

@@ -3,12 +3,14 @@
 from collections import Counter
 
 import pytest
+import torch
 
 from guerdon.envs.task import Context
 from guerdon.policies.loops.curriculum import Curriculum
-from guerdon.policies.loops.grape_rollouts import states_of_parts
+from guerdon.policies.loops.grape_rollouts import device_of, states_of_parts
 from guerdon.policies.rollouts.data import RolloutData
 from guerdon.policies.rollouts.groups import GroupRollouts
+from guerdon.rewards.recorded import RecordedSuccess
 
 STATES = [Context(task, index, "train") for task in ("a", "b") for index in range(10)]
 
@@ -31,6 +33,13 @@ def test_each_state_is_played_at_most_once_and_each_task_alike(rollouts, context
 def test_states_come_again_only_where_there_are_too_few():
     every = [state for part in dealt(5, 8) for state in part]
     assert set(Counter(every).values()) == {2} and len(every) == 40
+
+
+def test_batches_go_where_the_tensors_of_a_reward_are():
+    assert device_of(RecordedSuccess()).type == "cpu"
+    held = RecordedSuccess()
+    held.register_buffer("mean", torch.zeros(1, device="meta"))
+    assert device_of(held).type == "meta"
 
 
 def test_the_order_follows_the_seed():
