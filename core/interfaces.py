@@ -91,7 +91,10 @@ class RewardModel(Component):
 
     def loss(self, batch: TrajectoryBatch) -> dict[str, Tensor]:
         """Compute the training loss under the key ``"loss"``, its parts under their own names."""
-        raise NotImplementedError(f"{type(self).__name__} has nothing to train: it has no loss(batch)")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no loss(batch), so it does not learn from the labels of a data set: use it as "
+            "it is, or, if its rewards carry gradients, train it from preferences with guerdon.PreferenceTraining"
+        )
 
 
 @runtime_checkable

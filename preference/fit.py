@@ -123,12 +123,23 @@ class PreferenceTraining(lightning.LightningModule):
         return {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
 
     def training_step(self, batch: PreferencePairs | TrajectoryBatch, batch_idx: int) -> Tensor | None:
-        """Compute the loss of a batch; None, which skips the update, where there is nothing to learn from."""
+        """Compute the loss of a batch.
+
+        Where there is nothing to learn from, return None, which skips the update; of several processes, a zero whose
+        gradient is 0, as the others wait for it.
+        """
         parts = self.losses(batch)
         self.log_dict({f"train_{name}": value.detach() for name, value in parts.items()}, batch_size=len(batch))
         self.log("loss", parts["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch))
         learned = parts["loss"].requires_grad and bool(parts[self.objective.counted] > 0)
-        return parts["loss"] if learned else None
+        if learned:
+            return parts["loss"]
+        return None if self.trainer.world_size == 1 else self._zero()
+
+    def _zero(self) -> Tensor:
+        """Return a loss of 0 whose gradient is 0 for every trainable parameter, whatever its value."""
+        parts = [parameter.flatten()[:0].sum() for parameter in self.parameters() if parameter.requires_grad]
+        return torch.stack(parts).sum()
 
     def configure_gradient_clipping(
         self,

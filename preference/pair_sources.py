@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ..core.batch import PreferencePairs, TrajectoryBatch
 from ..core.sizes import DataSizes
@@ -146,21 +145,12 @@ def with_used_rows(pairs: PreferencePairs) -> PreferencePairs:
     batch = pairs.batch
     key = torch.stack([batch.episode, batch.offset, batch.steps], 1)
     used = torch.cat([pairs.chosen, pairs.rejected])
-    _, inverse = torch.unique(key[used], dim=0, return_inverse=True)
-    first = _first_of_each(inverse)
-    rows = used[first]
+    distinct, inverse = torch.unique(key[used], dim=0, return_inverse=True)
+    rows = used.new_full((len(distinct),), len(key)).scatter_reduce(0, inverse, used, "amin")  # the first of each
     order = torch.argsort(rows)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order), device=order.device)
-    chosen, rejected = place[inverse].split(len(pairs.chosen))
-    return replace(pairs, batch=batch[rows[order]], chosen=chosen, rejected=rejected)
-
-
-def _first_of_each(group: Tensor) -> Tensor:
-    """Return the place of the first member of each group 0 … G − 1."""
-    count = int(group.max()) + 1 if len(group) else 0
-    first = torch.full((count,), len(group), dtype=torch.long, device=group.device)
-    return first.scatter_reduce(0, group, torch.arange(len(group), device=group.device), "amin")
+    place = torch.argsort(order)[inverse]
+    count = len(pairs.chosen)
+    return replace(pairs, batch=batch[rows[order]], chosen=place[:count], rejected=place[count:])
 
 
 __all__ = ["ArrayPairs", "PairSource", "RecordedPairs", "with_used_rows"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def fit_moments(
-    parts: Iterable[Float[Tensor, "N W"]], width: int
+    parts: Iterable[Float[Tensor, "_ W"]], width: int
 ) -> tuple[int, Float64[Tensor, " W"], Float64[Tensor, " W"]]:
     """Compute count, mean and standard deviation (ddof = 0) of vectors that come in parts, in double precision.
 

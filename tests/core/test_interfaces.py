@@ -23,6 +23,7 @@ from guerdon.critics.value import ValueCritic
 from guerdon.policies.advantages.reward_to_go import RewardToGo, Uniform
 from guerdon.policies.gaussian import GaussianPolicy
 from guerdon.rewards.recorded import RecordedReward
+from guerdon.rewards.state_action import StateActionReward
 from guerdon.testing import reopen
 
 
@@ -157,3 +158,8 @@ def test_a_function_with_a_version_is_a_proposer():
     assert not isinstance(propose, Proposer)
     propose.version = 0
     assert isinstance(propose, Proposer)
+
+
+def test_a_reward_without_a_loss_points_to_training_from_preferences():
+    with pytest.raises(NotImplementedError, match=r"StateActionReward has no loss\(batch\).*PreferenceTraining"):
+        StateActionReward(1, 1).loss(BATCH)

@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -56,13 +57,13 @@ def compared(batch, hidden, pairs, seed, flip=0.0):
     )
 
 
-def whole(data):
-    """Loader of one batch."""
-    items: Any = [data]
+def whole(data, updates=1):
+    """Loader of one batch, which comes several times in an epoch."""
+    items: Any = [data] * updates
     return DataLoader(items, batch_size=1, collate_fn=lambda given: given[0])
 
 
-def fit(module, train, val=None, epochs=100, **more):
+def fit(module, train, val=None, epochs=100, updates=1, **more):
     settings: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     settings |= {"enable_progress_bar": False, "enable_model_summary": False, "check_val_every_n_epoch": epochs}
     trainer = lightning.Trainer(max_epochs=epochs, num_sanity_val_steps=0, **(settings | more.pop("trainer", {})))
@@ -70,27 +71,26 @@ def fit(module, train, val=None, epochs=100, **more):
         warnings.filterwarnings("ignore", ".*does not have many workers")
         warnings.filterwarnings("ignore", ".*number of training batches")
         warnings.filterwarnings("ignore", ".*have no `val_dataloader`")
-        trainer.fit(module, whole(train), None if val is None else whole(val), **more)
+        trainer.fit(module, whole(train, updates), None if val is None else whole(val), **more)
     return trainer
 
 
 FAST = {"learning_rate": 0.03, "betas": (0.9, 0.999), "warmup_steps": 0}
 
 
-def recovered(reward, seed, epochs=60, objective=None, flip=0.0):
+def recovered(reward, seed, updates=60, objective=None, flip=0.0):
     """Rank correlation of the learned and the hidden reward of steps never seen, and held-out accuracy."""
     torch.manual_seed(seed)
     batch, hidden = segments(60, seed)
     other, truth = segments(40, seed + 1000)
     module = PreferenceTraining(reward, objective, ScheduledAdamW(**FAST))
-    trainer = fit(
-        module, compared(batch, hidden, 150, seed, flip), compared(other, truth, 200, seed + 1000), epochs=epochs
-    )
+    judged, held_out = compared(batch, hidden, 150, seed, flip), compared(other, truth, 200, seed + 1000)
+    trainer = fit(module, judged, held_out, epochs=1, updates=updates)
     reward.eval()
     with torch.no_grad():
         scored = reward(other)
-    found = spearmanr(scored.rewards[other.mask].numpy(), truth[other.mask].numpy()).statistic
-    return float(found), float(trainer.callback_metrics["val_preference_accuracy"])
+    found: Any = spearmanr(scored.rewards[other.mask].numpy(), truth[other.mask].numpy())
+    return float(found.statistic), float(trainer.callback_metrics["val_preference_accuracy"])
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_a_perceptron_and_the_transformer_order_held_out_segments():
         lambda: StateActionReward(3, 2, hidden=(16,)),
         lambda: PreferenceTransformer(3, 2, width=16, heads=2, dropout=0.0),
     ):
-        accuracy = [recovered(make(), seed, epochs=80)[1] for seed in range(4)]
+        accuracy = [recovered(make(), seed, updates=80)[1] for seed in range(4)]
         assert np.mean(accuracy) > 0.75 and min(accuracy) > 0.6
 
 
@@ -124,7 +124,7 @@ def test_the_noise_term_helps_where_answers_are_wrong():
 def test_one_update_follows_the_gradient_of_the_loss():
     batch, hidden = segments(8, 0)
     pairs = compared(batch, hidden, 10, 0)
-    reward = StateActionReward(3, 2, hidden=())
+    reward: Any = StateActionReward(3, 2, hidden=())
     module = PreferenceTraining(reward)
     parts = module.losses(pairs)
     score = reward(batch).rewards.sum(1)
@@ -281,12 +281,24 @@ class Abstains(StateActionReward):
 
 def test_where_nothing_can_be_scored_no_weight_changes():
     batch, hidden = segments(4, 0)
-    reward = Abstains(3, 2, hidden=())
+    reward: Any = Abstains(3, 2, hidden=())
     before = reward.network[0].weight.clone()
     trainer = fit(PreferenceTraining(reward), compared(batch, hidden, 3, 0), epochs=2)
     assert torch.equal(before, reward.network[0].weight)
     assert float(trainer.callback_metrics["train_pairs"]) == 0
     assert float(trainer.callback_metrics["train_pairs_left_out"]) == 3
+
+
+def test_of_several_processes_one_with_nothing_to_learn_gives_every_weight_a_gradient_of_zero(monkeypatch):
+    batch, hidden = segments(4, 0)
+    module: Any = PreferenceTraining(Abstains(3, 2, hidden=(4,)))
+    module._trainer = SimpleNamespace(world_size=2)
+    for name in ("log", "log_dict"):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    loss = module.training_step(compared(batch, hidden, 3, 0), 0)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in module.parameters())
 
 
 def test_the_normaliser_is_fitted_once_on_the_training_rows():
@@ -312,9 +324,10 @@ def test_flags_teach_the_order_of_trajectories():
         good = (hidden.sum(1) > hidden.sum(1).median()).float()
         flagged = replace(batch, success=good, success_known=torch.ones(120, dtype=torch.bool))
         reward = StateActionReward(3, 2, hidden=())
-        fit(PreferenceTraining(reward, FlagLoss(), ScheduledAdamW(**FAST)), flagged, epochs=80)
+        fit(PreferenceTraining(reward, FlagLoss(), ScheduledAdamW(**FAST)), flagged, epochs=1, updates=80)
         with torch.no_grad():
-            found.append(spearmanr(reward(other).rewards.sum(1).numpy(), truth.sum(1).numpy()).statistic)
+            order: Any = spearmanr(reward(other).rewards.sum(1).numpy(), truth.sum(1).numpy())
+        found.append(order.statistic)
     assert min(found) > 0.9, found
 
 
@@ -330,7 +343,7 @@ def test_half_precision_is_refused():
 
 def test_a_gradient_that_is_no_number_stops_the_run():
     batch, hidden = segments(4, 0)
-    reward = StateActionReward(3, 2, hidden=())
+    reward: Any = StateActionReward(3, 2, hidden=())
     with torch.no_grad():
         reward.network[0].weight.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="in update 0"):

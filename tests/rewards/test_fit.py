@@ -8,7 +8,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from guerdon.backbones.language import HashedText
-from guerdon.backbones.model_inputs import ModelInputs
 from guerdon.backbones.vision import ConvEncoder
 from guerdon.core.batch import End, Labelled, TrajectoryBatch
 from guerdon.core.hub import load_component
@@ -18,7 +17,7 @@ from guerdon.datasets.formats.lerobot_writer import LeRobotWriter
 from guerdon.datasets.labels import LabelFactory
 from guerdon.datasets.module import EpisodeData
 from guerdon.rewards.ensemble import EnsembleReward
-from guerdon.rewards.fit import RewardTraining, check_frames, check_outcomes
+from guerdon.rewards.fit import RewardTraining, check_outcomes
 from guerdon.rewards.milestones.reward import MilestoneReward
 from guerdon.rewards.observation_encoder import ObservationEncoder
 from guerdon.rewards.progress import ProgressReward
@@ -247,25 +246,6 @@ def test_failures_alone_are_refused_and_successes_alone_are_told():
         ({"failure": 7, "partial": 2}, LabelFactory(partial_success=True)),  # a target at the end of each partial one
     ):
         check_outcomes(outcomes, labels)
-
-
-def test_features_that_the_model_would_not_make_itself_are_refused(tmp_path):
-    def frozen():
-        encoder = ConvEncoder(width=4, channels=(4,), size=8)  # one name whatever its weights, as two files may have
-        encoder.trainable = False
-        return encoder
-
-    one, other = frozen(), frozen()
-    given = {"cameras": ["front"], "cache": str(tmp_path), "frame_size": 16}
-    with pytest.raises(ValueError, match=f"revision {other.revision}, the model's has {one.revision}"):
-        check_frames(
-            ModelInputs(cameras=("front",), encoder=one, frame_size=16), EpisodeData("x", encoder=other, **given)
-        )
-    with pytest.raises(ValueError, match="frames of size 16, the model asks for None"):
-        check_frames(ModelInputs(cameras=("front",), encoder=one), EpisodeData("x", encoder=one, **given))
-    other.load_state_dict(one.state_dict())
-    check_frames(ModelInputs(cameras=("front",), encoder=one, frame_size=16), EpisodeData("x", encoder=other, **given))
-    check_frames(ModelInputs(), EpisodeData("x"))
 
 
 def test_training_on_failures_alone_stops_before_the_first_update(tmp_path):

@@ -1,6 +1,7 @@
 """Preference transformer: the contract, its weights against a loop, and what its reward depends on."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def rows(lengths=(6, 4, 1), seed=0):
 
 def model(**more):
     torch.manual_seed(0)
-    return PreferenceTransformer(3, 2, **({"width": 8, "heads": 2} | more))
+    given: Any = {"width": 8, "heads": 2} | more
+    return PreferenceTransformer(3, 2, **given)
 
 
 @settings(max_examples=8, deadline=None)

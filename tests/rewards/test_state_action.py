@@ -1,6 +1,7 @@
 """Reward of states and actions: the contract, its inputs, and what it refuses."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def test_it_keeps_the_contract(lengths, state, action):
 
 
 def test_the_reward_of_a_step_reads_the_state_before_it_and_its_action():
-    model = StateActionReward(1, 1, hidden=())
+    model: Any = StateActionReward(1, 1, hidden=())
     with torch.no_grad():
         model.network[0].weight.copy_(torch.tensor([[2.0, -3.0]]))
         model.network[0].bias.fill_(0.5)
@@ -81,6 +82,7 @@ def test_other_widths_and_numbers_that_are_none_are_refused():
         model(broken)
     with pytest.raises(ValueError, match="hold no step"):
         model.fit_normaliser([])
+    wrong: Any
     for wrong in ({"state_size": 0, "action_size": 0}, {"state_size": -1, "action_size": 1}):
         with pytest.raises(ValueError, match="not both 0"):
             StateActionReward(**wrong)
