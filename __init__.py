@@ -100,7 +100,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "rewards.step_cost": ("StepCost",),
         "rewards.staged_grasp": ("StagedGraspReward",),
         "rewards.ensemble": ("EnsembleReward",),
-        "rewards.state_action": ("StateActionReward",),
+        "rewards.state_action": ("StateActionModel", "StateActionReward"),
         "rewards.preference_transformer": ("PreferenceTransformer",),
         "rewards.calibration": ("Calibrated",),
         "rewards.combine": ("Around", "Scale", "Clip", "Normalise", "Sum"),
@@ -143,7 +143,7 @@ _JOBS: dict[str, dict[str, tuple[str, ...]]] = {
         "preference.rules": ("PairRule", "LengthMatchedPairs", "SuccessPairs", "RandomPairs"),
         "preference.paired_episodes": ("PairedEpisodes",),
         "preference.segments": ("Segment", "SegmentPair", "read_segment_pairs", "write_segment_pairs"),
-        "preference.answers": ("Answer",),
+        "preference.answers": ("Answer", "write_answers"),
         "preference.answer_log": ("AnswerLog", "AlreadyAnsweredError", "AnswerNotSavedError", "read_answers"),
         "preference.random_pairs": ("draw_segment_pairs",),
         "preference.preference_arrays": ("read_preference_arrays", "write_preference_arrays"),
@@ -482,6 +482,7 @@ if TYPE_CHECKING:
     from .preference.answer_log import AnswerNotSavedError as AnswerNotSavedError
     from .preference.answer_log import read_answers as read_answers
     from .preference.answers import Answer as Answer
+    from .preference.answers import write_answers as write_answers
     from .preference.data import PreferenceData as PreferenceData
     from .preference.data import SegmentFrames as SegmentFrames
     from .preference.fit import PreferenceTraining as PreferenceTraining
@@ -559,6 +560,7 @@ if TYPE_CHECKING:
     from .rewards.stages.subgoals import StageLabels as StageLabels
     from .rewards.stages.subgoals import SubgoalLabels as SubgoalLabels
     from .rewards.stages.subgoals import SubgoalReward as SubgoalReward
+    from .rewards.state_action import StateActionModel as StateActionModel
     from .rewards.state_action import StateActionReward as StateActionReward
     from .rewards.step_cost import StepCost as StepCost
     from .rewards.success import SuccessReward as SuccessReward

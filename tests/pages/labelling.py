@@ -6,6 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ class Running:
 
 
 @contextmanager
-def serving(path, pairs=4, raters=(), dataset=None, port=0, token=None):
+def serving(path, pairs: Any = 4, raters=(), dataset=None, port=0, token=None):
     """Serve a page in a thread; stop it at the end of the block."""
     pairs = make_pairs(pairs) if isinstance(pairs, int) else pairs
     with AnswerLog(path) as log, bind(port) as sock:

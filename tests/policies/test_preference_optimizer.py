@@ -44,7 +44,8 @@ class Same:
 def fit(module, pairs, held_out=None, epochs=1, count=1, **more: Any):
     settings: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     settings |= {"enable_model_summary": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
-    trainer = lightning.Trainer(**(settings | {"max_epochs": epochs} | more))
+    settings |= {"max_epochs": epochs}
+    trainer = lightning.Trainer(**(settings | more))
     trainer.fit(module, Same(pairs, count), None if held_out is None else Same(held_out))
     return trainer
 
@@ -321,7 +322,8 @@ def test_a_saturated_loss_is_warned_of(capsys):
 
 
 def test_numbers_that_make_no_sense_are_refused():
-    for wrong in ({"passes": 0}, {"minibatch_pairs": 0}, {"micro_batch": 0}):
+    wrongs: list[dict[str, Any]] = [{"passes": 0}, {"minibatch_pairs": 0}, {"micro_batch": 0}]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             PreferenceOptimizer(gaussian(), **wrong)
 

@@ -1,6 +1,7 @@
 """Agreement of raters: published numbers, slow loops, scikit-learn, and habits worked out by hand."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ CHOICES = st.sampled_from(["first", "second", "tie"])
 
 def answers(rater: str, choices: str, start: int = 0, **more) -> list[Answer]:
     """Answers to p0, p1, …: f, s, t, k (skip), or a dot for none."""
-    names = {"f": "first", "s": "second", "t": "tie", "k": "skip"}
+    names: dict[str, Any] = {"f": "first", "s": "second", "t": "tie", "k": "skip"}
     return [
         Answer(pair=f"p{start + n}", choice=names[c], rater=rater, **more) for n, c in enumerate(choices) if c != "."
     ]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from guerdon.preference.answer_log import AlreadyAnsweredError, AnswerLog, Answe
 from guerdon.preference.answers import Answer
 
 
-def answer(pair="p1", choice="first", rater="ada", **more):
+def answer(pair="p1", choice: Any = "first", rater="ada", **more):
     return Answer(pair=pair, choice=choice, rater=rater, **more)
 
 

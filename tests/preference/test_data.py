@@ -151,7 +151,7 @@ def test_no_episode_is_in_training_and_validation(recorded):
 def arrays(path, count=12, seed=0):
     """File of pairs, of which the first segment is better where its first action is larger."""
     draw = np.random.default_rng(seed)
-    made = {f"obs_{k}": draw.normal(size=(count, 6, 3)).astype(np.float32) for k in (1, 2)}
+    made: dict[str, Any] = {f"obs_{k}": draw.normal(size=(count, 6, 3)).astype(np.float32) for k in (1, 2)}
     made |= {f"action_{k}": draw.normal(size=(count, 6, 2)).astype(np.float32) for k in (1, 2)}
     second = made["action_2"][..., 0].sum(1) > made["action_1"][..., 0].sum(1)
     np.savez(path, **made, label_human=second.astype(np.float32), label_script=1 - second.astype(np.float32))

@@ -1,6 +1,7 @@
 """Selection of queries: values by hand, no answered pair, spread, determinism."""
 
 import math
+from typing import Any, cast
 
 import pytest
 import torch
@@ -86,6 +87,6 @@ def test_numbers_that_do_not_fit_are_refused():
         ({"count": 1, "features": torch.full((4, 2), math.nan)}, "finite"),
     ):
         with pytest.raises(ValueError, match=message):
-            select_queries(PROBABILITY, **settings)
+            select_queries(PROBABILITY, **cast(Any, settings))
     with pytest.raises(ValueError, match="at least 1"):
         random_queries(4, 0)

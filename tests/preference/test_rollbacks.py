@@ -1,6 +1,7 @@
 """Pairs from take-overs: the right pieces from the right start, and reasons where there is no rollback."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -124,7 +125,8 @@ def test_several_take_overs_make_their_own_pairs():
 
 
 def test_bad_numbers_are_refused():
-    for settings in ({"tolerance": -1}, {"steps": 0}):
+    wrongs: list[dict[str, Any]] = [{"tolerance": -1}, {"steps": 0}]
+    for settings in wrongs:
         with pytest.raises(ValueError, match="expected at least 0"):
             rollback_pairs(rolled_back(), **settings)
     with pytest.raises(ValueError, match="no state"):

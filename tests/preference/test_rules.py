@@ -1,6 +1,7 @@
 """Rules that make preference pairs within groups."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -135,6 +136,7 @@ def test_rows_that_do_not_count_are_in_no_pair(rule):
 
 
 def test_settings_that_make_no_sense_are_refused():
-    for wrong in ({"top": 0}, {"margin": -1.0}, {"cap": 0}):
+    wrongs: list[dict[str, Any]] = [{"top": 0}, {"margin": -1.0}, {"cap": 0}]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             PairRule(**wrong)

@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from guerdon.core.losses import trajectory_preference
 from guerdon.preference.tpo import PairSide, TrajectoryPreference, log_cosh_half, window_count, windowed
 
 
-def sides(lengths, width=None, seed=0, dtype=torch.float64):
+def sides(lengths, width=None, seed=0, dtype=torch.float64) -> Any:
     """Random log-probabilities of pairs with these lengths; padding is NaN."""
     generator = torch.Generator().manual_seed(seed)
     found = []
@@ -24,6 +25,10 @@ def sides(lengths, width=None, seed=0, dtype=torch.float64):
         parts = [torch.where(mask, part, math.nan) for part in parts]
         found.append(PairSide(log_prob=parts[0].requires_grad_(), reference=parts[1], mask=mask))
     return found
+
+
+def rows(side, chosen) -> Any:
+    return PairSide(log_prob=side.log_prob[chosen], reference=side.reference[chosen], mask=side.mask[chosen])
 
 
 LENGTHS = [(5, 9), (8, 8), (12, 3), (1, 1)]
@@ -105,7 +110,7 @@ def test_the_step_wise_loss_has_the_sigmoid_inside_the_sum():
 @pytest.mark.parametrize("reduce", ["sum", "mean", "window", "step"])
 def test_at_the_reference_it_is_ln_2_and_pulls_the_pair_apart(reduce):
     chosen, rejected = sides(LENGTHS)
-    same = [
+    same: Any = [
         PairSide(log_prob=s.reference.clone().requires_grad_(), reference=s.reference, mask=s.mask)
         for s in sides(LENGTHS)
     ]
@@ -141,20 +146,26 @@ def test_a_pair_of_weight_0_may_hold_anything(reduce):
         chosen.log_prob[0] = math.nan
         rejected.log_prob[0] = math.inf
     found = loss(chosen, rejected, weight=torch.tensor([0.0, 1.0]).double())["loss"]
-    alone = [PairSide(log_prob=s.log_prob[1:], reference=s.reference[1:], mask=s.mask[1:]) for s in (chosen, rejected)]
+    alone: Any = [
+        PairSide(log_prob=s.log_prob[1:], reference=s.reference[1:], mask=s.mask[1:]) for s in (chosen, rejected)
+    ]
     assert float(found.detach()) == pytest.approx(float(loss(*alone)["loss"].detach()), abs=1e-12)
 
 
 def test_a_pair_with_an_empty_side_has_no_weight():
     chosen, rejected = sides([(4, 0), (3, 5)])
     both = TrajectoryPreference()(chosen, rejected)["loss"]
-    alone = [PairSide(log_prob=s.log_prob[1:], reference=s.reference[1:], mask=s.mask[1:]) for s in (chosen, rejected)]
+    alone: Any = [
+        PairSide(log_prob=s.log_prob[1:], reference=s.reference[1:], mask=s.mask[1:]) for s in (chosen, rejected)
+    ]
     assert float(both.detach()) == pytest.approx(float(TrajectoryPreference()(*alone)["loss"].detach()), abs=1e-12)
-    none = [PairSide(log_prob=s.log_prob[:1], reference=s.reference[:1], mask=s.mask[:1]) for s in (chosen, rejected)]
+    none: Any = [
+        PairSide(log_prob=s.log_prob[:1], reference=s.reference[:1], mask=s.mask[:1]) for s in (chosen, rejected)
+    ]
     assert float(TrajectoryPreference()(*none)["loss"].detach()) == 0
 
 
-def one(r, beta=1.0):
+def one(r, beta=1.0) -> Any:
     """A pair of one decision each with these implicit rewards."""
     return [
         PairSide(log_prob=x[None, None] / beta, reference=torch.zeros(1, 1).to(x), mask=torch.ones(1, 1).bool())
@@ -243,11 +254,7 @@ def test_saturated_pairs_are_counted():
 
 
 def test_what_makes_no_sense_is_refused():
-    for wrong in (
-        {"beta": 0.0},
-        {"window": 0},
-        {"sft_coef": -1.0},
-        {"proximal": math.inf},
-    ):
+    wrongs: list[dict[str, Any]] = [{"beta": 0.0}, {"window": 0}, {"sft_coef": -1.0}, {"proximal": math.inf}]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             TrajectoryPreference(**wrong)

@@ -311,7 +311,7 @@ def test_a_checkpoint_of_other_pairs_is_not_gone_on_with(demos, whole, tmp_path,
 def test_a_stage_that_was_made_from_another_one_is_refused(demos, tmp_path):
     small = {"iterations": 1, "evaluation": None}
     loop(demos, **small).run(tmp_path)
-    changed = load_component(tmp_path / "0_sft" / "model")
+    changed: Any = load_component(tmp_path / "0_sft" / "model")
     with torch.no_grad():
         next(changed.parameters()).add_(1.0)
     stages.StageFolder(tmp_path / "0_sft").finish(changed)

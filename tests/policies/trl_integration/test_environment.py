@@ -26,7 +26,8 @@ class Watched(Reach):
 
     def __init__(self, horizon: int = 50, seed: int = 0) -> None:
         super().__init__(horizon, seed)
-        self.closed, self.breaks = 0, None
+        self.closed = 0
+        self.breaks: Exception | None = None
 
     def step(self, action: np.ndarray) -> Any:
         if self.breaks is not None:
@@ -117,7 +118,8 @@ def test_an_action_is_held_and_pictures_are_for_the_reward():
     assert environment.act([0.1, 0.1, 0.1]).startswith("Step 4 of 5")
     assert environment.act([0.1, 0.1, 0.1]).startswith("Step 5 of 5")
     assert environment.get_reward() == 5.0 and reward.batch.end.tolist() == [End.TIME_LIMIT]
-    for wrong in ({"hold": 0}, {"cameras": ["side"]}):
+    wrongs: list[dict[str, Any]] = [{"hold": 0}, {"cameras": ["side"]}]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=r"hold 0: expected|unknown camera 'side'; it has front, top"):
             started(Reach(), **wrong)
 

@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -32,7 +32,8 @@ def vlm_folder(tmp_path_factory) -> str:
 
 
 def policy_on(decoder: Any, state: int = 3, **more: Any) -> TokenPolicy:
-    policy = TokenPolicy(decoder, state, 2, 2, 2, bins=ActionBins(8), **({"temperature": 0.7} | more))
+    chosen: dict[str, Any] = {"temperature": 0.7} | more
+    policy = TokenPolicy(decoder, state, 2, 2, 2, bins=ActionBins(8), **chosen)
     with torch.no_grad():
         policy.bin_outputs.normal_(std=0.5)  # the even start would make all bins alike
     return policy
@@ -90,7 +91,8 @@ def test_a_prompt_is_what_the_decoder_reads_and_a_completion_the_executed_tokens
     batch.behaviour["tokens"][:, 0] = torch.arange(16).view(4, 4) % 8  # all differ within pairs
     rows = turn_dataset(policy, paired(batch))
     assert rows["pair"][:] == [0, 1] and rows["chosen_step"][:] == [0, 0]  # later states of the pairs differ
-    text = policy.decoder.tokeniser.decode(rows[0]["prompt_ids"])
+    decoder: Any = policy.decoder
+    text = decoder.tokeniser.decode(rows[0]["prompt_ids"])
     assert "What action should the robot take to go up?" in text and text.endswith("assistant\n")
     for row, side in ((0, "chosen"), (1, "rejected")):
         bins = batch.behaviour["tokens"][row, 0].tolist()
@@ -124,7 +126,7 @@ def test_pairs_without_a_shared_observation_are_refused():
     batch = played(policy)
     with pytest.raises(ValueError, match="none of 2 pairs has a turn at an observation that both rows share"):
         turn_dataset(policy, paired(batch, rejected=torch.tensor([2, 1])))
-    same = replace(batch, behaviour=batch.behaviour | {"tokens": torch.zeros_like(batch.behaviour["tokens"])})
+    same = replace(batch, behaviour={**batch.behaviour, "tokens": torch.zeros_like(batch.behaviour["tokens"])})
     with pytest.raises(ValueError, match="the turns of every pair are equal"):
         turn_dataset(policy, paired(same))
 
@@ -164,8 +166,9 @@ def test_the_log_probabilities_of_trl_are_those_of_the_policy(kind, language_fol
     order = [turns.index(turn) for turn in shuffled]
     for side, ours in zip(theirs, found, strict=True):
         assert torch.allclose(side, ours[order], atol=1e-4)
-    loss = trajectory_preference(*_columns(found[0], start[0], found[1], start[1]), 0.3)
-    assert float(trainer.compute_loss(trainer.model, inputs).detach()) == pytest.approx(float(loss.detach()), abs=1e-4)
+    columns = _columns(found[0], start[0], found[1], start[1])
+    loss, model = cast(Any, trajectory_preference)(*columns, 0.3), cast(Any, trainer.model)
+    assert float(trainer.compute_loss(model, inputs).detach()) == pytest.approx(float(loss.detach()), abs=1e-4)
     assert abs(float(loss.detach()) - math.log(2)) > 1e-3
 
 
