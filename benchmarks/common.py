@@ -55,6 +55,19 @@ def success_interval(rates: Sequence[float], episodes: int, samples: int = 10_00
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
+def paired(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
+    """Compute the mean difference of two arms at the same seeds, with a bootstrap interval over seeds.
+
+    Args:
+        first: Number of the first arm at each seed.
+        second: The same of the second arm.
+    """
+    apart = np.array(first) - np.array(second)
+    draws = np.random.default_rng(0).integers(len(apart), size=(10_000, len(apart)))
+    low, high = np.quantile(apart[draws].mean(1), (0.025, 0.975))
+    return {"difference": float(apart.mean()), "low": float(low), "high": float(high)}
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Return median, smallest and largest of repeated measurements."""
     return {"median": median(values), "low": min(values), "high": max(values)}

@@ -22,7 +22,7 @@ from numbered_tasks import HAZARD
 from rich.console import Console
 from rich.table import Table
 
-from common import command_line, success_interval, write_result
+from common import command_line, paired, success_interval, write_result
 from guerdon import (
     EpisodeData,
     EpisodeFilter,
@@ -210,14 +210,6 @@ def held_out(runs: list[dict[str, Any]]) -> list[float]:
     """Return the accuracy of the implicit reward on held-out pairs after each iteration that has some."""
     found = [row.get("held_out_accuracy", {}).get("after") for run in runs for row in run["iterations"]]
     return [float(value) for value in found if value is not None]
-
-
-def paired(first: list[float], second: list[float]) -> dict[str, float]:
-    """Compute the mean difference of two arms at the same seeds with a bootstrap interval over seeds."""
-    apart = np.array(first) - np.array(second)
-    draws = np.random.default_rng(0).integers(len(apart), size=(10_000, len(apart)))
-    low, high = np.quantile(apart[draws].mean(1), (0.025, 0.975))
-    return {"difference": float(apart.mean()), "low": float(low), "high": float(high)}
 
 
 def summary(runs: dict[str, list[dict[str, Any]]], episodes: int) -> dict[str, Any]:

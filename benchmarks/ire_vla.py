@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from common import command_line, success_interval, write_result
+from common import command_line, paired, success_interval, write_result
 from guerdon import (
     EpisodeData,
     EpisodeFilter,
@@ -170,14 +170,6 @@ def evaluated(pool: WorkerPool, contexts: dict[str, list[Any]], policy: Any) -> 
 def grouped(rates: dict[str, float]) -> dict[str, float]:
     """Average the success rates of each group of variants."""
     return {group: float(np.mean([rates[name] for name in names])) for group, names in GROUPS.items()}
-
-
-def paired(first: list[float], second: list[float]) -> dict[str, float]:
-    """Compute the mean difference of two arms with a bootstrap interval over seeds."""
-    apart = np.array(first) - np.array(second)
-    draws = np.random.default_rng(0).integers(len(apart), size=(10_000, len(apart)))
-    low, high = np.quantile(apart[draws].mean(1), (0.025, 0.975))
-    return {"difference": float(apart.mean()), "low": float(low), "high": float(high)}
 
 
 def summary(runs: dict[str, list[dict[str, Any]]], episodes: int) -> dict[str, Any]:
