@@ -106,7 +106,7 @@ class PreferenceOptimizer(lightning.LightningModule):
                 self._frozen += self.optimizer.freeze(self.policy)
             if self.micro_batch is not None and isinstance(self.policy, HasSurrogate):
                 raise ValueError("micro_batch splits log-probabilities, and this policy has a surrogate: leave it out")
-            self.reference.attach(self.policy)
+        self.reference.attach(self.policy)
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """Let frozen parts learn again when training ends, however it ends."""

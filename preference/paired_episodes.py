@@ -88,7 +88,7 @@ class PairedEpisodes(lightning.LightningDataModule):
 
     @torch.no_grad()
     def _paired(self, split: Literal["train", "val"]) -> list[PlacedPair]:
-        rows: dict[int, list[tuple[int, TrajectoryBatch, RowScores]]] = {}
+        rows: dict[tuple[int, int], list[tuple[int, TrajectoryBatch, RowScores]]] = {}
         for place in self.episodes.places[split]:
             try:
                 batch = self.episodes.whole([place])
@@ -96,7 +96,8 @@ class PairedEpisodes(lightning.LightningDataModule):
                 warnings.warn(f"left out: {error} ({error.status})", stacklevel=2)
                 continue
             scored = row_scores(batch, self.reward(batch))
-            rows.setdefault(int(batch.group[0]), []).append((place, replace(batch, frames={}, features={}), scored))
+            start = int(batch.task[0]), int(batch.group[0])
+            rows.setdefault(start, []).append((place, replace(batch, frames={}, features={}), scored))
         made: list[PlacedPair] = []
         left_out: Counter[str] = Counter()
         for group in rows.values():
@@ -167,10 +168,12 @@ class PairBatches:
 
 
 def _joined(scored: Sequence[RowScores]) -> RowScores:
-    names = scored[0].terms
+    """Join the scores of several episodes; a term that one of them lacks is unknown there."""
+    names = dict.fromkeys(name for one in scored for name in one.terms)
+    unknown = torch.full((1,), torch.nan)
     return RowScores(
         scores=torch.cat([one.scores for one in scored]),
-        terms={name: torch.cat([one.terms[name] for one in scored]) for name in names},
+        terms={name: torch.cat([one.terms.get(name, unknown.to(one.scores)) for one in scored]) for name in names},
     )
 
 

@@ -1,6 +1,7 @@
 """Preference pairs of trajectories: which of two rows of a batch is the better one, and why."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -202,8 +203,9 @@ def _reason(batch: TrajectoryBatch, terms: Mapping[str, Tensor], better: int, wo
     if rule:
         return f"{text} ({rule})"
     gaps = {name: float(total[better] - total[worse]) for name, total in terms.items()}
-    if names[0] == names[1] and gaps:
-        return f"{text} by {max(gaps, key=lambda name: gaps[name])}"
+    known = {name: gap for name, gap in gaps.items() if not math.isnan(gap)}
+    if names[0] == names[1] and known:
+        return f"{text} by {max(known, key=lambda name: known[name])}"
     return text
 
 

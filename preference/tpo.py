@@ -58,7 +58,8 @@ class TrajectoryPreference:
         beta: β, inverse temperature, above 0.
         reduce: Reduction over the decisions of a trajectory.
         window: Number H of decisions of a window, at least 1; the released code has 8.
-        sft_coef: Weight of −log π of the chosen trajectory, as a mean over its decisions, at least 0.
+        sft_coef: Weight of −log π of the better trajectory, as a mean over its decisions, at least 0. With a label
+            below 1 both trajectories have a part in it.
         proximal: Weight α of the anchor on the absolute implicit rewards, at least 0; 0 is TPO as published.
         anchor: Form of that anchor.
 
@@ -123,8 +124,14 @@ class TrajectoryPreference:
         if self.proximal:
             loss = loss + self.proximal * torch.where(each > 0, each * self._anchor(better, worse), 0.0).sum() / total
         if self.sft_coef:
-            nll = -torch.where(chosen.mask, chosen.log_prob, 0.0).sum(1) / counts[0].clamp(min=1)
-            loss = loss + self.sft_coef * torch.where(weights > 0, weights * nll, 0.0).sum() / total
+            likely = [
+                torch.where(side.mask, side.log_prob, 0.0).sum(1) / count.clamp(min=1)
+                for side, count in zip((chosen, rejected), counts, strict=True)
+            ]
+            first, second = (torch.where(weights > 0, weights * part, 0.0) for part in likely)
+            # where the label is 1 the other side has no part in it, whatever its log-probability is
+            nll = -(torch.where(wanted > 0, wanted * first, 0.0) + torch.where(wanted < 1, (1 - wanted) * second, 0.0))
+            loss = loss + self.sft_coef * nll.sum() / total
         return {"loss": loss, **self._metrics(preference, (chosen, rejected), (better, worse), each, wanted)}
 
     def _rewards(

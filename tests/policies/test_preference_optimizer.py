@@ -251,6 +251,15 @@ def test_held_out_pairs_are_evaluated():
     assert float(trainer.callback_metrics["val_preference_loss"]) < math.log(2)
 
 
+def test_held_out_pairs_can_be_evaluated_before_any_training():
+    policy = gaussian()
+    settings: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(accelerator="cpu", **settings)
+    found = trainer.validate(PreferenceOptimizer(policy), Same(made(policy)), verbose=False)[0]
+    assert found["val_preference_accuracy"] == 0.5
+    assert found["val_preference_loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_pairs_across_groups_are_refused():
     policy = gaussian()
     pairs = made(policy)

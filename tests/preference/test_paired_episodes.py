@@ -1,5 +1,7 @@
 """Preference pairs of logged episodes, scored by a reward model, in a real fit."""
 
+from dataclasses import replace
+
 import lightning
 import numpy as np
 import pytest
@@ -93,6 +95,20 @@ def test_no_pair_is_an_error_that_says_what_a_pair_needs(tmp_path):
         data(attempts(tmp_path / "all", successes=(True, True, True))).setup("fit")
     with pytest.raises(ValueError, match=r"12 whole rows that could not be scored"):
         data(attempts(tmp_path / "unknown", known=False)).setup("fit")
+
+
+class Sometimes(RecordedSuccess):
+    """Success with a term that only some episodes have."""
+
+    def forward(self, batch):
+        found = super().forward(batch)
+        return replace(found, terms={"even": found.rewards} if int(batch.episode[0]) % 2 == 0 else {})
+
+
+def test_terms_may_differ_between_episodes(tmp_path):
+    paired = PairedEpisodes(EpisodeData(attempts(tmp_path / "a"), val_fraction=0.0), Sometimes())
+    paired.setup("fit")
+    assert [pair.reason for pair in paired.pairs["train"]] == ["success > failure"] * 5
 
 
 def test_initial_states_must_be_one_unless_told_otherwise(tmp_path):

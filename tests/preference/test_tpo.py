@@ -247,6 +247,18 @@ def test_the_sft_anchor_is_the_likelihood_of_the_chosen():
     assert float((anchored - plain).detach()) == pytest.approx(0.3 * mean, abs=1e-12)
 
 
+def test_the_sft_anchor_follows_the_label():
+    chosen, rejected = sides([(2, 3), (4, 1)])
+    means = [
+        torch.stack([side.log_prob[row][side.mask[row]].mean() for row in range(2)]).detach()
+        for side in (chosen, rejected)
+    ]
+    label = torch.tensor([0.0, 0.5]).double()
+    plain, anchored = (TrajectoryPreference(sft_coef=c)(chosen, rejected, label)["loss"] for c in (0.0, 0.3))
+    expected = -(means[1][0] + (means[0][1] + means[1][1]) / 2) / 2
+    assert float((anchored - plain).detach()) == pytest.approx(0.3 * float(expected), abs=1e-12)
+
+
 def test_saturated_pairs_are_counted():
     r = torch.tensor([6.0, 0.0], dtype=torch.float64)
     assert float(TrajectoryPreference(beta=1.0)(*one(r))["saturated"]) == 1
