@@ -31,9 +31,12 @@ def browser():
     if executable is None:
         pytest.skip(f"there is no browser here: expected one of {', '.join(BROWSERS)}")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
+        try:
+            browser = playwright.chromium.launch(
+                executable_path=executable, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            )
+        except sync_api.Error as error:
+            pytest.skip(f"{executable} does not start here: {error.message.splitlines()[0]}")
         yield browser
         browser.close()
 
