@@ -52,7 +52,7 @@ def without_errors():
 @pytest.fixture
 def context(browser):
     context = browser.new_context(viewport={"width": 1000, "height": 700})
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)  # the page itself gives a request up after 20 s
     yield context
     context.close()
 
